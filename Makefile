@@ -1,0 +1,94 @@
+# `make` or `make help` lists the targets. Each one installs what it needs into .venv first; a repeat costs nothing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# What a caller may hand on: make serve SERVE_ARGS="--port 5000", make demo DEMO_ARGS="--help", make test TEST_ARGS="-k f13".
+SERVE_ARGS ?=
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+##@ Use
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} \
+	  /^##@ / {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+
+.PHONY: serve
+serve: $(VENV)/.installed-server ## Run the server (SERVE_ARGS="--port 5000 …")
+	$(BIN)/lightning-store-grpc serve $(SERVE_ARGS)
+
+.PHONY: demo
+demo: $(VENV)/.installed-demo ## Train a small agent through the store (DEMO_ARGS="--data FILE …")
+	$(BIN)/python -m examples.svamp_demo $(DEMO_ARGS)
+
+##@ Work on it
+
+.PHONY: setup
+setup: $(VENV)/.installed-dev ## Create .venv with everything to work on the project
+
+.PHONY: test
+test: $(VENV)/.installed-dev ## Run all tests (TEST_ARGS="-k f13 …")
+	$(BIN)/python -m pytest $(TEST_ARGS)
+
+.PHONY: test-fast
+test-fast: $(VENV)/.installed-dev ## Run the tests that take milliseconds
+	$(BIN)/python -m pytest -m "not slow" $(TEST_ARGS)
+
+.PHONY: fmt
+fmt: $(VENV)/.installed-dev ## Format the code, and fix what can be fixed by itself
+	$(BIN)/ruff check --fix-only --quiet
+	$(BIN)/ruff format
+
+.PHONY: lint
+lint: $(VENV)/.installed-dev ## Check style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+.PHONY: typecheck
+typecheck: $(VENV)/.installed-dev ## Check types with mypy (strict) and pyright
+	$(BIN)/mypy
+	$(BIN)/python tools/run_pyright.py
+
+.PHONY: proto
+proto: $(VENV)/.installed-dev ## Generate src/lightning_store/v1 from proto/
+	$(BIN)/python tools/generate_proto.py generate
+
+.PHONY: verify-proto
+verify-proto: $(VENV)/.installed-dev ## Check that generated code is current; buf lint and buf breaking
+	$(BIN)/python tools/generate_proto.py check
+	$(BIN)/python tools/generate_proto.py lint
+	$(BIN)/python tools/generate_proto.py breaking
+
+.PHONY: verify-imports
+verify-imports: $(VENV)/.installed-dev ## Check which part may import which
+	$(BIN)/lint-imports --no-cache --no-logo
+
+.PHONY: wheel-test
+wheel-test: $(VENV)/.installed-dev ## Build the wheel, install it elsewhere, run the smoke tests on it
+	$(BIN)/python tools/wheel_test.py
+
+.PHONY: clean
+clean: ## Remove .venv, caches and everything built
+	rm -rf $(VENV) build dist out .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src server clients tests tools examples -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp for each set of extras; pip runs again only when pyproject.toml is newer.
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "Python 3.11 or newer is needed; '$(PYTHON)' is missing or older. Name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Python's venv module is needed (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
