@@ -1,0 +1,311 @@
+"""The Backend interface: what the engine needs of a place that holds data.
+
+A backend holds records and gives the engine atomic steps; it knows no rule. The rules are in ``lightning_store.step``.
+
+Records are immutable: a change is a new record. User payloads are JSON text, a span's body is encoded bytes, so a
+backend never looks inside either.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Final, Generic, Literal, Protocol, TypeVar
+
+from lightning_store.model import (
+    AttemptStatus,
+    FilterLogic,
+    RolloutConfig,
+    RolloutMode,
+    RolloutStatus,
+    Span,
+    WorkerStatus,
+)
+
+T = TypeVar("T")
+
+SPAN_OVERHEAD_BYTES: Final = 600
+"""Memory of a span record beside its body: the record, its ids and names, and its place in the indices."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutRecord:
+    """A stored rollout. ``config`` is never changed in place."""
+
+    rollout_id: str
+    input_json: str
+    start_time: float
+    end_time: float | None
+    mode: RolloutMode | None
+    resources_id: str | None
+    status: RolloutStatus
+    config: RolloutConfig
+    metadata_json: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecord:
+    """A stored attempt."""
+
+    rollout_id: str
+    attempt_id: str
+    sequence_id: int
+    start_time: float
+    end_time: float | None
+    status: AttemptStatus
+    worker_id: str | None
+    last_heartbeat_time: float | None
+    metadata_json: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class SpanRecord:
+    """A stored span: the fields that are looked up, and all the rest encoded by a :class:`SpanCodec`."""
+
+    rollout_id: str
+    attempt_id: str
+    sequence_id: int | None
+    """None until the engine has allocated one."""
+    trace_id: str
+    span_id: str
+    parent_id: str | None
+    name: str
+    start_time: float | None
+    end_time: float | None
+    body: bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory."""
+        return len(self.body) + SPAN_OVERHEAD_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class ResourcesRecord:
+    """The present version of stored resources."""
+
+    resources_id: str
+    resources_json: str
+    create_time: float
+    update_time: float
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRecord:
+    """A stored worker."""
+
+    worker_id: str
+    status: WorkerStatus = "unknown"
+    heartbeat_stats_json: str | None = None
+    last_heartbeat_time: float | None = None
+    last_dequeue_time: float | None = None
+    last_busy_time: float | None = None
+    last_idle_time: float | None = None
+    current_rollout_id: str | None = None
+    current_attempt_id: str | None = None
+
+
+class SpanCodec(Protocol):
+    """Turns spans into records and back. ``decode(encode(span)) == span`` for every span."""
+
+    def encode(self, span: Span) -> SpanRecord:
+        """TypeError or ValueError, naming the field, for a span that cannot be stored."""
+        ...
+
+    def decode(self, record: SpanRecord) -> Span:
+        """A new Span; ``record.sequence_id`` is set."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One optional filter on one column of a record."""
+
+    field: str
+    kind: Literal["in", "equals", "contains"]
+    value: Any
+    """A frozenset for "in", text for the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What rows, in what order, which part. Validated: see ``lightning_store.queries``."""
+
+    filters: tuple[Filter, ...] = ()
+    logic: FilterLogic = "and"
+    sort_by: str | None = None
+    """A column of the record; None is the order of insertion."""
+    none_first: bool = False
+    """Where null sorts when ascending."""
+    descending: bool = False
+    limit: int = -1
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Rows(Generic[T]):
+    """One page of records, and how many match in all."""
+
+    items: Sequence[T]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How much is stored."""
+
+    rollouts: int
+    attempts: int
+    spans: int
+    resources: int
+    workers: int
+    span_bytes: int
+
+
+class Transaction(ABC):
+    """One atomic step. Its verbs are called only inside ``async with backend.transaction()``."""
+
+    __slots__ = ()
+
+    # Rollouts
+
+    @abstractmethod
+    async def get_rollout(self, rollout_id: str) -> RolloutRecord | None: ...
+
+    @abstractmethod
+    async def put_rollout(self, rollout: RolloutRecord) -> None:
+        """Insert it, or replace the record of that id."""
+
+    @abstractmethod
+    async def list_rollouts(self, query: Query) -> Rows[RolloutRecord]: ...
+
+    # The queue. A rollout stands in it at most once.
+
+    @abstractmethod
+    async def push_queue(self, rollout_id: str) -> None:
+        """Put it at the tail. One that is in the queue already keeps its place."""
+
+    @abstractmethod
+    async def pop_queue(self) -> str | None:
+        """Take the head, whatever that rollout's status is now."""
+
+    @abstractmethod
+    async def leave_queue(self, rollout_id: str) -> None:
+        """Take it out, if it is in."""
+
+    # Attempts
+
+    @abstractmethod
+    async def get_attempt(self, rollout_id: str, attempt_id: str) -> AttemptRecord | None: ...
+
+    @abstractmethod
+    async def latest_attempt(self, rollout_id: str) -> AttemptRecord | None: ...
+
+    @abstractmethod
+    async def put_attempt(self, attempt: AttemptRecord) -> None:
+        """Insert it as the latest of its rollout, or replace the record of that id."""
+
+    @abstractmethod
+    async def list_attempts(self, rollout_id: str, query: Query) -> Rows[AttemptRecord]: ...
+
+    # Deadlines, one a rollout at most
+
+    @abstractmethod
+    async def set_deadline(self, rollout_id: str, time: float | None) -> None:
+        """Replace the rollout's deadline; None removes it."""
+
+    @abstractmethod
+    async def next_deadline(self) -> float | None:
+        """A time before which nothing is due: the earliest deadline, or somewhat earlier."""
+
+    @abstractmethod
+    async def take_due(self, now: float, limit: int) -> list[str]:
+        """Remove up to ``limit`` deadlines that are before ``now``, earliest first; return their rollouts."""
+
+    # Spans
+
+    @abstractmethod
+    async def has_span(self, rollout_id: str, attempt_id: str, span_id: str) -> bool: ...
+
+    @abstractmethod
+    async def insert_span(self, span: SpanRecord, size_bytes: int) -> int:
+        """Store it and return the bytes of all stored spans. Its key is not stored yet; ``sequence_id`` is set."""
+
+    @abstractmethod
+    async def list_spans(self, rollout_id: str, attempt_id: str | None, query: Query) -> Rows[SpanRecord]: ...
+
+    @abstractmethod
+    async def next_sequence(self, rollout_id: str, count: int = 1) -> int:
+        """Move the rollout's span counter on by ``count`` and return the first new number."""
+
+    @abstractmethod
+    async def raise_sequence(self, rollout_id: str, sequence_id: int) -> None:
+        """Move the rollout's span counter up to ``sequence_id`` if it is below."""
+
+    @abstractmethod
+    async def evict_spans(self, target_bytes: int) -> list[str]:
+        """Drop whole rollouts' spans until ``target_bytes`` or less remain: finished rollouts first, the one that ended
+        earliest first of all; then the others, oldest first. Return the rollouts."""
+
+    @abstractmethod
+    async def spans_evicted(self, rollout_id: str) -> bool:
+        """Whether spans of this rollout were dropped."""
+
+    # Resources
+
+    @abstractmethod
+    async def get_resources(self, resources_id: str) -> ResourcesRecord | None: ...
+
+    @abstractmethod
+    async def latest_resources(self) -> ResourcesRecord | None: ...
+
+    @abstractmethod
+    async def put_resources(self, resources: ResourcesRecord) -> None:
+        """Insert or replace, and make it the latest."""
+
+    @abstractmethod
+    async def list_resources(self, query: Query) -> Rows[ResourcesRecord]: ...
+
+    # Workers
+
+    @abstractmethod
+    async def get_worker(self, worker_id: str) -> WorkerRecord | None: ...
+
+    @abstractmethod
+    async def put_worker(self, worker: WorkerRecord) -> None: ...
+
+    @abstractmethod
+    async def list_workers(self, query: Query) -> Rows[WorkerRecord]: ...
+
+    # Replies of calls that must not happen twice, and sizes
+
+    @abstractmethod
+    async def recall_reply(self, request_id: str, now: float) -> tuple[str, Any] | None:
+        """The operation and reply remembered for this id, unless they left the replay window."""
+
+    @abstractmethod
+    async def remember_reply(self, request_id: str, operation: str, reply: Any, now: float) -> None:
+        """Keep a reply; it becomes visible with the change that it answers, or not at all."""
+
+    @abstractmethod
+    async def counts(self) -> Counts: ...
+
+
+class Backend(ABC):
+    """A place that holds data."""
+
+    @property
+    @abstractmethod
+    def replay_window_seconds(self) -> float:
+        """How long a remembered reply is kept."""
+
+    @abstractmethod
+    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
+        """One atomic step: others see all of it or nothing.
+
+        A backend need not be able to undo: the engine checks before it writes, so a body that raises has written
+        nothing but what stands by itself (attempts given up at their deadline).
+        """

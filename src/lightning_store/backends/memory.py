@@ -1,0 +1,345 @@
+"""The backend that holds everything in this process's memory. Every verb is O(1) or O(log n) in what is stored, but
+for the lists, which are linear in the rows that their index yields."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
+from typing import Any, Final
+
+from lightning_store.backends.base import (
+    AttemptRecord,
+    Backend,
+    Counts,
+    Query,
+    ResourcesRecord,
+    RolloutRecord,
+    Rows,
+    SpanRecord,
+    Transaction,
+    WorkerRecord,
+)
+from lightning_store.backends.query import is_plain, page_of_all, select
+from lightning_store.lifecycle import TERMINAL
+
+REPLAY_WINDOW_SECONDS: Final = 600.0
+"""How long a reply is remembered: well beyond the time over which a client retries."""
+REPLAY_ENTRIES_MAX: Final = 200_000
+"""Replies remembered at most; the oldest go first."""
+
+
+class _Rollout:
+    """All that belongs to one rollout."""
+
+    __slots__ = ("attempts", "evicted", "latest", "ordinal", "record", "sequence", "span_bytes", "spans")
+
+    def __init__(self, record: RolloutRecord, ordinal: int) -> None:
+        self.record = record
+        self.ordinal = ordinal
+        self.attempts: dict[str, AttemptRecord] = {}
+        self.latest: str | None = None
+        self.sequence = 0
+        self.spans: dict[tuple[str, str], SpanRecord] = {}
+        self.span_bytes = 0
+        self.evicted = False
+
+
+class _Deadlines:
+    """One deadline a rollout at most, in a heap that tolerates entries that are out of date.
+
+    A deadline that moves later (each heartbeat does that) leaves its heap entry alone; the entry is pushed back when
+    it comes up. So the heap holds about one entry for each deadline, however often it moves.
+    """
+
+    def __init__(self) -> None:
+        self._due: dict[str, float] = {}
+        self._entry: dict[str, float] = {}
+        self._heap: list[tuple[float, str]] = []
+
+    def set(self, rollout_id: str, time: float | None) -> None:
+        if time is None:
+            self._due.pop(rollout_id, None)
+            return
+        self._due[rollout_id] = time
+        entry = self._entry.get(rollout_id)
+        if entry is None or time < entry:
+            self._push(rollout_id, time)
+
+    def earliest(self) -> float | None:
+        return self._heap[0][0] if self._heap else None
+
+    def take(self, now: float, limit: int) -> list[str]:
+        taken: list[str] = []
+        while self._heap and self._heap[0][0] < now and len(taken) < limit:
+            time, rollout_id = heapq.heappop(self._heap)
+            if self._entry.get(rollout_id) != time:
+                continue
+            del self._entry[rollout_id]
+            due = self._due.get(rollout_id)
+            if due is None:
+                continue
+            if due < now:
+                del self._due[rollout_id]
+                taken.append(rollout_id)
+            else:
+                self._push(rollout_id, due)
+        return taken
+
+    def _push(self, rollout_id: str, time: float) -> None:
+        self._entry[rollout_id] = time
+        heapq.heappush(self._heap, (time, rollout_id))
+
+
+class MemoryBackend(Backend):
+    """Everything in dictionaries.
+
+    A lock makes a transaction atomic between threads; between the tasks of one event loop it is atomic because no verb
+    ever suspends.
+    """
+
+    def __init__(
+        self,
+        *,
+        replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
+        replay_entries_max: int = REPLAY_ENTRIES_MAX,
+    ) -> None:
+        self._replay_window_seconds = replay_window_seconds
+        self._transaction = MemoryTransaction(replay_window_seconds, replay_entries_max)
+
+    @property
+    def replay_window_seconds(self) -> float:
+        return self._replay_window_seconds
+
+    def transaction(self) -> MemoryTransaction:
+        return self._transaction
+
+
+class MemoryTransaction(Transaction):
+    """The data and the verbs. There is one; entering it takes the lock."""
+
+    def __init__(self, replay_window_seconds: float, replay_entries_max: int) -> None:
+        self._lock = threading.Lock()
+        self._rollouts: dict[str, _Rollout] = {}
+        self._by_status: dict[str, dict[str, None]] = {}
+        self._queue: OrderedDict[str, None] = OrderedDict()
+        self._attempts = 0
+        self._deadlines = _Deadlines()
+        self._spans = 0
+        self._span_bytes = 0
+        self._with_spans: dict[str, None] = {}
+        self._ended: list[tuple[float, int, str]] = []
+        self._resources: dict[str, ResourcesRecord] = {}
+        self._latest_resources: str | None = None
+        self._workers: dict[str, WorkerRecord] = {}
+        self._replies: OrderedDict[str, tuple[float, str, Any]] = OrderedDict()
+        self._replay_window_seconds = replay_window_seconds
+        self._replay_entries_max = replay_entries_max
+
+    async def __aenter__(self) -> MemoryTransaction:
+        self._lock.acquire()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+
+    # Rollouts
+
+    async def get_rollout(self, rollout_id: str) -> RolloutRecord | None:
+        entry = self._rollouts.get(rollout_id)
+        return None if entry is None else entry.record
+
+    async def put_rollout(self, rollout: RolloutRecord) -> None:
+        entry = self._rollouts.get(rollout.rollout_id)
+        if entry is None:
+            entry = self._rollouts[rollout.rollout_id] = _Rollout(rollout, len(self._rollouts))
+            self._by_status.setdefault(rollout.status, {})[rollout.rollout_id] = None
+            return
+        former, entry.record = entry.record, rollout
+        if former.status != rollout.status:
+            del self._by_status[former.status][rollout.rollout_id]
+            self._by_status.setdefault(rollout.status, {})[rollout.rollout_id] = None
+        if entry.spans and rollout.status in TERMINAL and rollout.end_time != former.end_time:
+            self._note_end(entry)
+
+    async def list_rollouts(self, query: Query) -> Rows[RolloutRecord]:
+        if is_plain(query):
+            return page_of_all((entry.record for entry in self._rollouts.values()), len(self._rollouts), query)
+        return select((entry.record for entry in self._candidates(query)), query)
+
+    def _candidates(self, query: Query) -> Iterable[_Rollout]:
+        """Rollouts that can match, in order of insertion: through an index where each row must pass an "in" filter."""
+        choices = [self._ids(one.field, one.value) for one in query.filters if one.kind == "in"]
+        if (query.logic == "or" and len(query.filters) > 1) or not choices:
+            return self._rollouts.values()
+        entries = [entry for id_ in min(choices, key=len) if (entry := self._rollouts.get(id_)) is not None]
+        return sorted(entries, key=lambda entry: entry.ordinal)
+
+    def _ids(self, field: str, values: frozenset[str]) -> Collection[str]:
+        if field == "rollout_id":
+            return values
+        return [rollout_id for status in values for rollout_id in self._by_status.get(status, ())]
+
+    # The queue
+
+    async def push_queue(self, rollout_id: str) -> None:
+        self._queue.setdefault(rollout_id)
+
+    async def pop_queue(self) -> str | None:
+        return self._queue.popitem(last=False)[0] if self._queue else None
+
+    async def leave_queue(self, rollout_id: str) -> None:
+        self._queue.pop(rollout_id, None)
+
+    # Attempts
+
+    async def get_attempt(self, rollout_id: str, attempt_id: str) -> AttemptRecord | None:
+        entry = self._rollouts.get(rollout_id)
+        return None if entry is None else entry.attempts.get(attempt_id)
+
+    async def latest_attempt(self, rollout_id: str) -> AttemptRecord | None:
+        entry = self._rollouts.get(rollout_id)
+        return None if entry is None or entry.latest is None else entry.attempts[entry.latest]
+
+    async def put_attempt(self, attempt: AttemptRecord) -> None:
+        entry = self._rollouts[attempt.rollout_id]
+        if attempt.attempt_id not in entry.attempts:
+            entry.latest = attempt.attempt_id
+            self._attempts += 1
+        entry.attempts[attempt.attempt_id] = attempt
+
+    async def list_attempts(self, rollout_id: str, query: Query) -> Rows[AttemptRecord]:
+        entry = self._rollouts.get(rollout_id)
+        return Rows([], 0) if entry is None else select(entry.attempts.values(), query)
+
+    # Deadlines
+
+    async def set_deadline(self, rollout_id: str, time: float | None) -> None:
+        self._deadlines.set(rollout_id, time)
+
+    async def next_deadline(self) -> float | None:
+        return self._deadlines.earliest()
+
+    async def take_due(self, now: float, limit: int) -> list[str]:
+        return self._deadlines.take(now, limit)
+
+    # Spans
+
+    async def has_span(self, rollout_id: str, attempt_id: str, span_id: str) -> bool:
+        entry = self._rollouts.get(rollout_id)
+        return entry is not None and (attempt_id, span_id) in entry.spans
+
+    async def insert_span(self, span: SpanRecord, size_bytes: int) -> int:
+        entry = self._rollouts[span.rollout_id]
+        if not entry.spans:
+            self._with_spans[span.rollout_id] = None
+            if entry.record.status in TERMINAL:
+                self._note_end(entry)
+        entry.spans[span.attempt_id, span.span_id] = span
+        entry.span_bytes += size_bytes
+        self._spans += 1
+        self._span_bytes += size_bytes
+        return self._span_bytes
+
+    async def list_spans(self, rollout_id: str, attempt_id: str | None, query: Query) -> Rows[SpanRecord]:
+        entry = self._rollouts.get(rollout_id)
+        if entry is None:
+            return Rows([], 0)
+        spans = entry.spans.values()
+        return select(spans if attempt_id is None else [s for s in spans if s.attempt_id == attempt_id], query)
+
+    async def next_sequence(self, rollout_id: str, count: int = 1) -> int:
+        entry = self._rollouts[rollout_id]
+        first = entry.sequence + 1
+        entry.sequence += count
+        return first
+
+    async def raise_sequence(self, rollout_id: str, sequence_id: int) -> None:
+        entry = self._rollouts[rollout_id]
+        entry.sequence = max(entry.sequence, sequence_id)
+
+    async def evict_spans(self, target_bytes: int) -> list[str]:
+        evicted: list[str] = []
+        while self._span_bytes > target_bytes and (entry := self._next_to_evict()) is not None:
+            self._spans -= len(entry.spans)
+            self._span_bytes -= entry.span_bytes
+            entry.spans = {}
+            entry.span_bytes = 0
+            entry.evicted = True
+            del self._with_spans[entry.record.rollout_id]
+            evicted.append(entry.record.rollout_id)
+        return evicted
+
+    def _next_to_evict(self) -> _Rollout | None:
+        while self._ended:
+            end_time, _, rollout_id = heapq.heappop(self._ended)
+            entry = self._rollouts[rollout_id]
+            if entry.spans and entry.record.status in TERMINAL and entry.record.end_time == end_time:
+                return entry
+        oldest = next(iter(self._with_spans), None)
+        return None if oldest is None else self._rollouts[oldest]
+
+    def _note_end(self, entry: _Rollout) -> None:
+        """Make a finished rollout that has spans a candidate for eviction. Entries out of date are skipped later."""
+        end_time = entry.record.end_time
+        if end_time is not None:
+            heapq.heappush(self._ended, (end_time, entry.ordinal, entry.record.rollout_id))
+
+    async def spans_evicted(self, rollout_id: str) -> bool:
+        entry = self._rollouts.get(rollout_id)
+        return entry is not None and entry.evicted
+
+    # Resources
+
+    async def get_resources(self, resources_id: str) -> ResourcesRecord | None:
+        return self._resources.get(resources_id)
+
+    async def latest_resources(self) -> ResourcesRecord | None:
+        return None if self._latest_resources is None else self._resources[self._latest_resources]
+
+    async def put_resources(self, resources: ResourcesRecord) -> None:
+        self._resources[resources.resources_id] = resources
+        self._latest_resources = resources.resources_id
+
+    async def list_resources(self, query: Query) -> Rows[ResourcesRecord]:
+        return select(self._resources.values(), query)
+
+    # Workers
+
+    async def get_worker(self, worker_id: str) -> WorkerRecord | None:
+        return self._workers.get(worker_id)
+
+    async def put_worker(self, worker: WorkerRecord) -> None:
+        self._workers[worker.worker_id] = worker
+
+    async def list_workers(self, query: Query) -> Rows[WorkerRecord]:
+        return select(self._workers.values(), query)
+
+    # Replies and sizes
+
+    async def recall_reply(self, request_id: str, now: float) -> tuple[str, Any] | None:
+        found = self._replies.get(request_id)
+        if found is None or now - found[0] > self._replay_window_seconds:
+            return None
+        return found[1:]
+
+    async def remember_reply(self, request_id: str, operation: str, reply: Any, now: float) -> None:
+        self._replies[request_id] = (now, operation, reply)
+        self._replies.move_to_end(request_id)
+        while self._replies:
+            oldest = next(iter(self._replies.values()))
+            expired = now - oldest[0] > self._replay_window_seconds
+            if not expired and len(self._replies) <= self._replay_entries_max:
+                return
+            self._replies.popitem(last=False)
+
+    async def counts(self) -> Counts:
+        return Counts(
+            rollouts=len(self._rollouts),
+            attempts=self._attempts,
+            spans=self._spans,
+            resources=len(self._resources),
+            workers=len(self._workers),
+            span_bytes=self._span_bytes,
+        )

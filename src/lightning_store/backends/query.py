@@ -1,0 +1,55 @@
+"""Filter, sort and page records that are held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import islice
+from typing import Any, TypeVar
+
+from lightning_store.backends.base import Filter, Query, Rows
+
+T = TypeVar("T")
+
+
+def select(records: Iterable[T], query: Query) -> Rows[T]:
+    """The page of ``records``, given in order of insertion, that ``query`` asks for."""
+    rows = [record for record in records if matches(record, query)] if query.filters else list(records)
+    if query.sort_by is not None:
+        rows.sort(key=_sort_key(query.sort_by, query.none_first), reverse=query.descending)
+    elif query.descending:
+        rows.reverse()
+    end = None if query.limit < 0 else query.offset + query.limit
+    return Rows(rows[query.offset : end], len(rows))
+
+
+def page_of_all(records: Iterable[T], total: int, query: Query) -> Rows[T]:
+    """As ``select`` for a query with neither filter nor order, without touching the rows past the page."""
+    end = None if query.limit < 0 else query.offset + query.limit
+    return Rows(list(islice(records, query.offset, end)), total)
+
+
+def is_plain(query: Query) -> bool:
+    """Whether the query takes rows as they were inserted."""
+    return not query.filters and query.sort_by is None and not query.descending
+
+
+def matches(record: object, query: Query) -> bool:
+    combine = all if query.logic == "and" else any
+    return combine(_passes(record, one) for one in query.filters)
+
+
+def _passes(record: object, wanted: Filter) -> bool:
+    value = getattr(record, wanted.field)
+    if wanted.kind == "in":
+        return value in wanted.value
+    if wanted.kind == "equals":
+        return bool(value == wanted.value)
+    return value is not None and wanted.value in value
+
+
+def _sort_key(field: str, none_first: bool) -> Callable[[Any], tuple[bool, Any]]:
+    def key(record: object) -> tuple[bool, Any]:
+        value = getattr(record, field)
+        return ((value is None) != none_first, 0 if value is None else value)
+
+    return key

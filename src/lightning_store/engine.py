@@ -1,0 +1,660 @@
+"""The engine: LightningStore on a Backend. It checks arguments, runs steps, replays, waits and watches deadlines.
+
+The rules that change records are in ``lightning_store.step``, the status rules in ``lightning_store.lifecycle``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import weakref
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+
+from lightning_store import arguments, json_text, queries
+from lightning_store.backends.base import Backend, ResourcesRecord, RolloutRecord, Rows, SpanCodec, SpanRecord
+from lightning_store.clock import Clock, SystemClock, Timer
+from lightning_store.errors import (
+    RejectedSpan,
+    RequestIdReusedError,
+    SpansEvictedError,
+    SpansRejectedError,
+    StoreError,
+)
+from lightning_store.lifecycle import TERMINAL
+from lightning_store.memory_limits import MemoryLimits
+from lightning_store.model import (
+    UNSET,
+    Attempt,
+    AttemptedRollout,
+    AttemptStatus,
+    AttemptUpdate,
+    EnqueueRolloutRequest,
+    FilterLogic,
+    PaginatedResult,
+    Resource,
+    ResourcesUpdate,
+    Rollout,
+    RolloutConfig,
+    RolloutMode,
+    RolloutStatus,
+    RolloutUpdate,
+    SortOrder,
+    Span,
+    Unset,
+    Worker,
+    WorkerStatus,
+    given,
+)
+from lightning_store.replay import current_request_id
+from lightning_store.snapshots import (
+    Claim,
+    attempt_of,
+    attempted_rollout_of,
+    resources_of,
+    rollout_of,
+    rollout_with_attempt,
+    worker_of,
+)
+from lightning_store.step import NewRollout, SpanOutcome, Step
+from lightning_store.store import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
+from lightning_store.waiters import Waiters
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
+
+R = TypeVar("R")
+
+WATCHDOG_SLACK_SECONDS = 0.001
+"""How long after a deadline the watchdog wakes: a deadline counts once the clock is past it."""
+WATCHDOG_SLEEP_MAX_SECONDS = 60.0
+"""The watchdog looks at the clock at least this often, in case the machine's time was set."""
+
+
+class Engine(LightningStore):
+    """Every rule of the contract, once. ``memory`` bounds the bytes of spans; None where there is no such bound."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        spans: SpanCodec,
+        *,
+        strict: bool = False,
+        clock: Clock | None = None,
+        memory: MemoryLimits | None = None,
+    ) -> None:
+        self._backend = backend
+        self._codec = spans
+        self._strict = strict
+        self._clock: Clock = clock if clock is not None else SystemClock()
+        self._memory = memory
+        self._waiters = Waiters()
+        self._started = self._clock.monotonic()
+        self._watchdogs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[float, Timer]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._watchdog_runs: set[asyncio.Task[None]] = set()
+
+    @property
+    def strict(self) -> bool:
+        """Whether the documented, stricter behaviour is on; ``docs/state_machine.md`` lists the differences."""
+        return self._strict
+
+    @property
+    def replay_window_seconds(self) -> float:
+        """How long the reply to a request id is kept; see ``lightning_store.replay``."""
+        return self._backend.replay_window_seconds
+
+    # --- About the store ---------------------------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> LightningStoreCapabilities:
+        return {"thread_safe": True, "async_safe": True, "zero_copy": False, "otlp_traces": False}
+
+    async def statistics(self) -> LightningStoreStatistics:
+        counts = await self._read(lambda step: step.tx.counts())
+        statistics: LightningStoreStatistics = {
+            "name": type(self).__name__,
+            "total_rollouts": counts.rollouts,
+            "total_attempts": counts.attempts,
+            "total_spans": counts.spans,
+            "total_resources": counts.resources,
+            "total_workers": counts.workers,
+            "uptime": self._clock.monotonic() - self._started,
+            "total_span_bytes": counts.span_bytes,
+        }
+        if self._memory is not None:
+            statistics["eviction_threshold_bytes"] = self._memory.eviction_bytes
+            statistics["safe_threshold_bytes"] = self._memory.safe_bytes
+            statistics["memory_capacity_bytes"] = self._memory.capacity_bytes
+        return statistics
+
+    # --- The queue ---------------------------------------------------------------------------------------------------
+
+    async def start_rollout(
+        self,
+        input: Any,
+        mode: RolloutMode | None = None,
+        resources_id: str | None = None,
+        config: RolloutConfig | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        worker_id: str | None = None,
+    ) -> AttemptedRollout:
+        new = _new_rollout(arguments.rollout_request(input, mode, resources_id, config, metadata))
+        worker_id = _worker_id(worker_id)
+
+        async def start(step: Step) -> Claim:
+            await step.check_resources(new.resources_id)
+            return await step.begin_attempt(await step.create(new, "preparing"), worker_id)
+
+        return attempted_rollout_of(await self._once("start_rollout", start))
+
+    async def enqueue_rollout(
+        self,
+        input: Any,
+        mode: RolloutMode | None = None,
+        resources_id: str | None = None,
+        config: RolloutConfig | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Rollout:
+        new = _new_rollout(arguments.rollout_request(input, mode, resources_id, config, metadata))
+        return (await self._enqueue([new]))[0]
+
+    async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
+        checked = arguments.checked_requests(rollouts)
+        return await self._enqueue([_new_rollout(request, f"rollouts[{i}].") for i, request in enumerate(checked)])
+
+    async def _enqueue(self, requests: Sequence[NewRollout]) -> list[Rollout]:
+        records = await self._once("enqueue_rollouts", lambda step: step.enqueue(requests))
+        return [rollout_of(record) for record in records]
+
+    async def dequeue_rollout(self, worker_id: str | None = None) -> AttemptedRollout | None:
+        claimed = await self.dequeue_many_rollouts(limit=1, worker_id=worker_id)
+        return claimed[0] if claimed else None
+
+    async def dequeue_many_rollouts(
+        self, *, limit: int = 1, worker_id: str | None = None
+    ) -> Sequence[AttemptedRollout]:
+        if limit <= 0:
+            return []
+        worker_id = _worker_id(worker_id)
+        claims = await self._once("dequeue_many_rollouts", lambda step: step.claim(limit, worker_id))
+        return [attempted_rollout_of(claim) for claim in claims]
+
+    async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> AttemptedRollout:
+        worker_id = _worker_id(worker_id)
+
+        async def start(step: Step) -> Claim:
+            return await step.begin_attempt(await step.rollout(rollout_id), worker_id)
+
+        return attempted_rollout_of(await self._once("start_attempt", start))
+
+    # --- Spans -------------------------------------------------------------------------------------------------------
+
+    async def add_span(self, span: Span) -> Span | None:
+        [outcome] = await self.add_span_records([self._codec.encode(span)])
+        if outcome.error is not None:
+            raise outcome.error
+        return None if outcome.sequence_id is None else span
+
+    async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
+        records: list[SpanRecord] = []
+        outcomes: dict[int, SpanOutcome] = {}
+        for index, span in enumerate(spans):
+            try:
+                records.append(self._codec.encode(span))
+            except StoreError as error:
+                outcomes[index] = SpanOutcome(error=error)
+        encoded = (index for index in range(len(spans)) if index not in outcomes)
+        outcomes.update(zip(list(encoded), await self.add_span_records(records), strict=True))
+        stored = [span for index, span in enumerate(spans) if outcomes[index].sequence_id is not None]
+        rejected = [
+            RejectedSpan(index, span.span_id, refusal)
+            for index, span in enumerate(spans)
+            if (refusal := outcomes[index].error) is not None
+        ]
+        if rejected:
+            raise SpansRejectedError.of(rejected, stored, len(spans))
+        return stored
+
+    async def add_otel_span(
+        self,
+        rollout_id: str,
+        attempt_id: str,
+        readable_span: ReadableSpan,
+        sequence_id: int | None = None,
+    ) -> Span | None:
+        span = Span.from_opentelemetry(readable_span, rollout_id, attempt_id, sequence_id or 0)
+        record = self._codec.encode(span)
+        if sequence_id is None:
+            record = dataclasses.replace(record, sequence_id=None)
+        [outcome] = await self.add_span_records([record])
+        if outcome.error is not None:
+            raise outcome.error
+        if outcome.sequence_id is None:
+            return None
+        span.sequence_id = outcome.sequence_id
+        return span
+
+    async def add_span_records(self, records: Sequence[SpanRecord]) -> Sequence[SpanOutcome]:
+        """Store encoded spans, whatever codec made them; one outcome for each, in order. Refusals are not raised."""
+        sized = [(record, self._span_size(record)) for record in records]
+
+        async def add(step: Step) -> list[SpanOutcome]:
+            outcomes, total_bytes = await step.add_spans(sized)
+            if self._memory is not None and total_bytes > self._memory.eviction_bytes:
+                await step.tx.evict_spans(self._memory.safe_bytes)
+            return outcomes
+
+        return await self._once("add_spans", add)
+
+    def _span_size(self, record: SpanRecord) -> int:
+        if self._memory is None or self._memory.span_size_estimator is None:
+            return record.size_bytes
+        return self._memory.span_size_estimator(self._codec.decode(record))
+
+    async def get_next_span_sequence_id(self, rollout_id: str, attempt_id: str) -> int:
+        return (await self.get_many_span_sequence_ids([(rollout_id, attempt_id)]))[0]
+
+    async def get_many_span_sequence_ids(self, rollout_attempt_ids: Sequence[tuple[str, str]]) -> Sequence[int]:
+        async def allocate(step: Step) -> list[int]:
+            for rollout_id in {rollout_id for rollout_id, _ in rollout_attempt_ids}:
+                await step.rollout(rollout_id)
+            return [await step.tx.next_sequence(rollout_id) for rollout_id, _ in rollout_attempt_ids]
+
+        return await self._once("get_many_span_sequence_ids", allocate)
+
+    # --- Queries -----------------------------------------------------------------------------------------------------
+
+    async def query_rollouts(
+        self,
+        *,
+        status_in: Sequence[RolloutStatus] | None = None,
+        rollout_id_in: Sequence[str] | None = None,
+        rollout_id_contains: str | None = None,
+        filter_logic: FilterLogic = "and",
+        sort_by: str | None = None,
+        sort_order: SortOrder = "asc",
+        limit: int = -1,
+        offset: int = 0,
+        status: Sequence[RolloutStatus] | None = None,
+        rollout_ids: Sequence[str] | None = None,
+    ) -> PaginatedResult[Rollout]:
+        wanted_status = status if status_in is None else status_in
+        query = queries.build_query(
+            queries.ROLLOUTS,
+            filters=[
+                queries.one_of("status", "status_in", wanted_status, queries.ROLLOUT_STATUSES),
+                queries.one_of("rollout_id", "rollout_id_in", rollout_ids if rollout_id_in is None else rollout_id_in),
+                queries.contains("rollout_id", rollout_id_contains),
+            ],
+            filter_logic=filter_logic,
+            sort_by=sort_by,
+            sort_order=sort_order,
+            limit=limit,
+            offset=offset,
+        )
+
+        async def select(step: Step) -> Rows[Any]:
+            rows = await step.tx.list_rollouts(query)
+            return Rows([(row, await step.tx.latest_attempt(row.rollout_id)) for row in rows.items], rows.total)
+
+        rows = await self._read(select)
+        return PaginatedResult([rollout_with_attempt(*row) for row in rows.items], limit, offset, rows.total)
+
+    async def query_attempts(
+        self,
+        rollout_id: str,
+        *,
+        sort_by: str | None = "sequence_id",
+        sort_order: SortOrder = "asc",
+        limit: int = -1,
+        offset: int = 0,
+    ) -> PaginatedResult[Attempt]:
+        query = queries.build_query(
+            queries.ATTEMPTS, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset
+        )
+
+        async def select(step: Step) -> Rows[Any]:
+            await step.known_if_strict(rollout_id)
+            return await step.tx.list_attempts(rollout_id, query)
+
+        rows = await self._read(select)
+        return PaginatedResult([attempt_of(row) for row in rows.items], limit, offset, rows.total)
+
+    async def query_spans(
+        self,
+        rollout_id: str,
+        attempt_id: str | Literal["latest"] | None = None,
+        *,
+        trace_id: str | None = None,
+        trace_id_contains: str | None = None,
+        span_id: str | None = None,
+        span_id_contains: str | None = None,
+        parent_id: str | None = None,
+        parent_id_contains: str | None = None,
+        name: str | None = None,
+        name_contains: str | None = None,
+        filter_logic: FilterLogic = "and",
+        limit: int = -1,
+        offset: int = 0,
+        sort_by: str | None = "sequence_id",
+        sort_order: SortOrder = "asc",
+    ) -> PaginatedResult[Span]:
+        rows = await self.query_span_records(
+            rollout_id,
+            attempt_id,
+            trace_id=trace_id,
+            trace_id_contains=trace_id_contains,
+            span_id=span_id,
+            span_id_contains=span_id_contains,
+            parent_id=parent_id,
+            parent_id_contains=parent_id_contains,
+            name=name,
+            name_contains=name_contains,
+            filter_logic=filter_logic,
+            limit=limit,
+            offset=offset,
+            sort_by=sort_by,
+            sort_order=sort_order,
+        )
+        return PaginatedResult([self._codec.decode(row) for row in rows.items], limit, offset, rows.total)
+
+    async def query_span_records(
+        self,
+        rollout_id: str,
+        attempt_id: str | Literal["latest"] | None = None,
+        *,
+        filter_logic: FilterLogic = "and",
+        limit: int = -1,
+        offset: int = 0,
+        sort_by: str | None = "sequence_id",
+        sort_order: SortOrder = "asc",
+        **texts: str | None,
+    ) -> Rows[SpanRecord]:
+        """As ``query_spans``, with the spans still encoded. ``texts`` are its filters, by name."""
+        query = queries.build_query(
+            queries.SPANS,
+            filters=[queries.text_filter(argument, value) for argument, value in texts.items()],
+            filter_logic=filter_logic,
+            sort_by=sort_by,
+            sort_order=sort_order,
+            limit=limit,
+            offset=offset,
+        )
+
+        async def select(step: Step) -> Rows[SpanRecord]:
+            await step.known_if_strict(rollout_id)
+            if await step.tx.spans_evicted(rollout_id):
+                raise SpansEvictedError.of(rollout_id)
+            if attempt_id != "latest":
+                return await step.tx.list_spans(rollout_id, attempt_id, query)
+            latest = await step.tx.latest_attempt(rollout_id)
+            return Rows([], 0) if latest is None else await step.tx.list_spans(rollout_id, latest.attempt_id, query)
+
+        return await self._read(select)
+
+    async def query_resources(
+        self,
+        *,
+        resources_id: str | None = None,
+        resources_id_contains: str | None = None,
+        filter_logic: FilterLogic = "and",
+        sort_by: str | None = None,
+        sort_order: SortOrder = "asc",
+        limit: int = -1,
+        offset: int = 0,
+    ) -> PaginatedResult[ResourcesUpdate]:
+        query = queries.build_query(
+            queries.RESOURCES,
+            filters=[
+                queries.equals("resources_id", resources_id),
+                queries.contains("resources_id", resources_id_contains),
+            ],
+            filter_logic=filter_logic,
+            sort_by=sort_by,
+            sort_order=sort_order,
+            limit=limit,
+            offset=offset,
+        )
+        rows = await self._read(lambda step: step.tx.list_resources(query))
+        return PaginatedResult([resources_of(row) for row in rows.items], limit, offset, rows.total)
+
+    async def query_workers(
+        self,
+        *,
+        status_in: Sequence[WorkerStatus] | None = None,
+        worker_id_contains: str | None = None,
+        filter_logic: FilterLogic = "and",
+        sort_by: str | None = None,
+        sort_order: SortOrder = "asc",
+        limit: int = -1,
+        offset: int = 0,
+    ) -> PaginatedResult[Worker]:
+        query = queries.build_query(
+            queries.WORKERS,
+            filters=[
+                queries.one_of("status", "status_in", status_in, queries.WORKER_STATUSES),
+                queries.contains("worker_id", worker_id_contains),
+            ],
+            filter_logic=filter_logic,
+            sort_by=sort_by,
+            sort_order=sort_order,
+            limit=limit,
+            offset=offset,
+        )
+        rows = await self._read(lambda step: step.tx.list_workers(query))
+        return PaginatedResult([worker_of(row) for row in rows.items], limit, offset, rows.total)
+
+    async def get_rollout_by_id(self, rollout_id: str) -> Rollout | None:
+        async def select(step: Step) -> tuple[Any, Any]:
+            return await step.tx.get_rollout(rollout_id), await step.tx.latest_attempt(rollout_id)
+
+        record, latest = await self._read(select)
+        return None if record is None else rollout_with_attempt(record, latest)
+
+    async def get_latest_attempt(self, rollout_id: str) -> Attempt | None:
+        async def select(step: Step) -> Any:
+            await step.known_if_strict(rollout_id)
+            return await step.tx.latest_attempt(rollout_id)
+
+        record = await self._read(select)
+        return None if record is None else attempt_of(record)
+
+    async def get_resources_by_id(self, resources_id: str) -> ResourcesUpdate | None:
+        record = await self._read(lambda step: step.tx.get_resources(resources_id))
+        return None if record is None else resources_of(record)
+
+    async def get_latest_resources(self) -> ResourcesUpdate | None:
+        record = await self._read(lambda step: step.tx.latest_resources())
+        return None if record is None else resources_of(record)
+
+    async def get_worker_by_id(self, worker_id: str) -> Worker | None:
+        record = await self._read(lambda step: step.tx.get_worker(worker_id))
+        return None if record is None else worker_of(record)
+
+    # --- Resources ---------------------------------------------------------------------------------------------------
+
+    async def add_resources(self, resources: Mapping[str, Resource]) -> ResourcesUpdate:
+        return await self._publish("add_resources", None, resources)
+
+    async def update_resources(self, resources_id: str, resources: Mapping[str, Resource]) -> ResourcesUpdate:
+        return await self._publish("update_resources", resources_id, resources)
+
+    async def _publish(
+        self, operation: str, resources_id: str | None, resources: Mapping[str, Resource]
+    ) -> ResourcesUpdate:
+        fields = {name: resource.model_dump() for name, resource in arguments.named_resources(resources).items()}
+        resources_json = json_text.dumps(fields, "resources")
+
+        async def publish(step: Step) -> ResourcesRecord:
+            return await step.publish(resources_id, resources_json)
+
+        return resources_of(await self._once(operation, publish))
+
+    # --- Updates -----------------------------------------------------------------------------------------------------
+
+    async def update_rollout(
+        self,
+        rollout_id: str,
+        input: Any | Unset = UNSET,
+        mode: RolloutMode | None | Unset = UNSET,
+        resources_id: str | None | Unset = UNSET,
+        status: RolloutStatus | Unset = UNSET,
+        config: RolloutConfig | Unset = UNSET,
+        metadata: Mapping[str, Any] | None | Unset = UNSET,
+    ) -> Rollout:
+        update = RolloutUpdate(
+            **given(input=input, mode=mode, resources_id=resources_id, status=status, config=config, metadata=metadata)
+        )
+        columns = {name: getattr(update, name) for name in update.model_fields_set - {"status", "input", "metadata"}}
+        columns |= _json_columns(update, "input", "metadata")
+        new_status = update.status if "status" in update.model_fields_set else None
+
+        async def change(step: Step) -> RolloutRecord:
+            return await step.update_rollout(rollout_id, columns, new_status)
+
+        return rollout_of(await self._once("update_rollout", change))
+
+    async def update_attempt(
+        self,
+        rollout_id: str,
+        attempt_id: str | Literal["latest"],
+        status: AttemptStatus | Unset = UNSET,
+        worker_id: str | None | Unset = UNSET,
+        last_heartbeat_time: float | None | Unset = UNSET,
+        metadata: Mapping[str, Any] | None | Unset = UNSET,
+    ) -> Attempt:
+        update = AttemptUpdate(
+            **given(status=status, worker_id=worker_id, last_heartbeat_time=last_heartbeat_time, metadata=metadata)
+        )
+        columns = {name: getattr(update, name) for name in update.model_fields_set - {"status", "metadata"}}
+        columns |= _json_columns(update, "metadata")
+        new_status = update.status if "status" in update.model_fields_set else None
+        record = await self._once(
+            "update_attempt", lambda step: step.update_attempt(rollout_id, attempt_id, columns, new_status)
+        )
+        return attempt_of(record)
+
+    async def update_worker(self, worker_id: str, heartbeat_stats: Mapping[str, Any] | Unset = UNSET) -> Worker:
+        arguments.check_heartbeat(worker_id, heartbeat_stats)
+        stats_json = None if isinstance(heartbeat_stats, Unset) else json_text.dumps(heartbeat_stats, "heartbeat_stats")
+        return worker_of(await self._read(lambda step: step.heartbeat(worker_id, stats_json)))
+
+    # --- Waiting -----------------------------------------------------------------------------------------------------
+
+    async def wait_for_rollouts(self, *, rollout_ids: Sequence[str], timeout: float | None = None) -> list[Rollout]:
+        distinct = dict.fromkeys(rollout_ids)
+        until = None if timeout is None else self._clock.monotonic() + max(0.0, timeout)
+        woken = True
+        while True:
+            with self._waiters.register(distinct) as waiter:
+                ended, unknown = await self._ended_rollouts(distinct)
+                left = None if until is None else until - self._clock.monotonic()
+                done = len(ended) + len(unknown) == len(distinct)
+                if done or not woken or (left is not None and left <= 0):
+                    return [rollout_of(ended[rollout_id]) for rollout_id in rollout_ids if rollout_id in ended]
+                for rollout_id in (*ended, *unknown):
+                    waiter.mark(rollout_id, terminal=True)
+                woken = await waiter.wait(self._clock, left)
+
+    async def _ended_rollouts(self, rollout_ids: Mapping[str, None]) -> tuple[dict[str, RolloutRecord], list[str]]:
+        async def select(step: Step) -> tuple[dict[str, RolloutRecord], list[str]]:
+            ended: dict[str, RolloutRecord] = {}
+            unknown: list[str] = []
+            for rollout_id in rollout_ids:
+                await step.known_if_strict(rollout_id)
+                record = await step.tx.get_rollout(rollout_id)
+                if record is None:
+                    unknown.append(rollout_id)
+                elif record.status in TERMINAL:
+                    ended[rollout_id] = record
+            return ended, unknown
+
+        return await self._read(select)
+
+    # --- Running steps -----------------------------------------------------------------------------------------------
+
+    async def _read(self, body: Callable[[Step], Awaitable[R]]) -> R:
+        """Run a step that may as well run twice."""
+        return await self._run(body, None, "")
+
+    async def _once(self, operation: str, body: Callable[[Step], Awaitable[R]]) -> R:
+        """Run a step that must not run twice for one request id; a repeated id gets the first reply again."""
+        return await self._run(body, current_request_id(), operation)
+
+    async def _run(self, body: Callable[[Step], Awaitable[R]], request_id: str | None, operation: str) -> R:
+        now = self._clock.now()
+        changes: dict[str, bool] = {}
+        try:
+            async with self._backend.transaction() as tx:
+                if request_id is not None and (remembered := await tx.recall_reply(request_id, now)) is not None:
+                    return cast(R, _replayed(request_id, operation, *remembered))
+                step = Step(tx, now, changes, strict=self._strict)
+                await step.give_up_overdue()
+                reply = await body(step)
+                if request_id is not None and reply:  # an empty-handed claim may as well be tried again
+                    await tx.remember_reply(request_id, operation, reply, now)
+                deadline = await tx.next_deadline()
+        finally:
+            self._waiters.notify(changes)
+        self._watch(deadline, now)
+        return reply
+
+    # --- The watchdog ------------------------------------------------------------------------------------------------
+
+    def _watch(self, deadline: float | None, now: float) -> None:
+        """See to it that a timer on this event loop fires at ``deadline``. Timers vanish silently with their loop."""
+        if deadline is None:
+            return
+        loop = asyncio.get_running_loop()
+        due, timer = self._watchdogs.get(loop, (None, None))
+        if due is not None and due <= deadline:
+            return
+        if timer is not None:
+            timer.cancel()
+        delay = min(max(0.0, deadline - now) + WATCHDOG_SLACK_SECONDS, WATCHDOG_SLEEP_MAX_SECONDS)
+        self._watchdogs[loop] = (deadline, self._clock.call_later(delay, self._wake_watchdog))
+
+    def _wake_watchdog(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._watchdogs.pop(loop, None)
+        run = loop.create_task(self._read(_nothing), name="lightning-store-watchdog")
+        self._watchdog_runs.add(run)
+        run.add_done_callback(self._watchdog_runs.discard)
+
+
+async def _nothing(step: Step) -> None:
+    """The body of a step that is only about deadlines."""
+
+
+def _replayed(request_id: str, operation: str, remembered: str, reply: Any) -> Any:
+    if remembered != operation:
+        message = f"request_id {request_id} was used for {remembered} already; make a new one for each call"
+        raise RequestIdReusedError(message, field="request_id")
+    return reply
+
+
+def _worker_id(worker_id: str | None) -> str | None:
+    """An empty worker_id stands for none."""
+    return worker_id or None
+
+
+def _new_rollout(request: EnqueueRolloutRequest, prefix: str = "") -> NewRollout:
+    return NewRollout(
+        input_json=json_text.dumps(request.input, f"{prefix}input"),
+        mode=request.mode,
+        resources_id=request.resources_id,
+        config=request.config if request.config is not None else RolloutConfig(),
+        metadata_json=json_text.dumps(request.metadata or {}, f"{prefix}metadata"),
+    )
+
+
+def _json_columns(update: RolloutUpdate | AttemptUpdate, *fields: str) -> dict[str, str | None]:
+    """The columns of those payload fields that the update sets. None clears: it is JSON null for an input."""
+    columns: dict[str, str | None] = {}
+    for field in update.model_fields_set.intersection(fields):
+        value = getattr(update, field)
+        keeps_null = field != "input"
+        columns[f"{field}_json"] = None if value is None and keeps_null else json_text.dumps(value, field)
+    return columns

@@ -1,0 +1,182 @@
+"""Every error that a store raises on purpose.
+
+    StoreError
+    ├── InvalidArgumentError (ValueError)         an argument is not legal
+    │   ├── RolloutNotFoundError                  "Rollout X not found"
+    │   ├── AttemptNotFoundError                  "Attempt Y not found for rollout X"
+    │   ├── NoAttemptsError                       "No attempts found for rollout X"
+    │   ├── ResourcesNotFoundError                strict mode: resources_id is not known
+    │   ├── InvalidTransitionError                strict mode: out of a terminal status
+    │   ├── SpansRejectedError                    some spans of a batch were refused, the rest are stored
+    │   ├── RequestIdReusedError                  one request id, two different calls
+    │   └── MessageTooLargeError                  one item is larger than a message may be
+    ├── InvalidTypeError (TypeError)              an argument has the wrong type
+    │   ├── NotJsonError                          a payload holds what JSON cannot hold
+    │   └── UnsortableFieldError                  sort_by names a field that has no order
+    ├── SpansEvictedError (RuntimeError)          the spans were dropped to free memory
+    ├── ResourceExhaustedError (RuntimeError)     a limit is reached; try again later
+    ├── StoreUnavailableError (ConnectionError)   the server cannot be reached or is shutting down
+    ├── StoreTimeoutError (TimeoutError)          the deadline passed before an answer came
+    ├── CallCancelledError (RuntimeError)         the server or a proxy ended the call
+    ├── UnsupportedError (NotImplementedError)    the other side does not offer this
+    └── InternalError (RuntimeError)              a failure of the store itself; carries an incident id
+
+What the Python contract calls a ValueError or TypeError is one, whether the store is in this process or behind a
+wire. ``reason`` is the stable name of a class on the wire; messages are for people and may change.
+A value that pydantic refuses (an unknown status, ``max_attempts=0``) is ``pydantic.ValidationError``, a ValueError too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from lightning_store.model import Span
+
+
+class StoreError(Exception):
+    """Base of them all."""
+
+    reason: ClassVar[str] = "STORE_ERROR"
+
+    def __init__(self, message: str, **details: str) -> None:
+        super().__init__(message)
+        self.details = details
+        """What the message speaks of, by name, for programs (``rollout_id``, ``field``, …)."""
+
+
+class InvalidArgumentError(StoreError, ValueError):
+    """An argument is not legal. ``details["field"]`` names it."""
+
+    reason = "INVALID_ARGUMENT"
+
+
+class RolloutNotFoundError(InvalidArgumentError):
+    reason = "ROLLOUT_NOT_FOUND"
+
+    @classmethod
+    def of(cls, rollout_id: str) -> RolloutNotFoundError:
+        return cls(f"Rollout {rollout_id} not found", rollout_id=rollout_id)
+
+
+class AttemptNotFoundError(InvalidArgumentError):
+    reason = "ATTEMPT_NOT_FOUND"
+
+    @classmethod
+    def of(cls, rollout_id: str, attempt_id: str) -> AttemptNotFoundError:
+        message = f"Attempt {attempt_id} not found for rollout {rollout_id}"
+        return cls(message, rollout_id=rollout_id, attempt_id=attempt_id)
+
+
+class NoAttemptsError(InvalidArgumentError):
+    reason = "NO_ATTEMPTS"
+
+    @classmethod
+    def of(cls, rollout_id: str) -> NoAttemptsError:
+        return cls(f"No attempts found for rollout {rollout_id}", rollout_id=rollout_id)
+
+
+class ResourcesNotFoundError(InvalidArgumentError):
+    reason = "RESOURCES_NOT_FOUND"
+
+    @classmethod
+    def of(cls, resources_id: str) -> ResourcesNotFoundError:
+        message = f"Resources {resources_id} not found; add them with add_resources, or give None for the latest"
+        return cls(message, resources_id=resources_id)
+
+
+class InvalidTransitionError(InvalidArgumentError):
+    reason = "INVALID_TRANSITION"
+
+
+@dataclass(frozen=True, slots=True)
+class RejectedSpan:
+    """One span that a batch could not store."""
+
+    index: int
+    """Its place in the batch, from 0."""
+    span_id: str
+    error: StoreError
+
+
+class SpansRejectedError(InvalidArgumentError):
+    """Some spans of a batch were refused. All the others are stored."""
+
+    reason = "SPANS_REJECTED"
+
+    rejected: Sequence[RejectedSpan] = ()
+    stored: Sequence[Span] = ()
+
+    @classmethod
+    def of(cls, rejected: Sequence[RejectedSpan], stored: Sequence[Span], total: int) -> SpansRejectedError:
+        listed = "; ".join(f"span {r.span_id} at index {r.index}: {r.error}" for r in rejected[:10])
+        more = f"; and {len(rejected) - 10} more" if len(rejected) > 10 else ""
+        error = cls(f"{len(rejected)} of {total} spans were rejected, the others are kept: {listed}{more}")
+        error.rejected = tuple(rejected)
+        error.stored = tuple(stored)
+        return error
+
+
+class RequestIdReusedError(InvalidArgumentError):
+    reason = "REQUEST_ID_REUSED"
+
+
+class MessageTooLargeError(InvalidArgumentError):
+    reason = "MESSAGE_TOO_LARGE"
+
+
+class InvalidTypeError(StoreError, TypeError):
+    reason = "INVALID_TYPE"
+
+
+class NotJsonError(InvalidTypeError):
+    """``details["path"]`` says where inside the payload."""
+
+    reason = "NOT_JSON"
+
+
+class UnsortableFieldError(InvalidTypeError):
+    reason = "UNSORTABLE_FIELD"
+
+
+class SpansEvictedError(StoreError, RuntimeError):
+    reason = "SPANS_EVICTED"
+
+    @classmethod
+    def of(cls, rollout_id: str) -> SpansEvictedError:
+        message = (
+            f"Spans of rollout {rollout_id} have been evicted to free memory; "
+            "read spans sooner or raise eviction_memory_threshold"
+        )
+        return cls(message, rollout_id=rollout_id)
+
+
+class ResourceExhaustedError(StoreError, RuntimeError):
+    """A limit of the store is reached. ``retry_after_seconds`` says when trying again makes sense, if known."""
+
+    reason = "RESOURCE_EXHAUSTED"
+    retry_after_seconds: float | None = None
+
+
+class StoreUnavailableError(StoreError, ConnectionError):
+    reason = "UNAVAILABLE"
+
+
+class StoreTimeoutError(StoreError, TimeoutError):
+    reason = "DEADLINE_EXCEEDED"
+
+
+class CallCancelledError(StoreError, RuntimeError):
+    reason = "CANCELLED"
+
+
+class UnsupportedError(StoreError, NotImplementedError):
+    reason = "UNSUPPORTED"
+
+
+class InternalError(StoreError, RuntimeError):
+    """``details["incident_id"]`` is in the server's log beside the cause."""
+
+    reason = "INTERNAL"

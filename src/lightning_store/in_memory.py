@@ -1,0 +1,39 @@
+"""The store in this process's memory: the engine on the memory backend, with spans encoded as on the wire."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lightning_store.backends.memory import REPLAY_ENTRIES_MAX, REPLAY_WINDOW_SECONDS, MemoryBackend
+from lightning_store.clock import Clock
+from lightning_store.engine import Engine
+from lightning_store.memory_limits import MemoryLimits
+from lightning_store.model import Span
+from lightning_store.wire.spans import ProtoSpanCodec
+
+
+class InMemoryLightningStore(Engine):
+    """A LightningStore that lives and dies with the process. Safe to call from any thread and event loop.
+
+    ``eviction_memory_threshold`` and ``safe_memory_threshold`` bound the memory of spans: a ratio of total memory (a
+    float up to 1) or bytes (an int); defaults 0.7 and 0.8 of the first. ``span_size_estimator`` tells the bytes of a
+    span. ``replay_window_seconds`` and ``replay_entries_max`` bound the replies kept for repeated request ids.
+    """
+
+    def __init__(
+        self,
+        *,
+        strict: bool = False,
+        eviction_memory_threshold: float | int | None = None,
+        safe_memory_threshold: float | int | None = None,
+        span_size_estimator: Callable[[Span], int] | None = None,
+        memory_capacity_bytes: int | None = None,
+        replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
+        replay_entries_max: int = REPLAY_ENTRIES_MAX,
+        clock: Clock | None = None,
+    ) -> None:
+        limits = MemoryLimits.of(
+            eviction_memory_threshold, safe_memory_threshold, span_size_estimator, memory_capacity_bytes
+        )
+        backend = MemoryBackend(replay_window_seconds=replay_window_seconds, replay_entries_max=replay_entries_max)
+        super().__init__(backend, ProtoSpanCodec(), strict=strict, clock=clock, memory=limits)

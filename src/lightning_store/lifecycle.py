@@ -1,0 +1,59 @@
+"""The status rules, as pure functions: no clock, no storage, no lock. ``docs/state_machine.md`` draws them."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from lightning_store.model import AttemptStatus, RolloutConfig, RolloutStatus
+
+QUEUED: Final[frozenset[str]] = frozenset({"queuing", "requeuing"})
+"""Rollout statuses that a dequeue hands out."""
+ACTIVE: Final[frozenset[str]] = frozenset({"preparing", "running"})
+"""Statuses, of rollouts and of attempts, in which work goes on and deadlines count."""
+TERMINAL: Final[frozenset[str]] = frozenset({"failed", "succeeded", "cancelled"})
+"""Rollout statuses that end a wait."""
+REPORTED: Final[frozenset[str]] = frozenset({"failed", "succeeded"})
+"""Attempt statuses that a worker reports at its end; after them it is idle."""
+GIVEN_UP: Final[frozenset[str]] = frozenset({"timeout", "unresponsive"})
+"""Attempt statuses that a deadline brings about; nobody knows what its worker is doing."""
+
+
+class Expiry(NamedTuple):
+    """When an attempt is given up if nothing changes until then, and as what."""
+
+    time: float
+    """It is given up once the clock is past this, in seconds since the epoch."""
+    status: AttemptStatus
+
+
+def rollout_status_after(attempt_status: AttemptStatus, sequence_id: int, config: RolloutConfig) -> RolloutStatus:
+    """The status of a rollout whose latest attempt, number ``sequence_id``, has ``attempt_status``."""
+    if attempt_status == "preparing" or attempt_status == "running" or attempt_status == "succeeded":
+        return attempt_status
+    if attempt_status in config.retry_condition and sequence_id < config.max_attempts:
+        return "requeuing"
+    return "failed"
+
+
+def limits(
+    rollout_status: RolloutStatus,
+    attempt_status: AttemptStatus,
+    start_time: float,
+    last_heartbeat_time: float | None,
+    config: RolloutConfig,
+) -> list[Expiry]:
+    """The limits that an attempt is under, the one that wins a tie first. Empty where no deadline counts."""
+    if rollout_status not in ACTIVE or attempt_status not in ACTIVE:
+        return []
+    found: list[Expiry] = []
+    if config.timeout_seconds is not None:
+        found.append(Expiry(start_time + config.timeout_seconds, "timeout"))
+    if config.unresponsive_seconds is not None:
+        last_sign = start_time if last_heartbeat_time is None else last_heartbeat_time
+        found.append(Expiry(last_sign + config.unresponsive_seconds, "unresponsive"))
+    return found
+
+
+def may_leave(current: RolloutStatus, new: RolloutStatus) -> bool:
+    """Whether strict mode lets ``update_rollout`` go from ``current`` to ``new``: a finished rollout only re-queues."""
+    return current not in TERMINAL or new in QUEUED

@@ -1,0 +1,68 @@
+"""How many bytes of spans a store in memory keeps before it drops the oldest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import psutil
+
+from lightning_store.errors import InvalidArgumentError
+from lightning_store.model import Span
+
+EVICTION_RATIO_DEFAULT: Final = 0.7
+"""Of the machine's memory."""
+SAFE_RATIO_DEFAULT: Final = 0.8
+"""Of the eviction threshold."""
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryLimits:
+    """Past ``eviction_bytes`` of spans, whole rollouts' spans are dropped until ``safe_bytes`` or less remain."""
+
+    capacity_bytes: int
+    eviction_bytes: int
+    safe_bytes: int
+    span_size_estimator: Callable[[Span], int] | None = None
+    """Bytes to count for a span; None counts its encoded size and a fixed overhead."""
+
+    @classmethod
+    def of(
+        cls,
+        eviction_memory_threshold: float | int | None = None,
+        safe_memory_threshold: float | int | None = None,
+        span_size_estimator: Callable[[Span], int] | None = None,
+        memory_capacity_bytes: int | None = None,
+    ) -> MemoryLimits:
+        """Limits from a ratio of total memory (a float up to 1) or bytes (an int) each; ValueError if not legal.
+
+        ``memory_capacity_bytes`` is the total; None asks the machine.
+        """
+        capacity = psutil.virtual_memory().total if memory_capacity_bytes is None else memory_capacity_bytes
+        eviction = _bytes(
+            "eviction_memory_threshold",
+            EVICTION_RATIO_DEFAULT if eviction_memory_threshold is None else eviction_memory_threshold,
+            capacity,
+        )
+        if safe_memory_threshold is None:
+            safe = int(eviction * SAFE_RATIO_DEFAULT)
+        else:
+            safe = _bytes("safe_memory_threshold", safe_memory_threshold, capacity)
+        if safe >= eviction:
+            raise InvalidArgumentError(
+                f"safe_memory_threshold is {safe} bytes; it must be below the eviction threshold of {eviction} bytes",
+                field="safe_memory_threshold",
+            )
+        return cls(capacity, eviction, safe, span_size_estimator)
+
+
+def _bytes(name: str, threshold: float | int, capacity_bytes: int) -> int:
+    if isinstance(threshold, float):
+        if not 0 <= threshold <= 1:
+            message = f"{name} is {threshold}; give a ratio of total memory up to 1.0, or bytes as an int"
+            raise InvalidArgumentError(message, field=name)
+        return int(threshold * capacity_bytes)
+    if threshold < 0:
+        raise InvalidArgumentError(f"{name} is {threshold}; give 0 bytes or more", field=name)
+    return threshold

@@ -1,0 +1,418 @@
+"""The data that every store takes and returns: rollouts, attempts, spans, resources, workers.
+
+All of it is plain data (pydantic v2). Times are seconds since the Unix epoch as ``float``; durations are
+seconds. Objects that a store returns are snapshots: changing one changes nothing in the store.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Literal, TypeVar, overload
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
+
+T = TypeVar("T")
+
+
+class Unset(Enum):
+    """The type of :data:`UNSET`. An enum, so that it stays one object through copies and pickles."""
+
+    UNSET = "UNSET"
+
+    def __repr__(self) -> str:
+        return "UNSET"
+
+    def __bool__(self) -> Literal[False]:
+        return False
+
+
+UNSET: Final = Unset.UNSET
+"""Default of every optional argument of the update methods: "leave this field alone", where ``None`` clears it."""
+
+RolloutStatus = Literal["queuing", "preparing", "running", "failed", "succeeded", "cancelled", "requeuing"]
+AttemptStatus = Literal["preparing", "running", "failed", "succeeded", "unresponsive", "timeout"]
+WorkerStatus = Literal["idle", "busy", "unknown"]
+RolloutMode = Literal["train", "val", "test"]
+SpanStatusCode = Literal["UNSET", "OK", "ERROR"]
+SpanKind = Literal["INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER"]
+TemplateEngine = Literal["jinja", "f-string", "poml"]
+FilterLogic = Literal["and", "or"]
+SortOrder = Literal["asc", "desc"]
+
+TIME_MAX_SECONDS: Final = 2**63 // 10**9
+"""Latest time the store holds: 2262-04-11, the last second whose nanoseconds fit a signed 64-bit integer."""
+
+Time = Annotated[float, Field(ge=0, le=TIME_MAX_SECONDS, allow_inf_nan=False)]
+"""Seconds since the Unix epoch, from 1970 to 2262."""
+
+Duration = Annotated[float, Field(ge=0, le=TIME_MAX_SECONDS, allow_inf_nan=False)]
+"""A length of time in seconds."""
+
+Counter = Annotated[int, Field(ge=0, lt=2**63)]
+"""A count or sequence number; it fits a signed 64-bit integer."""
+
+
+class Model(BaseModel):
+    """Base of the closed types: a field that does not exist is an error, not a silent loss."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class OpenModel(BaseModel):
+    """Base of the open types: fields that are not declared here are kept and returned unchanged."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+# --- Rollouts and attempts -------------------------------------------------------------------------------------------
+
+
+class RolloutConfig(Model):
+    """How long an attempt may take, and when a failed one is tried again."""
+
+    # A config given inside another object is checked again and copied: it may have been changed since it was made.
+    model_config = ConfigDict(extra="forbid", revalidate_instances="always")
+
+    timeout_seconds: Duration | None = None
+    """An attempt that runs longer ends as ``timeout``. None: no limit."""
+    unresponsive_seconds: Duration | None = None
+    """An attempt silent for longer (no span, no heartbeat) ends as ``unresponsive``. None: no limit."""
+    max_attempts: Annotated[int, Field(ge=1, lt=2**31)] = 1
+    """Attempts in all, the first included."""
+    retry_condition: list[AttemptStatus] = Field(default_factory=list)
+    """The attempt statuses that put the rollout back into the queue."""
+
+
+class Attempt(Model):
+    """One execution of a rollout."""
+
+    rollout_id: str
+    attempt_id: str
+    sequence_id: Counter
+    """1 for the first attempt of its rollout, then 2, 3, …"""
+    start_time: Time
+    end_time: Time | None = None
+    status: AttemptStatus = "preparing"
+    worker_id: str | None = None
+    last_heartbeat_time: Time | None = None
+    """The last sign of life: a span, the worker's heartbeat, or a time given to ``update_attempt``."""
+    metadata: dict[str, Any] | None = None
+
+
+class Rollout(Model):
+    """One task, from the queue to its outcome."""
+
+    rollout_id: str
+    input: Any
+    """The task itself: any JSON value."""
+    start_time: Time
+    """When it was enqueued or started."""
+    end_time: Time | None = None
+    """When it last became succeeded, failed or cancelled; kept if it is put back into the queue."""
+    mode: RolloutMode | None = None
+    resources_id: str | None = None
+    status: RolloutStatus = "queuing"
+    config: RolloutConfig = Field(default_factory=RolloutConfig)
+    metadata: dict[str, Any] | None = None
+
+
+class AttemptedRollout(Rollout):
+    """A rollout together with its latest attempt."""
+
+    attempt: Attempt
+
+    @model_validator(mode="after")
+    def _ids_agree(self) -> AttemptedRollout:
+        if self.attempt.rollout_id != self.rollout_id:
+            raise ValueError(
+                f"attempt.rollout_id {self.attempt.rollout_id!r} is not the rollout's id {self.rollout_id!r}"
+            )
+        return self
+
+
+class EnqueueRolloutRequest(Model):
+    """What is needed to make a rollout."""
+
+    input: Any
+    mode: RolloutMode | None = None
+    resources_id: str | None = None
+    """None takes the latest resources at the time of the call."""
+    config: RolloutConfig | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class RolloutUpdate(Model):
+    """The fields that one ``update_rollout`` sets: exactly those in ``model_fields_set``; the rest stay as they are."""
+
+    input: Any = None
+    mode: RolloutMode | None = None
+    resources_id: str | None = None
+    status: RolloutStatus = "queuing"
+    config: RolloutConfig = Field(default_factory=RolloutConfig)
+    metadata: dict[str, Any] | None = None
+
+
+class AttemptUpdate(Model):
+    """The fields that one ``update_attempt`` sets: exactly those in ``model_fields_set``."""
+
+    status: AttemptStatus = "preparing"
+    worker_id: str | None = None
+    last_heartbeat_time: Time | None = None
+    metadata: dict[str, Any] | None = None
+
+
+def given(**fields: Any) -> dict[str, Any]:
+    """The keyword arguments that are not UNSET, to build a :class:`RolloutUpdate` or :class:`AttemptUpdate` from."""
+    return {name: value for name, value in fields.items() if value is not UNSET}
+
+
+# --- Spans -----------------------------------------------------------------------------------------------------------
+
+Attributes = dict[str, Any]
+"""OpenTelemetry attributes: text keys; values are text, booleans, numbers, None, and lists or mappings of these."""
+
+
+class SpanContext(OpenModel):
+    """Identity of a span inside a trace."""
+
+    trace_id: str
+    """32 hexadecimal digits."""
+    span_id: str
+    """16 hexadecimal digits."""
+    is_remote: bool
+    trace_state: dict[str, str]
+
+
+class TraceStatus(OpenModel):
+    """Outcome of a span."""
+
+    status_code: SpanStatusCode
+    description: str | None = None
+
+
+class Event(OpenModel):
+    """Something that happened at one moment within a span."""
+
+    name: str
+    attributes: Attributes = Field(default_factory=dict)
+    timestamp: Time | None = None
+
+
+class Link(OpenModel):
+    """A reference from one span to another."""
+
+    context: SpanContext
+    attributes: Attributes | None = None
+
+
+class OtelResource(OpenModel):
+    """The OpenTelemetry resource (process, host, service) that produced a span."""
+
+    attributes: Attributes = Field(default_factory=dict)
+    schema_url: str = ""
+
+
+class InstrumentationScope(OpenModel):
+    """The instrumentation library that produced a span."""
+
+    name: str = ""
+    version: str | None = None
+    schema_url: str | None = None
+    attributes: Attributes | None = None
+
+
+class Span(OpenModel):
+    """One OpenTelemetry span of one attempt. Fields that are not declared here are kept, whatever JSON they hold."""
+
+    rollout_id: str
+    attempt_id: str
+    sequence_id: Counter
+    """Position among the spans of its rollout; see ``get_next_span_sequence_id``."""
+    trace_id: str
+    """32 hexadecimal digits."""
+    span_id: str
+    """16 hexadecimal digits. (rollout_id, attempt_id, span_id) is the key of a span."""
+    parent_id: str | None = None
+    name: str
+    status: TraceStatus = Field(default_factory=lambda: TraceStatus(status_code="UNSET"))
+    attributes: Attributes = Field(default_factory=dict)
+    events: list[Event] = Field(default_factory=list)
+    links: list[Link] = Field(default_factory=list)
+    start_time: Time | None = None
+    end_time: Time | None = None
+    context: SpanContext | None = None
+    parent: SpanContext | None = None
+    resource: OtelResource = Field(default_factory=OtelResource)
+    kind: SpanKind | None = None
+    scope: InstrumentationScope | None = None
+
+    @classmethod
+    def from_opentelemetry(
+        cls, readable_span: ReadableSpan, rollout_id: str, attempt_id: str, sequence_id: int
+    ) -> Span:
+        """The span that an OpenTelemetry SDK recorded, with nothing left out."""
+        from lightning_store.otel import span_from_opentelemetry  # the SDK is slow to import and few need it
+
+        return span_from_opentelemetry(readable_span, rollout_id, attempt_id, sequence_id)
+
+
+# --- Resources -------------------------------------------------------------------------------------------------------
+
+
+class Resource(OpenModel):
+    """A named thing that runners need. A ``resource_type`` that is not known keeps all its fields in this class."""
+
+    resource_type: str
+
+    @field_validator("resource_type")
+    @classmethod
+    def _not_empty(cls, value: str) -> str:
+        if not value:
+            raise ValueError("resource_type must not be empty")
+        return value
+
+
+class LLM(Resource):
+    """An endpoint that speaks a chat-completion API."""
+
+    resource_type: Literal["llm"] = "llm"
+    endpoint: str
+    model: str
+    api_key: str | None = None
+    sampling_parameters: dict[str, Any] = Field(default_factory=dict)
+
+    def get_base_url(self, rollout_id: str | None = None, attempt_id: str | None = None) -> str:
+        """The endpoint; the ids matter only to :class:`ProxyLLM`."""
+        return self.endpoint
+
+
+class ProxyLLM(LLM):
+    """An LLM behind a proxy that tells callers apart by the rollout and attempt in the URL."""
+
+    resource_type: Literal["proxy_llm"] = "proxy_llm"  # type: ignore[assignment]
+
+    def get_base_url(self, rollout_id: str | None = None, attempt_id: str | None = None) -> str:
+        """The endpoint with ``/rollout/<id>/attempt/<id>`` in it, before a trailing ``/v1``.
+
+        With neither id it is the plain endpoint; with only one of them, ValueError.
+        """
+        if rollout_id is None and attempt_id is None:
+            return self.endpoint
+        if rollout_id is None or attempt_id is None:
+            raise ValueError("give both rollout_id and attempt_id, or neither")
+        base = self.endpoint.removesuffix("/")
+        root = base.removesuffix("/v1")
+        version = base[len(root) :]
+        return f"{root}/rollout/{rollout_id}/attempt/{attempt_id}{version}"
+
+
+class PromptTemplate(Resource):
+    """A prompt with places to fill in."""
+
+    resource_type: Literal["prompt_template"] = "prompt_template"
+    template: str
+    engine: TemplateEngine
+
+    def format(self, **values: Any) -> str:
+        """The template with ``values`` filled in.
+
+        ``f-string`` needs nothing; ``jinja`` needs the package jinja2 and renders in its sandbox; ``poml`` raises
+        NotImplementedError: give ``template`` to the POML library.
+        """
+        if self.engine == "f-string":
+            return self.template.format(**values)
+        if self.engine == "jinja":
+            try:
+                from jinja2.sandbox import ImmutableSandboxedEnvironment
+            except ImportError as error:
+                raise ImportError("a jinja template needs the package jinja2: pip install jinja2") from error
+            return ImmutableSandboxedEnvironment().from_string(self.template).render(**values)
+        raise NotImplementedError("a poml template is rendered by the POML library: give it PromptTemplate.template")
+
+
+KNOWN_RESOURCES: Final[Mapping[str, type[Resource]]] = {
+    "llm": LLM,
+    "proxy_llm": ProxyLLM,
+    "prompt_template": PromptTemplate,
+}
+
+
+def _parse_resource(value: Any) -> Any:
+    """Pick the class by ``resource_type``; objects that are resources already pass as they are."""
+    if isinstance(value, Mapping):
+        kind = value.get("resource_type")
+        known = KNOWN_RESOURCES.get(kind, Resource) if isinstance(kind, str) else Resource
+        return known.model_validate(dict(value))
+    return value
+
+
+NamedResources = dict[str, Annotated[SerializeAsAny[Resource], BeforeValidator(_parse_resource)]]
+"""Resources by name."""
+
+
+class ResourcesUpdate(Model):
+    """One version of a set of resources."""
+
+    resources_id: str
+    resources: NamedResources
+    create_time: Time
+    update_time: Time
+    version: Counter
+    """1 when added, one more with each update of the same id."""
+
+
+# --- Workers ---------------------------------------------------------------------------------------------------------
+
+
+class Worker(Model):
+    """A runner process, as far as the store knows."""
+
+    worker_id: str
+    status: WorkerStatus = "unknown"
+    heartbeat_stats: dict[str, Any] | None = None
+    last_heartbeat_time: Time | None = None
+    last_dequeue_time: Time | None = None
+    last_busy_time: Time | None = None
+    last_idle_time: Time | None = None
+    current_rollout_id: str | None = None
+    current_attempt_id: str | None = None
+
+
+# --- Query results ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PaginatedResult(Sequence[T], Generic[T]):
+    """The rows of one query, as a sequence, with what was asked and how many rows there are."""
+
+    items: Sequence[T]
+    limit: int
+    offset: int
+    total: int
+    """Rows that match, before limit and offset."""
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        return self.items[index]
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self.items)

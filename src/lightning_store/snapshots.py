@@ -1,0 +1,97 @@
+"""Records as the objects that callers get. Each is built anew, so that changing one changes nothing in the store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_store import json_text
+from lightning_store.backends.base import AttemptRecord, ResourcesRecord, RolloutRecord, WorkerRecord
+from lightning_store.model import Attempt, AttemptedRollout, ResourcesUpdate, Rollout, RolloutConfig, Worker
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A rollout record with the record of its latest attempt."""
+
+    rollout: RolloutRecord
+    attempt: AttemptRecord
+
+
+def rollout_of(record: RolloutRecord) -> Rollout:
+    return Rollout.model_construct(**_rollout_fields(record))
+
+
+def attempted_rollout_of(claim: Claim) -> AttemptedRollout:
+    return AttemptedRollout.model_construct(**_rollout_fields(claim.rollout), attempt=attempt_of(claim.attempt))
+
+
+def rollout_with_attempt(record: RolloutRecord, latest: AttemptRecord | None) -> Rollout:
+    """An AttemptedRollout where there is an attempt, a Rollout where there is none."""
+    return rollout_of(record) if latest is None else attempted_rollout_of(Claim(record, latest))
+
+
+def attempt_of(record: AttemptRecord) -> Attempt:
+    return Attempt.model_construct(
+        rollout_id=record.rollout_id,
+        attempt_id=record.attempt_id,
+        sequence_id=record.sequence_id,
+        start_time=record.start_time,
+        end_time=record.end_time,
+        status=record.status,
+        worker_id=record.worker_id,
+        last_heartbeat_time=record.last_heartbeat_time,
+        metadata=_json(record.metadata_json, "metadata"),
+    )
+
+
+def resources_of(record: ResourcesRecord) -> ResourcesUpdate:
+    return ResourcesUpdate(
+        resources_id=record.resources_id,
+        resources=json_text.loads(record.resources_json, "resources"),
+        create_time=record.create_time,
+        update_time=record.update_time,
+        version=record.version,
+    )
+
+
+def worker_of(record: WorkerRecord) -> Worker:
+    return Worker.model_construct(
+        worker_id=record.worker_id,
+        status=record.status,
+        heartbeat_stats=_json(record.heartbeat_stats_json, "heartbeat_stats"),
+        last_heartbeat_time=record.last_heartbeat_time,
+        last_dequeue_time=record.last_dequeue_time,
+        last_busy_time=record.last_busy_time,
+        last_idle_time=record.last_idle_time,
+        current_rollout_id=record.current_rollout_id,
+        current_attempt_id=record.current_attempt_id,
+    )
+
+
+def config_copy(config: RolloutConfig) -> RolloutConfig:
+    """An independent copy of a config that has been validated before."""
+    return RolloutConfig.model_construct(
+        timeout_seconds=config.timeout_seconds,
+        unresponsive_seconds=config.unresponsive_seconds,
+        max_attempts=config.max_attempts,
+        retry_condition=list(config.retry_condition),
+    )
+
+
+def _rollout_fields(record: RolloutRecord) -> dict[str, Any]:
+    return {
+        "rollout_id": record.rollout_id,
+        "input": json_text.loads(record.input_json, "input"),
+        "start_time": record.start_time,
+        "end_time": record.end_time,
+        "mode": record.mode,
+        "resources_id": record.resources_id,
+        "status": record.status,
+        "config": config_copy(record.config),
+        "metadata": _json(record.metadata_json, "metadata"),
+    }
+
+
+def _json(text: str | None, path: str) -> Any:
+    return None if text is None else json_text.loads(text, path)

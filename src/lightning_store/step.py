@@ -1,0 +1,353 @@
+"""One atomic step of the engine: the rules that change records, in one transaction, at one clock reading."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lightning_store import lifecycle, workers
+from lightning_store.backends.base import (
+    AttemptRecord,
+    ResourcesRecord,
+    RolloutRecord,
+    SpanRecord,
+    Transaction,
+    WorkerRecord,
+)
+from lightning_store.errors import (
+    AttemptNotFoundError,
+    InvalidTransitionError,
+    NoAttemptsError,
+    ResourcesNotFoundError,
+    RolloutNotFoundError,
+    StoreError,
+)
+from lightning_store.model import AttemptStatus, RolloutConfig, RolloutMode, RolloutStatus
+from lightning_store.snapshots import Claim
+
+EXPIRY_BATCH = 1000
+"""Overdue attempts that are fetched at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewRollout:
+    """A request for a rollout, checked, with its payloads as JSON text."""
+
+    input_json: str
+    mode: RolloutMode | None
+    resources_id: str | None
+    config: RolloutConfig
+    metadata_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpanOutcome:
+    """What became of one span: stored (``sequence_id`` is set), refused (``error`` is set), or neither: a duplicate."""
+
+    sequence_id: int | None = None
+    error: StoreError | None = None
+
+
+def new_id(prefix: str, digits: int) -> str:
+    return f"{prefix}-{uuid.uuid4().hex[:digits]}"
+
+
+class Step:
+    """The rules, bound to a transaction ``tx`` and a time ``now``. Into ``changes`` go the rollouts whose status was
+    set, each with whether it is terminal now."""
+
+    def __init__(self, tx: Transaction, now: float, changes: dict[str, bool], *, strict: bool) -> None:
+        self.tx = tx
+        self.now = now
+        self.changes = changes
+        self.strict = strict
+
+    # --- Looking up --------------------------------------------------------------------------------------------------
+
+    async def rollout(self, rollout_id: str) -> RolloutRecord:
+        record = await self.tx.get_rollout(rollout_id)
+        if record is None:
+            raise RolloutNotFoundError.of(rollout_id)
+        return record
+
+    async def attempt(self, rollout_id: str, attempt_id: str) -> AttemptRecord:
+        record = await self.tx.get_attempt(rollout_id, attempt_id)
+        if record is None:
+            raise AttemptNotFoundError.of(rollout_id, attempt_id)
+        return record
+
+    async def latest_attempt(self, rollout_id: str) -> AttemptRecord:
+        record = await self.tx.latest_attempt(rollout_id)
+        if record is None:
+            raise NoAttemptsError.of(rollout_id)
+        return record
+
+    async def known_if_strict(self, rollout_id: str) -> None:
+        """Strict mode refuses to read what does not exist."""
+        if self.strict:
+            await self.rollout(rollout_id)
+
+    # --- Deadlines ---------------------------------------------------------------------------------------------------
+
+    async def give_up_overdue(self) -> None:
+        """End every attempt whose deadline has passed. Each is complete in itself, whatever the step does after it."""
+        while due := await self.tx.take_due(self.now, EXPIRY_BATCH):
+            for rollout_id in due:
+                await self._give_up_if_overdue(rollout_id)
+
+    async def _give_up_if_overdue(self, rollout_id: str) -> None:
+        rollout = await self.tx.get_rollout(rollout_id)
+        attempt = await self.tx.latest_attempt(rollout_id)
+        if rollout is None or attempt is None:
+            return
+        status = next((limit.status for limit in _limits(rollout, attempt) if self.now > limit.time), None)
+        if status is None:
+            await self._set_deadline(rollout, attempt)
+        else:
+            await self._change_attempt(rollout, attempt, self._with_status(attempt, status), latest=True, reported=True)
+
+    async def _set_deadline(self, rollout: RolloutRecord, latest: AttemptRecord) -> None:
+        times = [limit.time for limit in _limits(rollout, latest)]
+        await self.tx.set_deadline(rollout.rollout_id, min(times, default=None))
+
+    # --- Rollouts ----------------------------------------------------------------------------------------------------
+
+    async def create(self, new: NewRollout, status: RolloutStatus) -> RolloutRecord:
+        """Store a new rollout. It is not queued yet. The resources must have been checked."""
+        resources_id = new.resources_id
+        if resources_id is None:
+            latest = await self.tx.latest_resources()
+            resources_id = latest.resources_id if latest is not None else None
+        record = RolloutRecord(
+            rollout_id=new_id("ro", 12),
+            input_json=new.input_json,
+            start_time=self.now,
+            end_time=None,
+            mode=new.mode,
+            resources_id=resources_id,
+            status=status,
+            config=new.config,
+            metadata_json=new.metadata_json,
+        )
+        await self.tx.put_rollout(record)
+        return record
+
+    async def check_resources(self, resources_id: str | None) -> None:
+        """Strict mode refuses an id that is not known."""
+        if self.strict and resources_id is not None and await self.tx.get_resources(resources_id) is None:
+            raise ResourcesNotFoundError.of(resources_id)
+
+    async def enqueue(self, requests: Sequence[NewRollout]) -> list[RolloutRecord]:
+        for new in requests:
+            await self.check_resources(new.resources_id)
+        records = [await self.create(new, "queuing") for new in requests]
+        for record in records:
+            await self.tx.push_queue(record.rollout_id)
+        return records
+
+    async def claim(self, limit: int, worker_id: str | None) -> list[Claim]:
+        claims: list[Claim] = []
+        while len(claims) < limit and (rollout_id := await self.tx.pop_queue()) is not None:
+            rollout = await self.rollout(rollout_id)
+            if rollout.status in lifecycle.QUEUED:
+                claims.append(await self.begin_attempt(rollout, worker_id))
+        if worker_id:
+            worker = await self.worker(worker_id)
+            asked = replace(worker, last_dequeue_time=self.now) if claims else workers.asked_in_vain(worker, self.now)
+            await self.tx.put_worker(asked)
+        return claims
+
+    async def begin_attempt(self, rollout: RolloutRecord, worker_id: str | None) -> Claim:
+        """A new attempt of a rollout that is stored, and not in the queue from now on."""
+        former = await self.tx.latest_attempt(rollout.rollout_id)
+        attempt = AttemptRecord(
+            rollout_id=rollout.rollout_id,
+            attempt_id=new_id("at", 8),
+            sequence_id=1 if former is None else former.sequence_id + 1,
+            start_time=self.now,
+            end_time=None,
+            status="preparing",
+            worker_id=worker_id,
+            last_heartbeat_time=None,
+            metadata_json=None,
+        )
+        await self.tx.put_attempt(attempt)
+        rollout = await self._set_status(rollout, "preparing")
+        await self._set_deadline(rollout, attempt)
+        if worker_id:
+            await self.tx.put_worker(workers.take(await self.worker(worker_id), attempt, self.now))
+        return Claim(rollout, attempt)
+
+    async def update_rollout(
+        self, rollout_id: str, columns: Mapping[str, Any], status: RolloutStatus | None
+    ) -> RolloutRecord:
+        """Set ``columns`` of a rollout, then move it to ``status`` if one was given."""
+        rollout = await self.rollout(rollout_id)
+        if status is not None and self.strict and not lifecycle.may_leave(rollout.status, status):
+            message = f"Rollout {rollout_id} is {rollout.status}; it can only be put back to queuing or requeuing"
+            raise InvalidTransitionError(message, rollout_id=rollout_id, field="status")
+        updated = replace(rollout, **columns)
+        if status is None:
+            await self.tx.put_rollout(updated)
+        else:
+            # A rollout that is set to another status by hand keeps its place in the queue until a claim passes it.
+            updated = await self._set_status(updated, status, leave_queue=False)
+        latest = await self.tx.latest_attempt(rollout_id)
+        if latest is not None:
+            await self._set_deadline(updated, latest)
+        return updated
+
+    async def _set_status(
+        self, rollout: RolloutRecord, status: RolloutStatus, *, leave_queue: bool = True
+    ) -> RolloutRecord:
+        terminal = status in lifecycle.TERMINAL
+        rollout = replace(rollout, status=status, end_time=self.now if terminal else rollout.end_time)
+        await self.tx.put_rollout(rollout)
+        if status in lifecycle.QUEUED:
+            await self.tx.push_queue(rollout.rollout_id)
+        elif leave_queue:
+            await self.tx.leave_queue(rollout.rollout_id)
+        self.changes[rollout.rollout_id] = terminal
+        return rollout
+
+    # --- Attempts ----------------------------------------------------------------------------------------------------
+
+    async def update_attempt(
+        self, rollout_id: str, attempt_id: str, columns: Mapping[str, Any], status: AttemptStatus | None
+    ) -> AttemptRecord:
+        """Set ``columns`` of an attempt (or the "latest"), then move it to ``status`` if given; the rollout follows."""
+        rollout = await self.rollout(rollout_id)
+        latest = await self.latest_attempt(rollout_id)
+        former = latest if attempt_id == "latest" else await self.attempt(rollout_id, attempt_id)
+        updated = replace(former, **columns)
+        if status is not None:
+            updated = self._with_status(updated, status)
+        is_latest = latest.attempt_id == former.attempt_id
+        await self._change_attempt(rollout, former, updated, latest=is_latest, reported=status is not None)
+        return updated
+
+    def _with_status(self, attempt: AttemptRecord, status: AttemptStatus) -> AttemptRecord:
+        return replace(attempt, status=status, end_time=None if status in lifecycle.ACTIVE else self.now)
+
+    async def _change_attempt(
+        self, rollout: RolloutRecord, former: AttemptRecord, attempt: AttemptRecord, *, latest: bool, reported: bool
+    ) -> None:
+        """Replace ``former`` by ``attempt``; ``reported`` if its status was set, be it to the same as before."""
+        await self.tx.put_attempt(attempt)
+        if latest:
+            rollout = await self._follow_attempt(rollout, attempt, reported)
+            await self._set_deadline(rollout, attempt)
+        await self._follow_workers(former, attempt)
+
+    async def _follow_attempt(self, rollout: RolloutRecord, latest: AttemptRecord, reported: bool) -> RolloutRecord:
+        if self.strict and rollout.status in lifecycle.TERMINAL:
+            return rollout
+        status = lifecycle.rollout_status_after(latest.status, latest.sequence_id, rollout.config)
+        if status == rollout.status and not (reported and status in lifecycle.TERMINAL):
+            return rollout
+        return await self._set_status(rollout, status)
+
+    # --- Workers -----------------------------------------------------------------------------------------------------
+
+    async def worker(self, worker_id: str) -> WorkerRecord:
+        """The worker's record; a new one at its first mention."""
+        return await self.tx.get_worker(worker_id) or WorkerRecord(worker_id)
+
+    async def _follow_workers(self, former: AttemptRecord, attempt: AttemptRecord) -> None:
+        assigned = attempt.worker_id != former.worker_id
+        if assigned and former.worker_id:
+            before = await self.worker(former.worker_id)
+            if workers.holds(before, former):
+                await self.tx.put_worker(workers.release(before, self.now))
+        if attempt.worker_id:
+            worker = await self.worker(attempt.worker_id)
+            await self.tx.put_worker(workers.follow(worker, attempt, assigned, self.now))
+
+    async def heartbeat(self, worker_id: str, stats_json: str | None) -> WorkerRecord:
+        """Note that the worker is alive, and so the attempt that it holds. ``stats_json=None`` keeps the former."""
+        worker = await self.worker(worker_id)
+        worker = replace(
+            worker,
+            last_heartbeat_time=self.now,
+            heartbeat_stats_json=worker.heartbeat_stats_json if stats_json is None else stats_json,
+        )
+        await self.tx.put_worker(worker)
+        if worker.current_rollout_id and worker.current_attempt_id:
+            attempt = await self.tx.get_attempt(worker.current_rollout_id, worker.current_attempt_id)
+            if attempt is not None and attempt.status in lifecycle.ACTIVE:
+                await self._sign_of_life(attempt, moves=False)
+        return worker
+
+    # --- Spans -------------------------------------------------------------------------------------------------------
+
+    async def add_spans(self, spans: Sequence[tuple[SpanRecord, int]]) -> tuple[list[SpanOutcome], int]:
+        """Store spans, each with its size in bytes; one outcome each, in order, and the bytes stored in all."""
+        outcomes: list[SpanOutcome] = []
+        touched: dict[tuple[str, str], None] = {}
+        total_bytes = 0
+        for span, size_bytes in spans:
+            try:
+                await self.rollout(span.rollout_id)
+                await self.attempt(span.rollout_id, span.attempt_id)
+            except StoreError as error:
+                outcomes.append(SpanOutcome(error=error))
+                continue
+            if await self.tx.has_span(span.rollout_id, span.attempt_id, span.span_id):
+                outcomes.append(SpanOutcome())
+                continue
+            numbered = await self._numbered(span)
+            total_bytes = await self.tx.insert_span(numbered, size_bytes)
+            touched[span.rollout_id, span.attempt_id] = None
+            outcomes.append(SpanOutcome(sequence_id=numbered.sequence_id))
+        for rollout_id, attempt_id in touched:
+            await self._sign_of_life(await self.attempt(rollout_id, attempt_id), moves=True)
+        return outcomes, total_bytes
+
+    async def _numbered(self, span: SpanRecord) -> SpanRecord:
+        if span.sequence_id is None:
+            return replace(span, sequence_id=await self.tx.next_sequence(span.rollout_id))
+        await self.tx.raise_sequence(span.rollout_id, span.sequence_id)
+        return span
+
+    async def _sign_of_life(self, attempt: AttemptRecord, *, moves: bool) -> None:
+        """Refresh the heartbeat of an attempt. A span (``moves``) also begins or revives it."""
+        rollout = await self.rollout(attempt.rollout_id)
+        latest = await self.latest_attempt(attempt.rollout_id)
+        is_latest = latest.attempt_id == attempt.attempt_id
+        alive = replace(attempt, last_heartbeat_time=max(attempt.last_heartbeat_time or 0.0, self.now))
+        begins = attempt.status == "preparing"
+        revives = attempt.status == "unresponsive" and is_latest and rollout.status == "requeuing"
+        if moves and (begins or revives):
+            alive = self._with_status(alive, "running")
+        await self.tx.put_attempt(alive)
+        if is_latest:
+            if alive.status != attempt.status and rollout.status in ("preparing", "requeuing"):
+                rollout = await self._set_status(rollout, "running")
+            await self._set_deadline(rollout, alive)
+        if alive.status != attempt.status:
+            await self._follow_workers(attempt, alive)
+
+    # --- Resources ---------------------------------------------------------------------------------------------------
+
+    async def publish(self, resources_id: str | None, resources_json: str) -> ResourcesRecord:
+        """The next version of ``resources_id``, version 1 if it is new; a new id for None. It becomes the latest."""
+        former = None if resources_id is None else await self.tx.get_resources(resources_id)
+        if resources_id is not None and former is None and self.strict:
+            raise ResourcesNotFoundError.of(resources_id)
+        record = ResourcesRecord(
+            resources_id=resources_id if resources_id is not None else new_id("rs", 12),
+            resources_json=resources_json,
+            create_time=self.now if former is None else former.create_time,
+            update_time=self.now,
+            version=1 if former is None else former.version + 1,
+        )
+        await self.tx.put_resources(record)
+        return record
+
+
+def _limits(rollout: RolloutRecord, latest: AttemptRecord) -> list[lifecycle.Expiry]:
+    return lifecycle.limits(
+        rollout.status, latest.status, latest.start_time, latest.last_heartbeat_time, rollout.config
+    )

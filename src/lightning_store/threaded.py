@@ -1,0 +1,54 @@
+"""LightningStoreThreaded: any store, callable from any thread and any event loop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_store.forwarding import ForwardingStore
+from lightning_store.loop_thread import LoopThread
+from lightning_store.store import LightningStore, LightningStoreCapabilities
+
+
+class LightningStoreThreaded(ForwardingStore):
+    """Runs every call of ``store`` on one event loop, in a thread of its own.
+
+    So the store sees a single loop, whoever calls, and a call that waits holds nobody up. (A lock around each call
+    would do neither: held across an await, it deadlocks as soon as two loops call.) ``close()`` ends the thread; it is
+    a daemon, so forgetting to does not keep the process alive.
+    """
+
+    def __init__(self, store: LightningStore) -> None:
+        self.store = store
+        self._starting = threading.Lock()
+        self._thread: LoopThread | None = None
+
+    @property
+    def capabilities(self) -> LightningStoreCapabilities:
+        return {**self.store.capabilities, "thread_safe": True, "async_safe": True}
+
+    def otlp_traces_endpoint(self) -> str:
+        return self.store.otlp_traces_endpoint()
+
+    async def _forward(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        return await self._running_thread().run(getattr(self.store, method)(*args, **kwargs))
+
+    def _running_thread(self) -> LoopThread:
+        with self._starting:
+            if self._thread is None or not self._thread.is_alive:
+                self._thread = LoopThread("lightning-store-threaded")
+            return self._thread
+
+    def close(self) -> None:
+        """Cancel the calls that are under way and end the thread. The store itself stays as it is."""
+        with self._starting:
+            thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.stop()
+
+    def __enter__(self) -> LightningStoreThreaded:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

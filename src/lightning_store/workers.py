@@ -1,0 +1,55 @@
+"""The rules for worker records, as pure functions. A worker holds at most one attempt: the last one that it got."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lightning_store.backends.base import AttemptRecord, WorkerRecord
+from lightning_store.lifecycle import GIVEN_UP, REPORTED
+
+
+def holds(worker: WorkerRecord, attempt: AttemptRecord) -> bool:
+    """Whether ``attempt`` is the one that the worker is busy with."""
+    return worker.current_rollout_id == attempt.rollout_id and worker.current_attempt_id == attempt.attempt_id
+
+
+def take(worker: WorkerRecord, attempt: AttemptRecord, now: float) -> WorkerRecord:
+    """Busy with ``attempt``, whatever it held before."""
+    return replace(
+        worker,
+        status="busy",
+        last_busy_time=now,
+        current_rollout_id=attempt.rollout_id,
+        current_attempt_id=attempt.attempt_id,
+    )
+
+
+def release(worker: WorkerRecord, now: float) -> WorkerRecord:
+    """Idle, with nothing in its hands."""
+    return replace(worker, status="idle", last_idle_time=now, current_rollout_id=None, current_attempt_id=None)
+
+
+def lose_sight(worker: WorkerRecord) -> WorkerRecord:
+    """Its attempt was given up: what it does now is unknown."""
+    return replace(worker, status="unknown", current_rollout_id=None, current_attempt_id=None)
+
+
+def asked_in_vain(worker: WorkerRecord, now: float) -> WorkerRecord:
+    """It asked for work and there was none. A busy worker keeps what it holds."""
+    worker = replace(worker, last_dequeue_time=now)
+    return worker if worker.status in ("busy", "idle") else release(worker, now)
+
+
+def follow(worker: WorkerRecord, attempt: AttemptRecord, assigned: bool, now: float) -> WorkerRecord:
+    """The worker after ``attempt``, which names it, was changed; ``assigned`` if the change gave it to this worker.
+
+    Only the attempt that it holds changes its status; one that holds nothing takes an unfinished attempt up again.
+    """
+    holding = holds(worker, attempt)
+    if attempt.status in REPORTED:
+        return release(worker, now) if holding or assigned else worker
+    if attempt.status in GIVEN_UP:
+        return lose_sight(worker) if holding or assigned else worker
+    if assigned or worker.current_attempt_id is None:
+        return take(worker, attempt, now)
+    return worker
