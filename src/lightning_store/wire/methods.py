@@ -1,0 +1,91 @@
+"""The table of RPCs: what a client may repeat, and how long it waits.
+
+The client's call funnel and the server's interceptors read it. A method that is not in it is never retried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from types import MappingProxyType
+from typing import Final
+
+from lightning_store.v1 import service_pb2
+
+SERVICE: Final = service_pb2.DESCRIPTOR.services_by_name["LightningStoreService"].full_name
+
+
+class Repeat(Enum):
+    """What it takes to send a call again after an attempt whose outcome is unknown."""
+
+    READ = "READ"
+    """Nothing: it changes nothing."""
+    ONCE = "ONCE"
+    """The same ``request_id``: the server answers a call that it has seen with the reply that it gave."""
+    LWW = "LWW"
+    """Nothing, but the last write wins: one that waited behind retries may be out of date, and is better dropped."""
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One RPC."""
+
+    name: str
+    repeat: Repeat
+    deadline_seconds: float = 30.0
+    """Default for all attempts of one call together. A long poll adds what it waits."""
+    long_poll: bool = False
+    """Whether the server may hold the call until something happens."""
+    streams: bool = False
+    """Whether the reply is a stream."""
+
+    @property
+    def path(self) -> str:
+        """The name that gRPC has for it."""
+        return f"/{SERVICE}/{self.name}"
+
+
+_READ: Final = (
+    "GetServerInfo",
+    "GetStatistics",
+    "GetRollout",
+    "GetLatestAttempt",
+    "GetResources",
+    "GetLatestResources",
+    "GetWorker",
+    "ListRollouts",
+    "ListAttempts",
+    "ListSpans",
+    "ListResources",
+    "ListWorkers",
+)
+_ONCE: Final = (
+    "StartRollout",
+    "EnqueueRollouts",
+    "DequeueRollouts",
+    "StartAttempt",
+    "UpdateRollout",
+    "UpdateAttempt",
+    "AddSpans",
+    "AllocateSpanSequenceIds",
+    "AddResources",
+    "UpdateResources",
+)
+
+METHODS: Final[Mapping[str, Method]] = MappingProxyType(
+    {
+        method.name: method
+        for method in (
+            *(Method(name, Repeat.READ) for name in _READ),
+            *(Method(name, Repeat.ONCE) for name in _ONCE),
+            Method("UpdateWorker", Repeat.LWW, deadline_seconds=10.0),
+            Method("StreamQuery", Repeat.READ, deadline_seconds=300.0, streams=True),
+            Method("WaitForRollouts", Repeat.READ, long_poll=True),
+        )
+    }
+)
+"""By name, such as "GetRollout"."""
+
+BY_PATH: Final[Mapping[str, Method]] = MappingProxyType({method.path: method for method in METHODS.values()})
+"""By the path that gRPC has for it."""

@@ -1,0 +1,296 @@
+"""Queries: the client's arguments as List requests, List requests as the store's arguments, and pages of their rows.
+
+The arguments of a query are a TypedDict whose keys are keywords of the store's ``query_…`` method, so that a server
+calls ``store.query_rollouts(**list_rollouts_from_proto(request))``, with ``offset`` and ``limit`` from a
+:class:`PageWindow` where it sends one page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, TypedDict, TypeVar, Unpack, get_args
+
+from lightning_store.errors import InvalidTypeError
+from lightning_store.model import FilterLogic, RolloutStatus, SortOrder, WorkerStatus
+from lightning_store.v1 import common_pb2, resources_pb2, rollout_pb2, span_pb2, worker_pb2
+from lightning_store.wire import enums
+from lightning_store.wire.checks import invalid, not_negative, optional_text_to_proto, text_to_proto
+from lightning_store.wire.requests import select_attempt, selected_attempt
+
+ItemT = TypeVar("ItemT")
+
+INT64_MAX: Final = 2**63 - 1
+ALL_ROWS: Final = -1
+"""The ``limit`` of the Python API that means: all rows."""
+
+ListRequest = (
+    rollout_pb2.ListRolloutsRequest
+    | rollout_pb2.ListAttemptsRequest
+    | span_pb2.ListSpansRequest
+    | resources_pb2.ListResourcesRequest
+    | worker_pb2.ListWorkersRequest
+)
+
+
+class Ordering(TypedDict, total=False):
+    """What every query has: the order and the part of the rows. A missing key is the method's default."""
+
+    sort_by: str | None
+    sort_order: SortOrder
+    limit: int
+    offset: int
+
+
+class RolloutQuery(Ordering, total=False):
+    """Keywords of ``query_rollouts``."""
+
+    status_in: Sequence[RolloutStatus] | None
+    rollout_id_in: Sequence[str] | None
+    rollout_id_contains: str | None
+    filter_logic: FilterLogic
+
+
+class AttemptQuery(Ordering, total=False):
+    """Keywords of ``query_attempts``, less the rollout."""
+
+
+class SpanQuery(Ordering, total=False):
+    """Keywords of ``query_spans``, less the rollout."""
+
+    attempt_id: str | None
+    trace_id: str | None
+    trace_id_contains: str | None
+    span_id: str | None
+    span_id_contains: str | None
+    parent_id: str | None
+    parent_id_contains: str | None
+    name: str | None
+    name_contains: str | None
+    filter_logic: FilterLogic
+
+
+class ResourcesQuery(Ordering, total=False):
+    """Keywords of ``query_resources``."""
+
+    resources_id: str | None
+    resources_id_contains: str | None
+    filter_logic: FilterLogic
+
+
+class WorkerQuery(Ordering, total=False):
+    """Keywords of ``query_workers``."""
+
+    status_in: Sequence[WorkerStatus] | None
+    worker_id_contains: str | None
+    filter_logic: FilterLogic
+
+
+SpanFilter = Literal[
+    "trace_id",
+    "trace_id_contains",
+    "span_id",
+    "span_id_contains",
+    "parent_id",
+    "parent_id_contains",
+    "name",
+    "name_contains",
+]
+_SPAN_FILTERS: Final[tuple[SpanFilter, ...]] = get_args(SpanFilter)
+
+
+def list_rollouts_to_proto(**query: Unpack[RolloutQuery]) -> rollout_pb2.ListRolloutsRequest:
+    status_in, rollout_id_in = query.get("status_in"), query.get("rollout_id_in")
+    request = rollout_pb2.ListRolloutsRequest(
+        status_in=None if status_in is None else _rollout_statuses_to_proto(status_in),
+        rollout_id_in=None if rollout_id_in is None else _texts_to_proto(rollout_id_in, "rollout_id_in"),
+        rollout_id_contains=optional_text_to_proto(query.get("rollout_id_contains"), "rollout_id_contains"),
+        filter_logic=enums.filter_logic_to_proto(query.get("filter_logic", "and")),
+    )
+    _write_ordering(request, query)
+    return request
+
+
+def list_rollouts_from_proto(request: rollout_pb2.ListRolloutsRequest) -> RolloutQuery:
+    query = RolloutQuery(filter_logic=enums.filter_logic_from_proto(request.filter_logic, "filter_logic"))
+    _read_ordering(request, query)
+    if request.HasField("status_in"):
+        query["status_in"] = [
+            enums.ROLLOUT_STATUS.from_proto(number, f"status_in.values[{index}]")
+            for index, number in enumerate(request.status_in.values)
+        ]
+    if request.HasField("rollout_id_in"):
+        query["rollout_id_in"] = list(request.rollout_id_in.values)
+    if request.HasField("rollout_id_contains"):
+        query["rollout_id_contains"] = request.rollout_id_contains
+    return query
+
+
+def list_attempts_to_proto(rollout_id: str, **query: Unpack[AttemptQuery]) -> rollout_pb2.ListAttemptsRequest:
+    request = rollout_pb2.ListAttemptsRequest(rollout_id=text_to_proto(rollout_id, "rollout_id"))
+    _write_ordering(request, query)
+    return request
+
+
+def list_attempts_from_proto(request: rollout_pb2.ListAttemptsRequest) -> AttemptQuery:
+    query = AttemptQuery()
+    _read_ordering(request, query)
+    return query
+
+
+def list_spans_to_proto(rollout_id: str, **query: Unpack[SpanQuery]) -> span_pb2.ListSpansRequest:
+    request = span_pb2.ListSpansRequest(
+        rollout_id=text_to_proto(rollout_id, "rollout_id"),
+        filter_logic=enums.filter_logic_to_proto(query.get("filter_logic", "and")),
+    )
+    attempt_id = query.get("attempt_id")
+    if attempt_id is not None:
+        select_attempt(request, attempt_id)
+    for name in _SPAN_FILTERS:
+        text = query.get(name)
+        if text is not None:
+            setattr(request, name, text_to_proto(text, name))
+    _write_ordering(request, query)
+    return request
+
+
+def list_spans_from_proto(request: span_pb2.ListSpansRequest) -> SpanQuery:
+    query = SpanQuery(
+        attempt_id=selected_attempt(request),
+        filter_logic=enums.filter_logic_from_proto(request.filter_logic, "filter_logic"),
+    )
+    _read_ordering(request, query)
+    for name in _SPAN_FILTERS:
+        if request.HasField(name):
+            query[name] = getattr(request, name)
+    return query
+
+
+def list_resources_to_proto(**query: Unpack[ResourcesQuery]) -> resources_pb2.ListResourcesRequest:
+    request = resources_pb2.ListResourcesRequest(
+        resources_id=optional_text_to_proto(query.get("resources_id"), "resources_id"),
+        resources_id_contains=optional_text_to_proto(query.get("resources_id_contains"), "resources_id_contains"),
+        filter_logic=enums.filter_logic_to_proto(query.get("filter_logic", "and")),
+    )
+    _write_ordering(request, query)
+    return request
+
+
+def list_resources_from_proto(request: resources_pb2.ListResourcesRequest) -> ResourcesQuery:
+    query = ResourcesQuery(filter_logic=enums.filter_logic_from_proto(request.filter_logic, "filter_logic"))
+    _read_ordering(request, query)
+    if request.HasField("resources_id"):
+        query["resources_id"] = request.resources_id
+    if request.HasField("resources_id_contains"):
+        query["resources_id_contains"] = request.resources_id_contains
+    return query
+
+
+def list_workers_to_proto(**query: Unpack[WorkerQuery]) -> worker_pb2.ListWorkersRequest:
+    status_in = query.get("status_in")
+    request = worker_pb2.ListWorkersRequest(
+        status_in=None if status_in is None else _worker_statuses_to_proto(status_in),
+        worker_id_contains=optional_text_to_proto(query.get("worker_id_contains"), "worker_id_contains"),
+        filter_logic=enums.filter_logic_to_proto(query.get("filter_logic", "and")),
+    )
+    _write_ordering(request, query)
+    return request
+
+
+def list_workers_from_proto(request: worker_pb2.ListWorkersRequest) -> WorkerQuery:
+    query = WorkerQuery(filter_logic=enums.filter_logic_from_proto(request.filter_logic, "filter_logic"))
+    _read_ordering(request, query)
+    if request.HasField("status_in"):
+        query["status_in"] = [
+            enums.WORKER_STATUS.from_proto(number, f"status_in.values[{index}]")
+            for index, number in enumerate(request.status_in.values)
+        ]
+    if request.HasField("worker_id_contains"):
+        query["worker_id_contains"] = request.worker_id_contains
+    return query
+
+
+# --- What the requests have in common --------------------------------------------------------------------------------
+
+
+def _rollout_statuses_to_proto(statuses: Sequence[RolloutStatus]) -> rollout_pb2.RolloutStatusSet:
+    values = [enums.ROLLOUT_STATUS.to_proto(status, "status_in") for status in _listed(statuses, "status_in")]
+    return rollout_pb2.RolloutStatusSet(values=values)
+
+
+def _worker_statuses_to_proto(statuses: Sequence[WorkerStatus]) -> worker_pb2.WorkerStatusSet:
+    values = [enums.WORKER_STATUS.to_proto(status, "status_in") for status in _listed(statuses, "status_in")]
+    return worker_pb2.WorkerStatusSet(values=values)
+
+
+def _texts_to_proto(texts: Sequence[str], field: str) -> common_pb2.StringSet:
+    return common_pb2.StringSet(values=[text_to_proto(text, field) for text in _listed(texts, field)])
+
+
+def _listed(values: Sequence[ItemT], field: str) -> Sequence[ItemT]:
+    """The values; a single text is a sequence too, and never what was meant."""
+    if isinstance(values, str):
+        raise InvalidTypeError(f"{field} is the text {values!r}; give a list", field=field)
+    return values
+
+
+def _write_ordering(request: ListRequest, query: Ordering) -> None:
+    """Only what was given, so that the rest has the method's defaults."""
+    if "sort_by" in query:
+        request.sort_by = text_to_proto(query["sort_by"] or "", "sort_by")
+    if "sort_order" in query:
+        request.sort_order = enums.sort_order_to_proto(query["sort_order"])
+    limit = query.get("limit", ALL_ROWS)
+    if limit != ALL_ROWS:
+        request.limit = min(limit, INT64_MAX)
+    request.offset = min(query.get("offset", 0), INT64_MAX)
+
+
+def _read_ordering(request: ListRequest, query: Ordering) -> None:
+    if request.HasField("sort_by"):
+        query["sort_by"] = request.sort_by or None
+    query["sort_order"] = enums.sort_order_from_proto(request.sort_order, "sort_order")
+    query["limit"] = not_negative(request.limit, "limit") if request.HasField("limit") else ALL_ROWS
+    query["offset"] = not_negative(request.offset, "offset")
+
+
+# --- Pages -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PageWindow:
+    """The rows that one page may hold."""
+
+    offset: int
+    """Where the page begins among all rows that match."""
+    limit: int
+    """Rows in the page at most."""
+    end: int
+    """Where the last page ends at the latest."""
+    start: int
+    """Where the first page began."""
+
+    def next_page_token(self, rows_sent: int, total: int) -> str:
+        """The token after a page of ``rows_sent`` rows, where ``total`` rows match; empty after the last page."""
+        reached = self.offset + rows_sent
+        return str(reached - self.start) if rows_sent and reached < min(self.end, total) else ""
+
+
+def page_window(request: ListRequest, page_rows_max: int) -> PageWindow:
+    """The window of the page that ``request`` asks for; no page has more than ``page_rows_max`` rows."""
+    start = not_negative(request.offset, "offset")
+    rows = not_negative(request.limit, "limit") if request.HasField("limit") else INT64_MAX
+    end = min(start + rows, INT64_MAX)
+    page_rows = not_negative(request.page_size, "page_size") or page_rows_max
+    offset = min(start + _rows_before(request.page_token), end)
+    limit = min(page_rows, page_rows_max, end - offset)
+    return PageWindow(offset=offset, limit=limit, end=end, start=start)
+
+
+def _rows_before(token: str) -> int:
+    """A token is the number of rows in the pages before."""
+    if not token:
+        return 0
+    if not (token.isascii() and token.isdecimal() and len(token) <= 18):
+        raise invalid("page_token", "is not one that this server gave; start again with an empty one")
+    return int(token)

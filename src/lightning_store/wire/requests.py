@@ -1,0 +1,238 @@
+"""Updates, claims, heartbeats and waits: the client's arguments as requests, and requests as the store's arguments.
+
+Requests with no more in them than ids need nothing of this; those of queries are in ``lightning_store.wire.queries``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
+
+from google.protobuf.field_mask_pb2 import FieldMask
+
+from lightning_store.model import TIME_MAX_SECONDS, AttemptUpdate, RolloutUpdate, Unset
+from lightning_store.v1 import rollout_pb2, span_pb2, worker_pb2
+from lightning_store.wire import enums
+from lightning_store.wire.checks import (
+    invalid,
+    json_object,
+    not_negative,
+    optional_json_to_proto,
+    optional_text_to_proto,
+    required_text,
+    text_to_proto,
+    validated,
+)
+from lightning_store.wire.codec import config_from_proto, config_to_proto, input_from_proto, metadata_from_proto
+from lightning_store.wire.times import (
+    NANOS_PER_SECOND,
+    duration_to_proto,
+    from_nanos,
+    optional_timestamp_to_proto,
+    timestamp_from_proto,
+)
+
+UpdateT = TypeVar("UpdateT", rollout_pb2.RolloutUpdate, rollout_pb2.AttemptUpdate)
+
+INT32_MAX: Final = 2**31 - 1
+
+# --- Updates ---------------------------------------------------------------------------------------------------------
+
+_ROLLOUT_PATHS: Final[Mapping[str, str]] = {
+    "input_json": "input",
+    "mode": "mode",
+    "resources_id": "resources_id",
+    "status": "status",
+    "config": "config",
+    "metadata_json": "metadata",
+}
+"""Paths of a mask over RolloutUpdate, each with the field of the model."""
+
+_ATTEMPT_PATHS: Final[Mapping[str, str]] = {
+    "status": "status",
+    "worker_id": "worker_id",
+    "last_heartbeat_time": "last_heartbeat_time",
+    "metadata_json": "metadata",
+}
+"""Paths of a mask over AttemptUpdate, each with the field of the model."""
+
+
+def update_rollout_to_proto(
+    request_id: str, rollout_id: str, update: RolloutUpdate
+) -> rollout_pb2.UpdateRolloutRequest:
+    """The mask names exactly the fields in ``update.model_fields_set``."""
+    given = update.model_fields_set
+    message = rollout_pb2.RolloutUpdate(
+        input_json=optional_json_to_proto(update.input, "input"),
+        mode=enums.mode_to_proto(update.mode, "mode"),
+        resources_id=optional_text_to_proto(update.resources_id, "resources_id"),
+        metadata_json=optional_json_to_proto(update.metadata, "metadata"),
+    )
+    if "status" in given:
+        message.status = enums.ROLLOUT_STATUS.to_proto(update.status, "status")
+    if "config" in given:
+        message.config.CopyFrom(config_to_proto(update.config))
+    return rollout_pb2.UpdateRolloutRequest(
+        request_id=request_id,
+        rollout_id=text_to_proto(rollout_id, "rollout_id"),
+        update=message,
+        update_mask=_mask_to_proto(given, _ROLLOUT_PATHS),
+    )
+
+
+def update_rollout_from_proto(request: rollout_pb2.UpdateRolloutRequest) -> RolloutUpdate:
+    values = _masked(request.update, request.update_mask, _ROLLOUT_PATHS, _ROLLOUT_READERS)
+    return validated(RolloutUpdate, values, "update")
+
+
+def update_attempt_to_proto(
+    request_id: str, rollout_id: str, attempt_id: str, update: AttemptUpdate
+) -> rollout_pb2.UpdateAttemptRequest:
+    """The mask names exactly the fields in ``update.model_fields_set``. "latest" is the newest attempt."""
+    given = update.model_fields_set
+    message = rollout_pb2.AttemptUpdate(
+        worker_id=optional_text_to_proto(update.worker_id, "worker_id"),
+        last_heartbeat_time=optional_timestamp_to_proto(update.last_heartbeat_time),
+        metadata_json=optional_json_to_proto(update.metadata, "metadata"),
+    )
+    if "status" in given:
+        message.status = enums.ATTEMPT_STATUS.to_proto(update.status, "status")
+    request = rollout_pb2.UpdateAttemptRequest(
+        request_id=request_id,
+        rollout_id=text_to_proto(rollout_id, "rollout_id"),
+        update=message,
+        update_mask=_mask_to_proto(given, _ATTEMPT_PATHS),
+    )
+    select_attempt(request, attempt_id)
+    return request
+
+
+def update_attempt_from_proto(request: rollout_pb2.UpdateAttemptRequest) -> AttemptUpdate:
+    values = _masked(request.update, request.update_mask, _ATTEMPT_PATHS, _ATTEMPT_READERS)
+    return validated(AttemptUpdate, values, "update")
+
+
+def _mask_to_proto(given: set[str], paths: Mapping[str, str]) -> FieldMask:
+    return FieldMask(paths=[path for path, name in paths.items() if name in given])
+
+
+def _masked(
+    update: UpdateT, mask: FieldMask, paths: Mapping[str, str], readers: Mapping[str, Callable[[UpdateT, str], Any]]
+) -> dict[str, Any]:
+    """The model's fields that the mask names, each with its value in ``update``."""
+    if not mask.paths and update.ListFields():
+        raise invalid("update_mask", f"is empty, but update has values; name those to set, out of {', '.join(paths)}")
+    for index, path in enumerate(mask.paths):
+        if path not in paths:
+            raise invalid(f"update_mask.paths[{index}]", f"is {path!r}; it must be one of {', '.join(paths)}")
+    return {paths[path]: readers[path](update, f"update.{path}") for path in mask.paths}
+
+
+def _config_of(update: rollout_pb2.RolloutUpdate, field: str) -> Any:
+    if not update.HasField("config"):
+        raise invalid(field, "is in the mask, but missing; it cannot be cleared")
+    return config_from_proto(update.config, field)
+
+
+def _heartbeat_of(update: rollout_pb2.AttemptUpdate, field: str) -> float | None:
+    if not update.HasField("last_heartbeat_time"):
+        return None
+    return timestamp_from_proto(update.last_heartbeat_time, field)
+
+
+_ROLLOUT_READERS: Final[Mapping[str, Callable[[rollout_pb2.RolloutUpdate, str], Any]]] = {
+    "input_json": lambda update, field: input_from_proto(update, "update"),
+    "mode": lambda update, field: enums.mode_from_proto(update.mode, field),
+    "resources_id": lambda update, field: update.resources_id if update.HasField("resources_id") else None,
+    "status": lambda update, field: enums.ROLLOUT_STATUS.from_proto(update.status, field),
+    "config": _config_of,
+    "metadata_json": lambda update, field: metadata_from_proto(update, "update"),
+}
+
+_ATTEMPT_READERS: Final[Mapping[str, Callable[[rollout_pb2.AttemptUpdate, str], Any]]] = {
+    "status": lambda update, field: enums.ATTEMPT_STATUS.from_proto(update.status, field),
+    "worker_id": lambda update, field: update.worker_id if update.HasField("worker_id") else None,
+    "last_heartbeat_time": _heartbeat_of,
+    "metadata_json": lambda update, field: metadata_from_proto(update, "update"),
+}
+
+# --- Which attempt ---------------------------------------------------------------------------------------------------
+
+
+def select_attempt(request: rollout_pb2.UpdateAttemptRequest | span_pb2.ListSpansRequest, attempt_id: str) -> None:
+    """Set ``attempt``: "latest" is the newest attempt."""
+    if attempt_id == "latest":
+        request.latest = True
+    else:
+        request.attempt_id = text_to_proto(attempt_id, "attempt_id")
+
+
+def attempt_from_request(request: rollout_pb2.UpdateAttemptRequest) -> str:
+    """The attempt's id, or "latest"."""
+    selected = selected_attempt(request)
+    if selected is None:
+        raise invalid("attempt", "is missing; give attempt_id, or latest = true")
+    return selected
+
+
+def selected_attempt(request: rollout_pb2.UpdateAttemptRequest | span_pb2.ListSpansRequest) -> str | None:
+    """The attempt's id, "latest", or None where ``attempt`` is not set."""
+    selector = request.WhichOneof("attempt")
+    if selector is None:
+        return None
+    if selector == "attempt_id":
+        return required_text(request.attempt_id, "attempt_id")
+    if not request.latest:
+        raise invalid("latest", "is false; give true, or another attempt_id")
+    return "latest"
+
+
+# --- Heartbeats, claims, waiting -------------------------------------------------------------------------------------
+
+
+def update_worker_to_proto(
+    worker_id: str, heartbeat_stats: Mapping[str, Any] | Unset
+) -> worker_pb2.UpdateWorkerRequest:
+    stats = None if isinstance(heartbeat_stats, Unset) else heartbeat_stats
+    return worker_pb2.UpdateWorkerRequest(
+        worker_id=text_to_proto(worker_id, "worker_id"),
+        heartbeat_stats_json=optional_json_to_proto(stats, "heartbeat_stats"),
+    )
+
+
+def heartbeat_from_proto(request: worker_pb2.UpdateWorkerRequest) -> dict[str, Any] | None:
+    """The heartbeat's stats; None where it has none, which leaves the old ones."""
+    if not request.HasField("heartbeat_stats_json"):
+        return None
+    return json_object(request.heartbeat_stats_json, "heartbeat_stats_json")
+
+
+def dequeue_to_proto(request_id: str, limit: int, worker_id: str | None) -> rollout_pb2.DequeueRolloutsRequest:
+    return rollout_pb2.DequeueRolloutsRequest(
+        request_id=request_id,
+        limit=min(max(limit, 0), INT32_MAX),
+        worker_id=optional_text_to_proto(worker_id, "worker_id"),
+    )
+
+
+def dequeue_limit_from_proto(request: rollout_pb2.DequeueRolloutsRequest) -> int:
+    return not_negative(request.limit, "limit") if request.HasField("limit") else 1
+
+
+def wait_to_proto(rollout_ids: Sequence[str], wait_seconds: float | None) -> rollout_pb2.WaitForRolloutsRequest:
+    """None waits as long as the server lets a call wait."""
+    wait = None if wait_seconds is None else duration_to_proto(min(max(wait_seconds, 0.0), TIME_MAX_SECONDS))
+    return rollout_pb2.WaitForRolloutsRequest(
+        rollout_ids=[
+            text_to_proto(rollout_id, f"rollout_ids[{index}]") for index, rollout_id in enumerate(rollout_ids)
+        ],
+        wait=wait,
+    )
+
+
+def wait_seconds_from_proto(request: rollout_pb2.WaitForRolloutsRequest, wait_seconds_max: float) -> float:
+    """How long to wait: what was asked, at least 0 and no more than ``wait_seconds_max``."""
+    if not request.HasField("wait"):
+        return wait_seconds_max
+    asked_seconds = from_nanos(request.wait.seconds * NANOS_PER_SECOND + request.wait.nanos)
+    return min(max(asked_seconds, 0.0), wait_seconds_max)

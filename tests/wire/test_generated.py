@@ -1,0 +1,35 @@
+"""The generated code is what proto/ says, and it is typed and importable as it stands."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lightning_store.v1 import service_pb2
+
+ROOT = Path(__file__).parent.parent.parent
+TOOL = ROOT / "tools" / "generate_proto.py"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("grpc_tools") is None, reason="needs grpcio-tools")
+def test_generated_code_is_current():
+    result = subprocess.run([sys.executable, TOOL, "check"], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_codec_does_not_need_grpc():
+    modules = "codec requests queries spans enums times checks attributes span_contexts".split()
+    imports = "; ".join(f"import lightning_store.wire.{module}" for module in modules)
+    check = f"import sys; {imports}; sys.exit('grpc' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_otlp_messages_are_otlps_own():
+    span = service_pb2.DESCRIPTOR.pool.FindMessageTypeByName("lightning_store.v1.Span")
+    assert span.fields_by_name["span"].message_type.full_name == "opentelemetry.proto.trace.v1.Span"
+    assert span.fields_by_name["resource"].message_type.full_name == "opentelemetry.proto.resource.v1.Resource"

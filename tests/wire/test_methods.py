@@ -1,0 +1,31 @@
+"""The table of methods against the service's descriptor."""
+
+from __future__ import annotations
+
+from lightning_store.v1 import service_pb2
+from lightning_store.wire.methods import BY_PATH, METHODS, SERVICE, Repeat
+
+RPCS = service_pb2.DESCRIPTOR.services_by_name["LightningStoreService"].methods_by_name
+
+
+def test_every_rpc_is_in_the_table_and_nothing_else():
+    assert set(METHODS) == set(RPCS)
+    assert set(BY_PATH) == {f"/lightning_store.v1.LightningStoreService/{name}" for name in RPCS}
+    assert SERVICE == "lightning_store.v1.LightningStoreService"
+
+
+def test_exactly_the_once_methods_carry_a_request_id():
+    with_id = {name for name, rpc in RPCS.items() if "request_id" in rpc.input_type.fields_by_name}
+    assert with_id == {name for name, method in METHODS.items() if method.repeat is Repeat.ONCE}
+
+
+def test_streams_are_told():
+    assert {name for name, rpc in RPCS.items() if rpc.server_streaming} == {
+        m.name for m in METHODS.values() if m.streams
+    }
+    assert not any(rpc.client_streaming for rpc in RPCS.values())
+
+
+def test_every_method_has_a_deadline_and_only_waiting_is_a_long_poll():
+    assert all(method.deadline_seconds > 0 for method in METHODS.values())
+    assert [method.name for method in METHODS.values() if method.long_poll] == ["WaitForRollouts"]

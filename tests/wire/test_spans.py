@@ -1,0 +1,221 @@
+"""Spans through OTLP and its overlay: nothing is lost, the usual span needs no overlay, and nothing bad gets in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+
+from lightning_store.errors import InvalidArgumentError, NotJsonError
+from lightning_store.model import Span
+from lightning_store.testing import strategies
+from lightning_store.v1 import span_pb2
+from lightning_store.wire.spans import (
+    ProtoSpanCodec,
+    span_from_proto,
+    span_record_from_proto,
+    span_record_to_proto,
+    span_to_proto,
+)
+from tests.wire.same import assert_same, through_bytes
+
+CODEC = ProtoSpanCodec()
+
+
+def a_span(**fields):
+    values = {"rollout_id": "ro-1", "attempt_id": "at-1", "sequence_id": 3, "trace_id": "ab" * 16, "span_id": "cd" * 8}
+    return Span(**{**values, "name": "step", **fields})
+
+
+@given(strategies.spans())
+def test_any_span_comes_back_from_a_record(span):
+    assert_same(CODEC.decode(CODEC.encode(span)), span)
+
+
+@given(strategies.spans())
+def test_any_span_comes_back_from_a_message(span):
+    assert_same(span_from_proto(through_bytes(span_to_proto(span)), "span"), span)
+
+
+@given(strategies.spans())
+def test_a_record_made_on_the_server_is_the_one_the_codec_makes(span):
+    message = through_bytes(span_to_proto(span))
+    record = span_record_from_proto(message, "spans[0]")
+    assert_same(CODEC.decode(record), span)
+    assert CODEC.encode(span) == record
+    assert message == span_to_proto(span)
+    assert span_record_to_proto(record) == message
+
+
+@given(strategies.usual_spans())
+def test_a_usual_span_needs_no_overlay(span):
+    message = span_to_proto(span)
+    assert not message.overlay_json
+    assert_same(span_from_proto(through_bytes(message), "span"), span)
+
+
+def test_the_body_holds_none_of_the_envelope_ids():
+    body = span_pb2.Span.FromString(CODEC.encode(a_span()).body)
+    assert not body.rollout_id
+    assert not body.attempt_id
+    assert not body.HasField("sequence_id")
+
+
+def test_otlp_tools_see_the_span_also_where_there_is_an_overlay():
+    span = a_span(attributes={"big": 2**70, "bad": "\ud800x", "fine": 7}, note="extra", start_time=1.7e9)
+    message = span_to_proto(span)
+    values = {pair.key: pair.value for pair in message.span.attributes}
+    assert values["big"].double_value == 2.0**70
+    assert values["bad"].string_value == "?x"
+    assert values["fine"].int_value == 7
+    assert message.span.start_time_unix_nano == 17 * 10**17
+    assert message.overlay_json == '{"attributes":{"big":1180591620717411303424,"bad":"\\ud800x"},"note":"extra"}'
+
+
+def test_bytes_survive_beside_values_that_otlp_cannot_hold():
+    span = a_span(attributes={"mixed": [b"\x00\xff", {"big": 2**64, "raw": b"\x01"}]})
+    assert CODEC.decode(CODEC.encode(span)).attributes == span.attributes
+
+
+@pytest.mark.parametrize("deep", [20, 90])
+def test_deep_attributes_survive_although_protobuf_would_refuse_to_parse_them(deep):
+    value = "bottom"
+    for _ in range(deep):
+        value = {"k": value}
+    span = a_span(attributes={"deep": value})
+    request = span_pb2.AddSpansRequest(spans=[span_to_proto(span)])
+    [parsed] = through_bytes(request).spans
+    assert span_from_proto(parsed, "span") == span
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"attributes": {"a": {"b": [object()]}}}, "span.attributes.a.b[0]"),
+        ({"attributes": {"a": {1: 2}}}, "span.attributes.a"),
+        ({"events": [{"name": "e", "attributes": {"x": {1, 2}}}]}, "span.events[0].attributes.x"),
+        ({"extra": b"bytes"}, "span.extra"),
+    ],
+)
+def test_what_cannot_be_held_is_refused_with_its_place(fields, place):
+    with pytest.raises(NotJsonError) as caught:
+        CODEC.encode(a_span(**fields))
+    assert caught.value.details["path"] == place
+
+
+def test_times_that_are_not_whole_nanoseconds_come_back_exactly():
+    for seconds in (0.0, 5e-324, 1e-10, 0.1, 123.456789012345, 1.7e9 + 0.1):
+        assert CODEC.decode(CODEC.encode(a_span(start_time=seconds))).start_time == seconds
+
+
+def test_trace_flags_are_in_otlp():
+    context = {"trace_id": "ab" * 16, "span_id": "cd" * 8, "is_remote": False, "trace_state": {}}
+    for given_flags, otlp_flags, overlaid in ((None, 1, False), (3, 3, False), (0, 0, True)):
+        extra = {} if given_flags is None else {"trace_flags": given_flags}
+        message = span_to_proto(a_span(context={**context, **extra}))
+        assert message.span.flags & 0xFF == otlp_flags
+        assert bool(message.overlay_json) is overlaid
+
+
+# --- From outside ----------------------------------------------------------------------------------------------------
+
+
+def an_envelope(**fields):
+    message = span_to_proto(a_span())
+    for name, value in fields.items():
+        setattr(message, name, value)
+    return message
+
+
+def with_otlp(**fields):
+    message = span_to_proto(a_span())
+    for name, value in fields.items():
+        setattr(message.span, name, value)
+    return message
+
+
+def test_a_plain_otlp_span_is_taken():
+    message = span_pb2.Span(rollout_id="ro-1", attempt_id="at-1")
+    message.span.trace_id, message.span.span_id, message.span.name = b"t" * 16, b"s" * 8, "plain"
+    record = span_record_from_proto(message, "spans[0]")
+    assert record.sequence_id is None
+    assert record.parent_id is None
+    assert record.trace_id == "74" * 16
+    assert span_from_proto(message, "span").name == "plain"
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (span_pb2.Span(), "spans[2].rollout_id"),
+        (span_pb2.Span(rollout_id="r"), "spans[2].attempt_id"),
+        (span_pb2.Span(rollout_id="r", attempt_id="a"), "spans[2].span"),
+        (an_envelope(sequence_id=-1), "spans[2].sequence_id"),
+        (with_otlp(trace_id=b""), "spans[2].span.trace_id"),
+        (with_otlp(span_id=b"123"), "spans[2].span.span_id"),
+        (with_otlp(parent_span_id=b"123"), "spans[2].span.parent_span_id"),
+        (with_otlp(kind=17), "spans[2].span.kind"),
+        (with_otlp(end_time_unix_nano=2**64 - 1), "spans[2].span.end_time_unix_nano"),
+        (an_envelope(overlay_json="{"), "spans[2].overlay_json"),
+        (an_envelope(overlay_json="[]"), "spans[2].overlay_json"),
+        (an_envelope(overlay_json='{"rollout_id": "other"}'), "spans[2].overlay_json"),
+        (an_envelope(overlay_json='{"events": {"0": {}}}'), "spans[2].overlay_json"),
+        (an_envelope(overlay_json='{"name": 5}'), "spans[2].name"),
+        (an_envelope(overlay_json='{"start_time": -1}'), "spans[2].start_time"),
+        (an_envelope(overlay_json='{"status": null}'), "spans[2].status"),
+    ],
+)
+def test_a_bad_span_is_refused_with_its_field(message, field):
+    with pytest.raises(InvalidArgumentError) as caught:
+        span_record_from_proto(message, "spans[2]")
+    assert caught.value.details["field"] == field
+    assert str(caught.value).startswith(field)
+
+
+def any_values():
+    leaves = st.one_of(
+        st.builds(AnyValue),
+        st.builds(AnyValue, string_value_strindex=st.integers(0, 5)),
+        st.builds(AnyValue, bytes_value=st.binary(max_size=3)),
+        st.builds(AnyValue, double_value=st.floats()),
+        st.builds(AnyValue, int_value=st.integers(-5, 5)),
+    )
+    pairs = st.lists(st.builds(KeyValue, key=st.text(max_size=1), value=leaves), max_size=3)
+    return pairs
+
+
+@st.composite
+def wild_envelopes(draw):
+    """Envelopes with fields that may each be legal or not."""
+    message = span_pb2.Span(rollout_id=draw(st.sampled_from(["r", ""])), attempt_id="a")
+    otlp = message.span
+    otlp.trace_id = draw(st.sampled_from([b"t" * 16, b"t" * 16, b"", b"x"]))
+    otlp.span_id = draw(st.sampled_from([b"s" * 8, b"s" * 8, b"", b"x"]))
+    otlp.kind = draw(st.sampled_from([0, 1, 5, 6, -1]))
+    otlp.status.code = draw(st.sampled_from([0, 1, 2, 3]))
+    otlp.flags = draw(st.integers(0, 2**32 - 1))
+    otlp.trace_state = draw(st.sampled_from(["", "a=b,c=d", "=,=,", "x"]))
+    otlp.start_time_unix_nano = draw(st.sampled_from([0, 1, 17 * 10**17, 2**64 - 1]))
+    otlp.attributes.extend(draw(any_values()))
+    event = otlp.events.add(time_unix_nano=draw(st.sampled_from([0, 2**64 - 1])))
+    event.attributes.extend(draw(any_values()))
+    otlp.links.add(trace_id=draw(st.sampled_from([b"", b"x", b"t" * 16])))
+    message.has_context, message.has_parent = draw(st.booleans()), draw(st.booleans())
+    overlay = st.sampled_from(["", "", "{}", "null", '{"kind":"ODD"}', '{"links":{"0":{"context":null}}}', '{"a":1}'])
+    message.overlay_json = draw(overlay)
+    return message
+
+
+@given(wild_envelopes())
+def test_what_the_server_takes_every_reader_can_decode(message):
+    try:
+        record = span_record_from_proto(message, "span")
+    except InvalidArgumentError as error:
+        assert error.details["field"].startswith("span")
+        return
+    span = CODEC.decode(replace(record, sequence_id=1))
+    assert (span.trace_id, span.span_id, span.parent_id) == (record.trace_id, record.span_id, record.parent_id)
+    assert (span.name, span.start_time, span.end_time) == (record.name, record.start_time, record.end_time)
