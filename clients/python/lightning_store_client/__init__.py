@@ -1,0 +1,17 @@
+"""The client of a LightningStore server: a ``LightningStore`` like any other, that speaks gRPC.
+
+async with LightningStoreClient("localhost:4747") as store:
+    rollout = await store.dequeue_rollout(worker_id="runner-1")
+"""
+
+from __future__ import annotations
+
+import os
+
+# Agent frameworks fork their runners. gRPC survives a fork of a process that uses its synchronous API if it is told so
+# before it is first imported; without this, most children of a parent with an open channel hang.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "1")
+
+from lightning_store_client.client import LightningStoreClient
+
+__all__ = ["LightningStoreClient"]

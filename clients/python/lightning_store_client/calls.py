@@ -1,0 +1,109 @@
+"""The one way in which the client makes a call: deadline, retries, health, errors."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from grpc_health.v1 import health_pb2
+
+from lightning_store.clock import Clock
+from lightning_store.errors import MessageTooLargeError, ResourceExhaustedError, StoreError
+from lightning_store.wire.errors import from_rpc_error
+from lightning_store.wire.methods import METHODS, SERVICE, Method, Repeat
+from lightning_store_client.channel import Connector, call_unary, read_stream
+from lightning_store_client.retry import RetryPolicy, is_retriable, jittered
+
+logger = logging.getLogger("lightning_store_client")
+
+Attempt = Callable[[float], Awaitable[Any]]
+"""Sends the request once; takes the seconds that it may take."""
+
+HEALTH_TIMEOUT_SECONDS = 2.0
+"""What one probe of the server's health may take."""
+
+
+class Calls:
+    """Makes the calls of one client. A request is built once, with its request id, and sent as often as it takes."""
+
+    def __init__(self, connector: Connector, policy: RetryPolicy, clock: Clock, max_message_bytes: int) -> None:
+        self._connector = connector
+        self._policy = policy
+        self._clock = clock
+        self._max_message_bytes = max_message_bytes
+
+    async def unary(self, rpc: str, request: Message, *, extra_seconds: float = 0.0) -> Any:
+        """The reply to ``request``. ``extra_seconds`` is what a long poll may take beyond the usual timeout.
+
+        StoreError of the class that the store behind the server raised, or StoreUnavailableError, StoreTimeoutError.
+        """
+        size_bytes = request.ByteSize()
+        if size_bytes > self._max_message_bytes:
+            raise _too_large(rpc, size_bytes, self._max_message_bytes)
+
+        async def attempt(seconds: float) -> Any:
+            return await call_unary(getattr(self._connector.get().stub, rpc), request, seconds)
+
+        return await self._funnel(METHODS[rpc], attempt, extra_seconds)
+
+    async def stream(self, rpc: str, request: Message) -> list[Any]:
+        """All replies to ``request``; an attempt that breaks off starts from the beginning."""
+
+        async def attempt(seconds: float) -> list[Any]:
+            return await read_stream(getattr(self._connector.get().stub, rpc), request, seconds)
+
+        replies: list[Any] = await self._funnel(METHODS[rpc], attempt, 0.0)
+        return replies
+
+    async def is_serving(self) -> bool:
+        """Whether the server says that it takes calls; one probe. One without a health service does."""
+        request = health_pb2.HealthCheckRequest(service=SERVICE)
+        try:
+            reply = await call_unary(self._connector.get().health.Check, request, HEALTH_TIMEOUT_SECONDS)
+        except grpc.RpcError as error:
+            return error.code() is grpc.StatusCode.UNIMPLEMENTED
+        return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
+
+    async def _funnel(self, method: Method, attempt: Attempt, extra_seconds: float) -> Any:
+        until = self._clock.monotonic() + self._timeout(method) + extra_seconds
+        delays = [] if method.repeat is Repeat.LWW else list(self._policy.delays)
+        while True:
+            seconds_left = max(0.0, until - self._clock.monotonic())
+            try:
+                return await attempt(self._policy.attempt_timeout(seconds_left, len(delays)))
+            except grpc.RpcError as error:
+                failure = from_rpc_error(error)
+            if not delays or not is_retriable(failure) or self._clock.monotonic() >= until:
+                raise failure
+            logger.info("%s: %s; trying again", method.name, failure)
+            await self._pause(failure, delays.pop(0), until)
+
+    def _timeout(self, method: Method) -> float:
+        """A heartbeat that is late is worth nothing, so its deadline is short; a long stream may take its time."""
+        timeout = self._policy.timeout_seconds
+        if method.repeat is Repeat.LWW:
+            return min(timeout, method.deadline_seconds)
+        return max(timeout, method.deadline_seconds) if method.streams else timeout
+
+    async def _pause(self, failure: StoreError, delay: float, until: float) -> None:
+        """Wait before the next attempt: as long as the server asked for, and until it says that it is well."""
+        if isinstance(failure, ResourceExhaustedError):
+            delay = max(delay, failure.retry_after_seconds or 0.0)
+        await self._sleep(delay, until)
+        for probe_delay in self._policy.health_delays:
+            if await self.is_serving():
+                return
+            await self._sleep(probe_delay, until)
+
+    async def _sleep(self, seconds: float, until: float) -> None:
+        await self._clock.sleep(max(0.0, min(jittered(seconds), until - self._clock.monotonic())))
+
+
+def _too_large(rpc: str, size_bytes: int, max_message_bytes: int) -> MessageTooLargeError:
+    return MessageTooLargeError(
+        f"{rpc}: the request is {size_bytes} bytes, more than the limit of {max_message_bytes}; send less at a time, "
+        "or raise the server's --max-message-bytes and the client's max_message_bytes"
+    )

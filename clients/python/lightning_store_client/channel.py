@@ -1,0 +1,144 @@
+"""The connection to one server: a gRPC channel for each process, and calls on it that asyncio can await.
+
+The channel is of gRPC's synchronous kind, its calls bridged to the caller's event loop. Unlike ``grpc.aio``, such a
+channel serves any number of threads and loops and can be followed by a fork (with GRPC_ENABLE_FORK_SUPPORT=1, which
+importing this package sets); it is as fast.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import weakref
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+
+from lightning_store.v1 import service_pb2_grpc
+
+MIB: Final = 1024 * 1024
+MAX_MESSAGE_BYTES: Final = 64 * MIB
+"""The largest request that is sent; the server's own default limit."""
+
+OPTIONS: Final = [
+    ("grpc.max_send_message_length", -1),  # checked before sending, with a better message
+    ("grpc.max_receive_message_length", -1),  # the server bounds its replies
+    ("grpc.enable_retries", 0),  # one retry layer: the call funnel
+    ("grpc.service_config_disable_resolution", 1),
+    ("grpc.enable_http_proxy", 0),  # a store is reached directly, not through the proxy for the web
+    ("grpc.use_local_subchannel_pool", 1),  # a new client starts afresh, not with another's connection backoff
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 20_000),  # notices a peer that vanished without a word
+    ("grpc.keepalive_timeout_ms", 10_000),
+]
+
+
+class Connection:
+    """One process's channel to ``endpoint`` and the stubs on it."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.pid = os.getpid()
+        self.channel = grpc.insecure_channel(endpoint, options=OPTIONS)
+        self.stub = service_pb2_grpc.LightningStoreServiceStub(self.channel)
+        self.health = health_pb2_grpc.HealthStub(self.channel)
+
+
+class Connector:
+    """Makes the connection when it is first needed, anew in each process. Pickles as the endpoint alone."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.endpoint = endpoint
+        self._reset()
+        _connectors.add(self)
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self._closed = False
+
+    def get(self) -> Connection:
+        """This process's connection. RuntimeError after ``close``."""
+        connection = self._connection
+        if connection is not None:
+            return connection
+        with self._lock:
+            if self._closed:
+                raise RuntimeError(f"the client of {self.endpoint} is closed; make a new one")
+            if self._connection is None:
+                self._connection = Connection(self.endpoint)
+            return self._connection
+
+    def close(self) -> None:
+        """Close the channel; calls that are under way end as cancelled. May be called more than once."""
+        with self._lock:
+            connection, self._connection = self._connection, None
+            self._closed = True
+        if connection is not None:
+            connection.channel.close()
+
+    def after_fork(self) -> None:
+        """In the child: forget the parent's connection and whatever another thread held locked."""
+        if self._connection is not None:
+            _inherited.append(self._connection)
+        closed = self._closed
+        self._reset()
+        self._closed = closed
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"endpoint": self.endpoint}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["endpoint"])  # type: ignore[misc]
+
+
+_connectors: weakref.WeakSet[Connector] = weakref.WeakSet()
+_inherited: list[Connection] = []
+"""Connections of parent processes: kept, because collecting a channel closes it, and this one is not ours to close."""
+
+
+def _forget_parents_connections() -> None:
+    for connector in list(_connectors):
+        connector.after_fork()
+
+
+os.register_at_fork(after_in_child=_forget_parents_connections)
+
+
+async def call_unary(method: Any, request: Any, timeout: float) -> Any:
+    """Make the call ``method(request)`` from this event loop. ``grpc.RpcError`` if it fails; cancelling cancels it."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def resolve() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    def wake(_: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits for the call
+            loop.call_soon_threadsafe(resolve)
+
+    call = method.future(request, timeout=timeout)
+    call.add_done_callback(wake)
+    try:
+        await done
+    except asyncio.CancelledError:
+        call.cancel()
+        raise
+    if call.code() is not grpc.StatusCode.OK:
+        raise call
+    return call.result()
+
+
+async def read_stream(method: Any, request: Any, timeout: float) -> list[Any]:
+    """All replies of the streaming call ``method(request)``, read in a thread. Cancelling cancels the call."""
+    call = method(request, timeout=timeout)
+    try:
+        return await asyncio.to_thread(list, call)
+    except asyncio.CancelledError:
+        call.cancel()
+        raise

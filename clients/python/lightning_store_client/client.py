@@ -1,0 +1,551 @@
+"""LightningStoreClient: a LightningStore whose data is on a server."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from lightning_store import arguments
+from lightning_store.clock import Clock, SystemClock
+from lightning_store.errors import (
+    InvalidArgumentError,
+    MessageTooLargeError,
+    RejectedSpan,
+    SpansRejectedError,
+    StoreError,
+)
+from lightning_store.model import (
+    UNSET,
+    Attempt,
+    AttemptedRollout,
+    AttemptStatus,
+    AttemptUpdate,
+    EnqueueRolloutRequest,
+    FilterLogic,
+    PaginatedResult,
+    Resource,
+    ResourcesUpdate,
+    Rollout,
+    RolloutConfig,
+    RolloutMode,
+    RolloutStatus,
+    RolloutUpdate,
+    SortOrder,
+    Span,
+    Unset,
+    Worker,
+    WorkerStatus,
+    given,
+)
+from lightning_store.store import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
+from lightning_store.v1 import resources_pb2 as resources
+from lightning_store.v1 import rollout_pb2 as rollout
+from lightning_store.v1 import server_pb2 as server
+from lightning_store.v1 import span_pb2 as span
+from lightning_store.v1 import worker_pb2 as worker
+from lightning_store.v1.query_pb2 import StreamQueryRequest
+from lightning_store.v1.service_pb2_grpc import LightningStoreServiceStub
+from lightning_store.wire import codec, queries, requests, spans
+from lightning_store.wire.codec import ServerInfo
+from lightning_store.wire.errors import span_outcome_from_proto
+from lightning_store_client.calls import Calls
+from lightning_store_client.channel import MAX_MESSAGE_BYTES, MIB, Connector
+from lightning_store_client.retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
+
+WAIT_SECONDS_MAX = 20.0
+"""What one WaitForRollouts asks for; a longer wait is several of them."""
+SPAN_BATCH_BYTES = 4 * MIB
+"""Spans of one AddSpans call, unless one span alone is larger."""
+SPAN_FRAME_BYTES = 16
+"""What a span adds to its message beside its own size, at most."""
+
+
+class LightningStoreClient(LightningStore):
+    """Speaks to the server at ``endpoint``, ``"host:port"``.
+
+    Usable from any thread and event loop, and in processes that are forked from this one or get it by pickle: each
+    process connects by itself, when it makes its first call. A call raises what the store behind the server raises,
+    ``StoreUnavailableError`` (a ConnectionError) if no answer can be had, and ``StoreTimeoutError`` (a TimeoutError)
+    if none came in time.
+
+    Every call is tried again after a lost connection, and happens once all the same: the server recognises it.
+
+    :param timeout: seconds that one call may take, all its attempts together
+    :param retry_delays: seconds before the second attempt, the third, …; empty for no retries
+    :param health_retry_delays: seconds between probes of the server's health before each further attempt
+    :param max_message_bytes: the largest request to send; the server has a limit of its own
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        timeout: float = 30.0,
+        retry_delays: Sequence[float] = (1.0, 2.0, 5.0),
+        health_retry_delays: Sequence[float] = (0.1, 0.2, 0.5),
+        max_message_bytes: int = MAX_MESSAGE_BYTES,
+        clock: Clock | None = None,
+    ) -> None:
+        if not endpoint.rpartition(":")[2].isdecimal():
+            message = f"endpoint is {endpoint!r}; give host:port, such as 'localhost:4747'"
+            raise InvalidArgumentError(message, field="endpoint")
+        self.endpoint = endpoint
+        self._connector = Connector(endpoint)
+        self._clock: Clock = clock if clock is not None else SystemClock()
+        self._max_message_bytes = max_message_bytes
+        policy = RetryPolicy.of(timeout, retry_delays, health_retry_delays)
+        self._calls = Calls(self._connector, policy, self._clock, max_message_bytes)
+
+    def __repr__(self) -> str:
+        return f"LightningStoreClient({self.endpoint!r})"
+
+    # --- The connection ----------------------------------------------------------------------------------------------
+
+    @property
+    def stub(self) -> LightningStoreServiceStub:
+        """The generated stub, for calls without retries, conversions or any other help. Synchronous."""
+        return self._connector.get().stub
+
+    async def healthy(self) -> bool:
+        """Whether the server answers and takes calls. One probe, no retry."""
+        return await self._calls.is_serving()
+
+    async def server_info(self) -> ServerInfo:
+        """The server's version, mode, capabilities and limits."""
+        return codec.server_info_from_proto(await self._calls.unary("GetServerInfo", server.GetServerInfoRequest()))
+
+    async def close(self) -> None:
+        """Close this process's connection. Calls that are under way end; later ones are a RuntimeError."""
+        self._connector.close()
+
+    async def __aenter__(self) -> LightningStoreClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    # --- About the store ---------------------------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> LightningStoreCapabilities:
+        return {"thread_safe": True, "async_safe": True, "zero_copy": True, "otlp_traces": False}
+
+    async def statistics(self) -> LightningStoreStatistics:
+        reply = await self._calls.unary("GetStatistics", server.GetStatisticsRequest())
+        return {**codec.statistics_from_proto(reply), "name": type(self).__name__}
+
+    # --- The queue ---------------------------------------------------------------------------------------------------
+
+    async def start_rollout(
+        self,
+        input: Any,
+        mode: RolloutMode | None = None,
+        resources_id: str | None = None,
+        config: RolloutConfig | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        worker_id: str | None = None,
+    ) -> AttemptedRollout:
+        request = rollout.StartRolloutRequest(
+            request_id=_new_request_id(),
+            rollout=_new_rollout(input, mode, resources_id, config, metadata),
+            worker_id=worker_id,
+        )
+        reply = await self._calls.unary("StartRollout", request)
+        return codec.attempted_rollout_from_proto(reply.rollout, "rollout")
+
+    async def enqueue_rollout(
+        self,
+        input: Any,
+        mode: RolloutMode | None = None,
+        resources_id: str | None = None,
+        config: RolloutConfig | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Rollout:
+        return (await self._enqueue([_new_rollout(input, mode, resources_id, config, metadata)]))[0]
+
+    async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
+        checked = arguments.checked_requests(rollouts)
+        return await self._enqueue(
+            [codec.new_rollout_to_proto(request, f"rollouts[{i}].") for i, request in enumerate(checked)]
+        )
+
+    async def _enqueue(self, rollouts: Sequence[rollout.NewRollout]) -> list[Rollout]:
+        request = rollout.EnqueueRolloutsRequest(request_id=_new_request_id(), rollouts=rollouts)
+        reply = await self._calls.unary("EnqueueRollouts", request)
+        return [codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts]
+
+    async def dequeue_rollout(self, worker_id: str | None = None) -> AttemptedRollout | None:
+        claimed = await self.dequeue_many_rollouts(limit=1, worker_id=worker_id)
+        return claimed[0] if claimed else None
+
+    async def dequeue_many_rollouts(
+        self, *, limit: int = 1, worker_id: str | None = None
+    ) -> Sequence[AttemptedRollout]:
+        if limit <= 0:
+            return []
+        request = requests.dequeue_to_proto(_new_request_id(), limit, worker_id)
+        reply = await self._calls.unary("DequeueRollouts", request)
+        return [codec.attempted_rollout_from_proto(one, "rollouts") for one in reply.rollouts]
+
+    async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> AttemptedRollout:
+        request = rollout.StartAttemptRequest(request_id=_new_request_id(), rollout_id=rollout_id, worker_id=worker_id)
+        reply = await self._calls.unary("StartAttempt", request)
+        return codec.attempted_rollout_from_proto(reply.rollout, "rollout")
+
+    # --- Spans -------------------------------------------------------------------------------------------------------
+
+    async def add_span(self, span: Span) -> Span | None:
+        [outcome] = await self._add_spans([spans.span_to_proto(span)])
+        return None if _stored_sequence_id(outcome) is None else span
+
+    async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
+        encoded, rejected = self._encode(spans)
+        stored: dict[int, Span] = {}
+        outcomes = await self._add_spans(list(encoded.values()))
+        for index, outcome in zip(encoded, outcomes, strict=True):
+            try:
+                if _stored_sequence_id(outcome) is not None:
+                    stored[index] = spans[index]
+            except StoreError as error:
+                rejected.append(RejectedSpan(index, spans[index].span_id, error))
+        in_order = list(stored.values())
+        if rejected:
+            rejected.sort(key=lambda one: one.index)
+            raise SpansRejectedError.of(rejected, in_order, len(spans))
+        return in_order
+
+    def _encode(self, given_spans: Sequence[Span]) -> tuple[dict[int, span.Span], list[RejectedSpan]]:
+        """Messages by index, and what cannot be sent."""
+        encoded: dict[int, span.Span] = {}
+        rejected: list[RejectedSpan] = []
+        for index, one in enumerate(given_spans):
+            try:
+                message = spans.span_to_proto(one)
+                self._check_size(message)
+            except StoreError as error:
+                rejected.append(RejectedSpan(index, one.span_id, error))
+            else:
+                encoded[index] = message
+        return encoded, rejected
+
+    def _check_size(self, message: span.Span) -> None:
+        size_bytes = message.ByteSize()
+        if size_bytes + SPAN_FRAME_BYTES > self._max_message_bytes:
+            raise MessageTooLargeError(
+                f"the span is {size_bytes} bytes, more than the limit of {self._max_message_bytes}; store less in it, "
+                "or raise the server's --max-message-bytes and the client's max_message_bytes"
+            )
+
+    async def add_otel_span(
+        self,
+        rollout_id: str,
+        attempt_id: str,
+        readable_span: ReadableSpan,
+        sequence_id: int | None = None,
+    ) -> Span | None:
+        converted = Span.from_opentelemetry(readable_span, rollout_id, attempt_id, sequence_id or 0)
+        message = spans.span_to_proto(converted)
+        if sequence_id is None:
+            message.ClearField("sequence_id")
+        [outcome] = await self._add_spans([message])
+        stored = _stored_sequence_id(outcome)
+        if stored is None:
+            return None
+        converted.sequence_id = stored
+        return converted
+
+    async def _add_spans(self, messages: Sequence[span.Span]) -> list[span.SpanOutcome]:
+        """One outcome for each, in order. Sent in batches; each batch is stored once, however often it is sent."""
+        outcomes: list[span.SpanOutcome] = []
+        for batch in _batches(messages, min(SPAN_BATCH_BYTES, self._max_message_bytes)):
+            request = span.AddSpansRequest(request_id=_new_request_id(), spans=batch)
+            outcomes.extend((await self._calls.unary("AddSpans", request)).outcomes)
+        return outcomes
+
+    async def get_next_span_sequence_id(self, rollout_id: str, attempt_id: str) -> int:
+        return (await self.get_many_span_sequence_ids([(rollout_id, attempt_id)]))[0]
+
+    async def get_many_span_sequence_ids(self, rollout_attempt_ids: Sequence[tuple[str, str]]) -> Sequence[int]:
+        keys = [span.AttemptKey(rollout_id=rollout_id, attempt_id=id_) for rollout_id, id_ in rollout_attempt_ids]
+        request = span.AllocateSpanSequenceIdsRequest(request_id=_new_request_id(), keys=keys)
+        return list((await self._calls.unary("AllocateSpanSequenceIds", request)).sequence_ids)
+
+    # --- Queries -----------------------------------------------------------------------------------------------------
+
+    async def query_rollouts(
+        self,
+        *,
+        status_in: Sequence[RolloutStatus] | None = None,
+        rollout_id_in: Sequence[str] | None = None,
+        rollout_id_contains: str | None = None,
+        filter_logic: FilterLogic = "and",
+        sort_by: str | None = None,
+        sort_order: SortOrder = "asc",
+        limit: int = -1,
+        offset: int = 0,
+        status: Sequence[RolloutStatus] | None = None,
+        rollout_ids: Sequence[str] | None = None,
+    ) -> PaginatedResult[Rollout]:
+        request = queries.list_rollouts_to_proto(
+            status_in=status if status_in is None else status_in,
+            rollout_id_in=rollout_ids if rollout_id_in is None else rollout_id_in,
+            rollout_id_contains=rollout_id_contains,
+            filter_logic=filter_logic,
+            sort_by=sort_by,
+            sort_order=sort_order,
+            limit=limit,
+            offset=offset,
+        )
+        return await self._query("ListRollouts", "rollouts", request, codec.rollout_from_proto, limit, offset)
+
+    async def query_attempts(
+        self,
+        rollout_id: str,
+        *,
+        sort_by: str | None = "sequence_id",
+        sort_order: SortOrder = "asc",
+        limit: int = -1,
+        offset: int = 0,
+    ) -> PaginatedResult[Attempt]:
+        request = queries.list_attempts_to_proto(
+            rollout_id, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset
+        )
+        return await self._query("ListAttempts", "attempts", request, codec.attempt_from_proto, limit, offset)
+
+    async def query_spans(
+        self,
+        rollout_id: str,
+        attempt_id: str | Literal["latest"] | None = None,
+        *,
+        trace_id: str | None = None,
+        trace_id_contains: str | None = None,
+        span_id: str | None = None,
+        span_id_contains: str | None = None,
+        parent_id: str | None = None,
+        parent_id_contains: str | None = None,
+        name: str | None = None,
+        name_contains: str | None = None,
+        filter_logic: FilterLogic = "and",
+        limit: int = -1,
+        offset: int = 0,
+        sort_by: str | None = "sequence_id",
+        sort_order: SortOrder = "asc",
+    ) -> PaginatedResult[Span]:
+        request = queries.list_spans_to_proto(
+            rollout_id,
+            attempt_id=attempt_id,
+            trace_id=trace_id,
+            trace_id_contains=trace_id_contains,
+            span_id=span_id,
+            span_id_contains=span_id_contains,
+            parent_id=parent_id,
+            parent_id_contains=parent_id_contains,
+            name=name,
+            name_contains=name_contains,
+            filter_logic=filter_logic,
+            sort_by=sort_by,
+            sort_order=sort_order,
+            limit=limit,
+            offset=offset,
+        )
+        return await self._query("ListSpans", "spans", request, spans.span_from_proto, limit, offset)
+
+    async def query_resources(
+        self,
+        *,
+        resources_id: str | None = None,
+        resources_id_contains: str | None = None,
+        filter_logic: FilterLogic = "and",
+        sort_by: str | None = None,
+        sort_order: SortOrder = "asc",
+        limit: int = -1,
+        offset: int = 0,
+    ) -> PaginatedResult[ResourcesUpdate]:
+        request = queries.list_resources_to_proto(
+            resources_id=resources_id,
+            resources_id_contains=resources_id_contains,
+            filter_logic=filter_logic,
+            sort_by=sort_by,
+            sort_order=sort_order,
+            limit=limit,
+            offset=offset,
+        )
+        return await self._query("ListResources", "resources", request, codec.resources_from_proto, limit, offset)
+
+    async def query_workers(
+        self,
+        *,
+        status_in: Sequence[WorkerStatus] | None = None,
+        worker_id_contains: str | None = None,
+        filter_logic: FilterLogic = "and",
+        sort_by: str | None = None,
+        sort_order: SortOrder = "asc",
+        limit: int = -1,
+        offset: int = 0,
+    ) -> PaginatedResult[Worker]:
+        request = queries.list_workers_to_proto(
+            status_in=status_in,
+            worker_id_contains=worker_id_contains,
+            filter_logic=filter_logic,
+            sort_by=sort_by,
+            sort_order=sort_order,
+            limit=limit,
+            offset=offset,
+        )
+        return await self._query("ListWorkers", "workers", request, codec.worker_from_proto, limit, offset)
+
+    async def _query(
+        self,
+        rpc: str,
+        kind: str,
+        request: Any,
+        from_proto: Callable[[Any, str], Any],
+        limit: int,
+        offset: int,
+    ) -> PaginatedResult[Any]:
+        """All rows of one List request, taken at one moment: in one reply, or streamed if one cannot hold them."""
+        reply = await self._calls.unary(rpc, request)
+        pages = [reply]
+        if reply.next_page_token:
+            streamed = await self._calls.stream("StreamQuery", StreamQueryRequest(**{kind: request}))
+            pages = [getattr(page, kind) for page in streamed]
+        rows = [from_proto(row, kind) for page in pages for row in getattr(page, kind)]
+        return PaginatedResult(rows, limit, offset, pages[0].total)
+
+    async def get_rollout_by_id(self, rollout_id: str) -> Rollout | None:
+        reply = await self._calls.unary("GetRollout", rollout.GetRolloutRequest(rollout_id=rollout_id))
+        return codec.rollout_from_proto(reply.rollout, "rollout") if reply.HasField("rollout") else None
+
+    async def get_latest_attempt(self, rollout_id: str) -> Attempt | None:
+        reply = await self._calls.unary("GetLatestAttempt", rollout.GetLatestAttemptRequest(rollout_id=rollout_id))
+        return codec.attempt_from_proto(reply.attempt, "attempt") if reply.HasField("attempt") else None
+
+    async def get_resources_by_id(self, resources_id: str) -> ResourcesUpdate | None:
+        reply = await self._calls.unary("GetResources", resources.GetResourcesRequest(resources_id=resources_id))
+        return codec.resources_from_proto(reply.resources, "resources") if reply.HasField("resources") else None
+
+    async def get_latest_resources(self) -> ResourcesUpdate | None:
+        reply = await self._calls.unary("GetLatestResources", resources.GetLatestResourcesRequest())
+        return codec.resources_from_proto(reply.resources, "resources") if reply.HasField("resources") else None
+
+    async def get_worker_by_id(self, worker_id: str) -> Worker | None:
+        reply = await self._calls.unary("GetWorker", worker.GetWorkerRequest(worker_id=worker_id))
+        return codec.worker_from_proto(reply.worker, "worker") if reply.HasField("worker") else None
+
+    # --- Resources ---------------------------------------------------------------------------------------------------
+
+    async def add_resources(self, resources: Mapping[str, Resource]) -> ResourcesUpdate:
+        return await self._publish("AddResources", resources)
+
+    async def update_resources(self, resources_id: str, resources: Mapping[str, Resource]) -> ResourcesUpdate:
+        return await self._publish("UpdateResources", resources, resources_id=resources_id)
+
+    async def _publish(self, rpc: str, named: Mapping[str, Resource], **ids: str) -> ResourcesUpdate:
+        request_type = resources.UpdateResourcesRequest if ids else resources.AddResourcesRequest
+        texts = codec.named_resources_to_proto(arguments.named_resources(named))
+        request = request_type(request_id=_new_request_id(), resources_json=texts, **ids)
+        return codec.resources_from_proto((await self._calls.unary(rpc, request)).resources, "resources")
+
+    # --- Updates -----------------------------------------------------------------------------------------------------
+
+    async def update_rollout(
+        self,
+        rollout_id: str,
+        input: Any | Unset = UNSET,
+        mode: RolloutMode | None | Unset = UNSET,
+        resources_id: str | None | Unset = UNSET,
+        status: RolloutStatus | Unset = UNSET,
+        config: RolloutConfig | Unset = UNSET,
+        metadata: Mapping[str, Any] | None | Unset = UNSET,
+    ) -> Rollout:
+        update = RolloutUpdate(
+            **given(input=input, mode=mode, resources_id=resources_id, status=status, config=config, metadata=metadata)
+        )
+        request = requests.update_rollout_to_proto(_new_request_id(), rollout_id, update)
+        return codec.rollout_from_proto((await self._calls.unary("UpdateRollout", request)).rollout, "rollout")
+
+    async def update_attempt(
+        self,
+        rollout_id: str,
+        attempt_id: str | Literal["latest"],
+        status: AttemptStatus | Unset = UNSET,
+        worker_id: str | None | Unset = UNSET,
+        last_heartbeat_time: float | None | Unset = UNSET,
+        metadata: Mapping[str, Any] | None | Unset = UNSET,
+    ) -> Attempt:
+        update = AttemptUpdate(
+            **given(status=status, worker_id=worker_id, last_heartbeat_time=last_heartbeat_time, metadata=metadata)
+        )
+        request = requests.update_attempt_to_proto(_new_request_id(), rollout_id, attempt_id, update)
+        return codec.attempt_from_proto((await self._calls.unary("UpdateAttempt", request)).attempt, "attempt")
+
+    async def update_worker(self, worker_id: str, heartbeat_stats: Mapping[str, Any] | Unset = UNSET) -> Worker:
+        arguments.check_heartbeat(worker_id, heartbeat_stats)
+        request = requests.update_worker_to_proto(worker_id, heartbeat_stats)
+        return codec.worker_from_proto((await self._calls.unary("UpdateWorker", request)).worker, "worker")
+
+    # --- Waiting -----------------------------------------------------------------------------------------------------
+
+    async def wait_for_rollouts(self, *, rollout_ids: Sequence[str], timeout: float | None = None) -> list[Rollout]:
+        distinct = list(dict.fromkeys(rollout_ids))
+        until = None if timeout is None else self._clock.monotonic() + max(0.0, timeout)
+        while distinct:
+            left = WAIT_SECONDS_MAX if until is None else max(0.0, until - self._clock.monotonic())
+            ended, complete = await self._wait_once(distinct, min(left, WAIT_SECONDS_MAX))
+            if complete or (until is not None and self._clock.monotonic() >= until):
+                return [ended[rollout_id] for rollout_id in rollout_ids if rollout_id in ended]
+        return []
+
+    async def _wait_once(self, rollout_ids: Sequence[str], seconds: float) -> tuple[dict[str, Rollout], bool]:
+        """The rollouts that are terminal after ``seconds`` at the latest, and whether those are all there will be."""
+        request = requests.wait_to_proto(rollout_ids, seconds)
+        reply = await self._calls.unary("WaitForRollouts", request, extra_seconds=seconds)
+        complete = reply.complete
+        ended = {one.rollout_id: codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts}
+        while reply.omitted_rollout_ids:
+            request = requests.wait_to_proto(reply.omitted_rollout_ids, 0.0)
+            reply = await self._calls.unary("WaitForRollouts", request)
+            ended |= {one.rollout_id: codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts}
+        return ended, complete
+
+
+def _new_request_id() -> str:
+    """Made once for each call, before its first attempt."""
+    return uuid.uuid4().hex
+
+
+def _new_rollout(
+    input: Any,
+    mode: RolloutMode | None,
+    resources_id: str | None,
+    config: RolloutConfig | None,
+    metadata: Mapping[str, Any] | None,
+) -> rollout.NewRollout:
+    return codec.new_rollout_to_proto(arguments.rollout_request(input, mode, resources_id, config, metadata))
+
+
+def _stored_sequence_id(outcome: span.SpanOutcome) -> int | None:
+    """The number of a stored span, None for a duplicate; the error of a rejected one is raised."""
+    result = span_outcome_from_proto(outcome, "outcomes")
+    if isinstance(result, StoreError):
+        raise result
+    return result
+
+
+def _batches(messages: Sequence[span.Span], bytes_max: int) -> Iterator[list[span.Span]]:
+    """The messages in runs of ``bytes_max`` at most; one that is larger is a run of its own."""
+    batch: list[span.Span] = []
+    size_bytes = 0
+    for message in messages:
+        message_bytes = message.ByteSize() + SPAN_FRAME_BYTES
+        if batch and size_bytes + message_bytes > bytes_max:
+            yield batch
+            batch, size_bytes = [], 0
+        batch.append(message)
+        size_bytes += message_bytes
+    if batch:
+        yield batch

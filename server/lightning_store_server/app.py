@@ -1,0 +1,118 @@
+"""The server as a whole: services, port, health, start and drain. The one place that chooses a concrete backend."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from lightning_store.in_memory import InMemoryLightningStore
+from lightning_store.model import Span
+from lightning_store.store import LightningStore
+from lightning_store.v1 import service_pb2_grpc
+from lightning_store.wire.methods import SERVICE
+from lightning_store_server.config import ServerConfig
+from lightning_store_server.interceptors import (
+    AccessLogInterceptor,
+    CallInterceptor,
+    DeadlineInterceptor,
+    ErrorInterceptor,
+)
+from lightning_store_server.servicer import StoreServicer
+
+logger = logging.getLogger("lightning_store_server")
+
+SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+class GrpcServer:
+    """Serves a store on the event loop that starts it. Starts and stops once."""
+
+    def __init__(self, store: LightningStore, config: ServerConfig) -> None:
+        self._config = config
+        self._servicer = StoreServicer(store, config)
+        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in its stub
+        self._server: grpc.aio.Server | None = None
+        self.bound_port: int | None = None
+        """The port that is listened on; None until started."""
+
+    async def start(self) -> None:
+        """Listen and serve. OSError (EADDRINUSE) at once if the port is taken."""
+        server = grpc.aio.server(interceptors=self._interceptors(), options=self._config.channel_options())
+        service_pb2_grpc.add_LightningStoreServiceServicer_to_server(self._servicer, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        _add_reflection(server)
+        self.bound_port = _bind(server, self._config)
+        await server.start()
+        await self._health.set(SERVICE, SERVING)
+        self._server = server
+
+    def _interceptors(self) -> list[CallInterceptor]:
+        """The outermost first: the log sees the status that the errors were mapped to."""
+        log: list[CallInterceptor] = [AccessLogInterceptor()] if self._config.access_log else []
+        return [*log, ErrorInterceptor(), DeadlineInterceptor()]
+
+    async def stop(self, grace_seconds: float | None = None) -> bool:
+        """Drain: health turns NOT_SERVING, waits end as UNAVAILABLE, the other calls get ``grace_seconds`` to finish
+        (None: as configured). Whether all of them did."""
+        server, self._server = self._server, None
+        if server is None:
+            return True
+        grace = self._config.grace_seconds if grace_seconds is None else grace_seconds
+        await self._health.enter_graceful_shutdown()
+        self._servicer.drain()
+        loop = asyncio.get_running_loop()
+        until = loop.time() + grace
+        await server.stop(grace)
+        return loop.time() < until or grace == 0
+
+    async def wait(self) -> None:
+        """Return when the server has stopped."""
+        if self._server is not None:
+            await self._server.wait_for_termination()
+
+
+def _bind(server: grpc.aio.Server, config: ServerConfig) -> int:
+    address = f"[{config.host}]" if ":" in config.host else config.host
+    try:
+        port = server.add_insecure_port(f"{address}:{config.port}")
+    except RuntimeError:
+        port = 0
+    if port == 0:
+        message = f"cannot listen on {address}:{config.port}: the port is taken or the address is not this machine's"
+        raise OSError(errno.EADDRINUSE, message)
+    return port
+
+
+def _add_reflection(server: grpc.aio.Server) -> None:
+    try:
+        from lightning_store_server.reflection import add_reflection
+    except ImportError:
+        logger.info("no server reflection: it needs the package grpcio-reflection")
+        return
+    add_reflection(server, [SERVICE, health.SERVICE_NAME])
+
+
+def memory_store(
+    *,
+    strict: bool = False,
+    eviction_memory_threshold: float | int | None = None,
+    safe_memory_threshold: float | int | None = None,
+    span_size_estimator: Callable[[Span], int] | None = None,
+    replay_window_seconds: float,
+    replay_entries_max: int,
+) -> LightningStore:
+    """The store that ``serve`` hosts unless told otherwise."""
+    return InMemoryLightningStore(
+        strict=strict,
+        eviction_memory_threshold=eviction_memory_threshold,
+        safe_memory_threshold=safe_memory_threshold,
+        span_size_estimator=span_size_estimator,
+        replay_window_seconds=replay_window_seconds,
+        replay_entries_max=replay_entries_max,
+    )

@@ -1,0 +1,130 @@
+"""Flags: each one with its environment variable and its help in a single call, and the values that they take."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import click
+
+from lightning_store_server.cli.text import byte_size
+from lightning_store_server.config import DEFAULT_PORT
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+VARIABLE_PREFIX: Final = "LIGHTNING_STORE_"
+INT32_MAX: Final = 2**31 - 1
+SECONDS_MAX: Final = INT32_MAX // 1000
+"""Some 24 days: gRPC counts its times in milliseconds of 32 bits."""
+DEFAULT_SERVER: Final = f"localhost:{DEFAULT_PORT}"
+
+UNITS: Final[dict[str, int]] = {"": 1, "b": 1} | {
+    unit: base**power
+    for power, letter in enumerate("kmgt", start=1)
+    for base, units in ((1000, (letter, f"{letter}b")), (1024, (f"{letter}i", f"{letter}ib")))
+    for unit in units
+}
+"""Bytes in each unit, in lower case: k and kb are 1000, ki and kib 1024, and so on to t."""
+
+
+class Setting(click.Option):
+    """An option whose variable may hold what another program put there."""
+
+    def resolve_envvar_value(self, ctx: click.Context) -> str | None:
+        # For a service named lightning-store, Kubernetes sets LIGHTNING_STORE_PORT=tcp://<address>:<port> in every
+        # container of the namespace; it is not meant for this program.
+        value = super().resolve_envvar_value(ctx)
+        return None if value is not None and value.startswith("tcp://") else value
+
+
+def setting(flag: str, *names: str, help: str, **attributes: Any) -> Callable[[F], F]:
+    """The option ``flag`` with its variable (``--log-level``: ``LIGHTNING_STORE_LOG_LEVEL``) and its help.
+
+    ``names`` and ``attributes`` are those of :func:`click.option`; a default is shown.
+    """
+    variable = VARIABLE_PREFIX + flag.removeprefix("--").replace("-", "_").upper()
+    attributes.setdefault("show_default", attributes.get("default") is not None)
+    return click.option(flag, *names, help=help, cls=Setting, envvar=variable, show_envvar=True, **attributes)
+
+
+def switch(flag: str, *names: str, help: str) -> Callable[[F], F]:
+    """A flag that is on when given; its variable takes 1, true, 0, false and the like."""
+    return setting(flag, *names, help=help, is_flag=True)
+
+
+class Seconds(click.FloatRange):
+    """A length of time in seconds, from ``min`` to :data:`SECONDS_MAX`."""
+
+    name = "seconds"
+
+    def __init__(self, min: float = 0, min_open: bool = False) -> None:
+        super().__init__(min=min, max=SECONDS_MAX, min_open=min_open)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        seconds = super().convert(value, param, ctx)
+        if math.isnan(seconds):  # which no comparison with a bound refuses
+            self.fail(f"{value!r} is not a number of seconds", param, ctx)
+        return seconds
+
+
+def seconds(
+    flag: str, *names: str, help: str, min: float = 0, min_open: bool = False, default: float
+) -> Callable[[F], F]:
+    """A setting that is a length of time."""
+    return setting(flag, *names, help=help, type=Seconds(min, min_open), default=default, metavar="SECONDS")
+
+
+def size(flag: str, *names: str, help: str, default: int) -> Callable[[F], F]:
+    """A setting that is a number of bytes, from 1 to what 32 bits hold: the most that a gRPC message can have."""
+
+    def parse(ctx: click.Context, param: click.Parameter, value: str) -> int:
+        parsed = parse_bytes(value)
+        if not 1 <= parsed <= INT32_MAX:
+            raise click.BadParameter(f"{value!r} is not between 1 and {INT32_MAX} bytes", ctx, param)
+        return parsed
+
+    return setting(flag, *names, help=help, default=byte_size(default), callback=parse, metavar="BYTES")
+
+
+def threshold(flag: str, *names: str, help: str, show_default: str) -> Callable[[F], F]:
+    """A setting that is a share of the machine's memory, or bytes."""
+
+    def parse(_: click.Context, __: click.Parameter, value: str | None) -> float | int | None:
+        return None if value is None else parse_threshold(value)
+
+    return setting(flag, *names, help=help, show_default=show_default, callback=parse, metavar="RATIO|BYTES")
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of ``"8000000000"``, ``"8e9"``, ``"8GB"`` or ``"8GiB"``. click.BadParameter if it is none of these."""
+    found = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\d{1,2})?)\s*([a-z]*)", text.strip().lower(), re.ASCII)
+    if found is None or found[2] not in UNITS:
+        raise click.BadParameter(f"{text!r} is not a number of bytes; give one like 8000000000, 8GB or 8GiB")
+    number, unit = found[1], UNITS[found[2]]
+    return int(number) * unit if number.isdigit() else round(float(number) * unit)
+
+
+def parse_threshold(text: str) -> float | int:
+    """A share of memory, as a float, for a number above 0 and up to 1; any other one is bytes, as an int."""
+    try:
+        number = float(text)
+    except ValueError:
+        return parse_bytes(text)
+    if 0 < number <= 1:
+        return number
+    if number > 1 and not number.is_integer():
+        raise click.BadParameter(f"{text!r} is neither a ratio up to 1 nor a whole number of bytes")
+    return parse_bytes(text)
+
+
+def endpoint(_: click.Context, __: click.Parameter, text: str) -> str:
+    """``text`` if it is HOST:PORT; click.BadParameter otherwise."""
+    host, colon, port = text.rpartition(":")
+    bare_ipv6 = ":" in host and not (host.startswith("[") and host.endswith("]"))
+    if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) <= 65535) or bare_ipv6:
+        raise click.BadParameter(f"{text!r} is not HOST:PORT, like {DEFAULT_SERVER} or [::1]:{DEFAULT_PORT}")
+    if not host.isprintable() or re.search(r"[\s/]", host):
+        raise click.BadParameter(f"{host!r} is not a host's name or address")
+    return text

@@ -1,0 +1,20 @@
+"""The command group: what ``lightning-store-grpc`` can do."""
+
+from __future__ import annotations
+
+import click
+
+from lightning_store_server.cli import PROGRAM, serve, show
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name=PROGRAM, prog_name=PROGRAM, message="%(prog)s %(version)s")
+def root() -> None:
+    """Serve a LightningStore over gRPC, and look into one that is being served.
+
+    Every flag can be given as the environment variable that its help names; the flag wins.
+    """
+
+
+for command in (serve.serve, show.health, show.stats, show.rollouts, show.rollout, show.workers, show.resources):
+    root.add_command(command)

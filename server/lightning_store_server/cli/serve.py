@@ -1,0 +1,207 @@
+"""The command ``serve``: flags become settings, signals become a drain, the outcome becomes an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import os
+import signal
+import sys
+from enum import IntEnum
+from typing import Any, Final, NoReturn, get_args
+
+import click
+
+from lightning_store.errors import InvalidArgumentError
+from lightning_store.memory_limits import EVICTION_RATIO_DEFAULT, SAFE_RATIO_DEFAULT
+from lightning_store.store import LightningStore
+from lightning_store_server.app import GrpcServer, memory_store
+from lightning_store_server.cli import PROGRAM
+from lightning_store_server.cli.options import INT32_MAX, seconds, setting, size, switch, threshold
+from lightning_store_server.config import ServerConfig
+from lightning_store_server.logs import LogFormat, configure_logging
+
+logger = logging.getLogger("lightning_store_server")
+
+DEFAULTS: Final = ServerConfig()
+REPLAY_WINDOW_SECONDS: Final = 600.0
+REPLAY_ENTRIES_MAX: Final = 200_000
+
+
+class ExitCode(IntEnum):
+    """Why ``serve`` ended, in the numbers of sysexits.h."""
+
+    STOPPED = 0
+    UNAVAILABLE = 69
+    SOFTWARE = 70
+    TEMPFAIL = 75
+    CONFIG = 78
+
+
+EPILOG: Final = """\
+\b
+Exit codes:
+   0  stopped by SIGTERM or SIGINT; every call was finished or told to go elsewhere
+   2  a flag or variable has a value that is not legal
+  69  the port is taken, or the address is not this machine's
+  70  an internal failure; the log has its cause
+  75  stopped, but calls were cut: they outlasted --grace, or a second signal came
+  78  settings that contradict each other
+"""
+
+
+@click.command(epilog=EPILOG)
+@setting("--host", default=DEFAULTS.host, help="Address to listen on. There is no authentication.")
+@setting("--port", type=click.IntRange(0, 65535), default=DEFAULTS.port, help="Port; 0 takes any free one.")
+@switch("--strict", help="Apply the strict rules: unknown ids are errors, finished rollouts only go back to the queue.")
+@size("--max-message-bytes", default=DEFAULTS.max_message_bytes, help="The largest request that is taken.")
+@setting(
+    "--page-rows-max",
+    type=click.IntRange(1, INT32_MAX),
+    default=DEFAULTS.page_rows_max,
+    metavar="ROWS",
+    help="Rows in one reply to a query.",
+)
+@size("--page-bytes-max", default=DEFAULTS.page_bytes_max, help="Bytes in one reply to a query; one row may be larger.")
+@seconds(
+    "--wait-max",
+    "wait_seconds_max",
+    min_open=True,
+    default=DEFAULTS.wait_seconds_max,
+    help="How long one call may wait for rollouts; clients ask again.",
+)
+@seconds(
+    "--grace",
+    "grace_seconds",
+    default=DEFAULTS.grace_seconds,
+    help="How long calls under way may take when the server is told to stop.",
+)
+@seconds(
+    "--keepalive",
+    "keepalive_seconds",
+    min=1,
+    default=DEFAULTS.keepalive_seconds,
+    help="A connection silent for this long is probed.",
+)
+@seconds(
+    "--keepalive-timeout",
+    "keepalive_timeout_seconds",
+    min=0.1,
+    default=DEFAULTS.keepalive_timeout_seconds,
+    help="It is closed if the probe gets no answer for this long.",
+)
+@threshold(
+    "--eviction-memory-threshold",
+    show_default=f"{EVICTION_RATIO_DEFAULT} of memory",
+    help="Spans beyond this are dropped, those of the oldest finished rollouts first: a share of the machine's memory"
+    " (0.7) or bytes (8GiB).",
+)
+@threshold(
+    "--safe-memory-threshold",
+    show_default=f"{SAFE_RATIO_DEFAULT} of the eviction threshold",
+    help="Once it has begun, dropping goes on until spans take no more than this.",
+)
+@seconds(
+    "--replay-window",
+    "replay_window_seconds",
+    min_open=True,
+    default=REPLAY_WINDOW_SECONDS,
+    help="How long the reply to a request id is kept for a client that asks again.",
+)
+@setting(
+    "--replay-entries-max",
+    type=click.IntRange(1),
+    default=REPLAY_ENTRIES_MAX,
+    metavar="REPLIES",
+    help="How many such replies are kept at most.",
+)
+@switch("--access-log", help="Log a line at level info for each call.")
+@setting(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"], case_sensitive=False),
+    default="info",
+    help="The least level that is logged, to stderr.",
+)
+@setting("--log-format", type=click.Choice(get_args(LogFormat)), default="text", help="For people or for programs.")
+def serve(
+    *,
+    strict: bool,
+    eviction_memory_threshold: float | int | None,
+    safe_memory_threshold: float | int | None,
+    replay_window_seconds: float,
+    replay_entries_max: int,
+    log_level: str,
+    log_format: LogFormat,
+    **settings: Any,
+) -> NoReturn:
+    """Serve a store in memory until SIGTERM or SIGINT.
+
+    Prints one line when ready, with the endpoint. The first signal begins the drain: health turns NOT_SERVING, waits
+    end, calls under way may finish. A second one ends the process at once.
+    """
+    configure_logging(log_level, log_format)
+    try:
+        config = ServerConfig(**settings)
+        store = memory_store(
+            strict=strict,
+            eviction_memory_threshold=eviction_memory_threshold,
+            safe_memory_threshold=safe_memory_threshold,
+            replay_window_seconds=replay_window_seconds,
+            replay_entries_max=replay_entries_max,
+        )
+        code = asyncio.run(run(store, config, "memory store, strict" if strict else "memory store"))
+    except InvalidArgumentError as error:
+        logger.error("the settings contradict each other: %s", error)
+        code = ExitCode.CONFIG
+    except Exception:
+        logger.exception("internal failure")
+        code = ExitCode.SOFTWARE
+    sys.exit(code)
+
+
+async def run(store: LightningStore, config: ServerConfig, what: str) -> ExitCode:
+    """Serve until a signal, then drain. Why it ended."""
+    signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
+    server = GrpcServer(store, config)
+    try:
+        await server.start()
+    except OSError as error:
+        logger.error("%s", error.strerror or error)
+        return ExitCode.UNAVAILABLE
+    assert server.bound_port is not None
+    click.echo(ready_line(config.host, server.bound_port, what))
+    first = await signals.get()
+    logger.info("%s: draining; calls under way have %g s, a second signal cuts them", first.name, config.grace_seconds)
+    return await drain(server, config, signals)
+
+
+def ready_line(host: str, port: int, what: str) -> str:
+    """What tells people and programs that calls are taken, and where."""
+    address = f"[{host}]" if ":" in host else host
+    return f"{PROGRAM} serving on {address}:{port} ({what}, version {importlib.metadata.version(PROGRAM)})"
+
+
+async def drain(server: GrpcServer, config: ServerConfig, signals: asyncio.Queue[signal.Signals]) -> ExitCode:
+    """Stop ``server``; one more of ``signals`` ends the process instead."""
+    stop = asyncio.ensure_future(server.stop())
+    second = asyncio.ensure_future(signals.get())
+    await asyncio.wait({stop, second}, return_when=asyncio.FIRST_COMPLETED)
+    if not stop.done():
+        logger.warning("%s: ending at once", second.result().name)
+        end_at_once(ExitCode.TEMPFAIL)
+    second.cancel()
+    if not stop.result():
+        logger.warning("calls did not finish within %g s and were cut", config.grace_seconds)
+        return ExitCode.TEMPFAIL
+    logger.info("stopped")
+    return ExitCode.STOPPED
+
+
+def end_at_once(code: ExitCode) -> NoReturn:
+    """End the process without waiting for anything that is under way."""
+    logging.shutdown()
+    sys.stdout.flush()
+    os._exit(code)

@@ -1,0 +1,210 @@
+"""The commands that look into a served store, as tables for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar, get_args
+
+import click
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
+
+from lightning_store.errors import SpansEvictedError, StoreError, StoreTimeoutError, StoreUnavailableError
+from lightning_store.model import Attempt, PaginatedResult, Rollout, RolloutStatus, SortOrder, Span
+from lightning_store_client import LightningStoreClient
+from lightning_store_server.cli.options import DEFAULT_SERVER, endpoint, seconds, setting, switch
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+ROLLOUT_ORDERS = ("rollout_id", "start_time", "end_time", "mode", "resources_id", "status")
+
+SERVER = setting("--server", default=DEFAULT_SERVER, callback=endpoint, metavar="HOST:PORT", help="The server to ask.")
+HEALTH_SECONDS = 2.0
+
+
+def on_server(command: F) -> F:
+    """The flags of each command that asks a server and shows the answer."""
+    timeout = seconds("--timeout", min_open=True, default=10.0, help="Give up after this long.")
+    as_json = switch("--json", "as_json", help="Print the whole answer as one JSON document.")
+    return SERVER(timeout(as_json(command)))
+
+
+def paged(command: F) -> F:
+    """The flags that choose a part of many rows."""
+    limit = setting("--limit", type=click.IntRange(-1), default=50, help="Rows at most; -1 for all.")
+    offset = setting("--offset", type=click.IntRange(0), default=0, help="Rows to skip.")
+    return limit(offset(command))
+
+
+@click.command()
+@SERVER
+@seconds("--timeout", min_open=True, default=HEALTH_SECONDS, help="Give up after this long, or after 2 seconds.")
+def health(server: str, timeout: float) -> None:
+    """Probe a server: exit code 0 if it is serving, 1 if not."""
+
+    async def question(client: LightningStoreClient) -> bool:
+        try:
+            async with asyncio.timeout(timeout):
+                return await client.healthy()
+        except TimeoutError:
+            return False
+
+    serving = ask(server, HEALTH_SECONDS, question)
+    click.echo(f"{server} {'SERVING' if serving else 'NOT_SERVING: it does not answer, or it is shutting down'}")
+    if not serving:
+        raise click.exceptions.Exit(1)
+
+
+@click.command()
+@on_server
+def stats(server: str, timeout: float, as_json: bool) -> None:
+    """Show what a server is and how much it stores."""
+
+    async def question(client: LightningStoreClient) -> dict[str, Any]:
+        info = dataclasses.asdict(await client.server_info())
+        return {"server": info, "statistics": await client.statistics()}
+
+    answer = ask(server, timeout, question)
+    if as_json:
+        return echo_json(answer)
+    from lightning_store_server.cli import tables  # rich is slow to import, and programs do not need it
+
+    return tables.show(tables.statistics_table(server, answer["server"], answer["statistics"]))
+
+
+@click.command()
+@on_server
+@setting(
+    "--status",
+    "statuses",
+    type=click.Choice(get_args(RolloutStatus)),
+    multiple=True,
+    help="Only rollouts with this status; may be given several times.",
+)
+@setting("--contains", metavar="TEXT", help="Only rollouts whose id has this in it.")
+@paged
+@setting("--sort-by", type=click.Choice(ROLLOUT_ORDERS), help="Sort by this field, otherwise as they were enqueued.")
+@switch("--desc", help="The last ones first.")
+def rollouts(
+    server: str,
+    timeout: float,
+    as_json: bool,
+    statuses: tuple[RolloutStatus, ...],
+    contains: str | None,
+    limit: int,
+    offset: int,
+    sort_by: str | None,
+    desc: bool,
+) -> None:
+    """List rollouts, each with its latest attempt."""
+    sort_order: SortOrder = "desc" if desc else "asc"
+
+    async def question(client: LightningStoreClient) -> PaginatedResult[Rollout]:
+        return await client.query_rollouts(
+            status_in=statuses or None,
+            rollout_id_contains=contains,
+            sort_by=sort_by,
+            sort_order=sort_order,
+            limit=limit,
+            offset=offset,
+        )
+
+    show_page(ask(server, timeout, question), as_json, "rollouts")
+
+
+@click.command()
+@click.argument("rollout_id", metavar="ID")
+@on_server
+def rollout(rollout_id: str, server: str, timeout: float, as_json: bool) -> None:
+    """Show one rollout with its attempts and their spans."""
+
+    async def question(
+        client: LightningStoreClient,
+    ) -> tuple[Rollout | None, PaginatedResult[Attempt] | None, PaginatedResult[Span] | None]:
+        found = await client.get_rollout_by_id(rollout_id)
+        if found is None:
+            return None, None, None
+        try:
+            spans = await client.query_spans(rollout_id)
+        except SpansEvictedError:
+            spans = None
+        return found, await client.query_attempts(rollout_id), spans  # after the spans: none lacks its attempt
+
+    found, attempts, spans = ask(server, timeout, question)
+    if found is None or attempts is None:
+        raise click.ClickException(f"the store at {server} has no rollout {rollout_id!r}")
+    if as_json:
+        span_list = None if spans is None else list(spans)
+        return echo_json({"rollout": found, "attempts": list(attempts), "spans": span_list})
+    from lightning_store_server.cli import tables
+
+    return tables.show(tables.rollout_tree(found, attempts, spans, tables.now()))
+
+
+@click.command()
+@on_server
+@paged
+def workers(server: str, timeout: float, as_json: bool, limit: int, offset: int) -> None:
+    """List the workers that the store knows."""
+    page = ask(server, timeout, lambda client: client.query_workers(limit=limit, offset=offset))
+    show_page(page, as_json, "workers")
+
+
+@click.command()
+@click.argument("resources_id", metavar="[ID]", required=False)
+@on_server
+@paged
+def resources(resources_id: str | None, server: str, timeout: float, as_json: bool, limit: int, offset: int) -> None:
+    """List the sets of resources, or show the one with this ID."""
+    if resources_id is None:
+        page = ask(server, timeout, lambda client: client.query_resources(limit=limit, offset=offset))
+        return show_page(page, as_json, "resources")
+    found = ask(server, timeout, lambda client: client.get_resources_by_id(resources_id))
+    if found is None:
+        raise click.ClickException(f"the store at {server} has no resources {resources_id!r}")
+    if as_json:
+        return echo_json(found)
+    from lightning_store_server.cli import tables
+
+    return tables.show(*tables.resources_detail(found, tables.now()))
+
+
+def ask(server: str, timeout: float, question: Callable[[LightningStoreClient], Awaitable[T]]) -> T:
+    """The answer of the store at ``server``, or one clear line and exit code 1. Nothing is tried twice."""
+
+    async def session() -> T:
+        async with LightningStoreClient(server, timeout=timeout, retry_delays=(), health_retry_delays=()) as client:
+            return await question(client)
+
+    try:
+        return asyncio.run(session())
+    except (StoreUnavailableError, StoreTimeoutError) as error:
+        raise click.ClickException(f"no answer from a store at {server}: {error}") from None
+    except StoreError as error:
+        raise click.ClickException(f"the store at {server} refused: {error}") from None
+
+
+def show_page(page: PaginatedResult[Any], as_json: bool, kind: str) -> None:
+    """Print one page of ``kind``: rollouts, workers or resources."""
+    if as_json:
+        return echo_json({"total": page.total, "limit": page.limit, "offset": page.offset, "items": list(page)})
+    from lightning_store_server.cli import tables
+
+    return tables.show(tables.PAGE_TABLES[kind](page, tables.now()), tables.page_note(page, kind))
+
+
+def echo_json(document: object) -> None:
+    """Print ``document`` as JSON that every parser reads: NaN and the infinities become text, as in protobuf's JSON."""
+    text = json.dumps(document, default=jsonable)
+    click.echo(json.dumps(json.loads(text, parse_constant=str), indent=2))
+
+
+def jsonable(value: object) -> object:
+    """``value`` in types that :mod:`json` knows, at least on its outside."""
+    if isinstance(value, BaseModel):
+        return value.model_dump()  # pydantic's own JSON would have null for NaN
+    return to_jsonable_python(value, bytes_mode="base64")

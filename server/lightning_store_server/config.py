@@ -1,0 +1,63 @@
+"""Everything about a server that can be set, with its default and the reason for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from lightning_store.errors import InvalidArgumentError
+
+MIB: Final = 1024 * 1024
+DEFAULT_HOST: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 4747
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Settings of the gRPC server. ValueError if they contradict each other."""
+
+    host: str = DEFAULT_HOST
+    """Address to listen on. There is no authentication: listen beyond loopback only on a network that you trust."""
+    port: int = DEFAULT_PORT
+    """0 takes any free port."""
+    max_message_bytes: int = 64 * MIB
+    """The largest request that is taken. gRPC's own default is 4 MiB, less than one long trajectory."""
+    page_rows_max: int = 10_000
+    """Rows in one List reply or one StreamQuery message."""
+    page_bytes_max: int = 8 * MIB
+    """Bytes in one List reply or one StreamQuery message, unless a single row is larger."""
+    wait_seconds_max: float = 20.0
+    """How long one WaitForRollouts may hold; clients ask again. Below the idle limits of common proxies."""
+    grace_seconds: float = 10.0
+    """How long calls that are under way may take when the server is told to stop."""
+    keepalive_seconds: float = 20.0
+    """A connection silent for this long is probed, …"""
+    keepalive_timeout_seconds: float = 10.0
+    """… and closed if the probe gets no answer for this long: so a dead peer is noticed."""
+    access_log: bool = False
+    """One INFO line for each call."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise InvalidArgumentError(f"port is {self.port}; give 0 (any free port) to 65535", field="port")
+        for name in ("max_message_bytes", "page_rows_max", "page_bytes_max", "wait_seconds_max"):
+            if getattr(self, name) <= 0:
+                raise InvalidArgumentError(f"{name} is {getattr(self, name)}; give more than 0", field=name)
+        if self.grace_seconds < 0:
+            raise InvalidArgumentError(f"grace_seconds is {self.grace_seconds}; give 0 or more", field="grace_seconds")
+
+    def channel_options(self) -> list[tuple[str, int]]:
+        """The settings that gRPC itself acts on."""
+        return [
+            # Two servers on one port would each get half of the calls: refuse the port instead.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", self.max_message_bytes),
+            # Replies are bounded by the page limits; what a caller was allowed to store it may also get back.
+            ("grpc.max_send_message_length", -1),
+            ("grpc.keepalive_time_ms", int(self.keepalive_seconds * 1000)),
+            ("grpc.keepalive_timeout_ms", int(self.keepalive_timeout_seconds * 1000)),
+            ("grpc.keepalive_permit_without_calls", 1),
+            # Clients probe too; answer them instead of cutting them off as abusive.
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
+            ("grpc.http2.max_ping_strikes", 0),
+        ]

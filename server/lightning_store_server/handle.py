@@ -1,0 +1,140 @@
+"""LightningStoreServer: a store that also listens. The only module of the server that knows the client."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from lightning_store.forwarding import ForwardingStore
+from lightning_store.loop_thread import LoopThread
+from lightning_store.store import LightningStore, LightningStoreCapabilities
+from lightning_store.threaded import LightningStoreThreaded
+from lightning_store_client import LightningStoreClient
+from lightning_store_server.app import GrpcServer
+from lightning_store_server.config import DEFAULT_HOST, DEFAULT_PORT, ServerConfig
+
+WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}
+"""Addresses that mean "every one of this machine", and one of them to connect to."""
+
+
+class LightningStoreServer(ForwardingStore):
+    """Serves ``store`` over gRPC, and is a store itself.
+
+    In the process that made it, its methods call ``store`` directly. Forked or pickled into another process, it is a
+    client of itself: the same methods go over the wire to the process that serves.
+
+    The server has an event loop and a thread of its own, so it goes on serving whatever the caller's loop does. A store
+    that is not thread safe is called from one more thread only (``LightningStoreThreaded``).
+    """
+
+    def __init__(
+        self,
+        store: LightningStore,
+        host: str = DEFAULT_HOST,
+        port: int = DEFAULT_PORT,
+        *,
+        config: ServerConfig | None = None,
+    ) -> None:
+        """``config`` holds every other setting; its host and port do not count. Port 0 takes any free one."""
+        base = config if config is not None else ServerConfig()
+        self._config = dataclasses.replace(base, host=host, port=port)
+        self._store: LightningStore | None = (
+            store if store.capabilities["thread_safe"] else LightningStoreThreaded(store)
+        )
+        self._capabilities = store.capabilities
+        self._owner_pid = os.getpid()
+        self._bound_port: int | None = None
+        self._client: LightningStoreClient | None = None
+        self._serving: tuple[GrpcServer, LoopThread] | None = None
+
+    # --- Where it listens --------------------------------------------------------------------------------------------
+
+    @property
+    def bound_port(self) -> int:
+        """The port that is listened on. RuntimeError before ``start`` if the port was given as 0."""
+        port = self._bound_port or self._config.port
+        if port == 0:
+            raise RuntimeError("the server has no port yet: start it first, or give it a port other than 0")
+        return port
+
+    @property
+    def endpoint(self) -> str:
+        """``host:port`` for clients on this machine."""
+        host = WILDCARDS.get(self._config.host, self._config.host)
+        return f"[{host}]:{self.bound_port}" if ":" in host else f"{host}:{self.bound_port}"
+
+    # --- Start and stop ----------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Serve in the background. OSError if the port is taken; RuntimeError if started, or in another process."""
+        if self._store is None or os.getpid() != self._owner_pid:
+            raise RuntimeError("only the process that made the server can start it")
+        if self._serving is not None:
+            raise RuntimeError(f"the server is started already, on {self.endpoint}")
+        server, thread = GrpcServer(self._store, self._config), LoopThread("lightning-store-server")
+        try:
+            await thread.run(server.start())
+        except BaseException:
+            thread.stop()
+            raise
+        self._bound_port = server.bound_port
+        self._serving = (server, thread)
+
+    async def run_forever(self) -> None:
+        """Serve until ``stop`` is called or this task is cancelled."""
+        if self._serving is None:
+            await self.start()
+        assert self._serving is not None
+        server, thread = self._serving
+        try:
+            await thread.run(server.wait())
+        finally:
+            await self.stop()
+
+    async def stop(self) -> None:
+        """Stop serving: calls that are under way get the configured grace to finish. Harmless when not started."""
+        serving, self._serving = self._serving, None
+        if serving is not None and os.getpid() == self._owner_pid:
+            server, thread = serving
+            await thread.run(server.stop())
+            thread.stop()
+
+    async def __aenter__(self) -> LightningStoreServer:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    # --- Being a store -----------------------------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> LightningStoreCapabilities:
+        return {**self._capabilities, "thread_safe": True, "async_safe": True, "zero_copy": True}
+
+    def otlp_traces_endpoint(self) -> str:
+        return self._target().otlp_traces_endpoint()
+
+    async def _forward(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        return await getattr(self._target(), method)(*args, **kwargs)
+
+    def _target(self) -> LightningStore:
+        if self._store is not None and os.getpid() == self._owner_pid:
+            return self._store
+        if self._client is None:
+            self._client = LightningStoreClient(self.endpoint)
+        return self._client
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process needs in order to be a client: no store, no thread."""
+        return {
+            "_config": self._config,
+            "_capabilities": self._capabilities,
+            "_owner_pid": self._owner_pid,
+            "_bound_port": self.bound_port,
+            "_store": None,
+            "_client": None,
+            "_serving": None,
+        }

@@ -1,0 +1,348 @@
+"""Each RPC as one call of the store. Nothing is decided here: the store has the rules, ``wire`` the conversions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager
+from importlib.metadata import version
+from typing import Any
+
+import grpc.aio
+
+from lightning_store.errors import InvalidArgumentError, StoreError, StoreUnavailableError
+from lightning_store.model import Rollout
+from lightning_store.replay import request_scope
+from lightning_store.step import SpanOutcome
+from lightning_store.store import LightningStore
+from lightning_store.v1 import resources_pb2 as resources
+from lightning_store.v1 import rollout_pb2 as rollout
+from lightning_store.v1 import server_pb2 as server
+from lightning_store.v1 import service_pb2_grpc
+from lightning_store.v1 import span_pb2 as span
+from lightning_store.v1 import worker_pb2 as worker
+from lightning_store.v1.query_pb2 import StreamQueryRequest, StreamQueryResponse
+from lightning_store.wire import codec, queries, requests, spans
+from lightning_store.wire.checks import required_text
+from lightning_store.wire.errors import span_outcome_to_proto
+from lightning_store_server.config import ServerConfig
+from lightning_store_server.pages import Listing, PageLimits, all_pages, first_page
+from lightning_store_server.span_store import span_records_of
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+REQUEST_ID_CHARS_MAX = 128
+REPLY_MARGIN_SECONDS = 0.5
+"""A wait ends this long before its caller's deadline, so that the answer arrives in time."""
+
+
+class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
+    """Serves ``store``, which must be safe to call from the server's event loop."""
+
+    def __init__(self, store: LightningStore, config: ServerConfig) -> None:
+        self._store = store
+        self._spans = span_records_of(store)
+        self._config = config
+        self._limits = PageLimits(config.page_rows_max, config.page_bytes_max)
+        self._rollouts = Listing(
+            "rollouts",
+            rollout.ListRolloutsResponse,
+            queries.list_rollouts_from_proto,
+            store.query_rollouts,
+            codec.rollout_to_proto,
+        )
+        self._attempts = Listing(
+            "attempts",
+            rollout.ListAttemptsResponse,
+            lambda request: {**queries.list_attempts_from_proto(request), **_of_rollout(request)},
+            store.query_attempts,
+            codec.attempt_to_proto,
+        )
+        self._span_rows = Listing(
+            "spans",
+            span.ListSpansResponse,
+            lambda request: {**queries.list_spans_from_proto(request), **_of_rollout(request)},
+            self._spans.query_span_records,
+            spans.span_record_to_proto,
+        )
+        self._resources = Listing(
+            "resources",
+            resources.ListResourcesResponse,
+            queries.list_resources_from_proto,
+            store.query_resources,
+            codec.resources_to_proto,
+        )
+        self._workers = Listing(
+            "workers",
+            worker.ListWorkersResponse,
+            queries.list_workers_from_proto,
+            store.query_workers,
+            codec.worker_to_proto,
+        )
+        self._waits: set[asyncio.Task[Any]] = set()
+        self._draining = False
+
+    def drain(self) -> None:
+        """End the waits that are under way, and those to come, as UNAVAILABLE."""
+        self._draining = True
+        for wait in self._waits:
+            wait.cancel()
+
+    # --- About the server --------------------------------------------------------------------------------------------
+
+    async def GetServerInfo(
+        self, request: server.GetServerInfoRequest, context: Context
+    ) -> server.GetServerInfoResponse:
+        info = codec.ServerInfo(
+            version=version("lightning-store-grpc"),
+            strict=getattr(self._store, "strict", False),
+            capabilities=self._store.capabilities,
+            message_bytes_max=self._config.max_message_bytes,
+            page_rows_max=self._config.page_rows_max,
+            page_bytes_max=self._config.page_bytes_max,
+            wait_seconds_max=self._config.wait_seconds_max,
+            # 0 for a store that does not know request ids: it cannot promise that a repeated call happens once.
+            replay_window_seconds=getattr(self._store, "replay_window_seconds", 0.0),
+        )
+        return codec.server_info_to_proto(info)
+
+    async def GetStatistics(
+        self, request: server.GetStatisticsRequest, context: Context
+    ) -> server.GetStatisticsResponse:
+        return codec.statistics_to_proto(await self._store.statistics())
+
+    # --- The queue ---------------------------------------------------------------------------------------------------
+
+    async def StartRollout(
+        self, request: rollout.StartRolloutRequest, context: Context
+    ) -> rollout.StartRolloutResponse:
+        new = codec.new_rollout_from_proto(request.rollout, "rollout")
+        with _once(request):
+            started = await self._store.start_rollout(
+                new.input,
+                mode=new.mode,
+                resources_id=new.resources_id,
+                config=new.config,
+                metadata=new.metadata,
+                worker_id=_optional(request, "worker_id"),
+            )
+        return rollout.StartRolloutResponse(rollout=codec.rollout_to_proto(started))
+
+    async def EnqueueRollouts(
+        self, request: rollout.EnqueueRolloutsRequest, context: Context
+    ) -> rollout.EnqueueRolloutsResponse:
+        new = [codec.new_rollout_from_proto(one, f"rollouts[{i}]") for i, one in enumerate(request.rollouts)]
+        with _once(request):
+            queued = await self._store.enqueue_many_rollouts(new)
+        return rollout.EnqueueRolloutsResponse(rollouts=map(codec.rollout_to_proto, queued))
+
+    async def DequeueRollouts(
+        self, request: rollout.DequeueRolloutsRequest, context: Context
+    ) -> rollout.DequeueRolloutsResponse:
+        limit = requests.dequeue_limit_from_proto(request)
+        with _once(request):
+            claimed = await self._store.dequeue_many_rollouts(limit=limit, worker_id=_optional(request, "worker_id"))
+        return rollout.DequeueRolloutsResponse(rollouts=map(codec.rollout_to_proto, claimed))
+
+    async def StartAttempt(
+        self, request: rollout.StartAttemptRequest, context: Context
+    ) -> rollout.StartAttemptResponse:
+        rollout_id = required_text(request.rollout_id, "rollout_id")
+        with _once(request):
+            started = await self._store.start_attempt(rollout_id, worker_id=_optional(request, "worker_id"))
+        return rollout.StartAttemptResponse(rollout=codec.rollout_to_proto(started))
+
+    # --- Spans -------------------------------------------------------------------------------------------------------
+
+    async def AddSpans(self, request: span.AddSpansRequest, context: Context) -> span.AddSpansResponse:
+        outcomes: dict[int, SpanOutcome] = {}
+        records = []
+        for index, message in enumerate(request.spans):
+            try:
+                records.append(spans.span_record_from_proto(message, f"spans[{index}]"))
+            except StoreError as error:
+                outcomes[index] = SpanOutcome(error=error)
+        with _once(request):
+            added = iter(await self._spans.add_span_records(records))
+        in_order = [outcomes[i] if i in outcomes else next(added) for i in range(len(request.spans))]
+        replies = [span_outcome_to_proto(outcome.sequence_id, outcome.error) for outcome in in_order]
+        return span.AddSpansResponse(outcomes=replies)
+
+    async def AllocateSpanSequenceIds(
+        self, request: span.AllocateSpanSequenceIdsRequest, context: Context
+    ) -> span.AllocateSpanSequenceIdsResponse:
+        keys = [
+            (required_text(key.rollout_id, f"keys[{i}].rollout_id"), key.attempt_id)
+            for i, key in enumerate(request.keys)
+        ]
+        with _once(request):
+            numbers = await self._store.get_many_span_sequence_ids(keys)
+        return span.AllocateSpanSequenceIdsResponse(sequence_ids=numbers)
+
+    # --- Reading -----------------------------------------------------------------------------------------------------
+
+    async def GetRollout(self, request: rollout.GetRolloutRequest, context: Context) -> rollout.GetRolloutResponse:
+        found = await self._store.get_rollout_by_id(required_text(request.rollout_id, "rollout_id"))
+        return rollout.GetRolloutResponse(rollout=None if found is None else codec.rollout_to_proto(found))
+
+    async def GetLatestAttempt(
+        self, request: rollout.GetLatestAttemptRequest, context: Context
+    ) -> rollout.GetLatestAttemptResponse:
+        found = await self._store.get_latest_attempt(required_text(request.rollout_id, "rollout_id"))
+        return rollout.GetLatestAttemptResponse(attempt=None if found is None else codec.attempt_to_proto(found))
+
+    async def GetResources(
+        self, request: resources.GetResourcesRequest, context: Context
+    ) -> resources.GetResourcesResponse:
+        found = await self._store.get_resources_by_id(required_text(request.resources_id, "resources_id"))
+        return resources.GetResourcesResponse(resources=None if found is None else codec.resources_to_proto(found))
+
+    async def GetLatestResources(
+        self, request: resources.GetLatestResourcesRequest, context: Context
+    ) -> resources.GetLatestResourcesResponse:
+        found = await self._store.get_latest_resources()
+        latest = None if found is None else codec.resources_to_proto(found)
+        return resources.GetLatestResourcesResponse(resources=latest)
+
+    async def GetWorker(self, request: worker.GetWorkerRequest, context: Context) -> worker.GetWorkerResponse:
+        found = await self._store.get_worker_by_id(required_text(request.worker_id, "worker_id"))
+        return worker.GetWorkerResponse(worker=None if found is None else codec.worker_to_proto(found))
+
+    async def ListRollouts(
+        self, request: rollout.ListRolloutsRequest, context: Context
+    ) -> rollout.ListRolloutsResponse:
+        return await first_page(self._rollouts, request, self._limits)
+
+    async def ListAttempts(
+        self, request: rollout.ListAttemptsRequest, context: Context
+    ) -> rollout.ListAttemptsResponse:
+        return await first_page(self._attempts, request, self._limits)
+
+    async def ListSpans(self, request: span.ListSpansRequest, context: Context) -> span.ListSpansResponse:
+        return await first_page(self._span_rows, request, self._limits)
+
+    async def ListResources(
+        self, request: resources.ListResourcesRequest, context: Context
+    ) -> resources.ListResourcesResponse:
+        return await first_page(self._resources, request, self._limits)
+
+    async def ListWorkers(self, request: worker.ListWorkersRequest, context: Context) -> worker.ListWorkersResponse:
+        return await first_page(self._workers, request, self._limits)
+
+    async def StreamQuery(self, request: StreamQueryRequest, context: Context) -> AsyncIterator[StreamQueryResponse]:
+        kind = request.WhichOneof("query")
+        if kind is None:
+            raise InvalidArgumentError("query is missing; give one of the List requests", field="query")
+        listings: dict[str, Listing[Any]] = {
+            listing.rows_field: listing
+            for listing in (self._rollouts, self._attempts, self._span_rows, self._resources, self._workers)
+        }
+        for page in await all_pages(listings[kind], getattr(request, kind), self._limits):
+            yield StreamQueryResponse(**{kind: page})
+
+    # --- Changes -----------------------------------------------------------------------------------------------------
+
+    async def UpdateRollout(
+        self, request: rollout.UpdateRolloutRequest, context: Context
+    ) -> rollout.UpdateRolloutResponse:
+        rollout_id = required_text(request.rollout_id, "rollout_id")
+        update = requests.update_rollout_from_proto(request)
+        fields = {name: getattr(update, name) for name in update.model_fields_set}
+        with _once(request):
+            updated = await self._store.update_rollout(rollout_id, **fields)
+        return rollout.UpdateRolloutResponse(rollout=codec.rollout_to_proto(updated))
+
+    async def UpdateAttempt(
+        self, request: rollout.UpdateAttemptRequest, context: Context
+    ) -> rollout.UpdateAttemptResponse:
+        rollout_id = required_text(request.rollout_id, "rollout_id")
+        attempt_id = requests.attempt_from_request(request)
+        update = requests.update_attempt_from_proto(request)
+        fields = {name: getattr(update, name) for name in update.model_fields_set}
+        with _once(request):
+            updated = await self._store.update_attempt(rollout_id, attempt_id, **fields)
+        return rollout.UpdateAttemptResponse(attempt=codec.attempt_to_proto(updated))
+
+    async def AddResources(
+        self, request: resources.AddResourcesRequest, context: Context
+    ) -> resources.AddResourcesResponse:
+        named = codec.named_resources_from_proto(request.resources_json, "resources_json")
+        with _once(request):
+            added = await self._store.add_resources(named)
+        return resources.AddResourcesResponse(resources=codec.resources_to_proto(added))
+
+    async def UpdateResources(
+        self, request: resources.UpdateResourcesRequest, context: Context
+    ) -> resources.UpdateResourcesResponse:
+        resources_id = required_text(request.resources_id, "resources_id")
+        named = codec.named_resources_from_proto(request.resources_json, "resources_json")
+        with _once(request):
+            updated = await self._store.update_resources(resources_id, named)
+        return resources.UpdateResourcesResponse(resources=codec.resources_to_proto(updated))
+
+    async def UpdateWorker(self, request: worker.UpdateWorkerRequest, context: Context) -> worker.UpdateWorkerResponse:
+        stats = requests.heartbeat_from_proto(request)
+        given = {} if stats is None else {"heartbeat_stats": stats}
+        updated = await self._store.update_worker(required_text(request.worker_id, "worker_id"), **given)
+        return worker.UpdateWorkerResponse(worker=codec.worker_to_proto(updated))
+
+    # --- Waiting -----------------------------------------------------------------------------------------------------
+
+    async def WaitForRollouts(
+        self, request: rollout.WaitForRolloutsRequest, context: Context
+    ) -> rollout.WaitForRolloutsResponse:
+        distinct = list(dict.fromkeys(request.rollout_ids))
+        seconds = requests.wait_seconds_from_proto(request, self._config.wait_seconds_max)
+        remaining = context.time_remaining()
+        if remaining is not None:
+            seconds = min(seconds, max(0.0, remaining - REPLY_MARGIN_SECONDS))
+        ended = await self._wait(distinct, seconds)
+        missing = set(distinct).difference(one.rollout_id for one in ended)
+        pending = (await self._store.query_rollouts(rollout_id_in=sorted(missing), limit=0)).total if missing else 0
+        return self._wait_reply(ended, complete=pending == 0)
+
+    async def _wait(self, rollout_ids: Sequence[str], seconds: float) -> list[Rollout]:
+        wait = asyncio.ensure_future(self._store.wait_for_rollouts(rollout_ids=rollout_ids, timeout=seconds))
+        self._waits.add(wait)
+        if self._draining:
+            wait.cancel()
+        try:
+            return await wait
+        except asyncio.CancelledError:
+            if self._draining and wait.cancelled():
+                raise StoreUnavailableError("the server is shutting down; wait again when it is back") from None
+            raise
+        finally:
+            self._waits.discard(wait)
+
+    def _wait_reply(self, ended: Sequence[Rollout], complete: bool) -> rollout.WaitForRolloutsResponse:
+        """The rollouts that fit into one message; those that do not are named."""
+        reply = rollout.WaitForRolloutsResponse(complete=complete)
+        size_bytes = 0
+        for one in ended:
+            message = codec.rollout_to_proto(one)
+            size_bytes += message.ByteSize()
+            if size_bytes > self._limits.bytes and reply.rollouts:
+                reply.omitted_rollout_ids.append(one.rollout_id)
+            else:
+                reply.rollouts.append(message)
+        return reply
+
+
+def _once(request: Any) -> AbstractContextManager[None]:
+    """The scope of a call that its caller may send twice; InvalidArgumentError if it came without a request id."""
+    if not request.request_id:
+        message = "request_id is missing; make a new one (a UUID, say) for each call, and send it again with a retry"
+        raise InvalidArgumentError(message, field="request_id")
+    if len(request.request_id) > REQUEST_ID_CHARS_MAX:
+        message = f"request_id has {len(request.request_id)} characters; give at most {REQUEST_ID_CHARS_MAX}"
+        raise InvalidArgumentError(message, field="request_id")
+    return request_scope(request.request_id)
+
+
+def _optional(request: Any, field: str) -> str | None:
+    return getattr(request, field) if request.HasField(field) else None
+
+
+def _of_rollout(request: Any) -> dict[str, str]:
+    return {"rollout_id": required_text(request.rollout_id, "rollout_id")}
