@@ -1,0 +1,60 @@
+"""The contract of LightningStore as tests, in parts by area; ``StoreContract`` is all of them."""
+
+from __future__ import annotations
+
+from lightning_store.testing.contract.attempts import RevivalContract, StatusContract
+from lightning_store.testing.contract.concurrency import AtomicityContract, ThreadsContract
+from lightning_store.testing.contract.memory import MemoryContract, StatisticsContract
+from lightning_store.testing.contract.queries import OtherQueriesContract, RolloutQueriesContract, SpanQueriesContract
+from lightning_store.testing.contract.queue import QueueContract
+from lightning_store.testing.contract.resources import ResourcesContract
+from lightning_store.testing.contract.rollouts import MakingContract, UpdatingContract
+from lightning_store.testing.contract.spans import (
+    AddingSpansContract,
+    OtelSpansContract,
+    ReadingSpansContract,
+    SpanNumbersContract,
+)
+from lightning_store.testing.contract.waiting import WaitingContract
+from lightning_store.testing.contract.watchdog import DeadlinesContract, WatchdogContract
+from lightning_store.testing.contract.workers import AssignmentContract, HeartbeatContract
+
+
+class StoreContract(
+    MakingContract,
+    UpdatingContract,
+    QueueContract,
+    StatusContract,
+    RevivalContract,
+    AddingSpansContract,
+    SpanNumbersContract,
+    OtelSpansContract,
+    ReadingSpansContract,
+    RolloutQueriesContract,
+    SpanQueriesContract,
+    OtherQueriesContract,
+    ResourcesContract,
+    AssignmentContract,
+    HeartbeatContract,
+    DeadlinesContract,
+    WatchdogContract,
+    WaitingContract,
+    MemoryContract,
+    StatisticsContract,
+    AtomicityContract,
+    ThreadsContract,
+):
+    """Every fact of the contract, to be run on any store::
+
+        class TestMyStore(StoreContract):
+            async def open_store(self, clock, **options):
+                store = MyStore(clock=clock, **options)
+                yield store
+                await store.close()
+
+    The numbers in the names of the tests (``test_f13_…``) are those of the facts. A store that departs from one on
+    purpose says so, with the reason, in ``deviations``; those tests are skipped and the reason shows in the report.
+    """
+
+
+__all__ = ["StoreContract"]

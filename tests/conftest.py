@@ -1,0 +1,27 @@
+"""What all tests share: repeatable property tests, and a line that says how many contract tests each store passed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.register_profile("explore", max_examples=1000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+_CONTRACT_TEST = re.compile(r"tests/contract/test_(?P<store>\w+)\.py::Test\w+::test_f\d\d_")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    passed: Counter[str] = Counter()
+    for report in terminalreporter.stats.get("passed", []):
+        if report.when == "call" and (match := _CONTRACT_TEST.match(report.nodeid)):
+            passed[match["store"].replace("_", "-")] += 1
+    if passed:
+        terminalreporter.write_line(
+            "contract: " + ", ".join(f"{store} {count} passed" for store, count in passed.items())
+        )

@@ -1,0 +1,36 @@
+"""Random sequences of calls, compared with the reference, in process and over the wire."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import settings
+
+from lightning_store import InMemoryLightningStore, LightningStore
+from lightning_store.testing import FakeClock, StoreStateMachine
+from lightning_store_client import LightningStoreClient
+from lightning_store_server import LightningStoreServer
+
+
+class InProcess(StoreStateMachine):
+    async def open_store(self, clock: FakeClock) -> AsyncIterator[LightningStore]:
+        yield InMemoryLightningStore(clock=clock)
+
+
+class OverTheWire(StoreStateMachine):
+    async def open_store(self, clock: FakeClock) -> AsyncIterator[LightningStore]:
+        server = LightningStoreServer(InMemoryLightningStore(clock=clock), port=0)
+        await server.start()
+        client = LightningStoreClient(server.endpoint, clock=clock)
+        try:
+            yield client
+        finally:
+            await client.close()
+            await server.stop()
+
+
+TestInProcess = InProcess.TestCase
+TestInProcess.settings = settings(max_examples=60, stateful_step_count=50)
+TestOverTheWire = pytest.mark.slow(OverTheWire.TestCase)
+TestOverTheWire.settings = settings(max_examples=30, stateful_step_count=30)
