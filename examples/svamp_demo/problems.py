@@ -1,0 +1,205 @@
+"""Word problems: loaded from JSON lines in the form of the SVAMP challenge set, or generated from templates."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from examples.svamp_demo.arithmetic import candidates, is_number, number, tokens
+
+DEFAULT_DATA: Final = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "svamp.jsonl"
+"""``../shared/data/svamp.jsonl`` as seen from the project's root: read when it exists and nothing else is asked for."""
+
+PROBLEMS_MIN: Final = 20
+"""Fewer solvable problems than this cannot be split into a part to learn from and a part held out."""
+
+GENERATED_PROBLEMS: Final = 600
+HELD_OUT_SHARE: Final = 0.2
+
+_HOW_TO: Final = (
+    'each line is a JSON object such as {"Body": "Ann had 5 pens. She lost 2.", "Question": "How many are left?", '
+    '"Answer": 3}; mend the line, or use --generated instead of --data'
+)
+
+
+class DataError(ValueError):
+    """The data cannot be used. The message says where and what to do."""
+
+
+class Problem(BaseModel):
+    """One word problem. As JSON it is the input of a rollout."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    problem_id: str
+    body: str
+    question: str
+    answer: float
+
+    def text(self) -> str:
+        """Body and question, as a person reads them."""
+        return f"{self.body} {self.question}"
+
+    def is_solvable(self) -> bool:
+        """Whether one operation on two numbers of the text gives the answer."""
+        numbers = [number(token) for token in tokens(self.text()) if is_number(token)]
+        return any(candidate.is_correct(self.answer) for candidate in candidates(numbers))
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemSet:
+    """The problems of one run: only those that one operation solves."""
+
+    source: str
+    """Where they come from, for people."""
+    problems: tuple[Problem, ...]
+    left_out: int
+    """Problems of the source that need more than one operation."""
+
+    def split(self, seed: int) -> tuple[tuple[Problem, ...], tuple[Problem, ...]]:
+        """Problems to learn from, and problems held out. The same seed splits in the same way."""
+        shuffled = list(self.problems)
+        random.Random(seed).shuffle(shuffled)
+        held_out = max(1, round(len(shuffled) * HELD_OUT_SHARE))
+        return tuple(shuffled[held_out:]), tuple(shuffled[:held_out])
+
+
+class _Line(BaseModel):
+    """What is read of a line; other fields are ignored."""
+
+    ID: str | None = None
+    Body: Annotated[str, Field(min_length=1)]
+    Question: Annotated[str, Field(min_length=1)]
+    Answer: Annotated[float, Field(allow_inf_nan=False)]
+    Equation: str | None = None
+
+    def one_operation(self) -> bool:
+        """False only where the line itself says so; an answer can come out right by chance."""
+        return self.Equation is None or sum(map(self.Equation.count, (" + ", " - ", " * ", " / "))) <= 1
+
+
+def obtain(data: Path | None, *, generated: bool, seed: int) -> ProblemSet:
+    """The problems to use: those of ``data``, else of the default file if it exists, else generated ones.
+
+    ``generated=True`` skips the default file. DataError where a file cannot be read or has too few usable problems.
+    """
+    if data is not None:
+        return load(data)
+    if not generated and DEFAULT_DATA.is_file():
+        return load(DEFAULT_DATA)
+    problems = generate(GENERATED_PROBLEMS, seed)
+    return ProblemSet(f"templates with seed {seed}", tuple(problems), left_out=0)
+
+
+def load(path: Path) -> ProblemSet:
+    """The problems of a file of JSON lines; empty lines are skipped. DataError names the file and the line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; give --data a file of JSON lines") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"cannot read {path}: it is not UTF-8 text ({error.reason} at byte {error.start})") from error
+    parsed = [(index, _parse(path, index, text)) for index, text in enumerate(lines, start=1) if text.strip()]
+    # Keyed by text: a problem that is there twice must not be in both parts of a split.
+    problems = {f"{line.Body} {line.Question}": _problem(index, line) for index, line in parsed if line.one_operation()}
+    solvable = [problem for problem in problems.values() if problem.is_solvable()]
+    if len(solvable) < PROBLEMS_MIN:
+        raise DataError(
+            f"{path}: one operation on two numbers of the text solves {len(solvable)} of {len(parsed)} problems; "
+            f"the demo needs {PROBLEMS_MIN} or more"
+        )
+    return ProblemSet(str(path), tuple(solvable), left_out=len(parsed) - len(solvable))
+
+
+def _parse(path: Path, index: int, text: str) -> _Line:
+    try:
+        value: Any = json.loads(text)
+    except ValueError as error:
+        raise DataError(f"{path}:{index}: not valid JSON ({error}); {_HOW_TO}") from error
+    try:
+        return _Line.model_validate(value)
+    except ValidationError as error:
+        found = "; ".join(f"{'.'.join(map(str, part['loc'])) or 'line'}: {part['msg']}" for part in error.errors())
+        raise DataError(f"{path}:{index}: {found}; {_HOW_TO}") from error
+
+
+def _problem(index: int, line: _Line) -> Problem:
+    return Problem(problem_id=line.ID or f"line-{index}", body=line.Body, question=line.Question, answer=line.Answer)
+
+
+# --- Generated problems ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Template:
+    """A problem with places for names, things and the numbers ``a`` and ``b``; ``c`` is not needed."""
+
+    body: str
+    question: str
+    operation: str
+
+
+_TEMPLATES: Final[tuple[_Template, ...]] = (
+    _Template(
+        "{name} had {a} {thing}. {other} brought {b} more {thing}.", "How many {thing} are there altogether?", "+"
+    ),
+    _Template("{name} picked {a} {thing} on Monday and {b} {thing} on Friday.", "How many {thing} in total?", "+"),
+    _Template("{name} gave away {a} {thing} and still has {b} {thing}.", "How many {thing} were there at first?", "+"),
+    _Template("{name} had {a} {thing} and lost {b} of them.", "How many {thing} are left?", "-"),
+    _Template("{name} owns {a} {thing}. {other} owns {b} {thing}.", "How many more {thing} does {name} own?", "-"),
+    _Template("A shop had {a} {thing} and sold {b} of the {thing}.", "How many {thing} remain in the shop?", "-"),
+    _Template("There are {a} boxes with {b} {thing} in each box.", "How many {thing} do all the boxes hold?", "*"),
+    _Template("{name} buys {a} {thing} that cost {b} dollars each.", "How many dollars does {name} pay?", "*"),
+    _Template("{name} shares {a} {thing} equally among {b} friends.", "How many {thing} does each friend get?", "/"),
+    _Template("{name} packs {a} {thing} into bags of {b} {thing} each.", "How many bags does {name} need?", "/"),
+    _Template("{name} had {a} {thing} and {c} coins, and lost {b} {thing}.", "How many {thing} are left?", "-"),
+    _Template("In {c} days {name} filled {a} boxes with {b} {thing} in each.", "How many {thing} do they hold?", "*"),
+)
+_NAMES: Final = ("Ada", "Bruno", "Chen", "Dalia", "Emeka", "Freya", "Goran", "Hana", "Ines", "Jonas")
+_THINGS: Final = ("marbles", "stickers", "pencils", "apples", "shells", "stamps", "buttons", "cards")
+
+
+def generate(count: int, seed: int) -> list[Problem]:
+    """``count`` different problems from the templates, each solved by one operation. The same seed makes the same."""
+    chance = random.Random(seed)
+    found: dict[str, Problem] = {}
+    while len(found) < count:
+        problem = _fill(chance.choice(_TEMPLATES), chance, f"generated-{len(found) + 1}")
+        found.setdefault(problem.text(), problem)
+    return list(found.values())
+
+
+def _fill(template: _Template, chance: random.Random, problem_id: str) -> Problem:
+    a, b, answer = _numbers(template.operation, chance)
+    name, other = chance.sample(_NAMES, 2)
+    places: dict[str, str | int] = {
+        "name": name,
+        "other": other,
+        "thing": chance.choice(_THINGS),
+        "a": a,
+        "b": b,
+        "c": chance.randint(2, 99),
+    }
+    body, question = template.body.format_map(places), template.question.format_map(places)
+    return Problem(problem_id=problem_id, body=body, question=question, answer=answer)
+
+
+def _numbers(operation: str, chance: random.Random) -> tuple[int, int, int]:
+    """a, b and the answer, such that the answer is a positive whole number."""
+    small, large = chance.randint(2, 12), chance.randint(13, 99)
+    match operation:
+        case "+":
+            a, b = chance.sample((small, large), 2)
+            return a, b, a + b
+        case "-":
+            return large, small, large - small
+        case "*":
+            a, b = chance.sample((small, large), 2)
+            return a, b, a * b
+        case _:
+            return small * large, small, large

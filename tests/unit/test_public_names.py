@@ -1,0 +1,101 @@
+"""What users may import. A name that leaves these lists breaks somebody: say so in the changelog."""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+
+import lightning_store
+import lightning_store_client
+import lightning_store_server
+from lightning_store import errors
+
+ERRORS = [
+    "AttemptNotFoundError",
+    "CallCancelledError",
+    "InternalError",
+    "InvalidArgumentError",
+    "InvalidTransitionError",
+    "InvalidTypeError",
+    "MessageTooLargeError",
+    "NoAttemptsError",
+    "NotJsonError",
+    "RequestIdReusedError",
+    "ResourceExhaustedError",
+    "ResourcesNotFoundError",
+    "RolloutNotFoundError",
+    "SpansEvictedError",
+    "SpansRejectedError",
+    "StoreError",
+    "StoreTimeoutError",
+    "StoreUnavailableError",
+    "UnsortableFieldError",
+    "UnsupportedError",
+]
+
+STORES = [
+    "Clock",
+    "InMemoryLightningStore",
+    "LightningStore",
+    "LightningStoreCapabilities",
+    "LightningStoreStatistics",
+    "LightningStoreThreaded",
+    "SystemClock",
+    "request_scope",
+]
+
+MODEL = [
+    "LLM",
+    "UNSET",
+    "Attempt",
+    "AttemptStatus",
+    "AttemptedRollout",
+    "EnqueueRolloutRequest",
+    "Event",
+    "InstrumentationScope",
+    "Link",
+    "NamedResources",
+    "OtelResource",
+    "PaginatedResult",
+    "PromptTemplate",
+    "ProxyLLM",
+    "RejectedSpan",
+    "Resource",
+    "ResourcesUpdate",
+    "Rollout",
+    "RolloutConfig",
+    "RolloutMode",
+    "RolloutStatus",
+    "Span",
+    "SpanContext",
+    "TraceStatus",
+    "Unset",
+    "Worker",
+    "WorkerStatus",
+]
+
+
+def test_public_names_of_lightning_store() -> None:
+    assert sorted(lightning_store.__all__) == sorted([*ERRORS, *STORES, *MODEL])
+    assert all(hasattr(lightning_store, name) for name in lightning_store.__all__)
+
+
+def test_every_error_is_public() -> None:
+    defined = {
+        name for name, value in vars(errors).items() if inspect.isclass(value) and issubclass(value, errors.StoreError)
+    }
+    assert defined == set(ERRORS)
+
+
+def test_public_names_of_the_server() -> None:
+    assert "LightningStoreServer" in lightning_store_server.__all__
+    assert inspect.isclass(lightning_store_server.LightningStoreServer)
+
+
+def test_public_names_of_the_client() -> None:
+    assert "LightningStoreClient" in lightning_store_client.__all__
+    assert issubclass(lightning_store_client.LightningStoreClient, lightning_store.LightningStore)
+
+
+def test_unset_stays_one_object_when_pickled() -> None:
+    assert pickle.loads(pickle.dumps(lightning_store.UNSET)) is lightning_store.UNSET
