@@ -11,12 +11,15 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from lightning_store.in_memory import REPLAY_ENTRIES_MAX as REPLAY_ENTRIES_MAX
+from lightning_store.in_memory import REPLAY_WINDOW_SECONDS as REPLAY_WINDOW_SECONDS
 from lightning_store.in_memory import InMemoryLightningStore
 from lightning_store.model import Span
 from lightning_store.store import LightningStore
 from lightning_store.v1 import service_pb2_grpc
 from lightning_store.wire.methods import SERVICE
 from lightning_store_server.config import ServerConfig
+from lightning_store_server.health import HealthServicer
 from lightning_store_server.interceptors import (
     AccessLogInterceptor,
     CallInterceptor,
@@ -36,7 +39,7 @@ class GrpcServer:
     def __init__(self, store: LightningStore, config: ServerConfig) -> None:
         self._config = config
         self._servicer = StoreServicer(store, config)
-        self._health = health.aio.HealthServicer()  # type: ignore[attr-defined]  # missing in its stub
+        self._health = HealthServicer()
         self._server: grpc.aio.Server | None = None
         self.bound_port: int | None = None
         """The port that is listened on; None until started."""
@@ -55,7 +58,7 @@ class GrpcServer:
     def _interceptors(self) -> list[CallInterceptor]:
         """The outermost first: the log sees the status that the errors were mapped to."""
         log: list[CallInterceptor] = [AccessLogInterceptor()] if self._config.access_log else []
-        return [*log, ErrorInterceptor(), DeadlineInterceptor()]
+        return [*log, ErrorInterceptor(), DeadlineInterceptor(self._config.wait_seconds_max)]
 
     async def stop(self, grace_seconds: float | None = None) -> bool:
         """Drain: health turns NOT_SERVING, waits end as UNAVAILABLE, the other calls get ``grace_seconds`` to finish
@@ -64,7 +67,7 @@ class GrpcServer:
         if server is None:
             return True
         grace = self._config.grace_seconds if grace_seconds is None else grace_seconds
-        await self._health.enter_graceful_shutdown()
+        await self._health.drain()
         self._servicer.drain()
         loop = asyncio.get_running_loop()
         until = loop.time() + grace
@@ -104,8 +107,8 @@ def memory_store(
     eviction_memory_threshold: float | int | None = None,
     safe_memory_threshold: float | int | None = None,
     span_size_estimator: Callable[[Span], int] | None = None,
-    replay_window_seconds: float,
-    replay_entries_max: int,
+    replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
+    replay_entries_max: int = REPLAY_ENTRIES_MAX,
 ) -> LightningStore:
     """The store that ``serve`` hosts unless told otherwise."""
     return InMemoryLightningStore(

@@ -11,6 +11,15 @@ MIB: Final = 1024 * 1024
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 4747
 
+POSITIVE: Final = (
+    "max_message_bytes",
+    "page_rows_max",
+    "page_bytes_max",
+    "wait_seconds_max",
+    "keepalive_seconds",
+    "keepalive_timeout_seconds",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
@@ -40,10 +49,10 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise InvalidArgumentError(f"port is {self.port}; give 0 (any free port) to 65535", field="port")
-        for name in ("max_message_bytes", "page_rows_max", "page_bytes_max", "wait_seconds_max"):
-            if getattr(self, name) <= 0:
+        for name in POSITIVE:
+            if not getattr(self, name) > 0:
                 raise InvalidArgumentError(f"{name} is {getattr(self, name)}; give more than 0", field=name)
-        if self.grace_seconds < 0:
+        if not self.grace_seconds >= 0:
             raise InvalidArgumentError(f"grace_seconds is {self.grace_seconds}; give 0 or more", field="grace_seconds")
 
     def channel_options(self) -> list[tuple[str, int]]:

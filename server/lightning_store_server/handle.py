@@ -44,9 +44,12 @@ class LightningStoreServer(ForwardingStore):
             store if store.capabilities["thread_safe"] else LightningStoreThreaded(store)
         )
         self._capabilities = store.capabilities
+        self._strict = store.strict
+        self._replay_window_seconds = store.replay_window_seconds
         self._owner_pid = os.getpid()
         self._bound_port: int | None = None
         self._client: LightningStoreClient | None = None
+        self._starting = False
         self._serving: tuple[GrpcServer, LoopThread] | None = None
 
     # --- Where it listens --------------------------------------------------------------------------------------------
@@ -73,12 +76,17 @@ class LightningStoreServer(ForwardingStore):
             raise RuntimeError("only the process that made the server can start it")
         if self._serving is not None:
             raise RuntimeError(f"the server is started already, on {self.endpoint}")
+        if self._starting:
+            raise RuntimeError("the server is being started already")
         server, thread = GrpcServer(self._store, self._config), LoopThread("lightning-store-server")
+        self._starting = True
         try:
             await thread.run(server.start())
         except BaseException:
             thread.stop()
             raise
+        finally:
+            self._starting = False
         self._bound_port = server.bound_port
         self._serving = (server, thread)
 
@@ -114,6 +122,14 @@ class LightningStoreServer(ForwardingStore):
     def capabilities(self) -> LightningStoreCapabilities:
         return {**self._capabilities, "thread_safe": True, "async_safe": True, "zero_copy": True}
 
+    @property
+    def strict(self) -> bool:
+        return self._strict
+
+    @property
+    def replay_window_seconds(self) -> float:
+        return self._replay_window_seconds
+
     def otlp_traces_endpoint(self) -> str:
         return self._target().otlp_traces_endpoint()
 
@@ -129,12 +145,5 @@ class LightningStoreServer(ForwardingStore):
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs in order to be a client: no store, no thread."""
-        return {
-            "_config": self._config,
-            "_capabilities": self._capabilities,
-            "_owner_pid": self._owner_pid,
-            "_bound_port": self.bound_port,
-            "_store": None,
-            "_client": None,
-            "_serving": None,
-        }
+        here_only = {"_store": None, "_client": None, "_serving": None}
+        return {**vars(self), **here_only, "_bound_port": self.bound_port}

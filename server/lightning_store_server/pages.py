@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
+from lightning_store.errors import InvalidArgumentError
 from lightning_store.wire.queries import page_window
 
 Reply = TypeVar("Reply", bound=Message)
@@ -47,8 +48,12 @@ async def first_page(listing: Listing[Reply], request: Any, limits: PageLimits) 
 
 async def all_pages(listing: Listing[Reply], request: Any, limits: PageLimits) -> Iterator[Reply]:
     """The whole result, taken at one moment, as one reply after another; at least one, for the total."""
+    if request.page_token:
+        message = "page_token is for the List methods; a stream has the whole result, so leave it empty"
+        raise InvalidArgumentError(message, field="page_token")
+    rows_max = page_window(request, limits.rows).page_rows
     result = await listing.query(**listing.arguments(request))
-    return _replies(listing, result.items, result.total, limits)
+    return _replies(listing, result.items, result.total, PageLimits(rows_max, limits.bytes))
 
 
 def _replies(listing: Listing[Reply], items: Sequence[Any], total: int, limits: PageLimits) -> Iterator[Reply]:

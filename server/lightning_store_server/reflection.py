@@ -60,4 +60,5 @@ def _describe_v1() -> None:
         renamed = descriptor_pb2.FileDescriptorProto()
         text_format.Parse(text_format.MessageToString(alpha).replace(V1ALPHA, V1), renamed)
         renamed.name = name
+        renamed.ClearField("options")  # v1alpha is marked deprecated, and has its own package names
         pool.Add(renamed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import version
@@ -23,7 +24,7 @@ from lightning_store.v1 import span_pb2 as span
 from lightning_store.v1 import worker_pb2 as worker
 from lightning_store.v1.query_pb2 import StreamQueryRequest, StreamQueryResponse
 from lightning_store.wire import codec, queries, requests, spans
-from lightning_store.wire.checks import required_text
+from lightning_store.wire.checks import require, required_text
 from lightning_store.wire.errors import span_outcome_to_proto
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.pages import Listing, PageLimits, all_pages, first_page
@@ -95,14 +96,13 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     ) -> server.GetServerInfoResponse:
         info = codec.ServerInfo(
             version=version("lightning-store-grpc"),
-            strict=getattr(self._store, "strict", False),
+            strict=self._store.strict,
             capabilities=self._store.capabilities,
             message_bytes_max=self._config.max_message_bytes,
             page_rows_max=self._config.page_rows_max,
             page_bytes_max=self._config.page_bytes_max,
             wait_seconds_max=self._config.wait_seconds_max,
-            # 0 for a store that does not know request ids: it cannot promise that a repeated call happens once.
-            replay_window_seconds=getattr(self._store, "replay_window_seconds", 0.0),
+            replay_window_seconds=self._store.replay_window_seconds,
         )
         return codec.server_info_to_proto(info)
 
@@ -116,6 +116,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     async def StartRollout(
         self, request: rollout.StartRolloutRequest, context: Context
     ) -> rollout.StartRolloutResponse:
+        require(request, "rollout", "rollout")
         new = codec.new_rollout_from_proto(request.rollout, "rollout")
         with _once(request):
             started = await self._store.start_rollout(
@@ -172,7 +173,10 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self, request: span.AllocateSpanSequenceIdsRequest, context: Context
     ) -> span.AllocateSpanSequenceIdsResponse:
         keys = [
-            (required_text(key.rollout_id, f"keys[{i}].rollout_id"), key.attempt_id)
+            (
+                required_text(key.rollout_id, f"keys[{i}].rollout_id"),
+                required_text(key.attempt_id, f"keys[{i}].attempt_id"),
+            )
             for i, key in enumerate(request.keys)
         ]
         with _once(request):
@@ -337,7 +341,14 @@ def _once(request: Any) -> AbstractContextManager[None]:
     if len(request.request_id) > REQUEST_ID_CHARS_MAX:
         message = f"request_id has {len(request.request_id)} characters; give at most {REQUEST_ID_CHARS_MAX}"
         raise InvalidArgumentError(message, field="request_id")
-    return request_scope(request.request_id)
+    return request_scope(request.request_id, _fingerprint(request))
+
+
+def _fingerprint(request: Any) -> str:
+    """What the request asks for, in a few characters. Of spans, which have keys of their own, only number and size."""
+    if isinstance(request, span.AddSpansRequest):
+        return f"{len(request.spans)}:{request.ByteSize()}"
+    return hashlib.blake2b(request.SerializeToString(deterministic=True), digest_size=16).hexdigest()
 
 
 def _optional(request: Any, field: str) -> str | None:

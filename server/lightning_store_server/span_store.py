@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from lightning_store.backends.base import Rows, SpanCodec, SpanRecord
-from lightning_store.errors import SpansRejectedError
+from lightning_store.errors import SpansRejectedError, StoreError
 from lightning_store.model import Span
+from lightning_store.replay import part_scope
 from lightning_store.step import SpanOutcome
 from lightning_store.store import LightningStore
 from lightning_store.wire.spans import ProtoSpanCodec
@@ -29,13 +30,34 @@ def span_records_of(store: LightningStore) -> SpanRecordStore:
 
 
 class _Adapter:
+    """Speaks for a store that knows spans only as objects. It has to number a span before it adds it, so one that is
+    then refused leaves a gap."""
+
     def __init__(self, store: LightningStore) -> None:
         self._store = store
         self._codec: SpanCodec = ProtoSpanCodec()
 
     async def add_span_records(self, records: Sequence[SpanRecord]) -> Sequence[SpanOutcome]:
-        numbered = [await self._numbered(record) for record in records]
-        spans = [self._codec.decode(record) for record in numbered]
+        outcomes: dict[int, SpanOutcome] = {}
+        spans: dict[int, Span] = {}
+        for index, record in enumerate(records):
+            try:
+                spans[index] = self._codec.decode(await self._numbered(record, index))
+            except StoreError as error:
+                outcomes[index] = SpanOutcome(error=error)
+        with part_scope("spans"):
+            added = await self._add(list(spans.values()))
+        outcomes.update(zip(spans, added, strict=True))
+        return [outcomes[index] for index in range(len(records))]
+
+    async def _numbered(self, record: SpanRecord, index: int) -> SpanRecord:
+        if record.sequence_id is not None:
+            return record
+        with part_scope(f"number-{index}"):
+            number = await self._store.get_next_span_sequence_id(record.rollout_id, record.attempt_id)
+        return dataclasses.replace(record, sequence_id=number)
+
+    async def _add(self, spans: Sequence[Span]) -> list[SpanOutcome]:
         errors: dict[int, SpanOutcome] = {}
         try:
             stored = await self._store.add_many_spans(spans)
@@ -45,12 +67,6 @@ class _Adapter:
         kept = {_key(span): span.sequence_id for span in stored}
         # The first of two equal keys in one batch is the one that was stored, so each key is taken once.
         return [errors.get(index) or SpanOutcome(kept.pop(_key(span), None)) for index, span in enumerate(spans)]
-
-    async def _numbered(self, record: SpanRecord) -> SpanRecord:
-        if record.sequence_id is not None:
-            return record
-        number = await self._store.get_next_span_sequence_id(record.rollout_id, record.attempt_id)
-        return dataclasses.replace(record, sequence_id=number)
 
     async def query_span_records(self, rollout_id: str, **query: Any) -> Rows[SpanRecord]:
         result = await self._store.query_spans(rollout_id, **query)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from io import TextIOWrapper
 from typing import Final
@@ -22,6 +23,8 @@ def main() -> None:
             raise
         sys.stderr.write(f"{PROGRAM} needs the server extra: pip install '{PROGRAM}[server]'\n")
         sys.exit(2)
+    # gRPC's core logs in a form of its own, to stderr; what it says also comes as an error, which is logged properly.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from lightning_store_server.cli.root import root
 
     for stream in (sys.stdout, sys.stderr):

@@ -16,7 +16,7 @@ import click
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.memory_limits import EVICTION_RATIO_DEFAULT, SAFE_RATIO_DEFAULT
 from lightning_store.store import LightningStore
-from lightning_store_server.app import GrpcServer, memory_store
+from lightning_store_server.app import REPLAY_ENTRIES_MAX, REPLAY_WINDOW_SECONDS, GrpcServer, memory_store
 from lightning_store_server.cli import PROGRAM
 from lightning_store_server.cli.options import INT32_MAX, seconds, setting, size, switch, threshold
 from lightning_store_server.config import ServerConfig
@@ -25,8 +25,6 @@ from lightning_store_server.logs import LogFormat, configure_logging
 logger = logging.getLogger("lightning_store_server")
 
 DEFAULTS: Final = ServerConfig()
-REPLAY_WINDOW_SECONDS: Final = 600.0
-REPLAY_ENTRIES_MAX: Final = 200_000
 
 
 class ExitCode(IntEnum):

@@ -1,0 +1,50 @@
+"""The standard health service, with watchers that a draining server does not have to wait for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc.aio
+from grpc_health.v1 import health, health_pb2
+
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class HealthServicer(health.aio.HealthServicer):  # type: ignore[name-defined, misc]  # missing in its stub
+    """Ends every Watch once it has told that the server is going; the library's own would hold on to it."""
+
+    _draining = False
+
+    async def drain(self) -> None:
+        """Tell every prober and watcher NOT_SERVING, from now on and for good."""
+        self._draining = True
+        await self.enter_graceful_shutdown()
+        for service in list(self._server_watchers):  # those of services that are not known here, too
+            await self._set(service, NOT_SERVING)
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        try:
+            await super().Watch(request, _Context(self, context))
+        except _Drained:
+            return
+
+    def told(self, response: health_pb2.HealthCheckResponse) -> None:
+        """A watcher has got ``response``; if that was the last one, it is let go."""
+        if self._draining and response.status == NOT_SERVING:
+            raise _Drained
+
+
+class _Drained(Exception):
+    """Leaves the endless loop of a Watch."""
+
+
+class _Context:
+    """The part of a context that a Watch uses."""
+
+    def __init__(self, servicer: HealthServicer, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self._servicer = servicer
+        self._context = context
+
+    async def write(self, response: health_pb2.HealthCheckResponse) -> None:
+        await self._context.write(response)
+        self._servicer.told(response)

@@ -1,0 +1,128 @@
+"""How ``serve`` ends, with a server that behaves as each case needs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from typing import ClassVar
+
+import pytest
+
+from lightning_store import LightningStore
+from lightning_store_server import ServerConfig, app
+from lightning_store_server.cli import serve as serve_module
+from lightning_store_server.cli.serve import ready_line
+
+
+class FakeServer:
+    """Gets a SIGTERM as soon as it has started; ``stop`` does what the case says."""
+
+    config: ClassVar[ServerConfig]
+    started: ClassVar[BaseException | None] = None
+    """What ``start`` raises."""
+    signals_while_stopping: ClassVar[int] = 0
+    finished: ClassVar[bool] = True
+
+    def __init__(self, store: LightningStore, config: ServerConfig) -> None:
+        type(self).config = config
+        self.bound_port = 4242
+
+    async def start(self) -> None:
+        if self.started is not None:
+            raise self.started
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    async def stop(self) -> bool:
+        if self.signals_while_stopping:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.Event().wait()
+        return self.finished
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> type[FakeServer]:
+    class Fake(FakeServer):
+        pass
+
+    monkeypatch.setattr(serve_module, "GrpcServer", Fake)
+    return Fake
+
+
+def test_signal_drains_and_ends_with_0(run, server) -> None:
+    result = run("serve", "--host", "0.0.0.0", "--strict", "--wait-max", "7", "--access-log", "--keepalive", "9")
+    assert result.exit_code == 0
+    [line] = result.stdout.splitlines()
+    assert line.startswith("lightning-store-grpc serving on 0.0.0.0:4242 (memory store, strict, version ")
+    assert "SIGTERM: draining; calls under way have 10 s" in result.stderr
+    assert server.config == ServerConfig(host="0.0.0.0", wait_seconds_max=7.0, access_log=True, keepalive_seconds=9.0)
+
+
+def test_calls_that_outlast_the_grace_end_with_75(run, server) -> None:
+    server.finished = False
+    result = run("serve", "--grace", "0.25")
+    assert result.exit_code == 75
+    assert "calls did not finish within 0.25 s" in result.stderr
+
+
+def test_second_signal_ends_at_once_with_75(run, server, monkeypatch) -> None:
+    class EndedError(BaseException):
+        pass
+
+    def end(code: int) -> None:
+        raise EndedError(code)
+
+    server.signals_while_stopping = 1
+    monkeypatch.setattr(os, "_exit", end)
+    monkeypatch.setattr("logging.shutdown", lambda: None)
+    with pytest.raises(EndedError, match="75"):
+        run("serve", "--grace", "1000")
+
+
+def test_taken_port_ends_with_69(run, server) -> None:
+    server.started = OSError(98, "cannot listen on 127.0.0.1:4747")
+    result = run("serve")
+    assert result.exit_code == 69
+    assert (result.stdout, "cannot listen on 127.0.0.1:4747" in result.stderr) == ("", True)
+
+
+def test_internal_failure_ends_with_70(run, server) -> None:
+    server.started = ZeroDivisionError("by nothing")
+    result = run("serve")
+    assert result.exit_code == 70
+    assert "ZeroDivisionError: by nothing" in result.stderr
+
+
+def test_contradicting_settings_end_with_78(run, server) -> None:
+    result = run("serve", "--eviction-memory-threshold", "1GiB", "--safe-memory-threshold", "2GiB")
+    assert result.exit_code == 78
+    assert (result.stdout, "Traceback" in result.stderr) == ("", False)
+    assert "safe_memory_threshold" in result.stderr
+
+
+def test_thresholds_reach_the_store(run, server, monkeypatch) -> None:
+    given = {}
+    make = app.memory_store
+
+    def memory_store(**arguments):
+        given.update(arguments)
+        return make(**arguments)
+
+    monkeypatch.setattr(serve_module, "memory_store", memory_store)
+    result = run(
+        "serve",
+        *("--eviction-memory-threshold", "0.5", "--safe-memory-threshold", "1000"),
+        *("--replay-window", "60", "--replay-entries-max", "10"),
+    )
+    assert result.exit_code == 0
+    assert given == {
+        "strict": False,
+        "eviction_memory_threshold": 0.5,
+        "safe_memory_threshold": 1000,
+        "replay_window_seconds": 60.0,
+        "replay_entries_max": 10,
+    }
+
+
+def test_ready_line_brackets_ipv6() -> None:
+    assert ready_line("::1", 4747, "memory store").startswith("lightning-store-grpc serving on [::1]:4747 (")

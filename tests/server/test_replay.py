@@ -1,0 +1,231 @@
+"""Request ids: a call that is sent twice happens once, and is answered twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from lightning_store import LLM, InMemoryLightningStore, LightningStoreThreaded
+from lightning_store.testing import FakeClock
+from lightning_store.testing.contract.base import make_span, retrying
+from lightning_store.v1 import resources_pb2, rollout_pb2, server_pb2, span_pb2, worker_pb2
+from lightning_store.wire.methods import METHODS, Repeat
+from lightning_store.wire.spans import span_to_proto
+
+ONCE = sorted(name for name, method in METHODS.items() if method.repeat is Repeat.ONCE)
+each_once = pytest.mark.parametrize("rpc", ONCE)
+LLM_JSON = json.dumps({"resource_type": "llm", "endpoint": "http://localhost", "model": "m"})
+
+
+class Scene:
+    """A store with something of everything, and for each ONCE method a request that is legal in it."""
+
+    def __init__(self, serve, wrap=lambda store: store, **options):
+        self.store = InMemoryLightningStore(clock=FakeClock(), **options)
+        asyncio.run(self._fill())
+        self.served = serve(wrap(self.store))
+
+    async def _fill(self):
+        store = self.store
+        self.resources = await store.add_resources({"llm": LLM(endpoint="http://localhost", model="m")})
+        self.running = await store.start_rollout("running", config=retrying(3), worker_id="w")
+        self.queued = [await store.enqueue_rollout(f"task {number}") for number in range(3)]
+
+    def request(self, rpc, request_id="id-1"):
+        running = self.running.rollout_id
+        numbered, unnumbered = (span_to_proto(make_span(self.running, number)) for number in (5, 6))
+        unnumbered.ClearField("sequence_id")
+        new = rollout_pb2.NewRollout(input_json='{"a": [1, 2.5, null]}', metadata_json='{"b": 1, "c": "d"}')
+        fields = {
+            "StartRollout": {"rollout": new, "worker_id": "w2"},
+            "EnqueueRollouts": {"rollouts": [new, new]},
+            "DequeueRollouts": {"limit": 2, "worker_id": "w2"},
+            "StartAttempt": {"rollout_id": self.queued[1].rollout_id, "worker_id": "w2"},
+            "UpdateRollout": {
+                "rollout_id": running,
+                "update": {"status": rollout_pb2.ROLLOUT_STATUS_REQUEUING, "metadata_json": '{"x": 1}'},
+                "update_mask": {"paths": ["status", "metadata_json"]},
+            },
+            "UpdateAttempt": {
+                "rollout_id": running,
+                "latest": True,
+                "update": {"status": rollout_pb2.ATTEMPT_STATUS_FAILED},
+                "update_mask": {"paths": ["status"]},
+            },
+            "AddSpans": {"spans": [numbered, unnumbered, numbered]},
+            "AllocateSpanSequenceIds": {"keys": [{"rollout_id": running, "attempt_id": "at-1"}] * 3},
+            "AddResources": {"resources_json": {"llm": LLM_JSON, "other": LLM_JSON}},
+            "UpdateResources": {"resources_id": self.resources.resources_id, "resources_json": {"llm": LLM_JSON}},
+        }[rpc]
+        message_type = next(
+            getattr(module, f"{rpc}Request")
+            for module in (rollout_pb2, span_pb2, resources_pb2, worker_pb2)
+            if hasattr(module, f"{rpc}Request")
+        )
+        return message_type(request_id=request_id, **fields)
+
+    def state(self):
+        """All that is stored, as the lists and the statistics tell it."""
+        return asyncio.run(self._state())
+
+    async def _state(self):
+        rollouts = await self.store.query_rollouts()
+        return (
+            await self.store.statistics(),
+            rollouts,
+            [await self.store.query_attempts(rollout.rollout_id) for rollout in rollouts],
+            [await self.store.query_spans(rollout.rollout_id) for rollout in rollouts],
+            await self.store.query_resources(),
+            await self.store.get_latest_resources(),
+            await self.store.query_workers(),
+        )
+
+
+def in_bytes(message):
+    return message.SerializeToString(deterministic=True)
+
+
+@pytest.fixture
+def scene(serve):
+    return Scene(serve)
+
+
+@each_once
+def test_a_repeated_call_gets_the_same_reply_and_changes_nothing(scene, rpc):
+    untouched = scene.state()
+    first = scene.served.call(rpc, scene.request(rpc))
+    after = scene.state()
+    again = scene.served.call(rpc, scene.request(rpc))
+    assert in_bytes(again) == in_bytes(first)
+    assert scene.state() == after
+    assert rpc == "AllocateSpanSequenceIds" or after != untouched
+
+
+@each_once
+def test_a_repeated_call_gets_the_first_reply_whatever_happened_meanwhile(scene, rpc):
+    first = scene.served.call(rpc, scene.request(rpc))
+    for other in ONCE:
+        scene.served.call(other, scene.request(other, request_id=f"between-{other}"))
+    later = scene.state()
+    again = scene.served.call(rpc, scene.request(rpc))
+    assert in_bytes(again) == in_bytes(first)
+    assert scene.state() == later
+
+
+@each_once
+def test_another_id_is_another_call(scene, rpc):
+    one = scene.served.call(rpc, scene.request(rpc, "id-1"))
+    other = scene.served.call(rpc, scene.request(rpc, "id-2"))
+    assert rpc in {"UpdateRollout", "UpdateAttempt"} or in_bytes(one) != in_bytes(other)
+
+
+@each_once
+def test_an_id_that_another_method_had_is_refused(scene, rpc):
+    other = ONCE[ONCE.index(rpc) - 1]
+    scene.served.call(rpc, scene.request(rpc))
+    before = scene.state()
+    failure = scene.served.failure(other, scene.request(other))
+    assert (failure.code, failure.reason, failure.fields) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED", ["request_id"])
+    assert "id-1" in failure.message
+    assert scene.state() == before
+
+
+OTHER_REQUESTS = {
+    "StartRollout": {"rollout": {"input_json": "2"}},
+    "EnqueueRollouts": {"rollouts": [{"input_json": "2"}]},
+    "DequeueRollouts": {"limit": 1},
+    "StartAttempt": {"rollout_id": "ro-no"},
+    "UpdateRollout": {"rollout_id": "ro-no"},
+    "UpdateAttempt": {"rollout_id": "ro-no", "latest": True},
+    "AddSpans": {},
+    "AllocateSpanSequenceIds": {"keys": [{"rollout_id": "ro-no", "attempt_id": "a"}]},
+    "AddResources": {"resources_json": {"other": LLM_JSON}},
+    "UpdateResources": {"resources_id": "rs-no", "resources_json": {"other": LLM_JSON}},
+}
+
+
+@each_once
+def test_an_id_that_another_request_had_is_refused(scene, rpc):
+    request = scene.request(rpc)
+    scene.served.call(rpc, request)
+    before = scene.state()
+    failure = scene.served.failure(rpc, type(request)(request_id="id-1", **OTHER_REQUESTS[rpc]))
+    assert (failure.code, failure.reason, failure.fields) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED", ["request_id"])
+    assert scene.state() == before
+
+
+def test_more_spans_under_an_old_id_are_no_incident(scene):
+    request = scene.request("AddSpans")
+    scene.served.call("AddSpans", request)
+    request.spans.append(request.spans[0])
+    failure = scene.served.failure("AddSpans", request)
+    assert (failure.code, failure.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
+
+
+def test_an_empty_claim_is_not_remembered(serve, hooked):
+    served = serve()
+    request = rollout_pb2.DequeueRolloutsRequest(request_id="id-1")
+    assert len(served.call("DequeueRollouts", request).rollouts) == 0
+    asyncio.run(served.store.enqueue_rollout("task"))
+    [claimed] = served.call("DequeueRollouts", request).rollouts
+    assert served.call("DequeueRollouts", request).rollouts == [claimed]
+
+
+def test_a_call_that_failed_is_not_remembered(served):
+    rollout = asyncio.run(served.store.enqueue_rollout("task"))
+    request = rollout_pb2.UpdateAttemptRequest(request_id="id-1", rollout_id=rollout.rollout_id, latest=True)
+    assert served.failure("UpdateAttempt", request).reason == "NO_ATTEMPTS"
+    asyncio.run(served.store.start_attempt(rollout.rollout_id))
+    assert served.call("UpdateAttempt", request).attempt.sequence_id == 1
+
+
+def test_an_id_is_forgotten_after_the_window(serve):
+    clock = FakeClock()
+    served = serve(InMemoryLightningStore(clock=clock, replay_window_seconds=60.0))
+    request = rollout_pb2.EnqueueRolloutsRequest(request_id="id-1", rollouts=[rollout_pb2.NewRollout()])
+    first = served.call("EnqueueRollouts", request)
+    clock.advance(60.0)
+    assert served.call("EnqueueRollouts", request) == first
+    clock.advance(0.5)
+    assert served.call("EnqueueRollouts", request) != first
+    info = served.call("GetServerInfo", server_pb2.GetServerInfoRequest())
+    assert info.replay_window.ToTimedelta().total_seconds() == 60.0
+
+
+@each_once
+def test_a_store_on_a_thread_of_its_own_replays_too(serve, rpc):
+    """The request id goes with the call from thread to thread."""
+    scene = Scene(serve, LightningStoreThreaded)
+    first = scene.served.call(rpc, scene.request(rpc))
+    after = scene.state()
+    again = scene.served.call(rpc, scene.request(rpc))
+    assert in_bytes(again) == in_bytes(first)
+    assert scene.state() == after
+
+
+# --- The id itself ---------------------------------------------------------------------------------------------------
+
+
+@each_once
+@pytest.mark.parametrize(("request_id", "problem"), [("", "missing"), ("x" * 129, "at most 128")])
+def test_a_request_id_is_needed(scene, rpc, request_id, problem):
+    before = scene.state()
+    failure = scene.served.failure(rpc, scene.request(rpc, request_id))
+    assert (failure.code, failure.reason, failure.fields) == ("INVALID_ARGUMENT", "INVALID_ARGUMENT", ["request_id"])
+    assert failure.message.startswith("request_id")
+    assert problem in failure.message
+    assert scene.state() == before
+
+
+@each_once
+def test_a_request_id_of_any_128_characters_will_do(scene, rpc):
+    scene.served.call(rpc, scene.request(rpc, "\u2603 \n" * 32))
+
+
+def test_only_methods_of_this_class_have_request_ids():
+    service = rollout_pb2.DESCRIPTOR.pool.FindServiceByName("lightning_store.v1.LightningStoreService")
+    with_id = {method.name for method in service.methods if "request_id" in method.input_type.fields_by_name}
+    assert with_id == set(ONCE)
+    assert {method.name for method in service.methods} == METHODS.keys()

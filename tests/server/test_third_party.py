@@ -1,0 +1,154 @@
+"""A store of somebody else's behind the server: the public methods only, perhaps for one thread only."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import pytest
+
+from lightning_store import InMemoryLightningStore, LightningStore, LightningStoreThreaded
+from lightning_store.forwarding import ForwardingStore
+from lightning_store.store import LightningStoreCapabilities
+from lightning_store.testing import FakeClock
+from lightning_store.testing.contract.attempts import RevivalContract
+from lightning_store.testing.contract.base import make_span
+from lightning_store.testing.contract.queries import SpanQueriesContract
+from lightning_store.testing.contract.queue import QueueContract
+from lightning_store.testing.contract.resources import ResourcesContract
+from lightning_store.testing.contract.spans import (
+    AddingSpansContract,
+    OtelSpansContract,
+    ReadingSpansContract,
+    SpanNumbersContract,
+)
+from lightning_store.testing.contract.waiting import WaitingContract
+from lightning_store.v1 import server_pb2, span_pb2
+from lightning_store.wire.spans import span_to_proto
+from lightning_store_client import LightningStoreClient
+from lightning_store_server import LightningStoreServer
+
+
+class OneThreadStore(ForwardingStore):
+    """Must be called from one thread only, and fails if it is not."""
+
+    def __init__(self, inner: LightningStore) -> None:
+        self.inner = inner
+        self.threads: set[int] = set()
+
+    @property
+    def capabilities(self) -> LightningStoreCapabilities:
+        return {**self.inner.capabilities, "thread_safe": False, "async_safe": False}
+
+    async def _forward(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        self.threads.add(threading.get_ident())
+        assert len(self.threads) == 1, "called from several threads"
+        return await getattr(self.inner, method)(*args, **kwargs)
+
+
+class TestServesAnyStore(
+    QueueContract,
+    RevivalContract,
+    AddingSpansContract,
+    SpanNumbersContract,
+    OtelSpansContract,
+    ReadingSpansContract,
+    SpanQueriesContract,
+    ResourcesContract,
+    WaitingContract,
+):
+    deviations = {
+        "test_f21_a_duplicate_takes_no_number": "the store numbers a span before it is asked to add it",
+        "test_f21_unknown_ids_are_refused": "the store numbers a span before it is asked to add it",
+    }
+
+    async def open_store(self, clock: FakeClock, **options: Any) -> AsyncIterator[LightningStore]:
+        store = OneThreadStore(InMemoryLightningStore(clock=clock, **options))
+        async with LightningStoreServer(store, port=0) as server, LightningStoreClient(server.endpoint, clock=clock) as client:
+            yield client
+
+
+WRAPPERS = {"one-thread": OneThreadStore, "threaded": LightningStoreThreaded}
+
+
+@pytest.fixture(params=WRAPPERS)
+def wrapped(request, serve):
+    """The server of a store that is in another one, and a rollout with an attempt."""
+    inner = InMemoryLightningStore(clock=FakeClock())
+    rollout = asyncio.run(inner.start_rollout("task"))
+    return serve(WRAPPERS[request.param](inner)), inner, rollout
+
+
+def message(rollout, number, **fields):
+    """A span whose number the server is to allocate."""
+    span = span_to_proto(make_span(rollout, number, **fields))
+    span.ClearField("sequence_id")
+    return span
+
+
+def kinds(reply):
+    return [outcome.WhichOneof("outcome") for outcome in reply.outcomes]
+
+
+def test_numbers_are_allocated_for_each_span(wrapped):
+    served, inner, rollout = wrapped
+    spans = [message(rollout, number) for number in (1, 2, 3)]
+    reply = served.call("AddSpans", span_pb2.AddSpansRequest(request_id="id", spans=spans))
+    assert [outcome.stored.sequence_id for outcome in reply.outcomes] == [1, 2, 3]
+    stored = asyncio.run(inner.query_spans(rollout.rollout_id))
+    assert [(span.span_id, span.sequence_id) for span in stored] == [(f"{n:016x}", n) for n in (1, 2, 3)]
+
+
+def test_a_span_without_its_rollout_does_not_keep_the_others_out(wrapped):
+    served, inner, rollout = wrapped
+    spans = [message(rollout, 1), message(rollout, 2, rollout_id="ro-no"), message(rollout, 3)]
+    reply = served.call("AddSpans", span_pb2.AddSpansRequest(request_id="id", spans=spans))
+    assert kinds(reply) == ["stored", "rejected", "stored"]
+    assert reply.outcomes[1].rejected.reason == "ROLLOUT_NOT_FOUND"
+    assert asyncio.run(inner.query_spans(rollout.rollout_id)).total == 2
+
+
+def test_outcomes_stand_in_the_order_of_the_spans(wrapped):
+    served, _, rollout = wrapped
+    numbered = [span_to_proto(make_span(rollout, number)) for number in (4, 5, 6)]
+    numbered[1].attempt_id = "at-no"
+    malformed = span_to_proto(make_span(rollout, 7))
+    malformed.span.span_id = b"short"
+    spans = [numbered[0], malformed, numbered[1], numbered[0], numbered[2]]
+    reply = served.call("AddSpans", span_pb2.AddSpansRequest(request_id="id", spans=spans))
+    assert kinds(reply) == ["stored", "rejected", "rejected", "duplicate", "stored"]
+    assert [outcome.rejected.reason for outcome in reply.outcomes[1:3]] == ["INVALID_ARGUMENT", "ATTEMPT_NOT_FOUND"]
+    assert [outcome.stored.sequence_id for outcome in reply.outcomes] == [4, 0, 0, 0, 6]
+
+
+def test_it_is_called_from_one_thread_though_its_owner_calls_it_too(serve):
+    store = OneThreadStore(InMemoryLightningStore())
+    served = serve(store)
+
+    async def own_calls():
+        for _ in range(20):
+            await served.server.enqueue_rollout("task")
+
+    owner = threading.Thread(target=asyncio.run, args=(own_calls(),))
+    owner.start()
+    for _ in range(20):
+        served.call("GetStatistics", server_pb2.GetStatisticsRequest())
+    owner.join()
+    assert len(store.threads) == 1
+    assert served.call("GetStatistics", server_pb2.GetStatisticsRequest()).total_rollouts == 20
+
+
+def test_what_it_cannot_do_it_does_not_promise(serve):
+    info = serve(OneThreadStore(InMemoryLightningStore())).call("GetServerInfo", server_pb2.GetServerInfoRequest())
+    assert not info.strict
+    assert info.replay_window.ToNanoseconds() == 0
+
+
+def test_a_store_is_as_strict_on_a_thread_of_its_own(serve):
+    info = serve(LightningStoreThreaded(InMemoryLightningStore(strict=True))).call(
+        "GetServerInfo", server_pb2.GetServerInfoRequest()
+    )
+    assert info.strict
+    assert info.replay_window.ToNanoseconds() > 0
