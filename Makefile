@@ -41,8 +41,8 @@ test: $(VENV)/.installed-dev ## Run all tests (TEST_ARGS="-k f13 …")
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
 .PHONY: test-fast
-test-fast: $(VENV)/.installed-dev ## Run the tests that take milliseconds
-	$(BIN)/python -m pytest -m "not slow" $(TEST_ARGS)
+test-fast: $(VENV)/.installed-dev ## Run the tests that neither start processes nor search for examples
+	$(BIN)/python -m pytest -m "not slow and not hypothesis" $(TEST_ARGS)
 
 .PHONY: fmt
 fmt: $(VENV)/.installed-dev ## Format the code, and fix what can be fixed by itself

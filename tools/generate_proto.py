@@ -1,7 +1,7 @@
 """Everything that is done with proto/: generate the Python code, check that it is current, run buf's checks.
 
     python tools/generate_proto.py generate    write src/lightning_store/v1
-    python tools/generate_proto.py check       exit 1 and name the files if src/lightning_store/v1 is not what generate writes
+    python tools/generate_proto.py check       exit 1 and name the files that generate would write otherwise
     python tools/generate_proto.py lint        buf lint
     python tools/generate_proto.py breaking    buf breaking, against the protos of the last git tag
 

@@ -46,7 +46,7 @@ from lightning_store.model import (
     WorkerStatus,
     given,
 )
-from lightning_store.replay import current_request_id
+from lightning_store.replay import Request, current_request
 from lightning_store.snapshots import (
     Claim,
     attempt_of,
@@ -97,12 +97,10 @@ class Engine(LightningStore):
 
     @property
     def strict(self) -> bool:
-        """Whether the documented, stricter behaviour is on; ``docs/state_machine.md`` lists the differences."""
         return self._strict
 
     @property
     def replay_window_seconds(self) -> float:
-        """How long the reply to a request id is kept; see ``lightning_store.replay``."""
         return self._backend.replay_window_seconds
 
     # --- About the store ---------------------------------------------------------------------------------------------
@@ -257,12 +255,8 @@ class Engine(LightningStore):
         return (await self.get_many_span_sequence_ids([(rollout_id, attempt_id)]))[0]
 
     async def get_many_span_sequence_ids(self, rollout_attempt_ids: Sequence[tuple[str, str]]) -> Sequence[int]:
-        async def allocate(step: Step) -> list[int]:
-            for rollout_id in {rollout_id for rollout_id, _ in rollout_attempt_ids}:
-                await step.rollout(rollout_id)
-            return [await step.tx.next_sequence(rollout_id) for rollout_id, _ in rollout_attempt_ids]
-
-        return await self._once("get_many_span_sequence_ids", allocate)
+        rollout_ids = [rollout_id for rollout_id, _ in rollout_attempt_ids]
+        return await self._once("get_many_span_sequence_ids", lambda step: step.allocate(rollout_ids))
 
     # --- Queries -----------------------------------------------------------------------------------------------------
 
@@ -581,20 +575,20 @@ class Engine(LightningStore):
 
     async def _once(self, operation: str, body: Callable[[Step], Awaitable[R]]) -> R:
         """Run a step that must not run twice for one request id; a repeated id gets the first reply again."""
-        return await self._run(body, current_request_id(), operation)
+        return await self._run(body, current_request(), operation)
 
-    async def _run(self, body: Callable[[Step], Awaitable[R]], request_id: str | None, operation: str) -> R:
+    async def _run(self, body: Callable[[Step], Awaitable[R]], request: Request | None, operation: str) -> R:
         now = self._clock.now()
         changes: dict[str, bool] = {}
         try:
             async with self._backend.transaction() as tx:
-                if request_id is not None and (remembered := await tx.recall_reply(request_id, now)) is not None:
-                    return cast(R, _replayed(request_id, operation, *remembered))
+                if request is not None and (remembered := await tx.recall_reply(request.id, now)) is not None:
+                    return cast(R, _replayed(request, operation, *remembered))
                 step = Step(tx, now, changes, strict=self._strict)
                 await step.give_up_overdue()
                 reply = await body(step)
-                if request_id is not None and reply:  # an empty-handed claim may as well be tried again
-                    await tx.remember_reply(request_id, operation, reply, now)
+                if request is not None and reply:  # an empty-handed claim may as well be tried again
+                    await tx.remember_reply(request.id, _call(request, operation), reply, now)
                 deadline = await tx.next_deadline()
         finally:
             self._waiters.notify(changes)
@@ -628,11 +622,16 @@ async def _nothing(step: Step) -> None:
     """The body of a step that is only about deadlines."""
 
 
-def _replayed(request_id: str, operation: str, remembered: str, reply: Any) -> Any:
-    if remembered != operation:
-        message = f"request_id {request_id} was used for {remembered} already; make a new one for each call"
+def _replayed(request: Request, operation: str, remembered: str, reply: Any) -> Any:
+    if remembered != _call(request, operation):
+        message = f"request_id {request.id} was used for another call already; make a new one for each call"
         raise RequestIdReusedError(message, field="request_id")
     return reply
+
+
+def _call(request: Request, operation: str) -> str:
+    """What a reply is remembered for, beside the id."""
+    return f"{operation} {request.fingerprint}"
 
 
 def _worker_id(worker_id: str | None) -> str | None:

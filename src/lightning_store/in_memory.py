@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lightning_store.backends.memory import REPLAY_ENTRIES_MAX, REPLAY_WINDOW_SECONDS, MemoryBackend
+from lightning_store.backends.memory import REPLAY_ENTRIES_MAX as REPLAY_ENTRIES_MAX
+from lightning_store.backends.memory import REPLAY_WINDOW_SECONDS as REPLAY_WINDOW_SECONDS
+from lightning_store.backends.memory import MemoryBackend
 from lightning_store.clock import Clock
 from lightning_store.engine import Engine
 from lightning_store.memory_limits import MemoryLimits

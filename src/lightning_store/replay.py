@@ -5,7 +5,8 @@ A caller that may repeat a call (a server whose client retries after a lost repl
 the same id again from memory without doing anything. The id travels in a context variable, so that the methods of
 ``LightningStore`` keep their signatures; it reaches tasks and threads that are given the caller's context.
 
-A store that does not read ``current_request_id`` gives at-least-once where a retry follows a lost reply.
+A store that does not read ``current_request`` gives at-least-once where a retry follows a lost reply; its
+``replay_window_seconds`` is 0.
 """
 
 from __future__ import annotations
@@ -13,20 +14,41 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import NamedTuple
 
-_request_id: ContextVar[str | None] = ContextVar("lightning_store_request_id", default=None)
+
+class Request(NamedTuple):
+    """One logical call, however often it is made."""
+
+    id: str
+    fingerprint: str
+    """Tells different calls apart that were given the same id by mistake; empty if nobody looks."""
+
+
+_request: ContextVar[Request | None] = ContextVar("lightning_store_request", default=None)
 
 
 @contextmanager
-def request_scope(request_id: str | None) -> Iterator[None]:
-    """Calls inside carry ``request_id``; one id stands for one logical call."""
-    token = _request_id.set(request_id)
+def request_scope(request_id: str, fingerprint: str = "") -> Iterator[None]:
+    """The one call that is made inside carries ``request_id``; again with another ``fingerprint``, it is refused."""
+    token = _request.set(Request(request_id, fingerprint))
     try:
         yield
     finally:
-        _request_id.reset(token)
+        _request.reset(token)
 
 
-def current_request_id() -> str | None:
-    """The id of the call that is being made; None outside of a ``request_scope``."""
-    return _request_id.get()
+@contextmanager
+def part_scope(part: str) -> Iterator[None]:
+    """For one of several calls that together answer the present request: it gets an id of its own, derived from it."""
+    request = _request.get()
+    token = _request.set(None if request is None else request._replace(id=f"{request.id}/{part}"))
+    try:
+        yield
+    finally:
+        _request.reset(token)
+
+
+def current_request() -> Request | None:
+    """The request that is being answered; None outside of a ``request_scope``."""
+    return _request.get()

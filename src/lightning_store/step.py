@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +19,7 @@ from lightning_store.backends.base import (
 )
 from lightning_store.errors import (
     AttemptNotFoundError,
+    InvalidArgumentError,
     InvalidTransitionError,
     NoAttemptsError,
     ResourcesNotFoundError,
@@ -27,6 +29,8 @@ from lightning_store.errors import (
 from lightning_store.model import AttemptStatus, RolloutConfig, RolloutMode, RolloutStatus
 from lightning_store.snapshots import Claim
 
+SEQUENCE_MAX = 2**63 - 1
+"""The last span number: what a signed 64-bit integer holds."""
 EXPIRY_BATCH = 1000
 """Overdue attempts that are fetched at a time."""
 
@@ -282,6 +286,16 @@ class Step:
 
     # --- Spans -------------------------------------------------------------------------------------------------------
 
+    async def allocate(self, rollout_ids: Sequence[str]) -> list[int]:
+        """The next span number of each of these rollouts, in order: all, or on any error none."""
+        for rollout_id, count in Counter(rollout_ids).items():
+            await self.rollout(rollout_id)
+            last = await self.tx.last_sequence(rollout_id)
+            if last + count > SEQUENCE_MAX:
+                message = f"Rollout {rollout_id} has no span sequence numbers left: its last one is {last}"
+                raise InvalidArgumentError(message, rollout_id=rollout_id)
+        return [await self.tx.next_sequence(rollout_id) for rollout_id in rollout_ids]
+
     async def add_spans(self, spans: Sequence[tuple[SpanRecord, int]]) -> tuple[list[SpanOutcome], int]:
         """Store spans, each with its size in bytes; one outcome each, in order, and the bytes stored in all."""
         outcomes: list[SpanOutcome] = []
@@ -291,13 +305,13 @@ class Step:
             try:
                 await self.rollout(span.rollout_id)
                 await self.attempt(span.rollout_id, span.attempt_id)
+                if await self.tx.has_span(span.rollout_id, span.attempt_id, span.span_id):
+                    outcomes.append(SpanOutcome())
+                    continue
+                numbered = await self._numbered(span)
             except StoreError as error:
                 outcomes.append(SpanOutcome(error=error))
                 continue
-            if await self.tx.has_span(span.rollout_id, span.attempt_id, span.span_id):
-                outcomes.append(SpanOutcome())
-                continue
-            numbered = await self._numbered(span)
             total_bytes = await self.tx.insert_span(numbered, size_bytes)
             touched[span.rollout_id, span.attempt_id] = None
             outcomes.append(SpanOutcome(sequence_id=numbered.sequence_id))
@@ -307,7 +321,7 @@ class Step:
 
     async def _numbered(self, span: SpanRecord) -> SpanRecord:
         if span.sequence_id is None:
-            return replace(span, sequence_id=await self.tx.next_sequence(span.rollout_id))
+            return replace(span, sequence_id=(await self.allocate([span.rollout_id]))[0])
         await self.tx.raise_sequence(span.rollout_id, span.sequence_id)
         return span
 

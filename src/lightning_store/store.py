@@ -93,6 +93,16 @@ class LightningStore(ABC):
     def capabilities(self) -> LightningStoreCapabilities:
         """What this store can do."""
 
+    @property
+    def strict(self) -> bool:
+        """Whether the stricter rules hold: see ``docs/state_machine.md``."""
+        return False
+
+    @property
+    def replay_window_seconds(self) -> float:
+        """How long a request that is made again is answered from memory (``lightning_store.replay``). 0: it is not."""
+        return 0.0
+
     @abstractmethod
     async def statistics(self) -> LightningStoreStatistics:
         """Counts of what is stored, and the memory limits where there are any."""

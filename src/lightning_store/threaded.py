@@ -28,6 +28,14 @@ class LightningStoreThreaded(ForwardingStore):
     def capabilities(self) -> LightningStoreCapabilities:
         return {**self.store.capabilities, "thread_safe": True, "async_safe": True}
 
+    @property
+    def strict(self) -> bool:
+        return self.store.strict
+
+    @property
+    def replay_window_seconds(self) -> float:
+        return self.store.replay_window_seconds
+
     def otlp_traces_endpoint(self) -> str:
         return self.store.otlp_traces_endpoint()
 

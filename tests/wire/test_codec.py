@@ -138,6 +138,10 @@ def a_rollout(**fields):
     return rollout_pb2.Rollout(**{**values, **fields})
 
 
+def config_of(**fields):
+    return rollout_pb2.RolloutConfig(**fields)
+
+
 def an_attempt(**fields):
     values = {"rollout_id": "r", "attempt_id": "a", "status": 1, "start_time": Timestamp()}
     return rollout_pb2.Attempt(**{**values, **fields})
@@ -157,7 +161,7 @@ def an_attempt(**fields):
         (a_rollout(metadata_json="[1]"), "m.metadata_json"),
         (a_rollout(config=rollout_pb2.RolloutConfig(max_attempts=0)), "m.config.max_attempts"),
         (a_rollout(config=rollout_pb2.RolloutConfig(timeout=Duration(seconds=-1))), "m.config.timeout"),
-        (a_rollout(config=rollout_pb2.RolloutConfig(retry_condition=[3, 7])), "m.config.retry_condition[1]"),
+        (a_rollout(config=config_of(retry_condition=[3, 7])), "m.config.retry_condition[1]"),
         (a_rollout(latest_attempt=an_attempt(attempt_id="")), "m.latest_attempt.attempt_id"),
         (a_rollout(latest_attempt=an_attempt(sequence_id=-1)), "m.latest_attempt.sequence_id"),
         (a_rollout(latest_attempt=an_attempt(rollout_id="other")), "m"),

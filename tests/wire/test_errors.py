@@ -63,7 +63,7 @@ class Wire:
     def error(self, path="/test.Service/Call", payload=b"", **arguments):
         """What a call raises, as the client shows it."""
         with pytest.raises(grpc.RpcError) as caught:
-            self.channel.unary_unary(path)(payload, **arguments)
+            call(self.channel, path, payload, **arguments)
         return from_rpc_error(caught.value)
 
     def raised(self, error):
@@ -75,6 +75,11 @@ class Wire:
     def close(self):
         self.channel.close()
         self.server.stop(None).wait()
+
+
+def call(channel, path, payload, **arguments):
+    """A call with bytes for messages, which need no serializer."""
+    return channel.unary_unary(path, None, None)(payload, **arguments)
 
 
 class GrpcStatus(grpc.Status):
@@ -135,7 +140,7 @@ def test_when_to_try_again_survives(wire, seconds):
 
 def test_a_validation_error_names_the_field_and_not_the_value(wire):
     with pytest.raises(ValidationError) as caught:
-        EnqueueRolloutRequest(input=1, mode="SECRET", config={"max_attempts": 0})
+        EnqueueRolloutRequest.model_validate({"input": 1, "mode": "SECRET", "config": {"max_attempts": 0}})
     error = wire.raised(caught.value)
     assert type(error) is InvalidArgumentError
     assert str(error).startswith("mode: ")
@@ -211,7 +216,9 @@ def test_a_bare_status_is_mapped_by_its_code(wire, code, cls):
 
 def test_a_reason_of_another_domain_counts_for_nothing(wire):
     status = to_status(RolloutNotFoundError("x"))
-    foreign = status.trailing_metadata[0][1].replace(b"lightning-store", b"somebody-elses!")
+    [(_, details)] = status.trailing_metadata
+    assert isinstance(details, bytes)
+    foreign = details.replace(b"lightning-store", b"somebody-elses!")
     wire.failure = GrpcStatus(status.code, status.message, (("grpc-status-details-bin", foreign),))
     assert type(wire.error()) is InvalidArgumentError
 
@@ -239,13 +246,13 @@ def test_a_message_that_the_server_refuses_for_its_size(wire):
 def test_a_message_that_the_channel_refuses_for_its_size(wire):
     options = [("grpc.max_send_message_length", 10)]
     with grpc.insecure_channel(f"127.0.0.1:{wire.port}", options) as channel, pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary("/test.Service/Call")(b"x" * 11)
+        call(channel, "/test.Service/Call", b"x" * 11)
     assert type(from_rpc_error(caught.value)) is MessageTooLargeError
 
 
 def test_a_server_that_is_not_there():
     with grpc.insecure_channel("127.0.0.1:1") as channel, pytest.raises(grpc.RpcError) as caught:
-        channel.unary_unary("/test.Service/Call")(b"")
+        call(channel, "/test.Service/Call", b"")
     error = from_rpc_error(caught.value)
     assert type(error) is StoreUnavailableError
     assert str(error).startswith("The server cannot be reached")
@@ -263,6 +270,7 @@ def test_every_rejection_comes_back_as_its_class(cls):
     error = cls("refused", rollout_id="r", incident_id="i")
     message = span_pb2.SpanOutcome.FromString(span_outcome_to_proto(None, error).SerializeToString())
     found = span_outcome_from_proto(message, "outcomes[0]")
+    assert isinstance(found, StoreError)
     assert type(found) is cls
     assert (str(found), found.details) == ("refused", error.details)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -82,7 +83,7 @@ def test_bytes_survive_beside_values_that_otlp_cannot_hold():
 
 @pytest.mark.parametrize("deep", [20, 90])
 def test_deep_attributes_survive_although_protobuf_would_refuse_to_parse_them(deep):
-    value = "bottom"
+    value: Any = "bottom"
     for _ in range(deep):
         value = {"k": value}
     span = a_span(attributes={"deep": value})
@@ -109,6 +110,24 @@ def test_what_cannot_be_held_is_refused_with_its_place(fields, place):
 def test_times_that_are_not_whole_nanoseconds_come_back_exactly():
     for seconds in (0.0, 5e-324, 1e-10, 0.1, 123.456789012345, 1.7e9 + 0.1):
         assert CODEC.decode(CODEC.encode(a_span(start_time=seconds))).start_time == seconds
+
+
+@pytest.mark.parametrize("odd", ["AB" * 16, "ab cd" * 6 + "ab", "zz" * 16, "", "ab", "\ud800"])
+def test_ids_that_are_not_lower_case_hex_of_the_right_length_come_back_exactly(odd):
+    context = {"trace_id": odd, "span_id": odd, "is_remote": False, "trace_state": {}}
+    span = a_span(trace_id=odd, span_id=odd[:16], parent_id=odd[:16], context=context, links=[{"context": context}])
+    assert_same(CODEC.decode(CODEC.encode(span)), span)
+
+
+@pytest.mark.parametrize(
+    "state", [{"a": "1", "b": "2"}, {"a,b": "1"}, {"a": " 1"}, {"a": "x=y"}, {"": ""}, {"ü": "\udfff"}]
+)
+def test_trace_state_comes_back_exactly(state):
+    own = {"trace_id": "ab" * 16, "span_id": "cd" * 8, "is_remote": True, "trace_state": state}
+    for parent in (None, own, {**own, "trace_state": {}}, {**own, "trace_state": {"other": "1"}, "trace_flags": 3}):
+        for context in (None, own, {**own, "trace_flags": 9}):
+            span = a_span(context=context, parent=parent)
+            assert_same(CODEC.decode(CODEC.encode(span)), span)
 
 
 def test_trace_flags_are_in_otlp():
@@ -183,8 +202,7 @@ def any_values():
         st.builds(AnyValue, double_value=st.floats()),
         st.builds(AnyValue, int_value=st.integers(-5, 5)),
     )
-    pairs = st.lists(st.builds(KeyValue, key=st.text(max_size=1), value=leaves), max_size=3)
-    return pairs
+    return st.lists(st.builds(KeyValue, key=st.text(max_size=1), value=leaves), max_size=3)
 
 
 @st.composite
@@ -213,8 +231,7 @@ def wild_envelopes(draw):
 def test_what_the_server_takes_every_reader_can_decode(message):
     try:
         record = span_record_from_proto(message, "span")
-    except InvalidArgumentError as error:
-        assert error.details["field"].startswith("span")
+    except InvalidArgumentError:
         return
     span = CODEC.decode(replace(record, sequence_id=1))
     assert (span.trace_id, span.span_id, span.parent_id) == (record.trace_id, record.span_id, record.parent_id)

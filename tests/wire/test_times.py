@@ -46,7 +46,10 @@ def test_whole_nanoseconds_come_back_whole(nanos):
 
 @pytest.mark.parametrize(("seconds", "nanos"), [(-1, 0), (0, -1), (0, 10**9), (TIME_MAX_SECONDS, 1), (2**62, 0)])
 def test_times_out_of_range_are_refused(seconds, nanos):
-    for read, message in ((times.timestamp_from_proto, Timestamp), (times.duration_from_proto, Duration)):
+    for read in (
+        lambda: times.timestamp_from_proto(Timestamp(seconds=seconds, nanos=nanos), "some.field"),
+        lambda: times.duration_from_proto(Duration(seconds=seconds, nanos=nanos), "some.field"),
+    ):
         with pytest.raises(InvalidArgumentError, match=r"^some\.field is out of range") as caught:
-            read(message(seconds=seconds, nanos=nanos), "some.field")
+            read()
         assert caught.value.details["field"] == "some.field"

@@ -238,8 +238,12 @@ class Transaction(ABC):
     async def list_spans(self, rollout_id: str, attempt_id: str | None, query: Query) -> Rows[SpanRecord]: ...
 
     @abstractmethod
-    async def next_sequence(self, rollout_id: str, count: int = 1) -> int:
-        """Move the rollout's span counter on by ``count`` and return the first new number."""
+    async def last_sequence(self, rollout_id: str) -> int:
+        """Where the rollout's span counter stands: 0 before the first number."""
+
+    @abstractmethod
+    async def next_sequence(self, rollout_id: str) -> int:
+        """Move the rollout's span counter on by one and return the new number."""
 
     @abstractmethod
     async def raise_sequence(self, rollout_id: str, sequence_id: int) -> None:

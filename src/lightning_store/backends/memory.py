@@ -249,11 +249,13 @@ class MemoryTransaction(Transaction):
         spans = entry.spans.values()
         return select(spans if attempt_id is None else [s for s in spans if s.attempt_id == attempt_id], query)
 
-    async def next_sequence(self, rollout_id: str, count: int = 1) -> int:
+    async def last_sequence(self, rollout_id: str) -> int:
+        return self._rollouts[rollout_id].sequence
+
+    async def next_sequence(self, rollout_id: str) -> int:
         entry = self._rollouts[rollout_id]
-        first = entry.sequence + 1
-        entry.sequence += count
-        return first
+        entry.sequence += 1
+        return entry.sequence
 
     async def raise_sequence(self, rollout_id: str, sequence_id: int) -> None:
         entry = self._rollouts[rollout_id]

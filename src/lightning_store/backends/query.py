@@ -24,8 +24,8 @@ def select(records: Iterable[T], query: Query) -> Rows[T]:
 
 def page_of_all(records: Iterable[T], total: int, query: Query) -> Rows[T]:
     """As ``select`` for a query with neither filter nor order, without touching the rows past the page."""
-    end = None if query.limit < 0 else query.offset + query.limit
-    return Rows(list(islice(records, query.offset, end)), total)
+    end = total if query.limit < 0 else min(query.offset + query.limit, total)
+    return Rows(list(islice(records, min(query.offset, end), end)), total)
 
 
 def is_plain(query: Query) -> bool:

@@ -182,7 +182,9 @@ def attributes() -> st.SearchStrategy[dict[str, Any]]:
 
 
 def span_contexts() -> st.SearchStrategy[SpanContext]:
-    state = st.one_of(st.just({}), st.dictionaries(odd_texts(), odd_texts(), max_size=2))
+    state: st.SearchStrategy[dict[str, str]] = st.one_of(
+        st.just({}), st.dictionaries(odd_texts(), odd_texts(), max_size=2)
+    )
     flags = st.fixed_dictionaries({}, optional={"trace_flags": st.one_of(st.integers(0, 300), json_values())})
     return _open(
         SpanContext,

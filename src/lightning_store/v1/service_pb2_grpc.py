@@ -404,8 +404,8 @@ class LightningStoreServiceServicer:
         """READ. The whole result of one List query as a single snapshot, in as many messages as it takes to keep each below the
         server's limits. There is at least one message, so that `total` is always told.
 
-        Errors as in the List method of the query, all before the first message. MESSAGE_TOO_LARGE if a single row does not
-        fit into a message.
+        A single row that is larger than the limit is a message of its own. Errors as in the List method of the query, all
+        before the first message; a page_token is refused.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -155,8 +155,8 @@ class LightningStoreServiceStub:
     """READ. The whole result of one List query as a single snapshot, in as many messages as it takes to keep each below the
     server's limits. There is at least one message, so that `total` is always told.
 
-    Errors as in the List method of the query, all before the first message. MESSAGE_TOO_LARGE if a single row does not
-    fit into a message.
+    A single row that is larger than the limit is a message of its own. Errors as in the List method of the query, all
+    before the first message; a page_token is refused.
     """
     UpdateRollout: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.UpdateRolloutRequest, _rollout_pb2.UpdateRolloutResponse]
     """ONCE. Sets fields of a rollout.
@@ -326,8 +326,8 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     """READ. The whole result of one List query as a single snapshot, in as many messages as it takes to keep each below the
     server's limits. There is at least one message, so that `total` is always told.
 
-    Errors as in the List method of the query, all before the first message. MESSAGE_TOO_LARGE if a single row does not
-    fit into a message.
+    A single row that is larger than the limit is a message of its own. Errors as in the List method of the query, all
+    before the first message; a page_token is refused.
     """
     UpdateRollout: _aio.UnaryUnaryMultiCallable[_rollout_pb2.UpdateRolloutRequest, _rollout_pb2.UpdateRolloutResponse]  # type: ignore[assignment]
     """ONCE. Sets fields of a rollout.
@@ -596,8 +596,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """READ. The whole result of one List query as a single snapshot, in as many messages as it takes to keep each below the
         server's limits. There is at least one message, so that `total` is always told.
 
-        Errors as in the List method of the query, all before the first message. MESSAGE_TOO_LARGE if a single row does not
-        fit into a message.
+        A single row that is larger than the limit is a message of its own. Errors as in the List method of the query, all
+        before the first message; a page_token is refused.
         """
 
     @_abc_1.abstractmethod

@@ -32,8 +32,8 @@ class Span(_message.Message):
     How the fields of the Python `Span` map to OTLP, beyond names: ids are bytes, lower-case hex in Python; times are
     nanoseconds, seconds in Python, and 0 is None; an empty text is None for Status.message, scope.version and the scope's
     schema URL; a missing parent_span_id is None; no attributes are None for links and scopes; trace_state is the W3C text of
-    the mapping. Bits 0 to 7 of `flags` are the trace flags: 0 and 1 (sampled) are the usual case, anything else becomes the
-    extra field `trace_flags` of the context; bits 8 and 9 tell whether the parent, or a link's target, is remote. A
+    the mapping. Bits 0 to 7 of `flags` are the trace flags: 0 and 1 (sampled) say nothing special, anything else becomes
+    the extra field `trace_flags` of the contexts; bits 8 and 9 tell whether the parent, or a link's target, is remote. A
     dropped_…_count that is not 0 becomes an extra field of that name.
     """
 
@@ -63,9 +63,9 @@ class Span(_message.Message):
     scope_schema_url: _builtins.str
     """Schema URL of the scope."""
     has_context: _builtins.bool
-    """Whether the Python span has a `context`: this span's ids and trace_state."""
+    """Whether the Python span has a `context`: this span's ids, trace_state and trace flags."""
     has_parent: _builtins.bool
-    """Whether the Python span has a `parent` context: this trace_id, parent_span_id and trace_state."""
+    """Whether the Python span has a `parent` context: parent_span_id, and else what `context` has."""
     overlay_json: _builtins.str
     """Empty, or the text of a JSON object to lay over the Python form of all the above. An object over an object merges
     member by member; an object over an array merges element by element, its keys being indices from 0; everything else

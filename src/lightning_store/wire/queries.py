@@ -237,6 +237,8 @@ def _listed(values: Sequence[ItemT], field: str) -> Sequence[ItemT]:
 def _write_ordering(request: ListRequest, query: Ordering) -> None:
     """Only what was given, so that the rest has the method's defaults."""
     if "sort_by" in query:
+        if query["sort_by"] == "":  # on the wire it stands for None
+            raise invalid("sort_by", "is empty; name a field, or give None for the order of insertion")
         request.sort_by = text_to_proto(query["sort_by"] or "", "sort_by")
     if "sort_order" in query:
         request.sort_order = enums.sort_order_to_proto(query["sort_order"])
@@ -261,6 +263,8 @@ def _read_ordering(request: ListRequest, query: Ordering) -> None:
 class PageWindow:
     """The rows that one page may hold."""
 
+    page_rows: int
+    """Rows in any page at most."""
     offset: int
     """Where the page begins among all rows that match."""
     limit: int
@@ -281,10 +285,10 @@ def page_window(request: ListRequest, page_rows_max: int) -> PageWindow:
     start = not_negative(request.offset, "offset")
     rows = not_negative(request.limit, "limit") if request.HasField("limit") else INT64_MAX
     end = min(start + rows, INT64_MAX)
-    page_rows = not_negative(request.page_size, "page_size") or page_rows_max
+    page_rows = min(not_negative(request.page_size, "page_size") or page_rows_max, page_rows_max)
     offset = min(start + _rows_before(request.page_token), end)
-    limit = min(page_rows, page_rows_max, end - offset)
-    return PageWindow(offset=offset, limit=limit, end=end, start=start)
+    limit = min(page_rows, end - offset)
+    return PageWindow(page_rows=page_rows, offset=offset, limit=limit, end=end, start=start)
 
 
 def _rows_before(token: str) -> int:

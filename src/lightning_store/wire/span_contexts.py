@@ -25,14 +25,21 @@ def difference(base: Mapping[str, Any], context: SpanContext) -> Residue:
     return {name: value for name, value in context if name not in base or base[name] != value} or None
 
 
+def says_too_much(base: Mapping[str, Any], context: SpanContext) -> bool:
+    """Whether ``base`` has trace state or flags that ``context`` has not: what is laid over cannot take them away."""
+    if base["trace_state"] and base["trace_state"] != context.trace_state:
+        return True
+    return "trace_flags" in base and "trace_flags" not in (context.model_extra or {})
+
+
 def read_own_context(otlp: trace_pb2.Span) -> dict[str, Any]:
     """The context of the span itself."""
     return _context(otlp.trace_id, otlp.span_id, otlp.trace_state, otlp.flags & TRACE_FLAGS)
 
 
 def read_parent_context(otlp: trace_pb2.Span) -> dict[str, Any]:
-    """The context of its parent. The trace flags are the span's own; of its parent's, only IS_REMOTE is told."""
-    return _context(otlp.trace_id, otlp.parent_span_id, otlp.trace_state, otlp.flags & IS_REMOTE)
+    """The context of its parent, whose trace state and flags a span takes over as a rule."""
+    return _context(otlp.trace_id, otlp.parent_span_id, otlp.trace_state, otlp.flags)
 
 
 def read_link_context(link: trace_pb2.Span.Link) -> dict[str, Any]:

@@ -46,6 +46,7 @@ from lightning_store.wire.span_contexts import (
     read_own_context,
     read_parent_context,
     remote_flags,
+    says_too_much,
     trace_flags,
 )
 from lightning_store.wire.times import TIME_MAX_NANOS, from_nanos, to_nanos
@@ -349,8 +350,8 @@ def _write_parent(parent: SpanContext | None, message: span_pb2.Span) -> Residue
         return None
     message.span.flags |= remote_flags(parent)
     base = read_parent_context(message.span)
-    if base["trace_state"] and base["trace_state"] != parent.trace_state:
-        return dict(parent)  # an overlay adds to a mapping and cannot take away, so the parent is all in the overlay
+    if says_too_much(base, parent):
+        return dict(parent)
     message.has_parent = True
     return difference(base, parent)
 

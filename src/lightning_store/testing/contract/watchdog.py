@@ -136,6 +136,14 @@ class DeadlinesContract(ContractBase):
         await store.update_rollout(started.rollout_id, status="running")
         assert await statuses(store, started) == ("failed", "timeout")
 
+    async def test_f28_a_revived_attempt_is_watched_again(self, store: LightningStore, clock: FakeClock) -> None:
+        started = await store.start_rollout("task", config=retrying(unresponsive_seconds=10))
+        clock.advance(11)
+        await store.add_span(make_span(started))
+        assert await statuses(store, started) == ("running", "running")
+        clock.advance(11)
+        assert await statuses(store, started) == ("requeuing", "unresponsive")
+
     # --- Fact 30 -----------------------------------------------------------------------------------------------------
 
     async def test_f30_a_heartbeat_time_that_is_given_counts(self, store: LightningStore, clock: FakeClock) -> None:

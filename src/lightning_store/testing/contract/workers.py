@@ -183,6 +183,12 @@ class AssignmentContract(ContractBase):
         await report(store, started, "running")
         assert await holding(store, "w") == ("busy", started.rollout_id, started.attempt.attempt_id)
 
+    async def test_f25_an_attempt_that_a_span_revives_makes_its_worker_busy_again(self, store: LightningStore) -> None:
+        started = await store.start_rollout("task", config=retrying(), worker_id="w")
+        await report(store, started, "unresponsive")
+        await store.add_span(make_span(started))
+        assert await holding(store, "w") == ("busy", started.rollout_id, started.attempt.attempt_id)
+
     async def test_f25_workers_are_snapshots(self, store: LightningStore) -> None:
         stats = {"cpu": [1]}
         beat = await store.update_worker("w", stats)
