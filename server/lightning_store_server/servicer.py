@@ -9,8 +9,6 @@ from contextlib import AbstractContextManager
 from importlib.metadata import version
 from typing import Any
 
-import grpc.aio
-
 from lightning_store.errors import InvalidArgumentError, StoreError, StoreUnavailableError
 from lightning_store.model import Rollout
 from lightning_store.replay import request_scope
@@ -27,10 +25,9 @@ from lightning_store.wire import codec, queries, requests, spans
 from lightning_store.wire.checks import require, required_text
 from lightning_store.wire.errors import span_outcome_to_proto
 from lightning_store_server.config import ServerConfig
+from lightning_store_server.interceptors import Context, seconds_left
 from lightning_store_server.pages import Listing, PageLimits, all_pages, first_page
 from lightning_store_server.span_store import span_records_of
-
-Context = grpc.aio.ServicerContext[Any, Any]
 
 REQUEST_ID_CHARS_MAX = 128
 REPLY_MARGIN_SECONDS = 0.5
@@ -297,12 +294,12 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     ) -> rollout.WaitForRolloutsResponse:
         distinct = list(dict.fromkeys(request.rollout_ids))
         seconds = requests.wait_seconds_from_proto(request, self._config.wait_seconds_max)
-        remaining = context.time_remaining()
-        if remaining is not None:
-            seconds = min(seconds, max(0.0, remaining - REPLY_MARGIN_SECONDS))
+        left = seconds_left(context)
+        if left is not None:
+            seconds = min(seconds, max(0.0, left - REPLY_MARGIN_SECONDS))
         ended = await self._wait(distinct, seconds)
         missing = set(distinct).difference(one.rollout_id for one in ended)
-        pending = (await self._store.query_rollouts(rollout_id_in=sorted(missing), limit=0)).total if missing else 0
+        pending = (await self._store.query_rollouts(rollout_id_in=list(missing), limit=0)).total if missing else 0
         return self._wait_reply(ended, complete=pending == 0)
 
     async def _wait(self, rollout_ids: Sequence[str], seconds: float) -> list[Rollout]:

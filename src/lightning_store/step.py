@@ -105,12 +105,12 @@ class Step:
         rollout = await self.tx.get_rollout(rollout_id)
         attempt = await self.tx.latest_attempt(rollout_id)
         if rollout is None or attempt is None:
-            return
-        status = next((limit.status for limit in _limits(rollout, attempt) if self.now > limit.time), None)
-        if status is None:
-            await self._set_deadline(rollout, attempt)
-        else:
-            await self._change_attempt(rollout, attempt, self._with_status(attempt, status), latest=True, reported=True)
+            return None
+        for limit in _limits(rollout, attempt):
+            if self.now > limit.time:
+                ended = self._with_status(attempt, limit.status)
+                return await self._change_attempt(rollout, attempt, ended, latest=True, reported=True)
+        return await self._set_deadline(rollout, attempt)
 
     async def _set_deadline(self, rollout: RolloutRecord, latest: AttemptRecord) -> None:
         times = [limit.time for limit in _limits(rollout, latest)]
