@@ -30,6 +30,8 @@ from lightning_store_server.servicer import StoreServicer
 
 logger = logging.getLogger("lightning_store_server")
 
+WORKER_TIMEOUT_SECONDS = 120.0
+"""A worker that sends heartbeats and is silent for this long counts as dead: many times the usual interval."""
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
@@ -104,6 +106,7 @@ def _add_reflection(server: grpc.aio.Server) -> None:
 def memory_store(
     *,
     strict: bool = False,
+    worker_timeout_seconds: float = WORKER_TIMEOUT_SECONDS,
     eviction_memory_threshold: float | int | None = None,
     safe_memory_threshold: float | int | None = None,
     span_size_estimator: Callable[[Span], int] | None = None,
@@ -113,6 +116,7 @@ def memory_store(
     """The store that ``serve`` hosts unless told otherwise."""
     return InMemoryLightningStore(
         strict=strict,
+        worker_timeout_seconds=worker_timeout_seconds,
         eviction_memory_threshold=eviction_memory_threshold,
         safe_memory_threshold=safe_memory_threshold,
         span_size_estimator=span_size_estimator,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from datetime import UTC, datetime
 from typing import Final, Literal
 
 LogFormat = Literal["text", "json"]
 
-TEXT_FORMAT: Final = "%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s"
+TEXT_FORMAT: Final = "%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s"
 TIME_FORMAT: Final = "%Y-%m-%dT%H:%M:%S"
 
 
@@ -38,6 +39,13 @@ class JsonFormatter(logging.Formatter):
 def configure_logging(level: str, log_format: LogFormat) -> None:
     """Send warnings, and records of ``level`` (a name that :mod:`logging` knows) and above, to stderr alone."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if log_format == "json" else logging.Formatter(TEXT_FORMAT, TIME_FORMAT))
+    handler.setFormatter(JsonFormatter() if log_format == "json" else _text_formatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     logging.captureWarnings(True)
+
+
+def _text_formatter() -> logging.Formatter:
+    """Lines with the time in UTC, as in the JSON form, so that logs of several machines can be read together."""
+    formatter = logging.Formatter(TEXT_FORMAT, TIME_FORMAT)
+    formatter.converter = time.gmtime
+    return formatter

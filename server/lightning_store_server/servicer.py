@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning_store.errors import InvalidArgumentError, StoreError, StoreUnavailableError
-from lightning_store.model import Rollout
+from lightning_store.model import AttemptedRollout, Rollout, Worker
 from lightning_store.replay import request_scope
 from lightning_store.step import SpanOutcome
 from lightning_store.store import LightningStore
@@ -28,6 +28,8 @@ from lightning_store_server.config import ServerConfig
 from lightning_store_server.interceptors import Context, seconds_left
 from lightning_store_server.pages import Listing, PageLimits, all_pages, first_page
 from lightning_store_server.span_store import span_records_of
+
+T = TypeVar("T")
 
 REQUEST_ID_CHARS_MAX = 128
 REPLY_MARGIN_SECONDS = 0.5
@@ -138,8 +140,14 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self, request: rollout.DequeueRolloutsRequest, context: Context
     ) -> rollout.DequeueRolloutsResponse:
         limit = requests.dequeue_limit_from_proto(request)
+        wait = requests.dequeue_wait_from_proto(request, self._wait_seconds(context))
+        worker_id = _optional(request, "worker_id")
         with _once(request):
-            claimed = await self._store.dequeue_many_rollouts(limit=limit, worker_id=_optional(request, "worker_id"))
+            if wait > 0:
+                claim = self._store.dequeue_many_rollouts(limit=limit, worker_id=worker_id, max_wait=wait)
+                claimed = await self._until_drained(claim)
+            else:
+                claimed = await self._store.dequeue_many_rollouts(limit=limit, worker_id=worker_id)
         return rollout.DequeueRolloutsResponse(rollouts=map(codec.rollout_to_proto, claimed))
 
     async def StartAttempt(
@@ -253,6 +261,14 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             updated = await self._store.update_rollout(rollout_id, **fields)
         return rollout.UpdateRolloutResponse(rollout=codec.rollout_to_proto(updated))
 
+    async def CancelRollouts(
+        self, request: rollout.CancelRolloutsRequest, context: Context
+    ) -> rollout.CancelRolloutsResponse:
+        ids = [required_text(rollout_id, f"rollout_ids[{i}]") for i, rollout_id in enumerate(request.rollout_ids)]
+        with _once(request):
+            cancelled = await self._store.cancel_rollouts(ids)
+        return rollout.CancelRolloutsResponse(rollouts=map(codec.rollout_to_proto, cancelled))
+
     async def UpdateAttempt(
         self, request: rollout.UpdateAttemptRequest, context: Context
     ) -> rollout.UpdateAttemptResponse:
@@ -285,7 +301,20 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         stats = requests.heartbeat_from_proto(request)
         given = {} if stats is None else {"heartbeat_stats": stats}
         updated = await self._store.update_worker(required_text(request.worker_id, "worker_id"), **given)
-        return worker.UpdateWorkerResponse(worker=codec.worker_to_proto(updated))
+        return worker.UpdateWorkerResponse(
+            worker=codec.worker_to_proto(updated), assignment=await self._assignment(updated)
+        )
+
+    async def _assignment(self, of: Worker) -> worker.AssignmentState.ValueType:
+        """What became of the attempt that a worker holds."""
+        held = None if of.current_rollout_id is None else await self._store.get_rollout_by_id(of.current_rollout_id)
+        if not isinstance(held, AttemptedRollout):
+            return worker.ASSIGNMENT_STATE_UNSPECIFIED
+        if held.attempt.attempt_id != of.current_attempt_id:
+            return worker.ASSIGNMENT_STATE_SUPERSEDED
+        if held.status == "cancelled":
+            return worker.ASSIGNMENT_STATE_CANCELLED
+        return worker.ASSIGNMENT_STATE_ACTIVE
 
     # --- Waiting -----------------------------------------------------------------------------------------------------
 
@@ -293,17 +322,21 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self, request: rollout.WaitForRolloutsRequest, context: Context
     ) -> rollout.WaitForRolloutsResponse:
         distinct = list(dict.fromkeys(request.rollout_ids))
-        seconds = requests.wait_seconds_from_proto(request, self._config.wait_seconds_max)
-        left = seconds_left(context)
-        if left is not None:
-            seconds = min(seconds, max(0.0, left - REPLY_MARGIN_SECONDS))
-        ended = await self._wait(distinct, seconds)
+        seconds = requests.wait_seconds_from_proto(request, self._wait_seconds(context))
+        ended = await self._until_drained(self._store.wait_for_rollouts(rollout_ids=distinct, timeout=seconds))
         missing = set(distinct).difference(one.rollout_id for one in ended)
         pending = (await self._store.query_rollouts(rollout_id_in=list(missing), limit=0)).total if missing else 0
         return self._wait_reply(ended, complete=pending == 0)
 
-    async def _wait(self, rollout_ids: Sequence[str], seconds: float) -> list[Rollout]:
-        wait = asyncio.ensure_future(self._store.wait_for_rollouts(rollout_ids=rollout_ids, timeout=seconds))
+    def _wait_seconds(self, context: Context) -> float:
+        """How long this call may wait."""
+        left = seconds_left(context)
+        longest = self._config.wait_seconds_max
+        return longest if left is None else min(longest, max(0.0, left - REPLY_MARGIN_SECONDS))
+
+    async def _until_drained(self, call: Coroutine[Any, Any, T]) -> T:
+        """The result of a call that may wait; StoreUnavailableError as soon as the server drains."""
+        wait = asyncio.ensure_future(call)
         self._waits.add(wait)
         if self._draining:
             wait.cancel()
@@ -342,10 +375,13 @@ def _once(request: Any) -> AbstractContextManager[None]:
 
 
 def _fingerprint(request: Any) -> str:
-    """What the request asks for, in a few characters. Of spans, which have keys of their own, only number and size."""
+    """What the request asks for, in a few characters. Of spans, which are large, only the keys and the size."""
     if isinstance(request, span.AddSpansRequest):
-        return f"{len(request.spans)}:{request.ByteSize()}"
-    return hashlib.blake2b(request.SerializeToString(deterministic=True), digest_size=16).hexdigest()
+        keys = [(one.rollout_id, one.attempt_id, one.span.span_id) for one in request.spans]
+        content = repr((request.ByteSize(), keys)).encode()
+    else:
+        content = request.SerializeToString(deterministic=True)
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def _optional(request: Any, field: str) -> str | None:

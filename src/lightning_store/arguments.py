@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from lightning_store.model import (
     Resource,
     RolloutConfig,
     RolloutMode,
+    Span,
     Unset,
 )
 
@@ -41,13 +43,59 @@ def named_resources(resources: object) -> dict[str, Resource]:
     """The resources, each in the class that its ``resource_type`` names; pydantic.ValidationError where one is none."""
     if not isinstance(resources, Mapping):
         raise InvalidTypeError("resources must be a mapping from name to resource", field="resources")
-    return _NAMED_RESOURCES.validate_python(dict(resources))
+    fields = {
+        # From its fields: an object may have been changed by hand since it was made.
+        name: value.model_dump(warnings=False) if isinstance(value, Resource) else value
+        for name, value in resources.items()
+    }
+    return _NAMED_RESOURCES.validate_python(fields)
+
+
+def check_id(argument: str, value: object) -> None:
+    """TypeError unless ``value`` is text, ValueError if it is empty or cannot be sent."""
+    if not isinstance(value, str):
+        raise InvalidTypeError(f"{argument} is {value!r}; give text", field=argument)
+    if not value:
+        raise InvalidArgumentError(f"{argument} is empty", field=argument)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(f"{argument} is {value!r}, which has no UTF-8 form", field=argument) from None
+
+
+def distinct_ids(rollout_ids: Sequence[object]) -> dict[str, None]:
+    """The ids without repeats, in order. TypeError unless it is a list of texts."""
+    if isinstance(rollout_ids, str):
+        raise InvalidTypeError(f"rollout_ids is the text {rollout_ids!r}; give a list", field="rollout_ids")
+    for rollout_id in rollout_ids:
+        check_id("rollout_ids", rollout_id)
+    return dict.fromkeys(map(str, rollout_ids))
+
+
+def worker_name(worker_id: object) -> str | None:
+    """The worker's id; None for an empty one, which stands for no worker. TypeError unless it is text or None."""
+    if worker_id is None or worker_id == "":
+        return None
+    check_id("worker_id", worker_id)
+    return str(worker_id)
+
+
+def check_spans(spans: Sequence[object]) -> None:
+    """TypeError unless each of them is a Span."""
+    for index, span in enumerate(spans):
+        if not isinstance(span, Span):
+            raise InvalidTypeError(f"spans[{index}] is a {type(span).__name__}; give a Span", field=f"spans[{index}]")
+
+
+def check_wait(argument: str, seconds: float) -> None:
+    """ValueError unless ``seconds`` can be waited for: any number, but not NaN."""
+    if math.isnan(seconds):
+        raise InvalidArgumentError(f"{argument} is {seconds}; give seconds", field=argument)
 
 
 def check_heartbeat(worker_id: str, heartbeat_stats: object) -> None:
     """ValueError for an empty ``worker_id``, TypeError for ``heartbeat_stats`` that are no mapping."""
-    if not worker_id:
-        raise InvalidArgumentError("worker_id is empty; give the worker's name", field="worker_id")
+    check_id("worker_id", worker_id)
     if not isinstance(heartbeat_stats, Mapping | Unset):
         message = f"heartbeat_stats is {heartbeat_stats!r}; give a mapping, or leave it out to keep the former ones"
         raise InvalidTypeError(message, field="heartbeat_stats")

@@ -5,15 +5,13 @@ The rules that change records are in ``lightning_store.step``, the status rules 
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from lightning_store import arguments, json_text, queries
 from lightning_store.backends.base import Backend, ResourcesRecord, RolloutRecord, Rows, SpanCodec, SpanRecord
-from lightning_store.clock import Clock, SystemClock, Timer
+from lightning_store.clock import Clock, SystemClock
 from lightning_store.errors import (
     RejectedSpan,
     RequestIdReusedError,
@@ -56,19 +54,15 @@ from lightning_store.snapshots import (
     rollout_with_attempt,
     worker_of,
 )
-from lightning_store.step import NewRollout, SpanOutcome, Step
+from lightning_store.step import Effects, NewRollout, Policy, SpanOutcome, Step
 from lightning_store.store import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
-from lightning_store.waiters import Waiters
+from lightning_store.waiters import Claimants, Waiters
+from lightning_store.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
 R = TypeVar("R")
-
-WATCHDOG_SLACK_SECONDS = 0.001
-"""How long after a deadline the watchdog wakes: a deadline counts once the clock is past it."""
-WATCHDOG_SLEEP_MAX_SECONDS = 60.0
-"""The watchdog looks at the clock at least this often, in case the machine's time was set."""
 
 
 class Engine(LightningStore):
@@ -79,25 +73,23 @@ class Engine(LightningStore):
         backend: Backend,
         spans: SpanCodec,
         *,
-        strict: bool = False,
+        policy: Policy,
         clock: Clock | None = None,
         memory: MemoryLimits | None = None,
     ) -> None:
         self._backend = backend
         self._codec = spans
-        self._strict = strict
+        self._policy = policy
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._memory = memory
         self._waiters = Waiters()
+        self._claimants = Claimants()
         self._started = self._clock.monotonic()
-        self._watchdogs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, tuple[float, Timer]] = (
-            weakref.WeakKeyDictionary()
-        )
-        self._watchdog_runs: set[asyncio.Task[None]] = set()
+        self._watchdog = Watchdog(self._clock, self._look_at_deadlines)
 
     @property
     def strict(self) -> bool:
-        return self._strict
+        return self._policy.strict
 
     @property
     def replay_window_seconds(self) -> float:
@@ -139,7 +131,7 @@ class Engine(LightningStore):
         worker_id: str | None = None,
     ) -> AttemptedRollout:
         new = _new_rollout(arguments.rollout_request(input, mode, resources_id, config, metadata))
-        worker_id = _worker_id(worker_id)
+        worker_id = arguments.worker_name(worker_id)
 
         async def start(step: Step) -> Claim:
             await step.check_resources(new.resources_id)
@@ -166,21 +158,40 @@ class Engine(LightningStore):
         records = await self._once("enqueue_rollouts", lambda step: step.enqueue(requests))
         return [rollout_of(record) for record in records]
 
-    async def dequeue_rollout(self, worker_id: str | None = None) -> AttemptedRollout | None:
-        claimed = await self.dequeue_many_rollouts(limit=1, worker_id=worker_id)
+    async def dequeue_rollout(self, worker_id: str | None = None, *, max_wait: float = 0.0) -> AttemptedRollout | None:
+        claimed = await self.dequeue_many_rollouts(limit=1, worker_id=worker_id, max_wait=max_wait)
         return claimed[0] if claimed else None
 
     async def dequeue_many_rollouts(
-        self, *, limit: int = 1, worker_id: str | None = None
+        self, *, limit: int = 1, worker_id: str | None = None, max_wait: float = 0.0
     ) -> Sequence[AttemptedRollout]:
+        arguments.check_wait("max_wait", max_wait)
         if limit <= 0:
             return []
-        worker_id = _worker_id(worker_id)
-        claims = await self._once("dequeue_many_rollouts", lambda step: step.claim(limit, worker_id))
+        worker_id = arguments.worker_name(worker_id)
+        claims = await self._claim_or_wait(lambda step: step.claim(limit, worker_id), max_wait)
         return [attempted_rollout_of(claim) for claim in claims]
 
+    async def _claim_or_wait(self, claim: Callable[[Step], Awaitable[list[Claim]]], max_wait: float) -> list[Claim]:
+        if max_wait <= 0:
+            return await self._once("dequeue_rollouts", claim)
+        request = current_request()
+        until = self._clock.monotonic() + max_wait
+        with self._claimants.register(None if request is None else request.id) as claimant:
+            while not claimant.superseded:
+                self._claimants.follow_call(claimant)
+                claims = await self._once("dequeue_rollouts", claim)
+                left = until - self._clock.monotonic()
+                if claims or left <= 0:
+                    return claims
+                with self._watchdog.waiting():
+                    await claimant.wakeup.wait(self._clock, left)
+        return []
+
     async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> AttemptedRollout:
-        worker_id = _worker_id(worker_id)
+        worker_id = arguments.worker_name(worker_id)
+
+        arguments.check_id("rollout_id", rollout_id)
 
         async def start(step: Step) -> Claim:
             return await step.begin_attempt(await step.rollout(rollout_id), worker_id)
@@ -190,12 +201,14 @@ class Engine(LightningStore):
     # --- Spans -------------------------------------------------------------------------------------------------------
 
     async def add_span(self, span: Span) -> Span | None:
+        arguments.check_spans([span])
         [outcome] = await self.add_span_records([self._codec.encode(span)])
         if outcome.error is not None:
             raise outcome.error
         return None if outcome.sequence_id is None else span
 
     async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
+        arguments.check_spans(spans)
         records: list[SpanRecord] = []
         outcomes: dict[int, SpanOutcome] = {}
         for index, span in enumerate(spans):
@@ -256,6 +269,9 @@ class Engine(LightningStore):
 
     async def get_many_span_sequence_ids(self, rollout_attempt_ids: Sequence[tuple[str, str]]) -> Sequence[int]:
         rollout_ids = [rollout_id for rollout_id, _ in rollout_attempt_ids]
+        for rollout_id, attempt_id in rollout_attempt_ids:
+            arguments.check_id("rollout_id", rollout_id)
+            arguments.check_id("attempt_id", attempt_id)
         return await self._once("get_many_span_sequence_ids", lambda step: step.allocate(rollout_ids))
 
     # --- Queries -----------------------------------------------------------------------------------------------------
@@ -305,6 +321,7 @@ class Engine(LightningStore):
         limit: int = -1,
         offset: int = 0,
     ) -> PaginatedResult[Attempt]:
+        arguments.check_id("rollout_id", rollout_id)
         query = queries.build_query(
             queries.ATTEMPTS, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset
         )
@@ -367,6 +384,9 @@ class Engine(LightningStore):
         **texts: str | None,
     ) -> Rows[SpanRecord]:
         """As ``query_spans``, with the spans still encoded. ``texts`` are its filters, by name."""
+        arguments.check_id("rollout_id", rollout_id)
+        if attempt_id is not None:
+            arguments.check_id("attempt_id", attempt_id)
         query = queries.build_query(
             queries.SPANS,
             filters=[queries.text_filter(argument, value) for argument, value in texts.items()],
@@ -441,6 +461,8 @@ class Engine(LightningStore):
         return PaginatedResult([worker_of(row) for row in rows.items], limit, offset, rows.total)
 
     async def get_rollout_by_id(self, rollout_id: str) -> Rollout | None:
+        arguments.check_id("rollout_id", rollout_id)
+
         async def select(step: Step) -> tuple[Any, Any]:
             return await step.tx.get_rollout(rollout_id), await step.tx.latest_attempt(rollout_id)
 
@@ -448,6 +470,8 @@ class Engine(LightningStore):
         return None if record is None else rollout_with_attempt(record, latest)
 
     async def get_latest_attempt(self, rollout_id: str) -> Attempt | None:
+        arguments.check_id("rollout_id", rollout_id)
+
         async def select(step: Step) -> Any:
             await step.known_if_strict(rollout_id)
             return await step.tx.latest_attempt(rollout_id)
@@ -456,6 +480,7 @@ class Engine(LightningStore):
         return None if record is None else attempt_of(record)
 
     async def get_resources_by_id(self, resources_id: str) -> ResourcesUpdate | None:
+        arguments.check_id("resources_id", resources_id)
         record = await self._read(lambda step: step.tx.get_resources(resources_id))
         return None if record is None else resources_of(record)
 
@@ -464,6 +489,7 @@ class Engine(LightningStore):
         return None if record is None else resources_of(record)
 
     async def get_worker_by_id(self, worker_id: str) -> Worker | None:
+        arguments.check_id("worker_id", worker_id)
         record = await self._read(lambda step: step.tx.get_worker(worker_id))
         return None if record is None else worker_of(record)
 
@@ -473,6 +499,7 @@ class Engine(LightningStore):
         return await self._publish("add_resources", None, resources)
 
     async def update_resources(self, resources_id: str, resources: Mapping[str, Resource]) -> ResourcesUpdate:
+        arguments.check_id("resources_id", resources_id)
         return await self._publish("update_resources", resources_id, resources)
 
     async def _publish(
@@ -498,6 +525,7 @@ class Engine(LightningStore):
         config: RolloutConfig | Unset = UNSET,
         metadata: Mapping[str, Any] | None | Unset = UNSET,
     ) -> Rollout:
+        arguments.check_id("rollout_id", rollout_id)
         update = RolloutUpdate(
             **given(input=input, mode=mode, resources_id=resources_id, status=status, config=config, metadata=metadata)
         )
@@ -510,6 +538,11 @@ class Engine(LightningStore):
 
         return rollout_of(await self._once("update_rollout", change))
 
+    async def cancel_rollouts(self, rollout_ids: Sequence[str]) -> list[Rollout]:
+        arguments.distinct_ids(rollout_ids)
+        records = await self._once("cancel_rollouts", lambda step: step.cancel(rollout_ids))
+        return [rollout_of(record) for record in records]
+
     async def update_attempt(
         self,
         rollout_id: str,
@@ -519,6 +552,8 @@ class Engine(LightningStore):
         last_heartbeat_time: float | None | Unset = UNSET,
         metadata: Mapping[str, Any] | None | Unset = UNSET,
     ) -> Attempt:
+        arguments.check_id("rollout_id", rollout_id)
+        arguments.check_id("attempt_id", attempt_id)
         update = AttemptUpdate(
             **given(status=status, worker_id=worker_id, last_heartbeat_time=last_heartbeat_time, metadata=metadata)
         )
@@ -538,7 +573,7 @@ class Engine(LightningStore):
     # --- Waiting -----------------------------------------------------------------------------------------------------
 
     async def wait_for_rollouts(self, *, rollout_ids: Sequence[str], timeout: float | None = None) -> list[Rollout]:
-        distinct = dict.fromkeys(rollout_ids)
+        distinct = arguments.distinct_ids(rollout_ids)
         until = None if timeout is None else self._clock.monotonic() + max(0.0, timeout)
         woken = True
         while True:
@@ -549,8 +584,9 @@ class Engine(LightningStore):
                 if done or not woken or (left is not None and left <= 0):
                     return [rollout_of(ended[rollout_id]) for rollout_id in rollout_ids if rollout_id in ended]
                 for rollout_id in (*ended, *unknown):
-                    waiter.mark(rollout_id, terminal=True)
-                woken = await waiter.wait(self._clock, left)
+                    waiter.note_end(rollout_id)
+                with self._watchdog.waiting():
+                    woken = await waiter.wait(self._clock, left)
 
     async def _ended_rollouts(self, rollout_ids: Mapping[str, None]) -> tuple[dict[str, RolloutRecord], list[str]]:
         async def select(step: Step) -> tuple[dict[str, RolloutRecord], list[str]]:
@@ -578,48 +614,31 @@ class Engine(LightningStore):
         return await self._run(body, current_request(), operation)
 
     async def _run(self, body: Callable[[Step], Awaitable[R]], request: Request | None, operation: str) -> R:
-        now = self._clock.now()
-        changes: dict[str, bool] = {}
+        now, at = self._clock.now(), self._clock.monotonic()
+        effects = Effects()
         try:
             async with self._backend.transaction() as tx:
-                if request is not None and (remembered := await tx.recall_reply(request.id, now)) is not None:
+                if request is not None and (remembered := await tx.recall_reply(request.id, at)) is not None:
                     return cast(R, _replayed(request, operation, *remembered))
-                step = Step(tx, now, changes, strict=self._strict)
+                step = Step(tx, now, effects, self._policy)
                 await step.give_up_overdue()
                 reply = await body(step)
                 if request is not None and reply:  # an empty-handed claim may as well be tried again
-                    await tx.remember_reply(request.id, _call(request, operation), reply, now)
+                    await tx.remember_reply(request.id, _call(request, operation), reply, at)
                 deadline = await tx.next_deadline()
         finally:
-            self._waiters.notify(changes)
-        self._watch(deadline, now)
+            self._waiters.notify(effects.ended)
+            self._claimants.notify(effects.queued)
+        self._watchdog.watch(deadline)
         return reply
 
-    # --- The watchdog ------------------------------------------------------------------------------------------------
+    async def _look_at_deadlines(self) -> None:
+        """A step that is only about deadlines, which every step looks at first."""
 
-    def _watch(self, deadline: float | None, now: float) -> None:
-        """See to it that a timer on this event loop fires at ``deadline``. Timers vanish silently with their loop."""
-        if deadline is None:
+        async def nothing_else(step: Step) -> None:
             return
-        loop = asyncio.get_running_loop()
-        due, timer = self._watchdogs.get(loop, (None, None))
-        if due is not None and due <= deadline:
-            return
-        if timer is not None:
-            timer.cancel()
-        delay = min(max(0.0, deadline - now) + WATCHDOG_SLACK_SECONDS, WATCHDOG_SLEEP_MAX_SECONDS)
-        self._watchdogs[loop] = (deadline, self._clock.call_later(delay, self._wake_watchdog))
 
-    def _wake_watchdog(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._watchdogs.pop(loop, None)
-        run = loop.create_task(self._read(_nothing), name="lightning-store-watchdog")
-        self._watchdog_runs.add(run)
-        run.add_done_callback(self._watchdog_runs.discard)
-
-
-async def _nothing(step: Step) -> None:
-    """The body of a step that is only about deadlines."""
+        await self._read(nothing_else)
 
 
 def _replayed(request: Request, operation: str, remembered: str, reply: Any) -> Any:
@@ -632,11 +651,6 @@ def _replayed(request: Request, operation: str, remembered: str, reply: Any) -> 
 def _call(request: Request, operation: str) -> str:
     """What a reply is remembered for, beside the id."""
     return f"{operation} {request.fingerprint}"
-
-
-def _worker_id(worker_id: str | None) -> str | None:
-    """An empty worker_id stands for none."""
-    return worker_id or None
 
 
 def _new_rollout(request: EnqueueRolloutRequest, prefix: str = "") -> NewRollout:

@@ -54,6 +54,7 @@ class ForwardingStore(LightningStore):
     add_resources = _forwarded(LightningStore.add_resources)
     update_resources = _forwarded(LightningStore.update_resources)
     update_rollout = _forwarded(LightningStore.update_rollout)
+    cancel_rollouts = _forwarded(LightningStore.cancel_rollouts)
     update_attempt = _forwarded(LightningStore.update_attempt)
     update_worker = _forwarded(LightningStore.update_worker)
     wait_for_rollouts = _forwarded(LightningStore.wait_for_rollouts)

@@ -11,12 +11,14 @@ from lightning_store.clock import Clock
 from lightning_store.engine import Engine
 from lightning_store.memory_limits import MemoryLimits
 from lightning_store.model import Span
+from lightning_store.step import Policy
 from lightning_store.wire.spans import ProtoSpanCodec
 
 
 class InMemoryLightningStore(Engine):
     """A LightningStore that lives and dies with the process. Safe to call from any thread and event loop.
 
+    ``worker_timeout_seconds`` gives up the attempts of workers that sent heartbeats and fell silent; 0 does not.
     ``eviction_memory_threshold`` and ``safe_memory_threshold`` bound the memory of spans: a ratio of total memory (a
     float up to 1) or bytes (an int); defaults 0.7 and 0.8 of the first. ``span_size_estimator`` tells the bytes of a
     span. ``replay_window_seconds`` and ``replay_entries_max`` bound the replies kept for repeated request ids.
@@ -26,6 +28,7 @@ class InMemoryLightningStore(Engine):
         self,
         *,
         strict: bool = False,
+        worker_timeout_seconds: float = 0.0,
         eviction_memory_threshold: float | int | None = None,
         safe_memory_threshold: float | int | None = None,
         span_size_estimator: Callable[[Span], int] | None = None,
@@ -38,4 +41,5 @@ class InMemoryLightningStore(Engine):
             eviction_memory_threshold, safe_memory_threshold, span_size_estimator, memory_capacity_bytes
         )
         backend = MemoryBackend(replay_window_seconds=replay_window_seconds, replay_entries_max=replay_entries_max)
-        super().__init__(backend, ProtoSpanCodec(), strict=strict, clock=clock, memory=limits)
+        policy = Policy(strict=strict, worker_timeout_seconds=worker_timeout_seconds)
+        super().__init__(backend, ProtoSpanCodec(), policy=policy, clock=clock, memory=limits)

@@ -1,14 +1,15 @@
 """JSON text: the form in which user payloads (input, metadata, heartbeat_stats, resources) are kept and sent.
 
-Anything JSON can hold comes back equal, integers of any size, NaN and the infinities (as Python writes them) and
-unpaired surrogates included. Tuples come back as lists. What JSON cannot hold is refused with its path.
+Anything JSON can hold comes back equal: integers of up to 4300 digits, NaN and the infinities (as Python writes them),
+unpaired surrogates. Tuples come back as lists. What JSON cannot hold is refused with its path.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
@@ -16,40 +17,75 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from lightning_store.errors import InvalidArgumentError, NotJsonError
 
 _JSON_VALUE: TypeAdapter[Any] = TypeAdapter(JsonValue)
-DEPTH_MAX = 100
-"""Levels of nesting a payload may have."""
+DEPTH_MAX: Final = 200
+"""Levels of nesting that a payload may have, which is what the parser takes."""
+
+DIGITS_MAX: Final = 4300
+"""Digits of an integer, which is what Python converts unless told otherwise."""
+_LONG_NUMBER: Final = re.compile(rf"\d{{{DIGITS_MAX}}}")
+PATH_CHARS_MAX: Final = 80
+"""Of the place that is too deep: an error need not show all the way there."""
 
 
 def dumps(value: Any, path: str) -> str:
     """``value`` as JSON text; :class:`NotJsonError` names the place below ``path`` that JSON cannot hold."""
     try:
-        checked = _JSON_VALUE.validate_python(value)
+        checked = _JSON_VALUE.validate_python(value, strict=True)
     except ValidationError:
         checked = _plain(value, path, 0)
     try:
-        return to_json(checked, inf_nan_mode="constants").decode()
-    except PydanticSerializationError:  # unpaired surrogates have no UTF-8 form, but JSON can escape them
-        return json.dumps(checked, separators=(",", ":"))
+        text = _write(checked)
     except ValueError as error:
         raise NotJsonError(f"{path} cannot be written as JSON: {error}", path=path) from error
+    if _may_be_unreadable(text):
+        try:
+            loads(text, path)
+        except InvalidArgumentError as error:
+            raise NotJsonError(str(error), path=path) from None
+    return text
 
 
 def loads(text: str, path: str) -> Any:
     """The value of JSON ``text``; :class:`InvalidArgumentError` names ``path`` if it is malformed."""
     try:
         return from_json(text)
-    except ValueError:
-        pass
+    except ValueError as error:
+        if _is_recursion(error):
+            raise InvalidArgumentError(str(_too_deep(path)), field=path) from None
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return json.loads(text)  # which takes escaped surrogates that are not paired
+    except RecursionError:
+        raise InvalidArgumentError(str(_too_deep(path)), field=path) from None
+    except ValueError as error:
         raise InvalidArgumentError(f"{path} is not valid JSON: {error}", field=path) from None
+
+
+def _write(value: Any) -> str:
+    try:
+        return to_json(value, inf_nan_mode="constants").decode()
+    except PydanticSerializationError:  # unpaired surrogates have no UTF-8 form, but JSON can escape them
+        return json.dumps(value, separators=(",", ":"))
+
+
+def _may_be_unreadable(text: str) -> bool:
+    """Whether the text may be deeper, or have a number of more digits, than the parser takes."""
+    if text.count("[") + text.count("{") > DEPTH_MAX:
+        return True
+    return len(text) > DIGITS_MAX and _LONG_NUMBER.search(text) is not None
+
+
+def _is_recursion(error: ValueError) -> bool:
+    return str(error).startswith("recursion limit exceeded")
+
+
+def _too_deep(path: str) -> NotJsonError:
+    return NotJsonError(f"{path} is nested more than {DEPTH_MAX} levels deep; make it flatter", path=path)
 
 
 def _plain(value: Any, path: str, depth: int) -> Any:
     """``value`` in lists, dicts and scalars only, or an error that names the first place where that fails."""
     if depth > DEPTH_MAX:
-        raise NotJsonError(f"{path} is nested more than {DEPTH_MAX} levels deep", path=path)
+        raise _too_deep(f"{path[:PATH_CHARS_MAX]}…")
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):

@@ -41,8 +41,12 @@ def limits(
     start_time: float,
     last_heartbeat_time: float | None,
     config: RolloutConfig,
+    lease_end: float | None = None,
 ) -> list[Expiry]:
-    """The limits that an attempt is under, the one that wins a tie first. Empty where no deadline counts."""
+    """The limits that an attempt is under, the one that wins a tie first. Empty where no deadline counts.
+
+    ``lease_end`` is when its worker counts as dead; see ``lightning_store.workers``.
+    """
     if rollout_status not in ACTIVE or attempt_status not in ACTIVE:
         return []
     found: list[Expiry] = []
@@ -51,6 +55,8 @@ def limits(
     if config.unresponsive_seconds is not None:
         last_sign = start_time if last_heartbeat_time is None else last_heartbeat_time
         found.append(Expiry(last_sign + config.unresponsive_seconds, "unresponsive"))
+    if lease_end is not None:
+        found.append(Expiry(lease_end, "unresponsive"))
     return found
 
 

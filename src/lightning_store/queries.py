@@ -100,6 +100,8 @@ def one_of(
         return None
     if isinstance(values, str):
         raise InvalidTypeError(f"{argument} is the text {values!r}; give a list", field=argument)
+    for value in values:
+        _text(argument, value)
     wanted = frozenset(values)
     if legal is not None and not wanted <= legal:
         unknown, known = (", ".join(sorted(map(repr, names))) for names in (wanted - legal, legal))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightning_store import lifecycle, workers
@@ -54,19 +54,38 @@ class SpanOutcome:
     error: StoreError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Which of the rules hold."""
+
+    strict: bool = False
+    worker_timeout_seconds: float = 0.0
+    """An attempt whose worker has sent heartbeats and is silent for longer ends as unresponsive. 0: it does not."""
+
+
+@dataclass(slots=True)
+class Effects:
+    """What a step did that somebody may be waiting for."""
+
+    ended: list[str] = field(default_factory=list)
+    """The rollouts that became terminal."""
+    queued: int = 0
+    """How many rollouts were put into the queue."""
+
+
 def new_id(prefix: str, digits: int) -> str:
     return f"{prefix}-{uuid.uuid4().hex[:digits]}"
 
 
 class Step:
-    """The rules, bound to a transaction ``tx`` and a time ``now``. Into ``changes`` go the rollouts whose status was
-    set, each with whether it is terminal now."""
+    """The rules, bound to a transaction ``tx`` and a time ``now``. What waiters have to hear goes into ``effects``."""
 
-    def __init__(self, tx: Transaction, now: float, changes: dict[str, bool], *, strict: bool) -> None:
+    def __init__(self, tx: Transaction, now: float, effects: Effects, policy: Policy) -> None:
         self.tx = tx
         self.now = now
-        self.changes = changes
-        self.strict = strict
+        self.effects = effects
+        self.strict = policy.strict
+        self.worker_timeout_seconds = policy.worker_timeout_seconds
 
     # --- Looking up --------------------------------------------------------------------------------------------------
 
@@ -106,15 +125,24 @@ class Step:
         attempt = await self.tx.latest_attempt(rollout_id)
         if rollout is None or attempt is None:
             return None
-        for limit in _limits(rollout, attempt):
+        for limit in await self._limits(rollout, attempt):
             if self.now > limit.time:
                 ended = self._with_status(attempt, limit.status)
                 return await self._change_attempt(rollout, attempt, ended, latest=True, reported=True)
         return await self._set_deadline(rollout, attempt)
 
     async def _set_deadline(self, rollout: RolloutRecord, latest: AttemptRecord) -> None:
-        times = [limit.time for limit in _limits(rollout, latest)]
+        times = [limit.time for limit in await self._limits(rollout, latest)]
         await self.tx.set_deadline(rollout.rollout_id, min(times, default=None))
+
+    async def _limits(self, rollout: RolloutRecord, latest: AttemptRecord) -> list[lifecycle.Expiry]:
+        lease_end = None
+        if self.worker_timeout_seconds and latest.worker_id:
+            worker = await self.tx.get_worker(latest.worker_id)
+            lease_end = None if worker is None else workers.lease_end(worker, latest, self.worker_timeout_seconds)
+        return lifecycle.limits(
+            rollout.status, latest.status, latest.start_time, latest.last_heartbeat_time, rollout.config, lease_end
+        )
 
     # --- Rollouts ----------------------------------------------------------------------------------------------------
 
@@ -148,8 +176,12 @@ class Step:
             await self.check_resources(new.resources_id)
         records = [await self.create(new, "queuing") for new in requests]
         for record in records:
-            await self.tx.push_queue(record.rollout_id)
+            await self._queue(record.rollout_id)
         return records
+
+    async def _queue(self, rollout_id: str) -> None:
+        await self.tx.push_queue(rollout_id)
+        self.effects.queued += 1
 
     async def claim(self, limit: int, worker_id: str | None) -> list[Claim]:
         claims: list[Claim] = []
@@ -203,6 +235,14 @@ class Step:
             await self._set_deadline(updated, latest)
         return updated
 
+    async def cancel(self, rollout_ids: Sequence[str]) -> list[RolloutRecord]:
+        """End rollouts as cancelled; those that are terminal already stay as they are."""
+        records = {rollout_id: await self.rollout(rollout_id) for rollout_id in rollout_ids}
+        for rollout_id, record in records.items():
+            if record.status not in lifecycle.TERMINAL:
+                records[rollout_id] = await self.update_rollout(rollout_id, {}, "cancelled")
+        return [records[rollout_id] for rollout_id in rollout_ids]
+
     async def _set_status(
         self, rollout: RolloutRecord, status: RolloutStatus, *, leave_queue: bool = True
     ) -> RolloutRecord:
@@ -210,10 +250,11 @@ class Step:
         rollout = replace(rollout, status=status, end_time=self.now if terminal else rollout.end_time)
         await self.tx.put_rollout(rollout)
         if status in lifecycle.QUEUED:
-            await self.tx.push_queue(rollout.rollout_id)
+            await self._queue(rollout.rollout_id)
         elif leave_queue:
             await self.tx.leave_queue(rollout.rollout_id)
-        self.changes[rollout.rollout_id] = terminal
+        if terminal:
+            self.effects.ended.append(rollout.rollout_id)
         return rollout
 
     # --- Attempts ----------------------------------------------------------------------------------------------------
@@ -359,9 +400,3 @@ class Step:
         )
         await self.tx.put_resources(record)
         return record
-
-
-def _limits(rollout: RolloutRecord, latest: AttemptRecord) -> list[lifecycle.Expiry]:
-    return lifecycle.limits(
-        rollout.status, latest.status, latest.start_time, latest.last_heartbeat_time, rollout.config
-    )

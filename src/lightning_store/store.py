@@ -145,19 +145,25 @@ class LightningStore(ABC):
         """Put rollouts at the tail of the queue in the order given: all of them, or on any error none."""
 
     @abstractmethod
-    async def dequeue_rollout(self, worker_id: str | None = None) -> AttemptedRollout | None:
-        """Claim the rollout at the head of the queue, with a new attempt; None when the queue is empty. Never blocks.
+    async def dequeue_rollout(self, worker_id: str | None = None, *, max_wait: float = 0.0) -> AttemptedRollout | None:
+        """Claim the rollout at the head of the queue, with a new attempt; None when the queue is empty.
 
         No rollout is handed out twice, however many callers there are. The attempt's number is one more than the
         attempts so far; its status and the rollout's become preparing. With a ``worker_id`` the worker is recorded as
         having asked, and as busy with what it got.
+
+        It never blocks, unless it is allowed to wait: then one that finds the queue empty gets the next rollout that is
+        queued within ``max_wait`` seconds, in the order in which the waiting callers came.
         """
 
     @abstractmethod
     async def dequeue_many_rollouts(
-        self, *, limit: int = 1, worker_id: str | None = None
+        self, *, limit: int = 1, worker_id: str | None = None, max_wait: float = 0.0
     ) -> Sequence[AttemptedRollout]:
-        """Claim up to ``limit`` rollouts; ``[]`` if there are none or limit is 0 or less. The worker holds the last."""
+        """Claim up to ``limit`` rollouts; ``[]`` if there are none or limit is 0 or less. The worker holds the last.
+
+        ``max_wait`` as in ``dequeue_rollout``; the wait is for at least one.
+        """
 
     @abstractmethod
     async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> AttemptedRollout:
@@ -350,6 +356,13 @@ class LightningStore(ABC):
         transition is allowed (strict: a finished rollout goes only to queuing or requeuing, else ValueError).
         ValueError: unknown rollout, None for status or config.
         """
+
+    async def cancel_rollouts(self, rollout_ids: Sequence[str]) -> list[Rollout]:
+        """End rollouts as cancelled: all of them, or on an unknown id none. Those that are terminal stay as they are.
+
+        Returns them in the order given. Their runners learn of it with their next heartbeat.
+        """
+        raise NotImplementedError(f"{type(self).__name__} cannot cancel several rollouts; use update_rollout")
 
     @abstractmethod
     async def update_attempt(

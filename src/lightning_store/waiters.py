@@ -1,32 +1,21 @@
-"""Who waits for which rollouts. A wait is a future that the change which ends it resolves: no thread, no polling."""
+"""Who waits for what. A wait is a future that the change which ends it resolves: no thread, no polling."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from lightning_store.clock import Clock
 
 
-class Waiter:
-    """One wait, on one event loop, until every one of its rollouts is terminal."""
+class Wakeup:
+    """One wait on one event loop, that any thread can end."""
 
-    def __init__(self, rollout_ids: Iterable[str]) -> None:
+    def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._future: asyncio.Future[bool] = self._loop.create_future()
-        self.pending = set(rollout_ids)
-
-    def mark(self, rollout_id: str, terminal: bool) -> None:
-        """Note a rollout's present state; wake up when none is pending. From any thread."""
-        if not terminal:
-            self.pending.add(rollout_id)
-            return
-        self.pending.discard(rollout_id)
-        if not self.pending:
-            self._wake()
 
     async def wait(self, clock: Clock, seconds: float | None) -> bool:
         """Whether the wake-up came before ``seconds`` had passed."""
@@ -38,17 +27,39 @@ class Waiter:
         finally:
             timer.cancel()
 
-    def _wake(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits any more
+    def wake(self) -> bool:
+        """Whether there is still a loop to wake: one that was closed has nobody on it that waits."""
+        try:
             self._loop.call_soon_threadsafe(self._resolve, True)
+        except RuntimeError:
+            return False
+        return True
 
     def _resolve(self, woken: bool) -> None:
         if not self._future.done():
             self._future.set_result(woken)
 
 
+class Waiter(Wakeup):
+    """A wait until every one of its rollouts has been terminal at some time."""
+
+    def __init__(self, rollout_ids: Iterable[str]) -> None:
+        super().__init__()
+        self.rollout_ids = tuple(rollout_ids)
+        self._pending = set(self.rollout_ids)
+
+    def note_end(self, rollout_id: str) -> bool:
+        """Wake up if this rollout was the last. False if nobody waits here any more. From any thread.
+
+        A rollout that is put back does not count as pending again: threads may tell of changes out of order, and who
+        wakes up reads the state anyway.
+        """
+        self._pending.discard(rollout_id)
+        return bool(self._pending) or self.wake()
+
+
 class Waiters:
-    """All waits of one store."""
+    """All waits for rollouts of one store."""
 
     def __init__(self) -> None:
         self._by_rollout: dict[str, set[Waiter]] = {}
@@ -58,29 +69,98 @@ class Waiters:
     def register(self, rollout_ids: Iterable[str]) -> Iterator[Waiter]:
         """A waiter to which all the rollouts count as pending.
 
-        Read their state after registering, and ``mark`` only those found terminal: a change that falls between is
-        noted by ``notify``, so no wake-up is lost. At worst the waiter wakes too early; read again then.
+        Read their state after registering, and ``note_end`` of those found terminal: an end that falls between is noted
+        by ``notify``, so no wake-up is lost. At worst the waiter wakes too early; read again then.
         """
         waiter = Waiter(rollout_ids)
-        watched = tuple(waiter.pending)
         with self._lock:
-            for rollout_id in watched:
+            for rollout_id in waiter.rollout_ids:
                 self._by_rollout.setdefault(rollout_id, set()).add(waiter)
         try:
             yield waiter
         finally:
             with self._lock:
-                for rollout_id in watched:
-                    waiting = self._by_rollout[rollout_id]
-                    waiting.discard(waiter)
-                    if not waiting:
-                        del self._by_rollout[rollout_id]
+                self._forget(waiter)
 
-    def notify(self, changes: Mapping[str, bool]) -> None:
-        """Tell the waits which rollouts changed, and whether each is terminal now."""
-        if not self._by_rollout:
+    def notify(self, ended: Sequence[str]) -> None:
+        """Tell the waits which rollouts became terminal."""
+        if not ended or not self._by_rollout:
             return
         with self._lock:
-            for rollout_id, terminal in changes.items():
-                for waiter in self._by_rollout.get(rollout_id, ()):
-                    waiter.mark(rollout_id, terminal)
+            for rollout_id in ended:
+                for waiter in tuple(self._by_rollout.get(rollout_id, ())):
+                    if not waiter.note_end(rollout_id):
+                        self._forget(waiter)
+
+    def _forget(self, waiter: Waiter) -> None:
+        for rollout_id in waiter.rollout_ids:
+            waiting = self._by_rollout.get(rollout_id)
+            if waiting is not None:
+                waiting.discard(waiter)
+                if not waiting:
+                    del self._by_rollout[rollout_id]
+
+
+class Claimant:
+    """A caller that waits for the queue, in the order of arrival."""
+
+    def __init__(self, request_id: str | None) -> None:
+        self.request_id = request_id
+        self.wakeup = Wakeup()
+        self.called = False
+        """A rollout was queued for it, which it has not tried to claim yet."""
+        self.superseded = False
+        """The same request was made again: the reply goes there."""
+
+
+class Claimants:
+    """All callers that wait for the queue of one store: one rollout queued wakes one of them, the first that came."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, Claimant] = {}
+        self._by_request: dict[str, Claimant] = {}
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def register(self, request_id: str | None) -> Iterator[Claimant]:
+        """Join the line. Try to claim after registering, then wait; a rollout queued in between wakes all the same.
+
+        Whoever leaves the line with a call that it did not follow passes it on to the next.
+        """
+        claimant = Claimant(request_id)
+        with self._lock:
+            self._waiting[id(claimant)] = claimant
+            if request_id is not None:
+                former = self._by_request.get(request_id)
+                self._by_request[request_id] = claimant
+                if former is not None:
+                    former.superseded = True
+                    former.wakeup.wake()
+        try:
+            yield claimant
+        finally:
+            with self._lock:
+                self._waiting.pop(id(claimant), None)
+                if request_id is not None and self._by_request.get(request_id) is claimant:
+                    del self._by_request[request_id]
+            if claimant.called:
+                self.notify(1)
+
+    def follow_call(self, claimant: Claimant) -> None:
+        """Before each try to claim: what was queued until now is what it will find."""
+        with self._lock:
+            claimant.called = False
+            claimant.wakeup = Wakeup()
+
+    def notify(self, queued: int) -> None:
+        """Wake as many callers as rollouts were queued."""
+        if not queued or not self._waiting:
+            return
+        with self._lock:
+            for key, claimant in list(self._waiting.items()):
+                if queued and not claimant.called:
+                    if claimant.wakeup.wake():
+                        claimant.called = True
+                        queued -= 1
+                    else:
+                        del self._waiting[key]

@@ -40,6 +40,22 @@ def asked_in_vain(worker: WorkerRecord, now: float) -> WorkerRecord:
     return worker if worker.status in ("busy", "idle") else release(worker, now)
 
 
+def lease_end(worker: WorkerRecord, attempt: AttemptRecord, timeout_seconds: float) -> float | None:
+    """When the worker of ``attempt`` counts as dead: this long after its last sign of life, whatever that was.
+
+    None for a worker that has never sent a heartbeat: it does not promise to.
+    """
+    if worker.last_heartbeat_time is None:
+        return None
+    signs = (
+        worker.last_heartbeat_time,
+        worker.last_dequeue_time or 0.0,
+        attempt.last_heartbeat_time or 0.0,
+        attempt.start_time,
+    )
+    return max(signs) + timeout_seconds
+
+
 def follow(worker: WorkerRecord, attempt: AttemptRecord, assigned: bool, now: float) -> WorkerRecord:
     """The worker after ``attempt``, which names it, was changed; ``assigned`` if the change gave it to this worker.
 

@@ -58,11 +58,11 @@ class Calls:
         replies: list[Any] = await self._funnel(METHODS[rpc], attempt, 0.0)
         return replies
 
-    async def is_serving(self) -> bool:
-        """Whether the server says that it takes calls; one probe. One without a health service does."""
+    async def is_serving(self, seconds: float = HEALTH_TIMEOUT_SECONDS) -> bool:
+        """Whether the server says within ``seconds`` that it takes calls; one probe. One without health service does."""
         request = health_pb2.HealthCheckRequest(service=SERVICE)
         try:
-            reply = await call_unary(self._connector.get().health.Check, request, HEALTH_TIMEOUT_SECONDS)
+            reply = await call_unary(self._connector.get().health.Check, request, seconds)
         except grpc.RpcError as error:
             return error.code() is grpc.StatusCode.UNIMPLEMENTED
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
@@ -71,15 +71,19 @@ class Calls:
         until = self._clock.monotonic() + self._timeout(method) + extra_seconds
         delays = [] if method.repeat is Repeat.LWW else list(self._policy.delays)
         while True:
-            seconds_left = max(0.0, until - self._clock.monotonic())
             try:
-                return await attempt(self._policy.attempt_timeout(seconds_left, len(delays)))
+                return await attempt(self._policy.attempt_timeout(self._left(until), len(delays)))
             except grpc.RpcError as error:
                 failure = from_rpc_error(error)
-            if not delays or not is_retriable(failure) or self._clock.monotonic() >= until:
+            if not delays or not is_retriable(failure):
                 raise failure
             logger.info("%s: %s; trying again", method.name, failure)
             await self._pause(failure, delays.pop(0), until)
+            if self._left(until) == 0:
+                raise failure
+
+    def _left(self, until: float) -> float:
+        return max(0.0, until - self._clock.monotonic())
 
     def _timeout(self, method: Method) -> float:
         """A heartbeat that is late is worth nothing, so its deadline is short; a long stream may take its time."""
@@ -94,12 +98,13 @@ class Calls:
             delay = max(delay, failure.retry_after_seconds or 0.0)
         await self._sleep(delay, until)
         for probe_delay in self._policy.health_delays:
-            if await self.is_serving():
+            left = self._left(until)
+            if left == 0 or await self.is_serving(min(HEALTH_TIMEOUT_SECONDS, left)):
                 return
             await self._sleep(probe_delay, until)
 
     async def _sleep(self, seconds: float, until: float) -> None:
-        await self._clock.sleep(max(0.0, min(jittered(seconds), until - self._clock.monotonic())))
+        await self._clock.sleep(min(jittered(seconds), self._left(until)))
 
 
 def _too_large(rpc: str, size_bytes: int, max_message_bytes: int) -> MessageTooLargeError:

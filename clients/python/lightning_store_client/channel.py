@@ -42,7 +42,6 @@ class Connection:
     """One process's channel to ``endpoint`` and the stubs on it."""
 
     def __init__(self, endpoint: str) -> None:
-        self.pid = os.getpid()
         self.channel = grpc.insecure_channel(endpoint, options=OPTIONS)
         self.stub = service_pb2_grpc.LightningStoreServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning_store import arguments
 from lightning_store.clock import Clock, SystemClock
 from lightning_store.errors import (
-    InvalidArgumentError,
     MessageTooLargeError,
     RejectedSpan,
     SpansRejectedError,
@@ -51,13 +50,14 @@ from lightning_store.wire.codec import ServerInfo
 from lightning_store.wire.errors import span_outcome_from_proto
 from lightning_store_client.calls import Calls
 from lightning_store_client.channel import MAX_MESSAGE_BYTES, MIB, Connector
+from lightning_store_client.endpoint import checked_endpoint
 from lightning_store_client.retry import RetryPolicy
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
 WAIT_SECONDS_MAX = 20.0
-"""What one WaitForRollouts asks for; a longer wait is several of them."""
+"""What one call asks the server to wait; a longer wait is several calls."""
 SPAN_BATCH_BYTES = 4 * MIB
 """Spans of one AddSpans call, unless one span alone is larger."""
 SPAN_FRAME_BYTES = 16
@@ -90,10 +90,7 @@ class LightningStoreClient(LightningStore):
         max_message_bytes: int = MAX_MESSAGE_BYTES,
         clock: Clock | None = None,
     ) -> None:
-        if not endpoint.rpartition(":")[2].isdecimal():
-            message = f"endpoint is {endpoint!r}; give host:port, such as 'localhost:4747'"
-            raise InvalidArgumentError(message, field="endpoint")
-        self.endpoint = endpoint
+        self.endpoint = checked_endpoint(endpoint)
         self._connector = Connector(endpoint)
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._max_message_bytes = max_message_bytes
@@ -152,7 +149,7 @@ class LightningStoreClient(LightningStore):
         request = rollout.StartRolloutRequest(
             request_id=_new_request_id(),
             rollout=_new_rollout(input, mode, resources_id, config, metadata),
-            worker_id=worker_id,
+            worker_id=arguments.worker_name(worker_id),
         )
         reply = await self._calls.unary("StartRollout", request)
         return codec.attempted_rollout_from_proto(reply.rollout, "rollout")
@@ -178,20 +175,29 @@ class LightningStoreClient(LightningStore):
         reply = await self._calls.unary("EnqueueRollouts", request)
         return [codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts]
 
-    async def dequeue_rollout(self, worker_id: str | None = None) -> AttemptedRollout | None:
-        claimed = await self.dequeue_many_rollouts(limit=1, worker_id=worker_id)
+    async def dequeue_rollout(self, worker_id: str | None = None, *, max_wait: float = 0.0) -> AttemptedRollout | None:
+        claimed = await self.dequeue_many_rollouts(limit=1, worker_id=worker_id, max_wait=max_wait)
         return claimed[0] if claimed else None
 
     async def dequeue_many_rollouts(
-        self, *, limit: int = 1, worker_id: str | None = None
+        self, *, limit: int = 1, worker_id: str | None = None, max_wait: float = 0.0
     ) -> Sequence[AttemptedRollout]:
+        arguments.check_wait("max_wait", max_wait)
         if limit <= 0:
             return []
-        request = requests.dequeue_to_proto(_new_request_id(), limit, worker_id)
-        reply = await self._calls.unary("DequeueRollouts", request)
-        return [codec.attempted_rollout_from_proto(one, "rollouts") for one in reply.rollouts]
+        worker_id = arguments.worker_name(worker_id)
+        until = self._clock.monotonic() + max_wait
+        while True:
+            left = max(0.0, until - self._clock.monotonic())
+            wait = min(left, WAIT_SECONDS_MAX)
+            request = requests.dequeue_to_proto(_new_request_id(), limit, worker_id, wait)
+            reply = await self._calls.unary("DequeueRollouts", request, extra_seconds=wait)
+            if reply.rollouts or self._clock.monotonic() >= until:
+                return [codec.attempted_rollout_from_proto(one, "rollouts") for one in reply.rollouts]
 
     async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> AttemptedRollout:
+        arguments.check_id("rollout_id", rollout_id)
+        worker_id = arguments.worker_name(worker_id)
         request = rollout.StartAttemptRequest(request_id=_new_request_id(), rollout_id=rollout_id, worker_id=worker_id)
         reply = await self._calls.unary("StartAttempt", request)
         return codec.attempted_rollout_from_proto(reply.rollout, "rollout")
@@ -199,10 +205,12 @@ class LightningStoreClient(LightningStore):
     # --- Spans -------------------------------------------------------------------------------------------------------
 
     async def add_span(self, span: Span) -> Span | None:
+        arguments.check_spans([span])
         [outcome] = await self._add_spans([spans.span_to_proto(span)])
         return None if _stored_sequence_id(outcome) is None else span
 
     async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
+        arguments.check_spans(spans)
         encoded, rejected = self._encode(spans)
         stored: dict[int, Span] = {}
         outcomes = await self._add_spans(list(encoded.values()))
@@ -270,6 +278,9 @@ class LightningStoreClient(LightningStore):
         return (await self.get_many_span_sequence_ids([(rollout_id, attempt_id)]))[0]
 
     async def get_many_span_sequence_ids(self, rollout_attempt_ids: Sequence[tuple[str, str]]) -> Sequence[int]:
+        for rollout_id, attempt_id in rollout_attempt_ids:
+            arguments.check_id("rollout_id", rollout_id)
+            arguments.check_id("attempt_id", attempt_id)
         keys = [span.AttemptKey(rollout_id=rollout_id, attempt_id=id_) for rollout_id, id_ in rollout_attempt_ids]
         request = span.AllocateSpanSequenceIdsRequest(request_id=_new_request_id(), keys=keys)
         return list((await self._calls.unary("AllocateSpanSequenceIds", request)).sequence_ids)
@@ -417,14 +428,17 @@ class LightningStoreClient(LightningStore):
         return PaginatedResult(rows, limit, offset, pages[0].total)
 
     async def get_rollout_by_id(self, rollout_id: str) -> Rollout | None:
+        arguments.check_id("rollout_id", rollout_id)
         reply = await self._calls.unary("GetRollout", rollout.GetRolloutRequest(rollout_id=rollout_id))
         return codec.rollout_from_proto(reply.rollout, "rollout") if reply.HasField("rollout") else None
 
     async def get_latest_attempt(self, rollout_id: str) -> Attempt | None:
+        arguments.check_id("rollout_id", rollout_id)
         reply = await self._calls.unary("GetLatestAttempt", rollout.GetLatestAttemptRequest(rollout_id=rollout_id))
         return codec.attempt_from_proto(reply.attempt, "attempt") if reply.HasField("attempt") else None
 
     async def get_resources_by_id(self, resources_id: str) -> ResourcesUpdate | None:
+        arguments.check_id("resources_id", resources_id)
         reply = await self._calls.unary("GetResources", resources.GetResourcesRequest(resources_id=resources_id))
         return codec.resources_from_proto(reply.resources, "resources") if reply.HasField("resources") else None
 
@@ -433,6 +447,7 @@ class LightningStoreClient(LightningStore):
         return codec.resources_from_proto(reply.resources, "resources") if reply.HasField("resources") else None
 
     async def get_worker_by_id(self, worker_id: str) -> Worker | None:
+        arguments.check_id("worker_id", worker_id)
         reply = await self._calls.unary("GetWorker", worker.GetWorkerRequest(worker_id=worker_id))
         return codec.worker_from_proto(reply.worker, "worker") if reply.HasField("worker") else None
 
@@ -442,6 +457,7 @@ class LightningStoreClient(LightningStore):
         return await self._publish("AddResources", resources)
 
     async def update_resources(self, resources_id: str, resources: Mapping[str, Resource]) -> ResourcesUpdate:
+        arguments.check_id("resources_id", resources_id)
         return await self._publish("UpdateResources", resources, resources_id=resources_id)
 
     async def _publish(self, rpc: str, named: Mapping[str, Resource], **ids: str) -> ResourcesUpdate:
@@ -468,6 +484,12 @@ class LightningStoreClient(LightningStore):
         request = requests.update_rollout_to_proto(_new_request_id(), rollout_id, update)
         return codec.rollout_from_proto((await self._calls.unary("UpdateRollout", request)).rollout, "rollout")
 
+    async def cancel_rollouts(self, rollout_ids: Sequence[str]) -> list[Rollout]:
+        arguments.distinct_ids(rollout_ids)
+        request = rollout.CancelRolloutsRequest(request_id=_new_request_id(), rollout_ids=rollout_ids)
+        reply = await self._calls.unary("CancelRollouts", request)
+        return [codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts]
+
     async def update_attempt(
         self,
         rollout_id: str,
@@ -491,7 +513,7 @@ class LightningStoreClient(LightningStore):
     # --- Waiting -----------------------------------------------------------------------------------------------------
 
     async def wait_for_rollouts(self, *, rollout_ids: Sequence[str], timeout: float | None = None) -> list[Rollout]:
-        distinct = list(dict.fromkeys(rollout_ids))
+        distinct = list(arguments.distinct_ids(rollout_ids))
         until = None if timeout is None else self._clock.monotonic() + max(0.0, timeout)
         while distinct:
             left = WAIT_SECONDS_MAX if until is None else max(0.0, until - self._clock.monotonic())

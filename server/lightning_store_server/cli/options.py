@@ -117,14 +117,3 @@ def parse_threshold(text: str) -> float | int:
     if number > 1 and not number.is_integer():
         raise click.BadParameter(f"{text!r} is neither a ratio up to 1 nor a whole number of bytes")
     return parse_bytes(text)
-
-
-def endpoint(_: click.Context, __: click.Parameter, text: str) -> str:
-    """``text`` if it is HOST:PORT; click.BadParameter otherwise."""
-    host, colon, port = text.rpartition(":")
-    bare_ipv6 = ":" in host and not (host.startswith("[") and host.endswith("]"))
-    if not (host and colon and port.isascii() and port.isdigit() and 0 < int(port) <= 65535) or bare_ipv6:
-        raise click.BadParameter(f"{text!r} is not HOST:PORT, like {DEFAULT_SERVER} or [::1]:{DEFAULT_PORT}")
-    if not host.isprintable() or re.search(r"[\s/]", host):
-        raise click.BadParameter(f"{host!r} is not a host's name or address")
-    return text

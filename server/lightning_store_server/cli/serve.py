@@ -16,7 +16,13 @@ import click
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.memory_limits import EVICTION_RATIO_DEFAULT, SAFE_RATIO_DEFAULT
 from lightning_store.store import LightningStore
-from lightning_store_server.app import REPLAY_ENTRIES_MAX, REPLAY_WINDOW_SECONDS, GrpcServer, memory_store
+from lightning_store_server.app import (
+    REPLAY_ENTRIES_MAX,
+    REPLAY_WINDOW_SECONDS,
+    WORKER_TIMEOUT_SECONDS,
+    GrpcServer,
+    memory_store,
+)
 from lightning_store_server.cli import PROGRAM
 from lightning_store_server.cli.options import INT32_MAX, seconds, setting, size, switch, threshold
 from lightning_store_server.config import ServerConfig
@@ -101,6 +107,13 @@ Exit codes:
     help="Once it has begun, dropping goes on until spans take no more than this.",
 )
 @seconds(
+    "--worker-timeout",
+    "worker_timeout_seconds",
+    default=WORKER_TIMEOUT_SECONDS,
+    help="A worker that sends heartbeats and is silent for this long counts as dead, and its attempt as unresponsive;"
+    " 0 never.",
+)
+@seconds(
     "--replay-window",
     "replay_window_seconds",
     min_open=True,
@@ -125,6 +138,7 @@ Exit codes:
 def serve(
     *,
     strict: bool,
+    worker_timeout_seconds: float,
     eviction_memory_threshold: float | int | None,
     safe_memory_threshold: float | int | None,
     replay_window_seconds: float,
@@ -143,6 +157,7 @@ def serve(
         config = ServerConfig(**settings)
         store = memory_store(
             strict=strict,
+            worker_timeout_seconds=worker_timeout_seconds,
             eviction_memory_threshold=eviction_memory_threshold,
             safe_memory_threshold=safe_memory_threshold,
             replay_window_seconds=replay_window_seconds,

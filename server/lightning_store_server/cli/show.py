@@ -12,15 +12,31 @@ import click
 from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
-from lightning_store.errors import SpansEvictedError, StoreError, StoreTimeoutError, StoreUnavailableError
+from lightning_store.errors import (
+    InvalidArgumentError,
+    SpansEvictedError,
+    StoreError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+)
 from lightning_store.model import Attempt, PaginatedResult, Rollout, RolloutStatus, SortOrder, Span
 from lightning_store_client import LightningStoreClient
-from lightning_store_server.cli.options import DEFAULT_SERVER, endpoint, seconds, setting, switch
+from lightning_store_client.endpoint import checked_endpoint
+from lightning_store_server.cli.options import DEFAULT_SERVER, seconds, setting, switch
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 ROLLOUT_ORDERS = ("rollout_id", "start_time", "end_time", "mode", "resources_id", "status")
+
+
+def endpoint(_: click.Context, __: click.Parameter, text: str) -> str:
+    """``text`` if it is HOST:PORT; click.BadParameter otherwise."""
+    try:
+        return checked_endpoint(text)
+    except InvalidArgumentError as error:
+        raise click.BadParameter(str(error)) from None
+
 
 SERVER = setting("--server", default=DEFAULT_SERVER, callback=endpoint, metavar="HOST:PORT", help="The server to ask.")
 HEALTH_SECONDS = 2.0
@@ -66,7 +82,9 @@ def stats(server: str, timeout: float, as_json: bool) -> None:
 
     async def question(client: LightningStoreClient) -> dict[str, Any]:
         info = dataclasses.asdict(await client.server_info())
-        return {"server": info, "statistics": await client.statistics()}
+        statistics = await client.statistics()
+        statistics.pop("name")  # it names the client that asked
+        return {"server": info, "statistics": statistics}
 
     answer = ask(server, timeout, question)
     if as_json:

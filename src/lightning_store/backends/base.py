@@ -287,11 +287,14 @@ class Transaction(ABC):
     # Replies of calls that must not happen twice, and sizes
 
     @abstractmethod
-    async def recall_reply(self, request_id: str, now: float) -> tuple[str, Any] | None:
-        """The operation and reply remembered for this id, unless they left the replay window."""
+    async def recall_reply(self, request_id: str, at: float) -> tuple[str, Any] | None:
+        """The operation and reply remembered for this id, unless they left the replay window.
+
+        ``at`` is the time now, on a clock that never jumps.
+        """
 
     @abstractmethod
-    async def remember_reply(self, request_id: str, operation: str, reply: Any, now: float) -> None:
+    async def remember_reply(self, request_id: str, operation: str, reply: Any, at: float) -> None:
         """Keep a reply; it becomes visible with the change that it answers, or not at all."""
 
     @abstractmethod

@@ -7,7 +7,7 @@ import heapq
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from lightning_store.backends.base import (
     AttemptRecord,
@@ -26,6 +26,10 @@ from lightning_store.lifecycle import TERMINAL
 
 REPLAY_WINDOW_SECONDS: Final = 600.0
 """How long a reply is remembered: well beyond the time over which a client retries."""
+REPLAY_BYTES_MAX: Final = 256 * 1024 * 1024
+"""Bytes of remembered replies at most; the oldest go first."""
+HEAP_SLACK: Final = 1000
+"""Entries out of date that a heap may hold beyond as many as are live."""
 REPLAY_ENTRIES_MAX: Final = 200_000
 """Replies remembered at most; the oldest go first."""
 
@@ -44,6 +48,24 @@ class _Rollout:
         self.spans: dict[tuple[str, str], SpanRecord] = {}
         self.span_bytes = 0
         self.evicted = False
+
+
+class _Reply(NamedTuple):
+    """What was answered to a request."""
+
+    at: float
+    operation: str
+    reply: Any
+    size_bytes: int
+
+
+def _size_bytes(reply: Any) -> int:
+    """About what a reply keeps in memory: the payloads of its records, and a little for each object."""
+    if isinstance(reply, list):
+        return sum(map(_size_bytes, reply))
+    reply = getattr(reply, "rollout", reply)
+    payload = getattr(reply, "input_json", None) or getattr(reply, "resources_json", None) or ""
+    return len(payload) + 200
 
 
 class _Deadlines:
@@ -90,6 +112,9 @@ class _Deadlines:
     def _push(self, rollout_id: str, time: float) -> None:
         self._entry[rollout_id] = time
         heapq.heappush(self._heap, (time, rollout_id))
+        if len(self._heap) > 2 * len(self._entry) + HEAP_SLACK:  # many were moved earlier: drop what is out of date
+            self._heap = [(time, rollout_id) for rollout_id, time in self._entry.items()]
+            heapq.heapify(self._heap)
 
 
 class MemoryBackend(Backend):
@@ -133,7 +158,8 @@ class MemoryTransaction(Transaction):
         self._resources: dict[str, ResourcesRecord] = {}
         self._latest_resources: str | None = None
         self._workers: dict[str, WorkerRecord] = {}
-        self._replies: OrderedDict[str, tuple[float, str, Any]] = OrderedDict()
+        self._replies: OrderedDict[str, _Reply] = OrderedDict()
+        self._reply_bytes = 0
         self._replay_window_seconds = replay_window_seconds
         self._replay_entries_max = replay_entries_max
 
@@ -287,6 +313,14 @@ class MemoryTransaction(Transaction):
         end_time = entry.record.end_time
         if end_time is not None:
             heapq.heappush(self._ended, (end_time, entry.ordinal, entry.record.rollout_id))
+        if len(self._ended) > 2 * len(self._with_spans) + HEAP_SLACK:  # many ended again and again
+            ended = (self._rollouts[rollout_id] for rollout_id in self._with_spans)
+            self._ended = [
+                (one.record.end_time, one.ordinal, one.record.rollout_id)
+                for one in ended
+                if one.record.status in TERMINAL and one.record.end_time is not None
+            ]
+            heapq.heapify(self._ended)
 
     async def spans_evicted(self, rollout_id: str) -> bool:
         entry = self._rollouts.get(rollout_id)
@@ -320,21 +354,26 @@ class MemoryTransaction(Transaction):
 
     # Replies and sizes
 
-    async def recall_reply(self, request_id: str, now: float) -> tuple[str, Any] | None:
+    async def recall_reply(self, request_id: str, at: float) -> tuple[str, Any] | None:
         found = self._replies.get(request_id)
-        if found is None or now - found[0] > self._replay_window_seconds:
+        if found is None or at - found.at > self._replay_window_seconds:
             return None
-        return found[1:]
+        return found.operation, found.reply
 
-    async def remember_reply(self, request_id: str, operation: str, reply: Any, now: float) -> None:
-        self._replies[request_id] = (now, operation, reply)
-        self._replies.move_to_end(request_id)
+    async def remember_reply(self, request_id: str, operation: str, reply: Any, at: float) -> None:
+        former = self._replies.pop(request_id, None)
+        self._reply_bytes -= 0 if former is None else former.size_bytes
+        remembered = _Reply(at, operation, reply, _size_bytes(reply))
+        self._replies[request_id] = remembered
+        self._reply_bytes += remembered.size_bytes
         while self._replies:
             oldest = next(iter(self._replies.values()))
-            expired = now - oldest[0] > self._replay_window_seconds
-            if not expired and len(self._replies) <= self._replay_entries_max:
+            expired = at - oldest.at > self._replay_window_seconds
+            too_many = len(self._replies) > self._replay_entries_max or self._reply_bytes > REPLAY_BYTES_MAX
+            if not expired and not too_many:
                 return
             self._replies.popitem(last=False)
+            self._reply_bytes -= oldest.size_bytes
 
     async def counts(self) -> Counts:
         return Counts(

@@ -491,24 +491,30 @@ class DequeueRolloutsRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     LIMIT_FIELD_NUMBER: _builtins.int
     WORKER_ID_FIELD_NUMBER: _builtins.int
+    MAX_WAIT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Required: a new id for each call, the same one for its retries. A retry hands out the same rollouts again."""
     limit: _builtins.int
-    """Claim at most so many. Absent: 1; 0: none, though the worker is recorded as having asked. Not negative. The server
-    may hand out fewer than are queued.
-    """
+    """Claim at most so many. Absent: 1; 0: none. Not negative. The server may hand out fewer than are queued."""
     worker_id: _builtins.str
     """The runner that claims. Absent or empty: no worker is recorded."""
+    @_builtins.property
+    def max_wait(self) -> _duration_pb2.Duration:
+        """How long to wait for a rollout if none is queued; those who wait are served in the order in which they came. The
+        server waits no longer than its limit (ServerLimits.max_wait) and the deadline of the call. Absent: do not wait.
+        """
+
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         limit: _builtins.int | None = ...,
         worker_id: _builtins.str | None = ...,
+        max_wait: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_worker_id", b"_worker_id", "limit", b"limit", "worker_id", b"worker_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_worker_id", b"_worker_id", "limit", b"limit", "max_wait", b"max_wait", "worker_id", b"worker_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_worker_id", b"_worker_id", "limit", b"limit", "request_id", b"request_id", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_worker_id", b"_worker_id", "limit", b"limit", "max_wait", b"max_wait", "request_id", b"request_id", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
@@ -1116,6 +1122,58 @@ class UpdateAttemptRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_attempt) -> _WhichOneofReturnType_attempt | None: ...
 
 Global___UpdateAttemptRequest: _TypeAlias = UpdateAttemptRequest  # noqa: Y015
+
+@_typing.final
+class CancelRolloutsRequest(_message.Message):
+    """Asks to call rollouts off."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ROLLOUT_IDS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required: a new id for each call, the same one for its retries."""
+    @_builtins.property
+    def rollout_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All of them must be known."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        rollout_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "rollout_ids", b"rollout_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelRolloutsRequest: _TypeAlias = CancelRolloutsRequest  # noqa: Y015
+
+@_typing.final
+class CancelRolloutsResponse(_message.Message):
+    """The rollouts after CancelRollouts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rollout]:
+        """In the order asked."""
+
+    def __init__(
+        self,
+        *,
+        rollouts: _abc.Iterable[Global___Rollout] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollouts", b"rollouts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CancelRolloutsResponse: _TypeAlias = CancelRolloutsResponse  # noqa: Y015
 
 @_typing.final
 class UpdateAttemptResponse(_message.Message):

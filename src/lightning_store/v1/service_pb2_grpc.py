@@ -177,6 +177,11 @@ class LightningStoreServiceStub:
                 request_serializer=lightning__store_dot_v1_dot_rollout__pb2.UpdateRolloutRequest.SerializeToString,
                 response_deserializer=lightning__store_dot_v1_dot_rollout__pb2.UpdateRolloutResponse.FromString,
                 _registered_method=True)
+        self.CancelRollouts = channel.unary_unary(
+                '/lightning_store.v1.LightningStoreService/CancelRollouts',
+                request_serializer=lightning__store_dot_v1_dot_rollout__pb2.CancelRolloutsRequest.SerializeToString,
+                response_deserializer=lightning__store_dot_v1_dot_rollout__pb2.CancelRolloutsResponse.FromString,
+                _registered_method=True)
         self.UpdateAttempt = channel.unary_unary(
                 '/lightning_store.v1.LightningStoreService/UpdateAttempt',
                 request_serializer=lightning__store_dot_v1_dot_rollout__pb2.UpdateAttemptRequest.SerializeToString,
@@ -298,7 +303,7 @@ class LightningStoreServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DequeueRollouts(self, request, context):
-        """ONCE. Claims rollouts from the head of the queue, each with a new attempt in status preparing.
+        """ONCE, long poll if asked. Claims rollouts from the head of the queue, each with a new attempt in status preparing.
 
         No rollout is handed out twice, however many callers there are. An empty reply means that nothing is queued now; it
         is not an error, and it is not remembered: a retry of it looks again. The worker, if given, is recorded as having
@@ -417,6 +422,16 @@ class LightningStoreServiceServicer:
         A terminal status stamps end_time and wakes who waits; queuing or requeuing puts the rollout into the queue.
         Cancelling touches neither attempt nor worker. Every transition is allowed, except that a strict server lets a
         terminal rollout go only back into the queue (INVALID_TRANSITION). ROLLOUT_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelRollouts(self, request, context):
+        """ONCE. Ends rollouts as cancelled: all of them, or on any error none. Those that are terminal already stay as they are.
+        Their runners learn of it with their next heartbeat.
+
+        ROLLOUT_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -581,6 +596,11 @@ def add_LightningStoreServiceServicer_to_server(servicer, server):
                     servicer.UpdateRollout,
                     request_deserializer=lightning__store_dot_v1_dot_rollout__pb2.UpdateRolloutRequest.FromString,
                     response_serializer=lightning__store_dot_v1_dot_rollout__pb2.UpdateRolloutResponse.SerializeToString,
+            ),
+            'CancelRollouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelRollouts,
+                    request_deserializer=lightning__store_dot_v1_dot_rollout__pb2.CancelRolloutsRequest.FromString,
+                    response_serializer=lightning__store_dot_v1_dot_rollout__pb2.CancelRolloutsResponse.SerializeToString,
             ),
             'UpdateAttempt': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateAttempt,
@@ -1152,6 +1172,33 @@ class LightningStoreService:
             '/lightning_store.v1.LightningStoreService/UpdateRollout',
             lightning__store_dot_v1_dot_rollout__pb2.UpdateRolloutRequest.SerializeToString,
             lightning__store_dot_v1_dot_rollout__pb2.UpdateRolloutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelRollouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lightning_store.v1.LightningStoreService/CancelRollouts',
+            lightning__store_dot_v1_dot_rollout__pb2.CancelRolloutsRequest.SerializeToString,
+            lightning__store_dot_v1_dot_rollout__pb2.CancelRolloutsResponse.FromString,
             options,
             channel_credentials,
             insecure,

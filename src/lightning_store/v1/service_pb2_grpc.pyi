@@ -101,7 +101,7 @@ class LightningStoreServiceStub:
     A resources_id that is not known is kept as given; a strict server refuses it with RESOURCES_NOT_FOUND.
     """
     DequeueRollouts: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.DequeueRolloutsRequest, _rollout_pb2.DequeueRolloutsResponse]
-    """ONCE. Claims rollouts from the head of the queue, each with a new attempt in status preparing.
+    """ONCE, long poll if asked. Claims rollouts from the head of the queue, each with a new attempt in status preparing.
 
     No rollout is handed out twice, however many callers there are. An empty reply means that nothing is queued now; it
     is not an error, and it is not remembered: a retry of it looks again. The worker, if given, is recorded as having
@@ -164,6 +164,12 @@ class LightningStoreServiceStub:
     A terminal status stamps end_time and wakes who waits; queuing or requeuing puts the rollout into the queue.
     Cancelling touches neither attempt nor worker. Every transition is allowed, except that a strict server lets a
     terminal rollout go only back into the queue (INVALID_TRANSITION). ROLLOUT_NOT_FOUND.
+    """
+    CancelRollouts: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.CancelRolloutsRequest, _rollout_pb2.CancelRolloutsResponse]
+    """ONCE. Ends rollouts as cancelled: all of them, or on any error none. Those that are terminal already stay as they are.
+    Their runners learn of it with their next heartbeat.
+
+    ROLLOUT_NOT_FOUND.
     """
     UpdateAttempt: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.UpdateAttemptRequest, _rollout_pb2.UpdateAttemptResponse]
     """ONCE. Sets fields of an attempt, and derives the status of its rollout anew if the attempt is the newest.
@@ -272,7 +278,7 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     A resources_id that is not known is kept as given; a strict server refuses it with RESOURCES_NOT_FOUND.
     """
     DequeueRollouts: _aio.UnaryUnaryMultiCallable[_rollout_pb2.DequeueRolloutsRequest, _rollout_pb2.DequeueRolloutsResponse]  # type: ignore[assignment]
-    """ONCE. Claims rollouts from the head of the queue, each with a new attempt in status preparing.
+    """ONCE, long poll if asked. Claims rollouts from the head of the queue, each with a new attempt in status preparing.
 
     No rollout is handed out twice, however many callers there are. An empty reply means that nothing is queued now; it
     is not an error, and it is not remembered: a retry of it looks again. The worker, if given, is recorded as having
@@ -335,6 +341,12 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     A terminal status stamps end_time and wakes who waits; queuing or requeuing puts the rollout into the queue.
     Cancelling touches neither attempt nor worker. Every transition is allowed, except that a strict server lets a
     terminal rollout go only back into the queue (INVALID_TRANSITION). ROLLOUT_NOT_FOUND.
+    """
+    CancelRollouts: _aio.UnaryUnaryMultiCallable[_rollout_pb2.CancelRolloutsRequest, _rollout_pb2.CancelRolloutsResponse]  # type: ignore[assignment]
+    """ONCE. Ends rollouts as cancelled: all of them, or on any error none. Those that are terminal already stay as they are.
+    Their runners learn of it with their next heartbeat.
+
+    ROLLOUT_NOT_FOUND.
     """
     UpdateAttempt: _aio.UnaryUnaryMultiCallable[_rollout_pb2.UpdateAttemptRequest, _rollout_pb2.UpdateAttemptResponse]  # type: ignore[assignment]
     """ONCE. Sets fields of an attempt, and derives the status of its rollout anew if the attempt is the newest.
@@ -470,7 +482,7 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _rollout_pb2.DequeueRolloutsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_rollout_pb2.DequeueRolloutsResponse, _abc.Awaitable[_rollout_pb2.DequeueRolloutsResponse]]:
-        """ONCE. Claims rollouts from the head of the queue, each with a new attempt in status preparing.
+        """ONCE, long poll if asked. Claims rollouts from the head of the queue, each with a new attempt in status preparing.
 
         No rollout is handed out twice, however many callers there are. An empty reply means that nothing is queued now; it
         is not an error, and it is not remembered: a retry of it looks again. The worker, if given, is recorded as having
@@ -611,6 +623,18 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         A terminal status stamps end_time and wakes who waits; queuing or requeuing puts the rollout into the queue.
         Cancelling touches neither attempt nor worker. Every transition is allowed, except that a strict server lets a
         terminal rollout go only back into the queue (INVALID_TRANSITION). ROLLOUT_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def CancelRollouts(
+        self,
+        request: _rollout_pb2.CancelRolloutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rollout_pb2.CancelRolloutsResponse, _abc.Awaitable[_rollout_pb2.CancelRolloutsResponse]]:
+        """ONCE. Ends rollouts as cancelled: all of them, or on any error none. Those that are terminal already stay as they are.
+        Their runners learn of it with their next heartbeat.
+
+        ROLLOUT_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod

@@ -26,15 +26,17 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from lightning_store.v1 import common_pb2 as lightning__store_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1flightning_store/v1/worker.proto\x12\x12lightning_store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1flightning_store/v1/common.proto\"\xd1\x03\n\x06Worker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x30\n\x06status\x18\x02 \x01(\x0e\x32 .lightning_store.v1.WorkerStatus\x12!\n\x14heartbeat_stats_json\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x37\n\x13last_heartbeat_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11last_dequeue_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_busy_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_idle_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x12\x63urrent_rollout_id\x18\x08 \x01(\tH\x01\x88\x01\x01\x12\x1f\n\x12\x63urrent_attempt_id\x18\t \x01(\tH\x02\x88\x01\x01\x42\x17\n\x15_heartbeat_stats_jsonB\x15\n\x13_current_rollout_idB\x15\n\x13_current_attempt_id\"%\n\x10GetWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"?\n\x11GetWorkerResponse\x12*\n\x06worker\x18\x01 \x01(\x0b\x32\x1a.lightning_store.v1.Worker\"d\n\x13UpdateWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12!\n\x14heartbeat_stats_json\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x17\n\x15_heartbeat_stats_json\"B\n\x14UpdateWorkerResponse\x12*\n\x06worker\x18\x01 \x01(\x0b\x32\x1a.lightning_store.v1.Worker\"C\n\x0fWorkerStatusSet\x12\x30\n\x06values\x18\x01 \x03(\x0e\x32 .lightning_store.v1.WorkerStatus\"\xe5\x02\n\x12ListWorkersRequest\x12\x36\n\tstatus_in\x18\x01 \x01(\x0b\x32#.lightning_store.v1.WorkerStatusSet\x12\x1f\n\x12worker_id_contains\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x35\n\x0c\x66ilter_logic\x18\x03 \x01(\x0e\x32\x1f.lightning_store.v1.FilterLogic\x12\x14\n\x07sort_by\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x31\n\nsort_order\x18\x05 \x01(\x0e\x32\x1d.lightning_store.v1.SortOrder\x12\x12\n\x05limit\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x0e\n\x06offset\x18\x07 \x01(\x03\x12\x11\n\tpage_size\x18\x08 \x01(\x05\x12\x12\n\npage_token\x18\t \x01(\tB\x15\n\x13_worker_id_containsB\n\n\x08_sort_byB\x08\n\x06_limit\"j\n\x13ListWorkersResponse\x12+\n\x07workers\x18\x01 \x03(\x0b\x32\x1a.lightning_store.v1.Worker\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t*x\n\x0cWorkerStatus\x12\x1d\n\x19WORKER_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12WORKER_STATUS_IDLE\x10\x01\x12\x16\n\x12WORKER_STATUS_BUSY\x10\x02\x12\x19\n\x15WORKER_STATUS_UNKNOWN\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1flightning_store/v1/worker.proto\x12\x12lightning_store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1flightning_store/v1/common.proto\"\xd1\x03\n\x06Worker\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x30\n\x06status\x18\x02 \x01(\x0e\x32 .lightning_store.v1.WorkerStatus\x12!\n\x14heartbeat_stats_json\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x37\n\x13last_heartbeat_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x35\n\x11last_dequeue_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_busy_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0elast_idle_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x12\x63urrent_rollout_id\x18\x08 \x01(\tH\x01\x88\x01\x01\x12\x1f\n\x12\x63urrent_attempt_id\x18\t \x01(\tH\x02\x88\x01\x01\x42\x17\n\x15_heartbeat_stats_jsonB\x15\n\x13_current_rollout_idB\x15\n\x13_current_attempt_id\"%\n\x10GetWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\"?\n\x11GetWorkerResponse\x12*\n\x06worker\x18\x01 \x01(\x0b\x32\x1a.lightning_store.v1.Worker\"d\n\x13UpdateWorkerRequest\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12!\n\x14heartbeat_stats_json\x18\x02 \x01(\tH\x00\x88\x01\x01\x42\x17\n\x15_heartbeat_stats_json\"{\n\x14UpdateWorkerResponse\x12*\n\x06worker\x18\x01 \x01(\x0b\x32\x1a.lightning_store.v1.Worker\x12\x37\n\nassignment\x18\x02 \x01(\x0e\x32#.lightning_store.v1.AssignmentState\"C\n\x0fWorkerStatusSet\x12\x30\n\x06values\x18\x01 \x03(\x0e\x32 .lightning_store.v1.WorkerStatus\"\xe5\x02\n\x12ListWorkersRequest\x12\x36\n\tstatus_in\x18\x01 \x01(\x0b\x32#.lightning_store.v1.WorkerStatusSet\x12\x1f\n\x12worker_id_contains\x18\x02 \x01(\tH\x00\x88\x01\x01\x12\x35\n\x0c\x66ilter_logic\x18\x03 \x01(\x0e\x32\x1f.lightning_store.v1.FilterLogic\x12\x14\n\x07sort_by\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x31\n\nsort_order\x18\x05 \x01(\x0e\x32\x1d.lightning_store.v1.SortOrder\x12\x12\n\x05limit\x18\x06 \x01(\x03H\x02\x88\x01\x01\x12\x0e\n\x06offset\x18\x07 \x01(\x03\x12\x11\n\tpage_size\x18\x08 \x01(\x05\x12\x12\n\npage_token\x18\t \x01(\tB\x15\n\x13_worker_id_containsB\n\n\x08_sort_byB\x08\n\x06_limit\"j\n\x13ListWorkersResponse\x12+\n\x07workers\x18\x01 \x03(\x0b\x32\x1a.lightning_store.v1.Worker\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t*x\n\x0cWorkerStatus\x12\x1d\n\x19WORKER_STATUS_UNSPECIFIED\x10\x00\x12\x16\n\x12WORKER_STATUS_IDLE\x10\x01\x12\x16\n\x12WORKER_STATUS_BUSY\x10\x02\x12\x19\n\x15WORKER_STATUS_UNKNOWN\x10\x03*\x91\x01\n\x0f\x41ssignmentState\x12 \n\x1c\x41SSIGNMENT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41SSIGNMENT_STATE_ACTIVE\x10\x01\x12\x1e\n\x1a\x41SSIGNMENT_STATE_CANCELLED\x10\x02\x12\x1f\n\x1b\x41SSIGNMENT_STATE_SUPERSEDED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lightning_store.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORKERSTATUS']._serialized_start=1400
-  _globals['_WORKERSTATUS']._serialized_end=1520
+  _globals['_WORKERSTATUS']._serialized_start=1457
+  _globals['_WORKERSTATUS']._serialized_end=1577
+  _globals['_ASSIGNMENTSTATE']._serialized_start=1580
+  _globals['_ASSIGNMENTSTATE']._serialized_end=1725
   _globals['_WORKER']._serialized_start=122
   _globals['_WORKER']._serialized_end=587
   _globals['_GETWORKERREQUEST']._serialized_start=589
@@ -44,11 +46,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATEWORKERREQUEST']._serialized_start=693
   _globals['_UPDATEWORKERREQUEST']._serialized_end=793
   _globals['_UPDATEWORKERRESPONSE']._serialized_start=795
-  _globals['_UPDATEWORKERRESPONSE']._serialized_end=861
-  _globals['_WORKERSTATUSSET']._serialized_start=863
-  _globals['_WORKERSTATUSSET']._serialized_end=930
-  _globals['_LISTWORKERSREQUEST']._serialized_start=933
-  _globals['_LISTWORKERSREQUEST']._serialized_end=1290
-  _globals['_LISTWORKERSRESPONSE']._serialized_start=1292
-  _globals['_LISTWORKERSRESPONSE']._serialized_end=1398
+  _globals['_UPDATEWORKERRESPONSE']._serialized_end=918
+  _globals['_WORKERSTATUSSET']._serialized_start=920
+  _globals['_WORKERSTATUSSET']._serialized_end=987
+  _globals['_LISTWORKERSREQUEST']._serialized_start=990
+  _globals['_LISTWORKERSREQUEST']._serialized_end=1347
+  _globals['_LISTWORKERSRESPONSE']._serialized_start=1349
+  _globals['_LISTWORKERSRESPONSE']._serialized_end=1455
 # @@protoc_insertion_point(module_scope)

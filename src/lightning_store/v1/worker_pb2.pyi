@@ -49,6 +49,34 @@ WORKER_STATUS_UNKNOWN: WorkerStatus.ValueType  # 3
 """Not known: never dequeued, or its attempt timed out or fell silent."""
 Global___WorkerStatus: _TypeAlias = WorkerStatus  # noqa: Y015
 
+class _AssignmentState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _AssignmentStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AssignmentState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ASSIGNMENT_STATE_UNSPECIFIED: _AssignmentState.ValueType  # 0
+    """It holds none."""
+    ASSIGNMENT_STATE_ACTIVE: _AssignmentState.ValueType  # 1
+    """Go on."""
+    ASSIGNMENT_STATE_CANCELLED: _AssignmentState.ValueType  # 2
+    """Its rollout was called off: nobody waits for the result."""
+    ASSIGNMENT_STATE_SUPERSEDED: _AssignmentState.ValueType  # 3
+    """A newer attempt of its rollout has begun: the result would be recorded, and change nothing."""
+
+class AssignmentState(_AssignmentState, metaclass=_AssignmentStateEnumTypeWrapper):
+    """What became of the attempt that a worker holds."""
+
+ASSIGNMENT_STATE_UNSPECIFIED: AssignmentState.ValueType  # 0
+"""It holds none."""
+ASSIGNMENT_STATE_ACTIVE: AssignmentState.ValueType  # 1
+"""Go on."""
+ASSIGNMENT_STATE_CANCELLED: AssignmentState.ValueType  # 2
+"""Its rollout was called off: nobody waits for the result."""
+ASSIGNMENT_STATE_SUPERSEDED: AssignmentState.ValueType  # 3
+"""A newer attempt of its rollout has begun: the result would be recorded, and change nothing."""
+Global___AssignmentState: _TypeAlias = AssignmentState  # noqa: Y015
+
 @_typing.final
 class Worker(_message.Message):
     """A runner process. Its record appears when its id is first mentioned."""
@@ -203,18 +231,24 @@ class UpdateWorkerResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WORKER_FIELD_NUMBER: _builtins.int
+    ASSIGNMENT_FIELD_NUMBER: _builtins.int
+    assignment: Global___AssignmentState.ValueType
+    """What became of the attempt that it holds."""
     @_builtins.property
     def worker(self) -> Global___Worker:
-        """Always set; it says what the worker holds, as far as the store knows."""
+        """Always set; it says what the worker holds, as far as the store knows. A worker whose attempt was given up (timeout,
+        unresponsive) or given to another worker holds it no longer.
+        """
 
     def __init__(
         self,
         *,
         worker: Global___Worker | None = ...,
+        assignment: Global___AssignmentState.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment", b"assignment", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -63,9 +63,9 @@ _READ: Final = (
 _ONCE: Final = (
     "StartRollout",
     "EnqueueRollouts",
-    "DequeueRollouts",
     "StartAttempt",
     "UpdateRollout",
+    "CancelRollouts",
     "UpdateAttempt",
     "AddSpans",
     "AllocateSpanSequenceIds",
@@ -79,6 +79,7 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
         for method in (
             *(Method(name, Repeat.READ) for name in _READ),
             *(Method(name, Repeat.ONCE) for name in _ONCE),
+            Method("DequeueRollouts", Repeat.ONCE, long_poll=True),
             Method("UpdateWorker", Repeat.LWW, deadline_seconds=10.0),
             Method("StreamQuery", Repeat.READ, deadline_seconds=300.0, streams=True),
             Method("WaitForRollouts", Repeat.READ, long_poll=True),

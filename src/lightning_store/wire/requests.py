@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from lightning_store.model import TIME_MAX_SECONDS, AttemptUpdate, RolloutUpdate, Unset
@@ -207,11 +208,14 @@ def heartbeat_from_proto(request: worker_pb2.UpdateWorkerRequest) -> dict[str, A
     return json_object(request.heartbeat_stats_json, "heartbeat_stats_json")
 
 
-def dequeue_to_proto(request_id: str, limit: int, worker_id: str | None) -> rollout_pb2.DequeueRolloutsRequest:
+def dequeue_to_proto(
+    request_id: str, limit: int, worker_id: str | None, max_wait_seconds: float
+) -> rollout_pb2.DequeueRolloutsRequest:
     return rollout_pb2.DequeueRolloutsRequest(
         request_id=request_id,
         limit=min(max(limit, 0), INT32_MAX),
         worker_id=optional_text_to_proto(worker_id, "worker_id"),
+        max_wait=duration_to_proto(max_wait_seconds) if max_wait_seconds > 0 else None,
     )
 
 
@@ -232,7 +236,14 @@ def wait_to_proto(rollout_ids: Sequence[str], wait_seconds: float | None) -> rol
 
 def wait_seconds_from_proto(request: rollout_pb2.WaitForRolloutsRequest, wait_seconds_max: float) -> float:
     """How long to wait: what was asked, at least 0 and no more than ``wait_seconds_max``."""
-    if not request.HasField("wait"):
-        return wait_seconds_max
-    asked_seconds = from_nanos(request.wait.seconds * NANOS_PER_SECOND + request.wait.nanos)
+    return _bounded_wait(request.wait, wait_seconds_max) if request.HasField("wait") else wait_seconds_max
+
+
+def dequeue_wait_from_proto(request: rollout_pb2.DequeueRolloutsRequest, wait_seconds_max: float) -> float:
+    """How long to wait for a rollout: 0 unless asked, and no more than ``wait_seconds_max``."""
+    return _bounded_wait(request.max_wait, wait_seconds_max) if request.HasField("max_wait") else 0.0
+
+
+def _bounded_wait(wait: Duration, wait_seconds_max: float) -> float:
+    asked_seconds = from_nanos(wait.seconds * NANOS_PER_SECOND + wait.nanos)
     return min(max(asked_seconds, 0.0), wait_seconds_max)
