@@ -10,6 +10,6 @@ One server process, one algorithm process and several runner processes that know
 Run it from the project's root with ``python -m examples.svamp_demo`` (``--help`` shows the flags).
 
 Modules, each using only those above it: ``arithmetic`` (numbers in a text, what can be computed from two of them),
-``problems`` (loading and generating), ``policy`` (features, softmax, gradients), ``weights`` (the resource),
+``problems`` (loading and generating), ``policy`` (features, softmax, gradients), ``messages`` (the resource),
 ``tracing`` (spans out and in), ``runner``, ``report`` (log and plot), ``algorithm``, ``processes``, ``demo``.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import socket
 from collections.abc import Callable
 
 import grpc
@@ -83,15 +84,39 @@ class GrpcServer:
 
 
 def _bind(server: grpc.aio.Server, config: ServerConfig) -> int:
-    address = f"[{config.host}]" if ":" in config.host else config.host
-    try:
-        port = server.add_insecure_port(f"{address}:{config.port}")
-    except RuntimeError:
-        port = 0
-    if port == 0:
-        message = f"cannot listen on {address}:{config.port}: the port is taken or the address is not this machine's"
-        raise OSError(errno.EADDRINUSE, message)
+    """Listen on every address of the host. OSError if one is taken: gRPC itself would be content with another."""
+    port = config.port
+    for family, host in _addresses(config.host):
+        address = f"[{host}]" if family is socket.AF_INET6 else host
+        try:
+            port = server.add_insecure_port(f"{address}:{port}")
+        except RuntimeError:
+            cause = _why_not(family, host, port)
+            if cause.errno == errno.EADDRNOTAVAIL and port != config.port:
+                continue  # localhost may name an address of a family that this machine does not have
+            message = f"cannot listen on {address}:{port}: {cause.strerror}"
+            raise OSError(cause.errno, message) from None
     return port
+
+
+def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except socket.gaierror as error:
+        message = f"cannot listen on {host}: no such host or address ({error.strerror})"
+        raise OSError(errno.EADDRNOTAVAIL, message) from None
+    return list(dict.fromkeys((family, str(address[0])) for family, _, _, _, address in found))
+
+
+def _why_not(family: socket.AddressFamily, host: str, port: int) -> OSError:
+    """Why gRPC could not listen there, which it does not say."""
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            return error
+    return OSError(errno.EADDRINUSE, "the port is taken")
 
 
 def _add_reflection(server: grpc.aio.Server) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any
 
+from lightning_store.errors import CallCancelledError
 from lightning_store.forwarding import ForwardingStore
 from lightning_store.loop_thread import LoopThread
 from lightning_store.store import LightningStore, LightningStoreCapabilities
@@ -50,6 +53,7 @@ class LightningStoreServer(ForwardingStore):
         self._bound_port: int | None = None
         self._client: LightningStoreClient | None = None
         self._starting = False
+        self._stopping: concurrent.futures.Future[bool] | None = None
         self._serving: tuple[GrpcServer, LoopThread] | None = None
 
     # --- Where it listens --------------------------------------------------------------------------------------------
@@ -98,16 +102,28 @@ class LightningStoreServer(ForwardingStore):
         server, thread = self._serving
         try:
             await thread.run(server.wait())
+        except CallCancelledError:
+            pass  # stopped, and the thread with it
         finally:
             await self.stop()
 
     async def stop(self) -> None:
-        """Stop serving: calls that are under way get the configured grace to finish. Harmless when not started."""
-        serving, self._serving = self._serving, None
-        if serving is not None and os.getpid() == self._owner_pid:
-            server, thread = serving
-            await thread.run(server.stop())
-            thread.stop()
+        """Stop serving: calls that are under way get the configured grace to finish. Harmless when not started.
+
+        Cancelling it leaves the stop under way; another call waits for its end.
+        """
+        if self._serving is None or os.getpid() != self._owner_pid:
+            return
+        server, thread = self._serving
+        if self._stopping is None:
+            self._stopping = thread.submit(server.stop())
+        try:
+            await asyncio.shield(asyncio.wrap_future(self._stopping))
+        except asyncio.CancelledError:
+            self._stopping.add_done_callback(lambda _: thread.stop())
+            raise
+        thread.stop()
+        self._serving = self._stopping = None
 
     async def __aenter__(self) -> LightningStoreServer:
         await self.start()
@@ -145,5 +161,5 @@ class LightningStoreServer(ForwardingStore):
 
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs in order to be a client: no store, no thread."""
-        here_only = {"_store": None, "_client": None, "_serving": None}
+        here_only = {"_store": None, "_client": None, "_serving": None, "_stopping": None}
         return {**vars(self), **here_only, "_bound_port": self.bound_port}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from google.protobuf.message import Message
 
 from lightning_store.errors import InvalidArgumentError
+from lightning_store.v1.query_pb2 import StreamQueryResponse
 from lightning_store.wire.queries import page_window
 
 Reply = TypeVar("Reply", bound=Message)
+
+SLICE_ROWS = 256
+"""Rows that are converted at a stretch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +24,7 @@ class Listing(Generic[Reply]):
     """One kind of List call."""
 
     rows_field: str
-    """Of the reply and, by the same name, of the oneofs of StreamQuery."""
+    """Of the reply and, by the same name, of the messages of StreamQuery."""
     reply: type[Reply]
     arguments: Callable[[Any], Mapping[str, Any]]
     """The keywords of ``query``, from the request; may raise InvalidArgumentError."""
@@ -41,37 +46,36 @@ async def first_page(listing: Listing[Reply], request: Any, limits: PageLimits) 
     window = page_window(request, limits.rows)
     arguments = {**listing.arguments(request), "limit": window.limit, "offset": window.offset}
     result = await listing.query(**arguments)
-    items = next(_batches(map(listing.to_proto, result.items), limits), [])
-    next_page_token = window.next_page_token(len(items), result.total)
-    return _reply(listing, items, total=result.total, next_page_token=next_page_token)
+    rows: list[Message] = await anext(_batches(listing, result.items, limits), [])
+    next_page_token = window.next_page_token(len(rows), result.total)
+    return listing.reply(**{listing.rows_field: rows}, total=result.total, next_page_token=next_page_token)
 
 
-async def all_pages(listing: Listing[Reply], request: Any, limits: PageLimits) -> Iterator[Reply]:
+async def all_pages(listing: Listing[Any], request: Any, limits: PageLimits) -> AsyncIterator[StreamQueryResponse]:
     """The whole result, taken at one moment, as one reply after another; at least one, for the total."""
     if request.page_token:
         message = "page_token is for the List methods; a stream has the whole result, so leave it empty"
         raise InvalidArgumentError(message, field="page_token")
     rows_max = page_window(request, limits.rows).page_rows
     result = await listing.query(**listing.arguments(request))
-    return _replies(listing, result.items, result.total, PageLimits(rows_max, limits.bytes))
+    if not result.items:
+        yield StreamQueryResponse(total=result.total)
+    async for rows in _batches(listing, result.items, PageLimits(rows_max, limits.bytes)):
+        fields: dict[str, Any] = {listing.rows_field: rows}
+        yield StreamQueryResponse(**fields, total=result.total)
 
 
-def _replies(listing: Listing[Reply], items: Sequence[Any], total: int, limits: PageLimits) -> Iterator[Reply]:
-    if not items:
-        yield _reply(listing, [], total=total)
-    for batch in _batches(map(listing.to_proto, items), limits):
-        yield _reply(listing, batch, total=total)
+async def _batches(listing: Listing[Any], items: Sequence[Any], limits: PageLimits) -> AsyncIterator[list[Message]]:
+    """The rows as messages, in runs within the limits; a row over the limit is a run of its own.
 
-
-def _reply(listing: Listing[Reply], rows: Sequence[Message], **fields: Any) -> Reply:
-    return listing.reply(**{listing.rows_field: rows}, **fields)
-
-
-def _batches(messages: Iterable[Message], limits: PageLimits) -> Iterator[list[Message]]:
-    """Runs of messages within the limits; a message over the limit is a run of its own."""
+    A long result is converted a slice at a time, and other calls get their turn in between.
+    """
     batch: list[Message] = []
     size_bytes = 0
-    for message in messages:
+    for index, item in enumerate(items):
+        if index % SLICE_ROWS == SLICE_ROWS - 1:
+            await asyncio.sleep(0)
+        message = listing.to_proto(item)
         message_bytes = message.ByteSize()
         if batch and (len(batch) == limits.rows or size_bytes + message_bytes > limits.bytes):
             yield batch

@@ -33,7 +33,9 @@ T = TypeVar("T")
 
 REQUEST_ID_CHARS_MAX = 128
 REPLY_MARGIN_SECONDS = 0.5
-"""A wait ends this long before its caller's deadline, so that the answer arrives in time."""
+"""A wait ends this long before its caller's deadline, or half way to it, so that the answer arrives in time."""
+CLAIMS_MAX = 1000
+"""Rollouts of one DequeueRollouts: a step that takes long holds up every other call."""
 
 
 class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
@@ -139,7 +141,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     async def DequeueRollouts(
         self, request: rollout.DequeueRolloutsRequest, context: Context
     ) -> rollout.DequeueRolloutsResponse:
-        limit = requests.dequeue_limit_from_proto(request)
+        limit = min(requests.dequeue_limit_from_proto(request), CLAIMS_MAX)
         wait = requests.dequeue_wait_from_proto(request, self._wait_seconds(context))
         worker_id = _optional(request, "worker_id")
         with _once(request):
@@ -169,8 +171,10 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             except StoreError as error:
                 outcomes[index] = SpanOutcome(error=error)
         with _once(request):
-            added = iter(await self._spans.add_span_records(records))
-        in_order = [outcomes[i] if i in outcomes else next(added) for i in range(len(request.spans))]
+            added = await self._spans.add_span_records(records)
+        legal = (index for index in range(len(request.spans)) if index not in outcomes)
+        outcomes.update(zip(legal, added, strict=True))
+        in_order = (outcomes[index] for index in range(len(request.spans)))
         replies = [span_outcome_to_proto(outcome.sequence_id, outcome.error) for outcome in in_order]
         return span.AddSpansResponse(outcomes=replies)
 
@@ -246,8 +250,8 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             listing.rows_field: listing
             for listing in (self._rollouts, self._attempts, self._span_rows, self._resources, self._workers)
         }
-        for page in await all_pages(listings[kind], getattr(request, kind), self._limits):
-            yield StreamQueryResponse(**{kind: page})
+        async for reply in all_pages(listings[kind], getattr(request, kind), self._limits):
+            yield reply
 
     # --- Changes -----------------------------------------------------------------------------------------------------
 
@@ -332,7 +336,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         """How long this call may wait."""
         left = seconds_left(context)
         longest = self._config.wait_seconds_max
-        return longest if left is None else min(longest, max(0.0, left - REPLY_MARGIN_SECONDS))
+        return longest if left is None else min(longest, left - min(REPLY_MARGIN_SECONDS, left / 2))
 
     async def _until_drained(self, call: Coroutine[Any, Any, T]) -> T:
         """The result of a call that may wait; StoreUnavailableError as soon as the server drains."""

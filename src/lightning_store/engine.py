@@ -178,14 +178,15 @@ class Engine(LightningStore):
         request = current_request()
         until = self._clock.monotonic() + max_wait
         with self._claimants.register(None if request is None else request.id) as claimant:
+            woken = True
             while not claimant.superseded:
                 self._claimants.follow_call(claimant)
                 claims = await self._once("dequeue_rollouts", claim)
                 left = until - self._clock.monotonic()
-                if claims or left <= 0:
+                if claims or left <= 0 or not woken:
                     return claims
                 with self._watchdog.waiting():
-                    await claimant.wakeup.wait(self._clock, left)
+                    woken = await claimant.wakeup.wait(self._clock, left)
         return []
 
     async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> AttemptedRollout:

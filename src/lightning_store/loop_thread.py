@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
+
+from lightning_store.errors import CallCancelledError
 
 T = TypeVar("T")
 
@@ -15,22 +18,42 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
+        self._submitting = threading.Lock()
+        self._stopped = False
         self._thread = threading.Thread(target=_run, args=(self._loop,), name=name, daemon=True)
         self._thread.start()
 
     @property
     def is_alive(self) -> bool:
         """False after ``stop``, and in a process forked from the one that made it."""
-        return self._thread.is_alive()
+        return not self._stopped and self._thread.is_alive()
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Begin ``work``. CallCancelledError once stopped."""
+        with self._submitting:
+            if self._stopped:
+                work.close()
+                raise CallCancelledError("the thread that runs this store was stopped")
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of ``work``; if the caller is cancelled, so is ``work``."""
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, self._loop))
+        """The result of ``work``; if the caller is cancelled, so is ``work``. CallCancelledError once stopped."""
+        future = self.submit(work)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            caller = asyncio.current_task()
+            if caller is not None and not caller.cancelling():
+                raise CallCancelledError("the thread that runs this store was stopped during the call") from None
+            raise
 
     def stop(self) -> None:
-        """Cancel what is running and end the thread."""
-        if self._thread.is_alive():
+        """Cancel what is running and end the thread. May be called more than once."""
+        with self._submitting:
+            first, self._stopped = not self._stopped, True
+        if first and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
+        if self._thread is not threading.current_thread():
             self._thread.join()
 
 
@@ -39,8 +62,8 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     try:
         loop.run_forever()
     finally:
-        pending = asyncio.all_tasks(loop)
-        for task in pending:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+        while pending := asyncio.all_tasks(loop):
+            for task in pending:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
         loop.close()

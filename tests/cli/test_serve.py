@@ -112,11 +112,12 @@ def test_thresholds_reach_the_store(run, server, monkeypatch) -> None:
     result = run(
         "serve",
         *("--eviction-memory-threshold", "0.5", "--safe-memory-threshold", "1000"),
-        *("--replay-window", "60", "--replay-entries-max", "10"),
+        *("--replay-window", "60", "--replay-entries-max", "10", "--worker-timeout", "7"),
     )
     assert result.exit_code == 0
     assert given == {
         "strict": False,
+        "worker_timeout_seconds": 7.0,
         "eviction_memory_threshold": 0.5,
         "safe_memory_threshold": 1000,
         "replay_window_seconds": 60.0,

@@ -89,7 +89,7 @@ def new(field, says="", **fields):
     new("input_json", "not valid JSON", input_json="{"),
     new("input_json", "not valid JSON", input_json=""),
     new("input_json", "not valid JSON", input_json="'single'"),
-    new("input_json", "not valid JSON", input_json="[" * 100_000),
+    new("input_json", "nested more than 200 levels deep", input_json="[" * 100_000),
     new("input_json", "not valid JSON", input_json="\x00"),
     new("metadata_json", "not valid JSON", metadata_json="nope"),
     new("metadata_json", "of an array", metadata_json="[]"),
@@ -140,6 +140,7 @@ def test_an_empty_batch_is_no_mistake(scene):
     Mistake("ListSpans", span_pb2.ListSpansRequest(), "rollout_id", "missing"),
     Mistake("UpdateRollout", rollout_pb2.UpdateRolloutRequest(**ID), "rollout_id", "missing"),
     Mistake("UpdateAttempt", rollout_pb2.UpdateAttemptRequest(**ID, latest=True), "rollout_id", "missing"),
+    Mistake("CancelRollouts", rollout_pb2.CancelRolloutsRequest(**ID, rollout_ids=[""]), "rollout_ids[0]", "missing"),
     Mistake("UpdateResources", resources_pb2.UpdateResourcesRequest(**ID), "resources_id", "missing"),
     Mistake(
         "AllocateSpanSequenceIds",
@@ -175,6 +176,7 @@ def test_ids_that_are_not_known(scene):
     no_rollout = [
         ("StartAttempt", rollout_pb2.StartAttemptRequest(**ID, rollout_id="ro-no")),
         ("UpdateRollout", rollout_pb2.UpdateRolloutRequest(**ID, rollout_id="ro-no")),
+        ("CancelRollouts", rollout_pb2.CancelRolloutsRequest(**ID, rollout_ids=[known, "ro-no"])),
         ("UpdateAttempt", rollout_pb2.UpdateAttemptRequest(**ID, rollout_id="ro-no", latest=True)),
         (
             "AllocateSpanSequenceIds",

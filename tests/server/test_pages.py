@@ -61,8 +61,8 @@ class Filled:
     def stream(self, kind, **fields):
         request = query_pb2.StreamQueryRequest(**{kind: self.request(kind, **fields)})
         replies = self.served.call("StreamQuery", request)
-        assert {reply.WhichOneof("page") for reply in replies} == {kind}
-        return [getattr(reply, kind) for reply in replies]
+        assert {field.name for reply in replies for field, _ in reply.ListFields()} <= {kind, "total"}
+        return replies
 
 
 @pytest.fixture
@@ -153,7 +153,6 @@ def test_a_stream_is_the_whole_result(tiny, filled, kind, limit, offset):
         pages = source.stream(kind, limit=limit, offset=offset)
         assert rows_of(kind, pages) == whole[offset : ROWS if limit is None else offset + limit]
         assert {page.total for page in pages} == {ROWS}
-        assert {page.next_page_token for page in pages} == {""}
 
 
 @each_kind
@@ -170,8 +169,7 @@ def test_each_message_of_a_stream_keeps_the_limits(tiny, kind):
 def test_a_stream_of_nothing_is_one_message(served, kind):
     fields = {"rollout_id": "ro-no"} if kind in {"attempts", "spans"} else {}
     [reply] = served.call("StreamQuery", query_pb2.StreamQueryRequest(**{kind: KINDS[kind][1](**fields)}))
-    assert reply.WhichOneof("page") == kind
-    assert getattr(reply, kind).total == 0
+    assert (list(getattr(reply, kind)), reply.total) == ([], 0)
 
 
 @each_kind

@@ -43,6 +43,7 @@ class Scene:
             "EnqueueRollouts": {"rollouts": [new, new]},
             "DequeueRollouts": {"limit": 2, "worker_id": "w2"},
             "StartAttempt": {"rollout_id": self.queued[1].rollout_id, "worker_id": "w2"},
+            "CancelRollouts": {"rollout_ids": [running]},
             "UpdateRollout": {
                 "rollout_id": running,
                 "update": {"status": rollout_pb2.ROLLOUT_STATUS_REQUEUING, "metadata_json": '{"x": 1}'},
@@ -118,7 +119,7 @@ def test_a_repeated_call_gets_the_first_reply_whatever_happened_meanwhile(scene,
 def test_another_id_is_another_call(scene, rpc):
     one = scene.served.call(rpc, scene.request(rpc, "id-1"))
     other = scene.served.call(rpc, scene.request(rpc, "id-2"))
-    assert rpc in {"UpdateRollout", "UpdateAttempt"} or in_bytes(one) != in_bytes(other)
+    assert rpc in {"UpdateRollout", "CancelRollouts", "UpdateAttempt"} or in_bytes(one) != in_bytes(other)
 
 
 @each_once
@@ -138,6 +139,7 @@ OTHER_REQUESTS = {
     "DequeueRollouts": {"limit": 1},
     "StartAttempt": {"rollout_id": "ro-no"},
     "UpdateRollout": {"rollout_id": "ro-no"},
+    "CancelRollouts": {"rollout_ids": ["ro-no"]},
     "UpdateAttempt": {"rollout_id": "ro-no", "latest": True},
     "AddSpans": {},
     "AllocateSpanSequenceIds": {"keys": [{"rollout_id": "ro-no", "attempt_id": "a"}]},

@@ -28,4 +28,4 @@ def test_streams_are_told():
 
 def test_every_method_has_a_deadline_and_only_waiting_is_a_long_poll():
     assert all(method.deadline_seconds > 0 for method in METHODS.values())
-    assert [method.name for method in METHODS.values() if method.long_poll] == ["WaitForRollouts"]
+    assert {method.name for method in METHODS.values() if method.long_poll} == {"DequeueRollouts", "WaitForRollouts"}

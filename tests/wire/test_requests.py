@@ -111,7 +111,7 @@ def test_bad_heartbeats():
 
 def test_dequeue_limits():
     for asked, wanted in ((1, 1), (5, 5), (0, 0), (-3, 0), (2**40, 2**31 - 1)):
-        assert requests.dequeue_limit_from_proto(requests.dequeue_to_proto("q", asked, None)) == wanted
+        assert requests.dequeue_limit_from_proto(requests.dequeue_to_proto("q", asked, None, 0.0)) == wanted
     assert requests.dequeue_limit_from_proto(rollout_pb2.DequeueRolloutsRequest()) == 1
     with pytest.raises(InvalidArgumentError, match="limit is -1; it must not be negative"):
         requests.dequeue_limit_from_proto(rollout_pb2.DequeueRolloutsRequest(limit=-1))

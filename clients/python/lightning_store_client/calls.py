@@ -59,7 +59,7 @@ class Calls:
         return replies
 
     async def is_serving(self, seconds: float = HEALTH_TIMEOUT_SECONDS) -> bool:
-        """Whether the server says within ``seconds`` that it takes calls; one probe. One without health service does."""
+        """Whether the server says within ``seconds`` that it takes calls, or has no health service. One probe."""
         request = health_pb2.HealthCheckRequest(service=SERVICE)
         try:
             reply = await call_unary(self._connector.get().health.Check, request, seconds)

@@ -121,7 +121,10 @@ async def call_unary(method: Any, request: Any, timeout: float) -> Any:
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits for the call
             loop.call_soon_threadsafe(resolve)
 
-    call = method.future(request, timeout=timeout)
+    try:
+        call = method.future(request, timeout=timeout)
+    except ValueError as error:  # what gRPC says of a channel that was closed a moment ago
+        raise RuntimeError(f"the client is closed: {error}") from None
     call.add_done_callback(wake)
     try:
         await done
@@ -134,10 +137,36 @@ async def call_unary(method: Any, request: Any, timeout: float) -> Any:
 
 
 async def read_stream(method: Any, request: Any, timeout: float) -> list[Any]:
-    """All replies of the streaming call ``method(request)``, read in a thread. Cancelling cancels the call."""
+    """All replies of the streaming call ``method(request)``. Cancelling cancels the call.
+
+    gRPC's synchronous streams block, so this one is read in a thread of its own: the loop's pool may be full of callers
+    that wait for the store.
+    """
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[list[Any]] = loop.create_future()
     call = method(request, timeout=timeout)
+
+    def settle(replies: list[Any], error: BaseException | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(replies)
+        else:
+            done.set_exception(error)
+
+    def read() -> None:
+        replies: list[Any] = []
+        failure: BaseException | None = None
+        try:
+            replies.extend(call)
+        except Exception as error:
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits for the replies
+            loop.call_soon_threadsafe(settle, replies, failure)
+
+    threading.Thread(target=read, name="lightning-store-stream", daemon=True).start()
     try:
-        return await asyncio.to_thread(list, call)
+        return await done
     except asyncio.CancelledError:
         call.cancel()
         raise

@@ -419,11 +419,9 @@ class LightningStoreClient(LightningStore):
         offset: int,
     ) -> PaginatedResult[Any]:
         """All rows of one List request, taken at one moment: in one reply, or streamed if one cannot hold them."""
-        reply = await self._calls.unary(rpc, request)
-        pages = [reply]
-        if reply.next_page_token:
-            streamed = await self._calls.stream("StreamQuery", StreamQueryRequest(**{kind: request}))
-            pages = [getattr(page, kind) for page in streamed]
+        pages = [await self._calls.unary(rpc, request)]
+        if pages[0].next_page_token:
+            pages = await self._calls.stream("StreamQuery", StreamQueryRequest(**{kind: request}))
         rows = [from_proto(row, kind) for page in pages for row in getattr(page, kind)]
         return PaginatedResult(rows, limit, offset, pages[0].total)
 
@@ -517,22 +515,22 @@ class LightningStoreClient(LightningStore):
         until = None if timeout is None else self._clock.monotonic() + max(0.0, timeout)
         while distinct:
             left = WAIT_SECONDS_MAX if until is None else max(0.0, until - self._clock.monotonic())
-            ended, complete = await self._wait_once(distinct, min(left, WAIT_SECONDS_MAX))
-            if complete or (until is not None and self._clock.monotonic() >= until):
+            seconds = min(left, WAIT_SECONDS_MAX)
+            request = requests.wait_to_proto(distinct, seconds)
+            reply = await self._calls.unary("WaitForRollouts", request, extra_seconds=seconds)
+            if reply.complete or (until is not None and self._clock.monotonic() >= until):
+                ended = await self._all_ended(reply)
                 return [ended[rollout_id] for rollout_id in rollout_ids if rollout_id in ended]
         return []
 
-    async def _wait_once(self, rollout_ids: Sequence[str], seconds: float) -> tuple[dict[str, Rollout], bool]:
-        """The rollouts that are terminal after ``seconds`` at the latest, and whether those are all there will be."""
-        request = requests.wait_to_proto(rollout_ids, seconds)
-        reply = await self._calls.unary("WaitForRollouts", request, extra_seconds=seconds)
-        complete = reply.complete
-        ended = {one.rollout_id: codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts}
-        while reply.omitted_rollout_ids:
-            request = requests.wait_to_proto(reply.omitted_rollout_ids, 0.0)
-            reply = await self._calls.unary("WaitForRollouts", request)
+    async def _all_ended(self, reply: rollout.WaitForRolloutsResponse) -> dict[str, Rollout]:
+        """The rollouts of a reply and those that it left out for their size, by id."""
+        ended: dict[str, Rollout] = {}
+        while True:
             ended |= {one.rollout_id: codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts}
-        return ended, complete
+            if not reply.omitted_rollout_ids:
+                return ended
+            reply = await self._calls.unary("WaitForRollouts", requests.wait_to_proto(reply.omitted_rollout_ids, 0.0))
 
 
 def _new_request_id() -> str:

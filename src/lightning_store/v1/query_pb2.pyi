@@ -3,8 +3,10 @@
 isort:skip_file
 Whole query results as a stream."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from lightning_store.v1 import resources_pb2 as _resources_pb2
 from lightning_store.v1 import rollout_pb2 as _rollout_pb2
 from lightning_store.v1 import span_pb2 as _span_pb2
@@ -13,10 +15,10 @@ import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 10):
-    from typing import TypeAlias as _TypeAlias
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    from typing_extensions import TypeAlias as _TypeAlias
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -72,7 +74,7 @@ Global___StreamQueryRequest: _TypeAlias = StreamQueryRequest  # noqa: Y015
 
 @_typing.final
 class StreamQueryResponse(_message.Message):
-    """The next rows of the result."""
+    """The next rows of the result: of the kind that was asked for, the other lists are empty."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -81,41 +83,43 @@ class StreamQueryResponse(_message.Message):
     SPANS_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """Rows that match, before limit and offset; the same in every message."""
     @_builtins.property
-    def rollouts(self) -> _rollout_pb2.ListRolloutsResponse:
+    def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[_rollout_pb2.Rollout]:
         """Rollouts."""
 
     @_builtins.property
-    def attempts(self) -> _rollout_pb2.ListAttemptsResponse:
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[_rollout_pb2.Attempt]:
         """Attempts."""
 
     @_builtins.property
-    def spans(self) -> _span_pb2.ListSpansResponse:
+    def spans(self) -> _containers.RepeatedCompositeFieldContainer[_span_pb2.Span]:
         """Spans."""
 
     @_builtins.property
-    def resources(self) -> _resources_pb2.ListResourcesResponse:
+    def resources(self) -> _containers.RepeatedCompositeFieldContainer[_resources_pb2.Resources]:
         """Resources."""
 
     @_builtins.property
-    def workers(self) -> _worker_pb2.ListWorkersResponse:
+    def workers(self) -> _containers.RepeatedCompositeFieldContainer[_worker_pb2.Worker]:
         """Workers."""
 
     def __init__(
         self,
         *,
-        rollouts: _rollout_pb2.ListRolloutsResponse | None = ...,
-        attempts: _rollout_pb2.ListAttemptsResponse | None = ...,
-        spans: _span_pb2.ListSpansResponse | None = ...,
-        resources: _resources_pb2.ListResourcesResponse | None = ...,
-        workers: _worker_pb2.ListWorkersResponse | None = ...,
+        rollouts: _abc.Iterable[_rollout_pb2.Rollout] | None = ...,
+        attempts: _abc.Iterable[_rollout_pb2.Attempt] | None = ...,
+        spans: _abc.Iterable[_span_pb2.Span] | None = ...,
+        resources: _abc.Iterable[_resources_pb2.Resources] | None = ...,
+        workers: _abc.Iterable[_worker_pb2.Worker] | None = ...,
+        total: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "page", b"page", "resources", b"resources", "rollouts", b"rollouts", "spans", b"spans", "workers", b"workers"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "page", b"page", "resources", b"resources", "rollouts", b"rollouts", "spans", b"spans", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "resources", b"resources", "rollouts", b"rollouts", "spans", b"spans", "total", b"total", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_page: _TypeAlias = _typing.Literal["rollouts", "attempts", "spans", "resources", "workers"]  # noqa: Y015
-    _WhichOneofArgType_page: _TypeAlias = _typing.Literal["page", b"page"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_page) -> _WhichOneofReturnType_page | None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamQueryResponse: _TypeAlias = StreamQueryResponse  # noqa: Y015

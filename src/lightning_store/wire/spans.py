@@ -15,11 +15,22 @@ from typing import Any, Final
 
 from google.protobuf.message import Message
 from opentelemetry.proto.trace.v1 import trace_pb2
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from lightning_store import json_text
 from lightning_store.backends.base import SpanRecord
-from lightning_store.model import Event, InstrumentationScope, Link, OtelResource, Span, SpanContext, TraceStatus
+from lightning_store.errors import StoreError
+from lightning_store.model import (
+    Counter,
+    Event,
+    InstrumentationScope,
+    Link,
+    OtelResource,
+    Span,
+    SpanContext,
+    Time,
+    TraceStatus,
+)
 from lightning_store.v1 import span_pb2
 from lightning_store.wire.attributes import (
     KeyValues,
@@ -78,13 +89,27 @@ _STATUS_CODE: Final = EnumTable(
 )
 
 
+_COLUMNS: Final = (
+    "rollout_id",
+    "attempt_id",
+    "sequence_id",
+    "trace_id",
+    "span_id",
+    "parent_id",
+    "name",
+    "start_time",
+    "end_time",
+)
+_COLUMN_TYPES: Final = TypeAdapter(tuple[str, str, Counter, str, str, str | None, str, Time | None, Time | None])
+
+
 class ProtoSpanCodec:
     """The :class:`~lightning_store.backends.base.SpanCodec` whose records are what the wire carries."""
 
     def encode(self, span: Span) -> SpanRecord:
         """NotJsonError (a TypeError) or InvalidArgumentError names what neither OTLP nor JSON can hold."""
         message = span_pb2.Span()
-        _write(span, message)
+        _write_checked(span, message)
         return SpanRecord(
             rollout_id=span.rollout_id,
             attempt_id=span.attempt_id,
@@ -156,10 +181,24 @@ def span_to_proto(span: Span) -> span_pb2.Span:
     message = span_pb2.Span(
         rollout_id=text_to_proto(span.rollout_id, "span.rollout_id"),
         attempt_id=text_to_proto(span.attempt_id, "span.attempt_id"),
-        sequence_id=span.sequence_id,
     )
-    _write(span, message)
+    _write_checked(span, message)
+    message.sequence_id = span.sequence_id
     return message
+
+
+def _write_checked(span: Span, message: span_pb2.Span) -> None:
+    """Write what a reader will take: a span may have been changed by hand since it was made."""
+    try:
+        _COLUMN_TYPES.validate_python(tuple(getattr(span, name) for name in _COLUMNS), strict=True)
+        _write(span, message)
+    except StoreError:
+        raise
+    except ValidationError as error:
+        [index, *_] = error.errors()[0]["loc"]
+        raise invalid(f"span.{_COLUMNS[int(index)]}", f"is not legal: {error.errors()[0]['msg']}") from None
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
+        raise invalid("span", f"{span.span_id} cannot be stored: {error}") from error
 
 
 def span_from_proto(message: span_pb2.Span, field: str) -> Span:
