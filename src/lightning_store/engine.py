@@ -5,6 +5,7 @@ The rules that change records are in ``lightning_store.step``, the status rules 
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
@@ -63,6 +64,10 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
 R = TypeVar("R")
+T = TypeVar("T")
+
+SLICE_ROWS = 256
+"""Rows of a query that are converted at a stretch."""
 
 
 class Engine(LightningStore):
@@ -311,7 +316,9 @@ class Engine(LightningStore):
             return Rows([(row, await step.tx.latest_attempt(row.rollout_id)) for row in rows.items], rows.total)
 
         rows = await self._read(select)
-        return PaginatedResult([rollout_with_attempt(*row) for row in rows.items], limit, offset, rows.total)
+        return PaginatedResult(
+            await _converted(lambda row: rollout_with_attempt(*row), rows.items), limit, offset, rows.total
+        )
 
     async def query_attempts(
         self,
@@ -332,7 +339,7 @@ class Engine(LightningStore):
             return await step.tx.list_attempts(rollout_id, query)
 
         rows = await self._read(select)
-        return PaginatedResult([attempt_of(row) for row in rows.items], limit, offset, rows.total)
+        return PaginatedResult(await _converted(attempt_of, rows.items), limit, offset, rows.total)
 
     async def query_spans(
         self,
@@ -370,7 +377,7 @@ class Engine(LightningStore):
             sort_by=sort_by,
             sort_order=sort_order,
         )
-        return PaginatedResult([self._codec.decode(row) for row in rows.items], limit, offset, rows.total)
+        return PaginatedResult(await _converted(self._codec.decode, rows.items), limit, offset, rows.total)
 
     async def query_span_records(
         self,
@@ -433,7 +440,7 @@ class Engine(LightningStore):
             offset=offset,
         )
         rows = await self._read(lambda step: step.tx.list_resources(query))
-        return PaginatedResult([resources_of(row) for row in rows.items], limit, offset, rows.total)
+        return PaginatedResult(await _converted(resources_of, rows.items), limit, offset, rows.total)
 
     async def query_workers(
         self,
@@ -459,7 +466,7 @@ class Engine(LightningStore):
             offset=offset,
         )
         rows = await self._read(lambda step: step.tx.list_workers(query))
-        return PaginatedResult([worker_of(row) for row in rows.items], limit, offset, rows.total)
+        return PaginatedResult(await _converted(worker_of, rows.items), limit, offset, rows.total)
 
     async def get_rollout_by_id(self, rollout_id: str) -> Rollout | None:
         arguments.check_id("rollout_id", rollout_id)
@@ -615,23 +622,24 @@ class Engine(LightningStore):
         return await self._run(body, current_request(), operation)
 
     async def _run(self, body: Callable[[Step], Awaitable[R]], request: Request | None, operation: str) -> R:
-        now, at = self._clock.now(), self._clock.monotonic()
-        effects = Effects()
-        try:
-            async with self._backend.transaction() as tx:
-                if request is not None and (remembered := await tx.recall_reply(request.id, at)) is not None:
-                    return cast(R, _replayed(request, operation, *remembered))
-                step = Step(tx, now, effects, self._policy)
-                await step.give_up_overdue()
-                reply = await body(step)
-                if request is not None and reply:  # an empty-handed claim may as well be tried again
-                    await tx.remember_reply(request.id, _call(request, operation), reply, at)
-                deadline = await tx.next_deadline()
-        finally:
-            self._waiters.notify(effects.ended)
-            self._claimants.notify(effects.queued)
-        self._watchdog.watch(deadline)
-        return reply
+        while True:
+            now, at = self._clock.now(), self._clock.monotonic()
+            effects = Effects()
+            try:
+                async with self._backend.transaction() as tx:
+                    if request is not None and (remembered := await tx.recall_reply(request.id, at)) is not None:
+                        return cast(R, _replayed(request, operation, *remembered))
+                    step = Step(tx, now, effects, self._policy)
+                    if await step.give_up_overdue():
+                        reply = await body(step)
+                        if request is not None and reply:  # an empty-handed claim may as well be tried again
+                            await tx.remember_reply(request.id, _call(request, operation), reply, at)
+                        self._watchdog.watch(await tx.next_deadline())
+                        return reply
+            finally:
+                self._waiters.notify(effects.ended)
+                self._claimants.notify(effects.queued)
+            await asyncio.sleep(0)  # a great many were overdue: let others in between
 
     async def _look_at_deadlines(self) -> None:
         """A step that is only about deadlines, which every step looks at first."""
@@ -640,6 +648,16 @@ class Engine(LightningStore):
             return
 
         await self._read(nothing_else)
+
+
+async def _converted(convert: Callable[[Any], T], records: Sequence[Any]) -> list[T]:
+    """The records as objects; of many of them, a slice at a time, so that other calls get their turn in between."""
+    converted: list[T] = []
+    for start in range(0, len(records), SLICE_ROWS):
+        if start:
+            await asyncio.sleep(0)
+        converted.extend(map(convert, records[start : start + SLICE_ROWS]))
+    return converted
 
 
 def _replayed(request: Request, operation: str, remembered: str, reply: Any) -> Any:

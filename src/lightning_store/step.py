@@ -31,8 +31,8 @@ from lightning_store.snapshots import Claim
 
 SEQUENCE_MAX = 2**63 - 1
 """The last span number: what a signed 64-bit integer holds."""
-EXPIRY_BATCH = 1000
-"""Overdue attempts that are fetched at a time."""
+EXPIRY_BATCH = 500
+"""Overdue attempts that one step gives up: as many as hold up other calls for some milliseconds only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +114,15 @@ class Step:
 
     # --- Deadlines ---------------------------------------------------------------------------------------------------
 
-    async def give_up_overdue(self) -> None:
-        """End every attempt whose deadline has passed. Each is complete in itself, whatever the step does after it."""
-        while due := await self.tx.take_due(self.now, EXPIRY_BATCH):
-            for rollout_id in due:
-                await self._give_up_if_overdue(rollout_id)
+    async def give_up_overdue(self) -> bool:
+        """End the attempts whose deadline has passed. False if there may be more of them than one step should take.
+
+        Each is complete in itself, whatever the step does after it.
+        """
+        due = await self.tx.take_due(self.now, EXPIRY_BATCH)
+        for rollout_id in due:
+            await self._give_up_if_overdue(rollout_id)
+        return len(due) < EXPIRY_BATCH
 
     async def _give_up_if_overdue(self, rollout_id: str) -> None:
         rollout = await self.tx.get_rollout(rollout_id)

@@ -97,8 +97,9 @@ class Proxy(grpc.GenericRpcHandler):
         broken = self._note(path, body, context)
         if broken is not None and not broken.lose_reply:
             _abort(context, broken)
-        call = self._channel.unary_unary(path).future(body, timeout=context.time_remaining())
-        context.add_callback(call.cancel)
+        call = self._channel.unary_unary(path).future(body, timeout=_timeout(context))
+        if not context.add_callback(call.cancel):
+            call.cancel()  # the caller is gone already
         try:
             reply: bytes = call.result()
         except grpc.RpcError as error:
@@ -112,10 +113,16 @@ class Proxy(grpc.GenericRpcHandler):
 
     def _stream(self, path: str, body: bytes, context: Any) -> Iterator[bytes]:
         broken = self._note(path, body, context)
-        for number, reply in enumerate(self._channel.unary_stream(path)(body, timeout=context.time_remaining())):
+        for number, reply in enumerate(self._channel.unary_stream(path)(body, timeout=_timeout(context))):
             if broken is not None and number == broken.after_messages:
                 _abort(context, broken)
             yield reply
+
+
+def _timeout(context: Any) -> float | None:
+    """What is left of the caller's deadline; gRPC tells the lack of one as hundreds of years."""
+    seconds: float = context.time_remaining()
+    return seconds if seconds < 1e9 else None
 
 
 def _abort(context: Any, broken: Break) -> None:
