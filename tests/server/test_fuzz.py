@@ -27,7 +27,7 @@ from lightning_store.testing.contract.base import make_span, retrying
 from lightning_store.v1 import service_pb2
 from lightning_store.wire.methods import METHODS
 
-EXAMPLES = 100
+EXAMPLES = 60
 DEPTH_MAX = 6
 LEGAL = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["LightningStoreService"]

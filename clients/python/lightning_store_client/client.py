@@ -62,6 +62,8 @@ SPAN_BATCH_BYTES = 4 * MIB
 """Spans of one AddSpans call, unless one span alone is larger."""
 SPAN_FRAME_BYTES = 16
 """What a span adds to its message beside its own size, at most."""
+REQUEST_FRAME_BYTES = 40
+"""What a request id adds to its message."""
 
 
 class LightningStoreClient(LightningStore):
@@ -94,6 +96,7 @@ class LightningStoreClient(LightningStore):
         self._connector = Connector(endpoint)
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._max_message_bytes = max_message_bytes
+        self._span_bytes_max = max_message_bytes - REQUEST_FRAME_BYTES
         policy = RetryPolicy.of(timeout, retry_delays, health_retry_delays)
         self._calls = Calls(self._connector, policy, self._clock, max_message_bytes)
 
@@ -242,7 +245,7 @@ class LightningStoreClient(LightningStore):
 
     def _check_size(self, message: span.Span) -> None:
         size_bytes = message.ByteSize()
-        if size_bytes + SPAN_FRAME_BYTES > self._max_message_bytes:
+        if size_bytes + SPAN_FRAME_BYTES > self._span_bytes_max:
             raise MessageTooLargeError(
                 f"the span is {size_bytes} bytes, more than the limit of {self._max_message_bytes}; store less in it, "
                 "or raise the server's --max-message-bytes and the client's max_message_bytes"
@@ -269,7 +272,7 @@ class LightningStoreClient(LightningStore):
     async def _add_spans(self, messages: Sequence[span.Span]) -> list[span.SpanOutcome]:
         """One outcome for each, in order. Sent in batches; each batch is stored once, however often it is sent."""
         outcomes: list[span.SpanOutcome] = []
-        for batch in _batches(messages, min(SPAN_BATCH_BYTES, self._max_message_bytes)):
+        for batch in _batches(messages, min(SPAN_BATCH_BYTES, self._span_bytes_max)):
             request = span.AddSpansRequest(request_id=_new_request_id(), spans=batch)
             outcomes.extend((await self._calls.unary("AddSpans", request)).outcomes)
         return outcomes

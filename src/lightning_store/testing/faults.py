@@ -401,8 +401,8 @@ class _Connection:
             if frame.kind == HEADERS and self._meet_at_reply(frame.stream):
                 return
             if not self._silent:
+                self._note_answer(frame)  # before the client can have it, who may look at the statistics next
                 await self._forward(self._client, frame)
-                self._note_answer(frame)
 
     def _note_answer(self, frame: _Frame) -> None:
         if frame.stream in self.calls and (frame.ends_stream or frame.kind == RST_STREAM):
