@@ -1,4 +1,4 @@
-"""Trains the agent with one server, one algorithm and several runner processes; see ``--help``."""
+"""Trains the agent with one server, one algorithm and several runner processes."""
 
 from __future__ import annotations
 

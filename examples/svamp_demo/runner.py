@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import logging
 import signal
 import sys
@@ -24,8 +23,8 @@ from lightning_store import AttemptedRollout, LightningStore
 from lightning_store.errors import StoreError, StoreTimeoutError, StoreUnavailableError
 from lightning_store_client import LightningStoreClient
 
-IDLE_SECONDS: Final = 0.02
-"""How long to wait before asking an empty queue again."""
+WAIT_SECONDS: Final = 0.5
+"""How long one call waits for a rollout; between two calls the runner looks whether it is to stop."""
 HEARTBEAT_SECONDS: Final = 0.5
 
 _log = logging.getLogger("svamp.runner")
@@ -47,12 +46,9 @@ class Runner:
         heartbeat = asyncio.create_task(self._beat())
         try:
             while not stop.is_set():
-                rollout = await self._store.dequeue_rollout(worker_id=self._worker_id)
+                rollout = await self._store.dequeue_rollout(self._worker_id, max_wait=WAIT_SECONDS)
                 if rollout is not None:
                     await self._work(rollout)
-                    continue
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), IDLE_SECONDS)
         finally:
             heartbeat.cancel()
             await asyncio.gather(heartbeat, return_exceptions=True)
