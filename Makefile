@@ -37,12 +37,16 @@ demo: $(VENV)/.installed-demo ## Train a small agent through the store (DEMO_ARG
 setup: $(VENV)/.installed-dev ## Create .venv with everything to work on the project
 
 .PHONY: test
-test: $(VENV)/.installed-dev ## Run all tests (TEST_ARGS="-k f13 …")
-	$(BIN)/python -m pytest $(TEST_ARGS)
+test: $(VENV)/.installed-dev ## Run the tests (TEST_ARGS="-k f13 …")
+	$(BIN)/python -m pytest -m "not chaos" $(TEST_ARGS)
+
+.PHONY: test-chaos
+test-chaos: $(VENV)/.installed-dev ## Run the long forms of the tests that break connections and processes
+	$(BIN)/python -m pytest -m chaos $(TEST_ARGS)
 
 .PHONY: test-fast
 test-fast: $(VENV)/.installed-dev ## Run the tests that neither start processes nor search for examples
-	$(BIN)/python -m pytest -m "not slow and not hypothesis" $(TEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not hypothesis and not chaos" $(TEST_ARGS)
 
 .PHONY: fmt
 fmt: $(VENV)/.installed-dev ## Format the code, and fix what can be fixed by itself

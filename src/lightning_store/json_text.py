@@ -53,7 +53,9 @@ def loads(text: str, path: str) -> Any:
         if _is_recursion(error):
             raise InvalidArgumentError(str(_too_deep(path)), field=path) from None
     try:
-        return json.loads(text)  # which takes escaped surrogates that are not paired
+        return _plain(json.loads(text), path, 0)  # this parser takes escaped surrogates that are not paired
+    except NotJsonError as error:
+        raise InvalidArgumentError(str(error), field=path) from None
     except RecursionError:
         raise InvalidArgumentError(str(_too_deep(path)), field=path) from None
     except ValueError as error:

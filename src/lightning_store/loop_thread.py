@@ -66,4 +66,5 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
             for task in pending:
                 task.cancel()
             loop.run_until_complete(asyncio.gather(*pending, return_exceptions=True))
+        loop.run_until_complete(asyncio.sleep(0))  # what ended in the last round has yet to tell its caller
         loop.close()

@@ -137,11 +137,18 @@ class Step:
 
     async def _set_deadline(self, rollout: RolloutRecord, latest: AttemptRecord) -> None:
         times = [limit.time for limit in await self._limits(rollout, latest)]
+        if self._has_lease(latest) and rollout.status in lifecycle.ACTIVE and latest.status in lifecycle.ACTIVE:
+            times.append(
+                self.now + self.worker_timeout_seconds
+            )  # to see whether the worker has begun to send heartbeats
         await self.tx.set_deadline(rollout.rollout_id, min(times, default=None))
+
+    def _has_lease(self, attempt: AttemptRecord) -> bool:
+        return bool(self.worker_timeout_seconds and attempt.worker_id)
 
     async def _limits(self, rollout: RolloutRecord, latest: AttemptRecord) -> list[lifecycle.Expiry]:
         lease_end = None
-        if self.worker_timeout_seconds and latest.worker_id:
+        if latest.worker_id and self._has_lease(latest):
             worker = await self.tx.get_worker(latest.worker_id)
             lease_end = None if worker is None else workers.lease_end(worker, latest, self.worker_timeout_seconds)
         return lifecycle.limits(

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 
 from lightning_store import InMemoryLightningStore
 from lightning_store_server import ServerConfig
+from lightning_store_server.app import REPLAY_ENTRIES_MAX, REPLAY_WINDOW_SECONDS
 from lightning_store_server.cli.options import parse_bytes, parse_threshold
 from lightning_store_server.cli.root import root
-from lightning_store_server.app import REPLAY_ENTRIES_MAX, REPLAY_WINDOW_SECONDS
 from lightning_store_server.cli.serve import serve
 from lightning_store_server.cli.show import endpoint
 

@@ -61,6 +61,7 @@ class Proxy(grpc.GenericRpcHandler):
     def __init__(self, endpoint: str) -> None:
         self.sent: list[Sent] = []
         self.plan: dict[str, deque[Break]] = defaultdict(deque)
+        self._noted = threading.Condition()
         self._channel = grpc.insecure_channel(endpoint, options=[("grpc.use_local_subchannel_pool", 1)])
         self._server = grpc.server(ThreadPoolExecutor(8), handlers=[self], options=[("grpc.so_reuseport", 0)])
         self.endpoint = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
@@ -77,6 +78,14 @@ class Proxy(grpc.GenericRpcHandler):
         """The attempts of one method."""
         return [sent for sent in self.sent if sent.rpc == rpc]
 
+    async def until_sent(self, rpc: str, attempts: int = 1) -> None:
+        """Return when so many attempts of a method have come."""
+        await asyncio.to_thread(self._until_sent, rpc, attempts)
+
+    def _until_sent(self, rpc: str, attempts: int) -> None:
+        with self._noted:
+            assert self._noted.wait_for(lambda: len(self.calls(rpc)) >= attempts, SAFETY_SECONDS)
+
     def order(self) -> list[str]:
         """The methods of all attempts, probes of the health included."""
         return [sent.rpc for sent in self.sent]
@@ -90,7 +99,9 @@ class Proxy(grpc.GenericRpcHandler):
 
     def _note(self, path: str, body: bytes, context: Any) -> Break | None:
         rpc = path.rpartition("/")[2]
-        self.sent.append(Sent(rpc, body, context.time_remaining()))
+        with self._noted:
+            self.sent.append(Sent(rpc, body, context.time_remaining()))
+            self._noted.notify_all()
         return self.plan[rpc].popleft() if self.plan[rpc] else None
 
     def _unary(self, path: str, body: bytes, context: Any) -> bytes:
@@ -102,9 +113,8 @@ class Proxy(grpc.GenericRpcHandler):
             call.cancel()  # the caller is gone already
         try:
             reply: bytes = call.result()
-        except grpc.RpcError as error:
-            assert isinstance(error, grpc.Call)
-            _abort(context, Break(error.code(), error.details(), metadata=tuple(error.trailing_metadata())))
+        except grpc.RpcError:
+            _abort(context, Break(call.code(), call.details(), metadata=tuple(call.trailing_metadata())))
         except grpc.FutureCancelledError:
             _abort(context, Break(grpc.StatusCode.CANCELLED))
         if broken is not None:

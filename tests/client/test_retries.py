@@ -41,6 +41,7 @@ CALLS = {
     "DequeueRollouts": lambda store, rollout: store.dequeue_rollout(worker_id="w"),
     "StartAttempt": lambda store, rollout: store.start_attempt(rollout.rollout_id),
     "UpdateRollout": lambda store, rollout: store.update_rollout(rollout.rollout_id, metadata={"a": 1}),
+    "CancelRollouts": lambda store, rollout: store.cancel_rollouts([rollout.rollout_id]),
     "UpdateAttempt": lambda store, rollout: store.update_attempt(rollout.rollout_id, "latest", metadata={"a": 1}),
     "AddSpans": lambda store, rollout: store.add_span(make_span(rollout)),
     "AllocateSpanSequenceIds": lambda store, rollout: store.get_next_span_sequence_id(rollout.rollout_id, "at"),

@@ -18,8 +18,8 @@ def test_every_fact_has_a_test():
     assert numbered == set(range(1, 35))
 
 
-def test_every_test_carries_the_number_of_a_fact():
-    assert [name for name in NAMES if not re.match(r"test_f\d\d_\w", name)] == []
+def test_every_test_says_whether_it_is_of_a_fact_or_of_an_extension():
+    assert [name for name in NAMES if not re.match(r"test_(f\d\d|x)_\w", name)] == []
 
 
 def test_no_part_hides_a_test_of_another():

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo  # type: ignore[import-untyped]
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_status import rpc_status
 
@@ -79,7 +79,8 @@ class Served:
         self.server = LightningStoreServer(store, port=0, config=config)
         asyncio.run(self.server.start())
         self.channel = grpc.insecure_channel(
-            self.server.endpoint, options=[("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
+            self.server.endpoint,
+            options=[("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)],
         )
         self.stub = service_pb2_grpc.LightningStoreServiceStub(self.channel)
         self.health_stub = health_pb2_grpc.HealthStub(self.channel)

@@ -398,9 +398,14 @@ def test_fields_without_an_order(scene, kind):
 
 @each(
     Mistake(
-        "ListRollouts", rollout_pb2.ListRolloutsRequest(status_in={"values": [1, 0]}), "status_in.values[1]", "unspecified"
+        "ListRollouts",
+        rollout_pb2.ListRolloutsRequest(status_in={"values": [1, 0]}),
+        "status_in.values[1]",
+        "unspecified",
     ),
-    Mistake("ListRollouts", rollout_pb2.ListRolloutsRequest(status_in={"values": [8]}), "status_in.values[0]", "number 8"),
+    Mistake(
+        "ListRollouts", rollout_pb2.ListRolloutsRequest(status_in={"values": [8]}), "status_in.values[0]", "number 8"
+    ),
     Mistake("ListWorkers", worker_pb2.ListWorkersRequest(status_in={"values": [4]}), "status_in.values[0]", "number 4"),
     Mistake("ListRollouts", rollout_pb2.ListRolloutsRequest(filter_logic=3), "filter_logic", "number 3"),
     Mistake("ListSpans", span_pb2.ListSpansRequest(rollout_id="ro", filter_logic=-1), "filter_logic", "number -1"),

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2
 
 from lightning_store import InMemoryLightningStore, StoreUnavailableError
@@ -17,6 +18,7 @@ from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.v1 import rollout_pb2, server_pb2
 from lightning_store.wire.methods import SERVICE
 from lightning_store_client import LightningStoreClient
+from lightning_store_server import LightningStoreServer
 
 STATISTICS = server_pb2.GetStatisticsRequest()
 
@@ -136,13 +138,30 @@ def test_a_waiter_is_told_at_once_that_the_server_goes(serve, hooked, thread_saf
             with pytest.raises(grpc.RpcError) as caught:
                 wait.result(SAFETY_SECONDS)
             assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-            assert "the server is shutting down" in caught.value.details()
+            assert "the server is shutting down" in str(caught.value.details())
+
+
+def test_a_worker_that_waits_for_work_is_told_too(serve, hooked):
+    inner = InMemoryLightningStore()
+    waiting: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    async def dequeue_many_rollouts(**arguments):
+        waiting.put(None)
+        return await inner.dequeue_many_rollouts(**arguments)
+
+    served = serve(hooked(inner, dequeue_many_rollouts=dequeue_many_rollouts), grace_seconds=1000.0)
+    request = rollout_pb2.DequeueRolloutsRequest(request_id="id-1", worker_id="w", max_wait=Duration(seconds=1000))
+    wait = served.stub.DequeueRollouts.future(request, timeout=1000)
+    waiting.get(timeout=SAFETY_SECONDS)
+    with stopping(served), pytest.raises(grpc.RpcError) as caught:
+        wait.result(SAFETY_SECONDS)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    rollout = asyncio.run(inner.enqueue_rollout("task"))
+    assert asyncio.run(inner.get_rollout_by_id(rollout.rollout_id)) == rollout
 
 
 def test_a_client_that_waits_gets_a_connection_error():
     async def scenario():
-        from lightning_store_server import LightningStoreServer
-
         async with LightningStoreServer(InMemoryLightningStore(), port=0) as server:
             rollout = await server.enqueue_rollout("never done")
             async with LightningStoreClient(server.endpoint, retry_delays=()) as client:

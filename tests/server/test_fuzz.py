@@ -54,7 +54,18 @@ ODD_TEXTS = st.one_of(
 JSON_TEXTS = mostly(st.dictionaries(st.text(max_size=3), JSON_VALUES, max_size=3).map(json.dumps), ODD_TEXTS)
 RESOURCES = ['{"resource_type": "llm", "endpoint": "e", "model": "m"}', '{"resource_type": "new", "x": [1, "\\ud800"]}']
 RESOURCE_TEXTS = mostly(st.sampled_from(RESOURCES), JSON_TEXTS)
-OVERLAID = ["name", "trace_id", "parent_id", "start_time", "attributes", "events", "status", "extra", "context", "resource"]
+OVERLAID = [
+    "name",
+    "trace_id",
+    "parent_id",
+    "start_time",
+    "attributes",
+    "events",
+    "status",
+    "extra",
+    "context",
+    "resource",
+]
 OVERLAYS = st.dictionaries(st.sampled_from(OVERLAID), JSON_VALUES, max_size=2).map(json.dumps)
 OVERLAY_TEXTS = mostly(st.just(""), OVERLAYS | JSON_TEXTS)
 FIELDS = [
@@ -115,7 +126,11 @@ class Messages:
 
     def _build(self, message_type: type[Message], fields: dict[str, Any], matching: bool) -> Message:
         """The message; with ``matching``, its attempt is one of its rollout."""
-        if matching and fields.get("rollout_id") in self.known.attempts and "attempt_id" in message_type.DESCRIPTOR.fields_by_name:
+        if (
+            matching
+            and fields.get("rollout_id") in self.known.attempts
+            and "attempt_id" in message_type.DESCRIPTOR.fields_by_name
+        ):
             fields.pop("latest", None)
             fields["attempt_id"] = self.known.attempts[fields["rollout_id"]]
         return message_type(**fields)
@@ -185,6 +200,10 @@ async def _fill(store: InMemoryLightningStore) -> Known:
     return Known(ids, {rollout.rollout_id: rollout.attempt.attempt_id for rollout in attempted})
 
 
+def code_and_details(error: Any) -> tuple[grpc.StatusCode, str]:
+    return error.code(), error.details()
+
+
 class Fuzzed:
     """The server under fire."""
 
@@ -201,10 +220,11 @@ class Fuzzed:
             if METHODS[rpc].streams:
                 list(reply)
         except grpc.RpcError as error:
-            assert isinstance(error, grpc.Call)
-            assert error.code() in LEGAL, f"{rpc}: {error.code()}, {error.details()}"
-            return error.code().name
-        return "OK"
+            code, said = code_and_details(error)
+        else:
+            return "OK"
+        assert code in LEGAL, f"{rpc}: {code}, {said}"
+        return code.name
 
     async def check(self) -> None:
         """Statistics tell what the lists show, each list can be read whole, and who is queued can be claimed once."""

@@ -88,7 +88,8 @@ def test_the_store_is_described_by_symbol_with_all_that_it_needs(served, version
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
-    "symbol", ["lightning_store.v1.Rollout", HEALTH, *(f"grpc.reflection.{version}.ServerReflection" for version in VERSIONS)]
+    "symbol",
+    ["lightning_store.v1.Rollout", HEALTH, *(f"grpc.reflection.{version}.ServerReflection" for version in VERSIONS)],
 )
 def test_other_symbols_are_described(served, version, symbol):
     files = described_files(reflect(served, version, file_containing_symbol=symbol))

@@ -64,8 +64,13 @@ def hang():
 # --- Deadlines -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("rpc", "request_", "method"), [("GetStatistics", STATISTICS, "statistics"), ("StreamQuery", STREAM, "query_rollouts")])
-def test_a_caller_without_a_deadline_gets_the_default_of_the_method(serve, hooked, failure_of, bound, hang, rpc, request_, method):
+@pytest.mark.parametrize(
+    ("rpc", "request_", "method"),
+    [("GetStatistics", STATISTICS, "statistics"), ("StreamQuery", STREAM, "query_rollouts")],
+)
+def test_a_caller_without_a_deadline_gets_the_default_of_the_method(
+    serve, hooked, failure_of, bound, hang, rpc, request_, method
+):
     bound(rpc, 0.05)
     served = serve(hooked(InMemoryLightningStore(), **{method: hang}))
     failure = failure_of(lambda: list_of(getattr(served.stub, rpc)(request_)))
@@ -154,7 +159,10 @@ def test_a_timeout_of_the_store_itself_is_not_the_deadline(serve, hooked, log):
     ],
     ids=lambda error: type(error).__name__,
 )
-@pytest.mark.parametrize(("rpc", "request_", "method"), [("GetStatistics", STATISTICS, "statistics"), ("StreamQuery", STREAM, "query_rollouts")])
+@pytest.mark.parametrize(
+    ("rpc", "request_", "method"),
+    [("GetStatistics", STATISTICS, "statistics"), ("StreamQuery", STREAM, "query_rollouts")],
+)
 def test_a_failure_inside_is_an_incident_and_its_cause_stays_inside(serve, hooked, log, error, rpc, request_, method):
     served = serve(hooked(InMemoryLightningStore(), **{method: raising(error)}))
     failure = served.failure(rpc, request_)
@@ -209,7 +217,10 @@ def test_a_store_that_cancels_its_own_call_does_not_hang_the_caller(serve, hooke
     ],
     ids=["not-found", "value", "type", "foreign", "derived"],
 )
-@pytest.mark.parametrize(("rpc", "request_", "method"), [("GetStatistics", STATISTICS, "statistics"), ("StreamQuery", STREAM, "query_rollouts")])
+@pytest.mark.parametrize(
+    ("rpc", "request_", "method"),
+    [("GetStatistics", STATISTICS, "statistics"), ("StreamQuery", STREAM, "query_rollouts")],
+)
 def test_what_the_caller_is_told_of_is_not_logged(serve, hooked, error, code, reason, rpc, request_, method):
     served = serve(hooked(InMemoryLightningStore(), **{method: raising(error)}))
     failure = served.failure(rpc, request_)

@@ -197,7 +197,7 @@ def test_run_forever_ends_when_stop_is_called(started_before):
         if started_before:
             await server.start()
         run = asyncio.create_task(server.run_forever())
-        while server._serving is None:
+        while server._serving is None:  # noqa: ASYNC110
             await asyncio.sleep(0)
         assert await reachable(server)
         assert not run.done()

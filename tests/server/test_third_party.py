@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -59,14 +59,17 @@ class TestServesAnyStore(
     ResourcesContract,
     WaitingContract,
 ):
-    deviations = {
+    deviations: ClassVar[Mapping[str, str]] = {
         "test_f21_a_duplicate_takes_no_number": "the store numbers a span before it is asked to add it",
         "test_f21_unknown_ids_are_refused": "the store numbers a span before it is asked to add it",
     }
 
     async def open_store(self, clock: FakeClock, **options: Any) -> AsyncIterator[LightningStore]:
         store = OneThreadStore(InMemoryLightningStore(clock=clock, **options))
-        async with LightningStoreServer(store, port=0) as server, LightningStoreClient(server.endpoint, clock=clock) as client:
+        async with (
+            LightningStoreServer(store, port=0) as server,
+            LightningStoreClient(server.endpoint, clock=clock) as client,
+        ):
             yield client
 
 

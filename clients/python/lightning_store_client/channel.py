@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import threading
 import weakref
 from typing import Any, Final
 
 import grpc
+import grpc._channel  # now: a fork during a first call would find its import half done
+from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the one place that knows of forks
 from grpc_health.v1 import health_pb2_grpc
 
 from lightning_store.v1 import service_pb2_grpc
@@ -57,33 +60,34 @@ class Connector:
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
-        self._connection: Connection | None = None
+        self.connection: Connection | None = None
         self._closed = False
 
     def get(self) -> Connection:
         """This process's connection. RuntimeError after ``close``."""
-        connection = self._connection
+        connection = self.connection
         if connection is not None:
             return connection
         with self._lock:
             if self._closed:
                 raise RuntimeError(f"the client of {self.endpoint} is closed; make a new one")
-            if self._connection is None:
-                self._connection = Connection(self.endpoint)
-            return self._connection
+            if self.connection is None:
+                with _gate.lock:
+                    self.connection = Connection(self.endpoint)
+            return self.connection
 
     def close(self) -> None:
         """Close the channel; calls that are under way end as cancelled. May be called more than once."""
         with self._lock:
-            connection, self._connection = self._connection, None
+            connection, self.connection = self.connection, None
             self._closed = True
         if connection is not None:
             connection.channel.close()
 
     def after_fork(self) -> None:
         """In the child: forget the parent's connection and whatever another thread held locked."""
-        if self._connection is not None:
-            _inherited.append(self._connection)
+        if self.connection is not None:
+            _inherited.append(self.connection)
         closed = self._closed
         self._reset()
         self._closed = closed
@@ -100,12 +104,48 @@ _inherited: list[Connection] = []
 """Connections of parent processes: kept, because collecting a channel closes it, and this one is not ours to close."""
 
 
-def _forget_parents_connections() -> None:
-    for connector in list(_connectors):
-        connector.after_fork()
+class _ForkGate:
+    """Lets no call begin during a fork, and keeps gRPC's own hands off our channels in the child.
+
+    What another thread holds locked at the moment of a fork stays locked in the child for ever. gRPC's handler would
+    close each channel there, and wait for such a lock; the child forgets them instead, and connects anew.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+
+    def before(self) -> None:
+        self.lock.acquire()
+        for channel in _open_channels():
+            cygrpc.fork_unregister_channel(channel)
+
+    def after_in_parent(self) -> None:
+        for channel in _open_channels():
+            cygrpc.fork_register_channel(channel)
+        self.lock.release()
+
+    def after_in_child(self) -> None:
+        self.lock = threading.Lock()
+        for connector in list(_connectors):
+            connector.after_fork()
 
 
-os.register_at_fork(after_in_child=_forget_parents_connections)
+def _open_channels() -> list[grpc.Channel]:
+    connections = [connector.connection for connector in list(_connectors)]
+    return [connection.channel for connection in connections if connection is not None]
+
+
+_gate = _ForkGate()
+os.register_at_fork(before=_gate.before, after_in_parent=_gate.after_in_parent, after_in_child=_gate.after_in_child)
+
+
+def _begin(method: Any, request: Any, timeout: float) -> Any:
+    """Begin a call; ``method`` is a multi-callable or the ``future`` of one. RuntimeError if the channel is closed."""
+    with _gate.lock:
+        try:
+            return method(request, timeout=None if math.isinf(timeout) else timeout)
+        except ValueError as error:  # what gRPC says of a channel that was closed a moment ago
+            raise RuntimeError(f"the client is closed: {error}") from None
 
 
 async def call_unary(method: Any, request: Any, timeout: float) -> Any:
@@ -121,10 +161,7 @@ async def call_unary(method: Any, request: Any, timeout: float) -> Any:
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits for the call
             loop.call_soon_threadsafe(resolve)
 
-    try:
-        call = method.future(request, timeout=timeout)
-    except ValueError as error:  # what gRPC says of a channel that was closed a moment ago
-        raise RuntimeError(f"the client is closed: {error}") from None
+    call = _begin(method.future, request, timeout)
     call.add_done_callback(wake)
     try:
         await done
@@ -144,7 +181,7 @@ async def read_stream(method: Any, request: Any, timeout: float) -> list[Any]:
     """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[list[Any]] = loop.create_future()
-    call = method(request, timeout=timeout)
+    call = _begin(method, request, timeout)
 
     def settle(replies: list[Any], error: BaseException | None) -> None:
         if done.done():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning_store import arguments
 from lightning_store.clock import Clock, SystemClock
 from lightning_store.errors import (
+    InvalidArgumentError,
     MessageTooLargeError,
     RejectedSpan,
     SpansRejectedError,
@@ -95,6 +96,9 @@ class LightningStoreClient(LightningStore):
         self.endpoint = checked_endpoint(endpoint)
         self._connector = Connector(endpoint)
         self._clock: Clock = clock if clock is not None else SystemClock()
+        if max_message_bytes <= 0:
+            message = f"max_message_bytes is {max_message_bytes}; give more than 0"
+            raise InvalidArgumentError(message, field="max_message_bytes")
         self._max_message_bytes = max_message_bytes
         self._span_bytes_max = max_message_bytes - REQUEST_FRAME_BYTES
         policy = RetryPolicy.of(timeout, retry_delays, health_retry_delays)

@@ -191,6 +191,8 @@ def _write_checked(span: Span, message: span_pb2.Span) -> None:
     """Write what a reader will take: a span may have been changed by hand since it was made."""
     try:
         _COLUMN_TYPES.validate_python(tuple(getattr(span, name) for name in _COLUMNS), strict=True)
+        if not isinstance(span.attributes, Mapping):
+            raise invalid("span.attributes", f"is {span.attributes!r}; it must be a mapping")
         _write(span, message)
     except StoreError:
         raise

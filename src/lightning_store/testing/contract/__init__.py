@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from lightning_store.testing.contract.attempts import RevivalContract, StatusContract
 from lightning_store.testing.contract.concurrency import AtomicityContract, ThreadsContract
-from lightning_store.testing.contract.extensions import ExtensionsContract
+from lightning_store.testing.contract.extensions import (
+    CancellingContract,
+    HandMadeSpansContract,
+    IdsContract,
+    LeaseContract,
+    WaitingClaimsContract,
+)
 from lightning_store.testing.contract.memory import MemoryContract, StatisticsContract
 from lightning_store.testing.contract.queries import OtherQueriesContract, RolloutQueriesContract, SpanQueriesContract
 from lightning_store.testing.contract.queue import QueueContract
@@ -44,7 +50,11 @@ class StoreContract(
     StatisticsContract,
     AtomicityContract,
     ThreadsContract,
-    ExtensionsContract,
+    WaitingClaimsContract,
+    CancellingContract,
+    LeaseContract,
+    IdsContract,
+    HandMadeSpansContract,
 ):
     """Every fact of the contract, to be run on any store::
 
@@ -54,8 +64,9 @@ class StoreContract(
                 yield store
                 await store.close()
 
-    The numbers in the names of the tests (``test_f13_…``) are those of the facts; those of extensions have an x. A store that departs from one on
-    purpose says so, with the reason, in ``deviations``; those tests are skipped and the reason shows in the report.
+    The numbers in the names of the tests (``test_f13_…``) are those of the facts; what goes beyond them has an x. A
+    store that departs from one on purpose says so, with the reason, in ``deviations``; those tests are skipped and the
+    reason shows in the report.
     """
 
 

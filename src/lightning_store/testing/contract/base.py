@@ -37,9 +37,9 @@ class ContractBase:
     def open_store(self, clock: FakeClock, **options: Any) -> AsyncIterator[LightningStore]:
         """Yield a new, empty store that reads the time from ``clock``; after the ``yield``, close it.
 
-        An async generator. ``options`` are arguments of ``InMemoryLightningStore``: ``strict``; and, in the tests of
-        fact 32, ``eviction_memory_threshold``, ``safe_memory_threshold``, ``span_size_estimator`` and
-        ``memory_capacity_bytes``.
+        An async generator. ``options`` are arguments of ``InMemoryLightningStore``: ``strict``,
+        ``worker_timeout_seconds``; and, in the tests of fact 32, ``eviction_memory_threshold``,
+        ``safe_memory_threshold``, ``span_size_estimator`` and ``memory_capacity_bytes``.
         """
         raise NotImplementedError(f"{type(self).__name__} must define open_store")
 

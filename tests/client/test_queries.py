@@ -1,0 +1,86 @@
+"""Results that one message cannot hold."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from lightning_store import LLM, InMemoryLightningStore
+from lightning_store.testing import SAFETY_SECONDS, FakeClock
+from lightning_store.testing.contract.base import make_span
+
+KINDS = ["rollouts", "attempts", "spans", "resources", "workers"]
+ROWS = 12
+
+
+async def fill(store):
+    rollouts = [await store.enqueue_rollout({"number": number, "text": "x" * 100}) for number in range(ROWS)]
+    for number in range(ROWS):
+        attempted = await store.start_attempt(rollouts[0].rollout_id, worker_id=f"worker-{number}")
+        await store.add_span(make_span(attempted, number + 1))
+        await store.add_resources({"llm": LLM(endpoint="http://localhost", model=f"model-{number}")})
+    return rollouts[0].rollout_id
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "query", [{}, {"limit": 7, "offset": 2}, {"sort_order": "desc"}, {"offset": 100}, {"limit": 0}]
+)
+@pytest.mark.parametrize("limits", [{"page_rows_max": 5}, {"page_bytes_max": 300}, {"page_bytes_max": 1}])
+def test_the_result_is_whole_whatever_fits_into_a_message(make_rig, kind, query, limits):
+    store = InMemoryLightningStore(clock=FakeClock())
+    rig = make_rig(store, **limits)
+
+    async def scenario():
+        rollout_id = await fill(store)
+        ids = [rollout_id] if kind in {"attempts", "spans"} else []
+        expected = await getattr(store, f"query_{kind}")(*ids, **query)
+        assert await getattr(rig.client(), f"query_{kind}")(*ids, **query) == expected
+
+    asyncio.run(scenario())
+    unary = f"List{kind.capitalize()}"
+    assert rig.proxy.order() in ([unary], [unary, "StreamQuery"])
+    if query in ({}, {"sort_order": "desc"}):
+        assert rig.proxy.order() == [unary, "StreamQuery"]
+
+
+def test_one_page_needs_one_call(rig):
+    async def scenario():
+        await fill(rig.store)
+        assert len(await rig.client().query_rollouts()) == ROWS
+
+    asyncio.run(scenario())
+    assert rig.proxy.order() == ["ListRollouts"]
+
+
+def test_a_stream_that_is_cancelled_leaves_the_client_usable(make_rig):
+    rig = make_rig(page_rows_max=1)
+
+    async def scenario():
+        await fill(rig.store)
+        client = rig.client()
+        for number in range(5):
+            query = asyncio.create_task(client.query_rollouts())
+            await rig.proxy.until_sent("StreamQuery", number + 1)
+            query.cancel()
+            await asyncio.wait([query], timeout=SAFETY_SECONDS)
+            assert query.done()  # the result may have been there already
+        assert len(await client.query_rollouts()) == ROWS
+
+    asyncio.run(scenario())
+
+
+def test_the_names_of_old_still_count(rig):
+    async def scenario():
+        first, second = [await rig.store.enqueue_rollout(number) for number in range(2)]
+        await rig.store.update_rollout(first.rollout_id, status="cancelled")
+        client = rig.client()
+        assert [one.rollout_id for one in await client.query_rollouts(status=["queuing"])] == [second.rollout_id]
+        assert [one.rollout_id for one in await client.query_rollouts(rollout_ids=[first.rollout_id])] == [
+            first.rollout_id
+        ]
+        both = await client.query_rollouts(rollout_ids=[first.rollout_id], rollout_id_in=[second.rollout_id])
+        assert [one.rollout_id for one in both] == [second.rollout_id]
+
+    asyncio.run(scenario())

@@ -1,0 +1,182 @@
+"""Processes that end without having cleaned up: quietly and at once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SECONDS_QUICK = 6.0
+"""Most of it is for the imports, on a machine that is busy with other tests."""
+
+
+def test_a_client_that_is_used_at_exit(run_script, server):
+    run_script(
+        """
+        import atexit
+
+        client = LightningStoreClient(sys.argv[1])
+        asyncio.run(client.enqueue_rollout("before"))
+
+        @atexit.register
+        def report():
+            rollout = asyncio.run(client.enqueue_rollout("at exit"))
+            assert asyncio.run(client.query_rollouts()).total == 2
+            asyncio.run(client.wait_for_rollouts(rollout_ids=[rollout.rollout_id], timeout=0))
+        """,
+        server.endpoint,
+    )
+    assert [rollout.input for rollout in asyncio.run(server.query_rollouts())] == ["before", "at exit"]
+
+
+def test_a_client_that_is_first_used_at_exit(run_script, server):
+    run_script(
+        """
+        import atexit
+
+        client = LightningStoreClient(sys.argv[1])
+        atexit.register(lambda: asyncio.run(client.enqueue_rollout("at exit")))
+        """,
+        server.endpoint,
+    )
+    assert [rollout.input for rollout in asyncio.run(server.query_rollouts())] == ["at exit"]
+
+
+def test_results_of_many_pages_at_exit(run_script):
+    """These come as a stream, which is read in a thread; at exit no more threads of a pool can be had."""
+    run_script(
+        """
+        import atexit
+
+        config = ServerConfig(page_rows_max=1)
+        server = LightningStoreServer(InMemoryLightningStore(), port=0, config=config)
+        asyncio.run(server.start())
+        client = LightningStoreClient(server.endpoint)
+        for number in range(3):
+            asyncio.run(client.enqueue_rollout(number))
+
+        @atexit.register
+        def report():
+            assert len(asyncio.run(client.query_rollouts())) == 3
+            asyncio.run(client.close())
+            asyncio.run(server.stop())
+        """
+    )
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_client_that_is_not_closed(run_script, server, used):
+    ended = run_script(
+        f"""
+        client = LightningStoreClient(sys.argv[1])
+        if {used}:
+            asyncio.run(client.enqueue_rollout("task"))
+        """,
+        server.endpoint,
+    )
+    assert ended.seconds < SECONDS_QUICK
+
+
+def test_a_client_with_calls_under_way(run_script, server):
+    ended = run_script(
+        """
+        client = LightningStoreClient(sys.argv[1])
+
+        def wait():
+            rollout = asyncio.run(client.enqueue_rollout("never done"))
+            asyncio.run(client.wait_for_rollouts(rollout_ids=[rollout.rollout_id]))
+
+        threading.Thread(target=wait, daemon=True).start()
+        while not asyncio.run(client.query_rollouts()):
+            pass
+        """,
+        server.endpoint,
+    )
+    assert ended.seconds < SECONDS_QUICK
+
+
+def test_a_main_program_that_fails(run_script, server):
+    """asyncio.run cancels what is left; the client adds no noise to the traceback."""
+    ended = run_script(
+        """
+        client = LightningStoreClient(sys.argv[1])
+
+        async def main():
+            rollout = await client.enqueue_rollout("never done")
+            tasks = [asyncio.create_task(client.wait_for_rollouts(rollout_ids=[rollout.rollout_id])) for _ in range(3)]
+            await asyncio.sleep(0)
+            await client.statistics()
+            raise KeyError("as planned")
+
+        try:
+            asyncio.run(main())
+        except KeyError:
+            print("failed as planned")
+        """,
+        server.endpoint,
+    )
+    assert ended.output == "failed as planned\n"
+    assert ended.seconds < SECONDS_QUICK
+
+
+@pytest.mark.parametrize("wrap", ["", "LightningStoreThreaded"])
+def test_a_server_that_is_not_stopped(run_script, wrap):
+    ended = run_script(
+        f"""
+        from lightning_store import LightningStoreThreaded
+
+        server = LightningStoreServer({wrap}(InMemoryLightningStore()), port=0)
+        asyncio.run(server.start())
+        client = LightningStoreClient(server.endpoint)
+        asyncio.run(client.enqueue_rollout("task"))
+        asyncio.run(server.enqueue_rollout("task"))
+        """
+    )
+    assert ended.seconds < SECONDS_QUICK
+
+
+def test_a_server_that_is_not_stopped_while_somebody_waits(run_script):
+    ended = run_script(
+        """
+        server = LightningStoreServer(InMemoryLightningStore(), port=0)
+        asyncio.run(server.start())
+        client = LightningStoreClient(server.endpoint, retry_delays=())
+        rollout = asyncio.run(client.enqueue_rollout("never done"))
+
+        def wait():
+            asyncio.run(client.wait_for_rollouts(rollout_ids=[rollout.rollout_id]))
+
+        threading.Thread(target=wait, daemon=True).start()
+        asyncio.run(client.statistics())
+        """
+    )
+    assert ended.seconds < SECONDS_QUICK
+
+
+def test_run_forever_ends_with_ctrl_c(run_script):
+    ended = run_script(
+        """
+        import signal
+
+        server = LightningStoreServer(InMemoryLightningStore(), port=0)
+
+        async def main():
+            asyncio.get_running_loop().call_soon(interrupt)
+            await server.run_forever()
+
+        def interrupt():
+            loop = asyncio.get_running_loop()
+            if server._serving is None:
+                loop.call_soon(interrupt)
+            else:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        try:
+            asyncio.run(main())
+        except KeyboardInterrupt:
+            print("interrupted")
+        """
+    )
+    assert ended.output == "interrupted\n"

@@ -1,0 +1,158 @@
+"""What the memory backend keeps beside the data itself stays small, however often the data changes."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from lightning_store import AttemptedRollout, InMemoryLightningStore, RolloutConfig
+from lightning_store.backends import memory
+from lightning_store.backends.memory import MemoryBackend, MemoryTransaction
+from lightning_store.replay import request_scope
+from lightning_store.testing import FakeClock
+from lightning_store.testing.contract.base import make_span
+
+pytestmark = pytest.mark.asyncio
+
+SLACK = 10
+CHANGES = 1000
+REPLY_OVERHEAD_BYTES = 200
+
+
+@pytest.fixture(autouse=True)
+def little_slack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "HEAP_SLACK", SLACK)
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+def data_of(store: InMemoryLightningStore) -> MemoryTransaction:
+    backend = store._backend
+    assert isinstance(backend, MemoryBackend)
+    return backend.transaction()
+
+
+async def started(store: InMemoryLightningStore, count: int) -> list[AttemptedRollout]:
+    """Rollouts whose attempts time out far in the future."""
+    config = RolloutConfig(timeout_seconds=1e6)
+    return [await store.start_rollout(number, config=config) for number in range(count)]
+
+
+class TestHeaps:
+    @pytest.mark.parametrize("direction", [-1, 1])
+    async def test_deadlines_that_move_leave_little_behind(self, clock: FakeClock, direction: int):
+        store = InMemoryLightningStore(clock=clock)
+        rollouts = await started(store, 5)
+        for number in range(CHANGES):
+            rollout = rollouts[number % len(rollouts)]
+            config = RolloutConfig(timeout_seconds=1e6 + direction * number)
+            await store.update_rollout(rollout.rollout_id, config=config)
+            assert len(data_of(store)._deadlines._heap) <= 2 * len(rollouts) + SLACK + 1
+
+    async def test_what_is_dropped_from_the_heap_is_not_forgotten(self, clock: FakeClock):
+        store = InMemoryLightningStore(clock=clock)
+        rollouts = await started(store, 5)
+        for number in range(CHANGES):
+            config = RolloutConfig(timeout_seconds=1e6 - number)
+            await store.update_rollout(rollouts[number % 5].rollout_id, config=config)
+        clock.advance(1e6 - CHANGES + 3.5)  # past the last three, which are the earliest
+        found = [await store.get_rollout_by_id(rollout.rollout_id) for rollout in rollouts]
+        assert [one.status for one in found if one is not None] == ["preparing"] * 2 + ["failed"] * 3
+
+    async def test_heartbeats_leave_nothing_behind(self, clock: FakeClock):
+        store = InMemoryLightningStore(clock=clock)
+        rollout = await store.start_rollout("task", config=RolloutConfig(unresponsive_seconds=60))
+        for _ in range(CHANGES):
+            clock.advance(1)
+            await store.update_attempt(rollout.rollout_id, "latest", last_heartbeat_time=clock.now())
+        assert len(data_of(store)._deadlines._heap) == 1
+
+    async def test_rollouts_that_end_again_and_again_leave_little_behind(self, clock: FakeClock):
+        store = InMemoryLightningStore(clock=clock, memory_capacity_bytes=10**9)
+        rollouts = await started(store, 5)
+        for rollout in rollouts:
+            await store.add_span(make_span(rollout))
+        for number in range(CHANGES):
+            clock.advance(1)
+            await store.update_rollout(rollouts[number % 5].rollout_id, status="succeeded")
+            assert len(data_of(store)._ended) <= 2 * len(rollouts) + SLACK + 1
+
+    async def test_eviction_still_begins_with_the_one_that_ended_first(self, clock: FakeClock):
+        store = InMemoryLightningStore(
+            clock=clock,
+            eviction_memory_threshold=2500,
+            safe_memory_threshold=2400,
+            span_size_estimator=lambda _: 1000,
+        )
+        rollouts = await started(store, 2)
+        for rollout in rollouts:
+            await store.add_span(make_span(rollout))
+        for number in range(CHANGES + 1):  # the last one to end again is the first of the two
+            clock.advance(1)
+            await store.update_rollout(rollouts[number % 2].rollout_id, status="succeeded")
+        await store.add_span(make_span((await started(store, 1))[0]))
+        assert len(await store.query_spans(rollouts[0].rollout_id)) == 1
+        with pytest.raises(RuntimeError, match="evicted"):
+            await store.query_spans(rollouts[1].rollout_id)
+
+
+class TestReplies:
+    async def enqueue(self, store: InMemoryLightningStore, request_id: str, size: int = 100) -> str:
+        with request_scope(request_id):
+            return (await store.enqueue_rollout("x" * size)).rollout_id
+
+    async def test_they_are_bounded_in_bytes(self, monkeypatch: pytest.MonkeyPatch):
+        reply_bytes = 100 + len('""') + REPLY_OVERHEAD_BYTES
+        monkeypatch.setattr(memory, "REPLAY_BYTES_MAX", 5 * reply_bytes)
+        store = InMemoryLightningStore()
+        first = [await self.enqueue(store, str(number)) for number in range(CHANGES)]
+        assert data_of(store)._reply_bytes == 5 * reply_bytes
+        assert list(data_of(store)._replies) == [str(number) for number in range(CHANGES - 5, CHANGES)]
+        assert await self.enqueue(store, str(CHANGES - 5)) == first[CHANGES - 5]
+        assert await self.enqueue(store, "0") not in first
+
+    async def test_a_large_one_takes_the_place_of_many(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(memory, "REPLAY_BYTES_MAX", 10_000)
+        store = InMemoryLightningStore()
+        for number in range(10):
+            await self.enqueue(store, str(number))
+        await self.enqueue(store, "large", 9_500)
+        assert list(data_of(store)._replies) == ["large"]
+        await self.enqueue(store, "larger than all", 20_000)
+        assert (len(data_of(store)._replies), data_of(store)._reply_bytes) == (0, 0)
+
+    async def test_they_are_bounded_in_number(self):
+        store = InMemoryLightningStore(replay_entries_max=3)
+        for number in range(CHANGES):
+            await self.enqueue(store, str(number))
+        assert list(data_of(store)._replies) == [str(number) for number in range(CHANGES - 3, CHANGES)]
+
+    async def test_they_are_bounded_in_time(self, clock: FakeClock):
+        store = InMemoryLightningStore(clock=clock, replay_window_seconds=60)
+        old = await self.enqueue(store, "old")
+        clock.advance(60)
+        assert await self.enqueue(store, "old") == old
+        clock.advance(1)
+        await self.enqueue(store, "new")
+        assert list(data_of(store)._replies) == ["new"]
+        assert await self.enqueue(store, "old") != old
+
+    async def test_the_time_of_day_may_jump(self, clock: FakeClock, monkeypatch: pytest.MonkeyPatch):
+        store = InMemoryLightningStore(clock=clock, replay_window_seconds=60)
+        made = await self.enqueue(store, "r")
+        for day in (-86400.0, 86400.0):
+            monkeypatch.setattr(clock, "now", lambda day=day: clock._now + day)
+            assert await self.enqueue(store, "r") == made
+        monkeypatch.setattr(clock, "now", lambda: clock._start)
+        clock.advance(61)
+        assert await self.enqueue(store, "r") != made
+
+    async def test_a_request_repeated_at_once_happens_once(self):
+        store = InMemoryLightningStore()
+        made = await asyncio.gather(*(self.enqueue(store, "r") for _ in range(10)))
+        assert len(set(made)) == 1
+        assert (await store.statistics())["total_rollouts"] == 1

@@ -1,0 +1,124 @@
+"""The watchdog wakes whoever waits, whatever became of the event loop that set the deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from lightning_store import InMemoryLightningStore, Rollout, RolloutConfig
+from lightning_store.testing import SAFETY_SECONDS, FakeClock
+from lightning_store.watchdog import SLACK_SECONDS, SLEEP_SECONDS_MAX, Watchdog
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def store(clock: FakeClock) -> InMemoryLightningStore:
+    return InMemoryLightningStore(clock=clock)
+
+
+async def waiting_for_one_that_times_out(
+    store: InMemoryLightningStore, clock: FakeClock
+) -> asyncio.Task[list[Rollout]]:
+    """A wait for the one rollout of the queue, whose attempts last 10 seconds."""
+    made = await store.enqueue_rollout("task", config=RolloutConfig(timeout_seconds=10))
+    waiter = asyncio.create_task(store.wait_for_rollouts(rollout_ids=[made.rollout_id], timeout=15))
+    await clock.until_waiting(clock.now() + 15)
+    return waiter
+
+
+async def expect_timeout(waiter: asyncio.Task[list[Rollout]], clock: FakeClock) -> None:
+    clock.advance(11)
+    [rollout] = await asyncio.wait_for(waiter, SAFETY_SECONDS)
+    assert (rollout.status, rollout.end_time) == ("failed", clock.now())
+
+
+@pytest.mark.asyncio
+async def test_a_deadline_outlives_the_loop_that_set_it(store: InMemoryLightningStore, clock: FakeClock):
+    waiter = await waiting_for_one_that_times_out(store, clock)
+    await asyncio.to_thread(asyncio.run, store.dequeue_rollout())
+    await expect_timeout(waiter, clock)
+
+
+@pytest.mark.asyncio
+async def test_a_deadline_does_not_wait_for_the_loop_that_set_it(store: InMemoryLightningStore, clock: FakeClock):
+    waiter = await waiting_for_one_that_times_out(store, clock)
+    claimed, released = threading.Event(), threading.Event()
+
+    async def claim_and_block() -> bool:
+        await store.dequeue_rollout()
+        claimed.set()
+        return released.wait(SAFETY_SECONDS)
+
+    blocked = asyncio.create_task(asyncio.to_thread(asyncio.run, claim_and_block()))
+    try:
+        assert await asyncio.to_thread(claimed.wait, SAFETY_SECONDS)
+        await expect_timeout(waiter, clock)
+    finally:
+        released.set()
+    assert await blocked
+
+
+@pytest.mark.asyncio
+async def test_a_waiting_claim_is_told_of_deadlines_of_other_loops(store: InMemoryLightningStore, clock: FakeClock):
+    waiter = asyncio.create_task(store.dequeue_rollout(max_wait=15))
+    await clock.until_waiting(clock.now() + 15)
+    config = RolloutConfig(timeout_seconds=10, max_attempts=2, retry_condition=["timeout"])
+    started = await asyncio.to_thread(asyncio.run, store.start_rollout("task", config=config))
+    clock.advance(11)
+    again = await asyncio.wait_for(waiter, SAFETY_SECONDS)
+    assert again is not None
+    assert (again.rollout_id, again.attempt.sequence_id) == (started.rollout_id, 2)
+
+
+def test_loops_that_are_closed_are_forgotten(clock: FakeClock):
+    async def look() -> None:
+        raise AssertionError("nothing is due")
+
+    watchdog = Watchdog(clock, look)
+
+    async def watch_and_wait(deadline: float) -> None:
+        with watchdog.waiting():
+            watchdog.watch(deadline)
+
+    for number in range(50):
+        asyncio.run(watch_and_wait(clock.now() + 10 + number))
+    assert len(watchdog._armed) == 1
+    assert not watchdog._waiting
+
+
+class TestTimers:
+    """When the watchdog of one loop wakes."""
+
+    pytestmark = pytest.mark.asyncio
+
+    async def armed(self, clock: FakeClock, *deadlines: float | None) -> list[float]:
+        """In how many seconds it wakes after these deadlines, in seconds from now, were told in turn."""
+
+        async def look() -> None:
+            pass
+
+        watchdog = Watchdog(clock, look)
+        for deadline in deadlines:
+            watchdog.watch(None if deadline is None else clock.now() + deadline)
+        return [due - clock.now() for due in clock.pending()]
+
+    async def test_soon_after_the_deadline(self, clock: FakeClock):
+        assert await self.armed(clock, 10) == [pytest.approx(10 + SLACK_SECONDS)]
+
+    async def test_only_for_the_earliest(self, clock: FakeClock):
+        assert await self.armed(clock, 10, 20, 5, 7) == [pytest.approx(5 + SLACK_SECONDS)]
+
+    async def test_at_once_where_the_deadline_has_passed(self, clock: FakeClock):
+        assert await self.armed(clock, -10) == [pytest.approx(SLACK_SECONDS, abs=1e-6)]
+
+    async def test_now_and_then_where_it_is_far(self, clock: FakeClock):
+        assert await self.armed(clock, 1e9) == [SLEEP_SECONDS_MAX]
+
+    async def test_never_without_a_deadline(self, clock: FakeClock):
+        assert await self.armed(clock, None) == []
