@@ -184,15 +184,16 @@ class Engine(LightningStore):
         until = self._clock.monotonic() + max_wait
         with self._claimants.register(None if request is None else request.id) as claimant:
             woken = True
-            while not claimant.superseded:
+            while True:
                 self._claimants.follow_call(claimant)
                 claims = await self._once("dequeue_rollouts", claim)
                 left = until - self._clock.monotonic()
+                if claims:
+                    self._claimants.answered(claimant)
                 if claims or left <= 0 or not woken:
                     return claims
                 with self._watchdog.waiting():
                     woken = await claimant.wakeup.wait(self._clock, left)
-        return []
 
     async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> AttemptedRollout:
         worker_id = arguments.worker_name(worker_id)

@@ -109,8 +109,6 @@ class Claimant:
         self.wakeup = Wakeup()
         self.called = False
         """A rollout was queued for it, which it has not tried to claim yet."""
-        self.superseded = False
-        """The same request was made again: the reply goes there."""
 
 
 class Claimants:
@@ -118,7 +116,6 @@ class Claimants:
 
     def __init__(self) -> None:
         self._waiting: dict[int, Claimant] = {}
-        self._by_request: dict[str, Claimant] = {}
         self._lock = threading.Lock()
 
     @contextmanager
@@ -130,19 +127,11 @@ class Claimants:
         claimant = Claimant(request_id)
         with self._lock:
             self._waiting[id(claimant)] = claimant
-            if request_id is not None:
-                former = self._by_request.get(request_id)
-                self._by_request[request_id] = claimant
-                if former is not None:
-                    former.superseded = True
-                    former.wakeup.wake()
         try:
             yield claimant
         finally:
             with self._lock:
                 self._waiting.pop(id(claimant), None)
-                if request_id is not None and self._by_request.get(request_id) is claimant:
-                    del self._by_request[request_id]
             if claimant.called:
                 self.notify(1)
 
@@ -164,3 +153,11 @@ class Claimants:
                         queued -= 1
                     else:
                         del self._waiting[key]
+
+    def answered(self, claimant: Claimant) -> None:
+        """``claimant`` has claimed. If its request was made twice, wake the other caller, who gets the same reply:
+        which of the two somebody still waits for, nobody here can know."""
+        with self._lock:
+            for other in self._waiting.values():
+                if other is not claimant and other.request_id == claimant.request_id is not None:
+                    other.wakeup.wake()

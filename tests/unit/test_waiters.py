@@ -141,14 +141,14 @@ class TestClaimants:
                 assert self.called(line) == [False, False]
             assert self.called(line) == [True, False]
 
-    async def test_the_same_request_takes_the_place_of_the_former(self):
+    async def test_who_has_claimed_wakes_the_twin_of_the_same_request(self):
         claimants = Claimants()
         with ExitStack() as stack:
-            former, other = self.join(claimants, stack, "r", "another")
-            [latter] = self.join(claimants, stack, "r")
-            assert [one.superseded for one in (former, other, latter)] == [True, False, False]
-            assert await is_woken(former.wakeup)
-        assert claimants._by_request == {}
+            one, other, none, twin = self.join(claimants, stack, "r", "another", None, "r")
+            claimants.answered(one)
+            assert [await is_woken(each.wakeup) for each in (one, other, none, twin)] == [False, False, False, True]
+            claimants.answered(none)
+            assert not await is_woken(other.wakeup)
         assert claimants._waiting == {}
 
     async def test_a_closed_loop_takes_no_call(self):
@@ -184,11 +184,11 @@ class TestClaims:
         store = InMemoryLightningStore(clock=clock)
         first = await self.waiting(store, clock, 15, "r")
         second = await self.waiting(store, clock, 16, "r")
-        assert await asyncio.wait_for(first, SAFETY_SECONDS) is None
         made = await store.enqueue_rollout("task")
         claimed = await asyncio.wait_for(second, SAFETY_SECONDS)
         assert claimed is not None
         assert claimed.rollout_id == made.rollout_id
+        assert await asyncio.wait_for(first, SAFETY_SECONDS) == claimed
         with request_scope("r"):
             assert await store.dequeue_rollout(max_wait=17) == claimed
 
