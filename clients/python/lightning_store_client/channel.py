@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import math
 import os
 import threading
@@ -16,11 +17,14 @@ import weakref
 from typing import Any, Final
 
 import grpc
-import grpc._channel  # now: a fork during a first call would find its import half done
-from grpc._cython import cygrpc  # type: ignore[attr-defined]  # the one place that knows of forks
 from grpc_health.v1 import health_pb2_grpc
 
 from lightning_store.v1 import service_pb2_grpc
+
+# gRPC's own: which channels its fork handlers close in the child. There is no public way to ask that of them.
+cygrpc: Any = importlib.import_module("grpc._cython.cygrpc")
+# Now, since a fork during a first call would find the import half done, and its lock held, in the child.
+importlib.import_module("grpc._channel")
 
 MIB: Final = 1024 * 1024
 MAX_MESSAGE_BYTES: Final = 64 * MIB

@@ -6,8 +6,8 @@ of those moments, a plain sequential model answers each call as the store did. A
 open-ended: it may have taken effect at any time since it began, once, or never.
 
 ``History`` records, through a ``RecordedStore`` for each client; ``StoreModel`` is the contract in its plainest form;
-``check`` searches for the moments, after Wing and Gong ("Testing and Verifying Concurrent Objects", 1993) with the
-memory of states seen that Lowe added ("Testing for Linearizability", 2017).
+``check_history`` searches for the moments, after Wing and Gong ("Testing and Verifying Concurrent Objects", 1993), with
+the memory of states seen that Lowe added ("Testing for Linearizability", 2017).
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class SearchLimitError(RuntimeError):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What ``check`` found."""
+    """What ``check_history`` found."""
 
     linearizable: bool
     order: Sequence[Operation]
@@ -151,7 +151,7 @@ class Verdict:
         return self.linearizable
 
 
-def check(history: Sequence[Operation], model: SequentialModel[Any], *, states_max: int = 500_000) -> Verdict:
+def check_history(history: Sequence[Operation], model: SequentialModel[Any], *, states_max: int = 500_000) -> Verdict:
     """Whether ``history`` can be explained by ``model``. SearchLimitError after ``states_max`` states."""
     return _Search(history, model, states_max).run()
 
