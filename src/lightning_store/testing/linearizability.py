@@ -207,6 +207,8 @@ class _Search(Generic[S]):
         """The choice with what holds after it; None if the model answers otherwise, or if it was tried already."""
         operation = self._operations[choice]
         state, result = self._model.apply(node.state, operation.call)
+        if operation.returned is None and state == node.state:
+            return None  # it changes nothing here, so it may as well come later or never
         if operation.returned is not None and result != operation.result:
             return None
         done = node.done | 1 << choice

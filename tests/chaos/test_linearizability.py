@@ -1,0 +1,98 @@
+"""Concurrent calls over a wire that breaks are as good as one call after the other; those of broken stores are not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from lightning_store import InMemoryLightningStore, LightningStore
+from lightning_store.model import AttemptedRollout
+from lightning_store.replay import part_scope
+from lightning_store.testing.faults import Fault, FaultSchedule
+from lightning_store.testing.linearizability import StoreModel, Verdict, check_history
+from tests.chaos.flaky import PATIENCE
+from tests.chaos.histories import CLIENTS, OPERATIONS, record_history
+
+CUT = {Fault.CUT_REPLY: 0.15, Fault.CUT_REQUEST: 0.05, Fault.RESET: 0.05, Fault.DELAY: 0.05}
+LATE = {Fault.LATE_REQUEST: 0.15, Fault.CUT_REPLY: 0.1}
+NO_RETRIES: dict[str, Any] = {"retry_delays": (), "health_retry_delays": ()}
+
+
+async def verdict_on(
+    store: LightningStore, seed: int, shares: dict[Fault, float], client_settings: dict[str, Any]
+) -> Verdict:
+    history, statistics = await record_history(store, FaultSchedule.random(seed, shares), seed, **client_settings)
+    assert len(history.operations) == CLIENTS * OPERATIONS
+    assert statistics.cut >= 1
+    return check_history(history.operations, StoreModel())
+
+
+seeds = pytest.mark.parametrize(
+    "seed", [*range(10), *(pytest.param(seed, marks=pytest.mark.chaos) for seed in range(10, 150))]
+)
+
+
+@seeds
+@pytest.mark.asyncio
+async def test_with_retries_each_call_happens_once(seed: int):
+    verdict = await verdict_on(InMemoryLightningStore(), seed, CUT, PATIENCE)
+    assert verdict, verdict.explanation
+
+
+@pytest.mark.chaos  # calls without an end can make a search long
+@seeds
+@pytest.mark.asyncio
+async def test_without_retries_each_call_happens_once_or_never(seed: int):
+    verdict = await verdict_on(InMemoryLightningStore(), seed, CUT, NO_RETRIES)
+    assert verdict, verdict.explanation
+
+
+@pytest.mark.chaos
+@seeds
+@pytest.mark.asyncio
+async def test_without_retries_a_call_may_happen_late(seed: int):
+    verdict = await verdict_on(InMemoryLightningStore(), seed, LATE, NO_RETRIES)
+    assert verdict, verdict.explanation
+
+
+# --- Broken on purpose -----------------------------------------------------------------------------------------------
+
+
+class ClaimsWithoutRemoval(InMemoryLightningStore):
+    """What it hands out stays in the queue."""
+
+    async def dequeue_many_rollouts(self, **options: Any) -> Sequence[AttemptedRollout]:
+        claimed = await super().dequeue_many_rollouts(**options)
+        for rollout in claimed:
+            with part_scope(f"keep {rollout.rollout_id}"):
+                await self.update_rollout(rollout.rollout_id, status="queuing")
+        return claimed
+
+
+class ClaimsInTwoSteps(InMemoryLightningStore):
+    """It looks first and takes then, so that another call can come between."""
+
+    async def dequeue_many_rollouts(self, *, limit: int = 1, **options: Any) -> Sequence[AttemptedRollout]:
+        found = await self.query_rollouts(status_in=["queuing", "requeuing"], limit=limit)
+        await asyncio.sleep(0.002)
+        claimed = []
+        for rollout in found:
+            with part_scope(f"take {rollout.rollout_id}"):
+                claimed.append(await self.start_attempt(rollout.rollout_id))
+        return claimed
+
+
+def replays_nothing() -> LightningStore:
+    """It answers a request that it has seen by doing it again."""
+    return InMemoryLightningStore(replay_entries_max=0)
+
+
+@pytest.mark.parametrize("make", [ClaimsWithoutRemoval, ClaimsInTwoSteps, replays_nothing])
+@pytest.mark.asyncio
+async def test_a_broken_store_is_caught(make):
+    verdicts = [await verdict_on(make(), seed, CUT, PATIENCE) for seed in range(10)]
+    caught = [verdict for verdict in verdicts if not verdict]
+    assert len(caught) >= 3
