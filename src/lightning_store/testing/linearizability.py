@@ -201,7 +201,14 @@ class _Search(Generic[S]):
         """What may be next: whatever began before the first return among the operations that are left."""
         left = [i for i in range(len(self._operations)) if not done >> i & 1]
         first_return = min((end for i in left if (end := self._operations[i].returned) is not None), default=0)
-        return _Node(done, state, iter([i for i in left if self._operations[i].began < first_return]))
+        choices = [i for i in left if self._operations[i].began < first_return]
+        # One that is right here and changes nothing may come first in every order in which it could come later.
+        idle = next((i for i in choices if self._is_idle(state, i)), None)
+        return _Node(done, state, iter(choices if idle is None else [idle]))
+
+    def _is_idle(self, state: S, choice: int) -> bool:
+        operation = self._operations[choice]
+        return operation.returned is not None and self._model.apply(state, operation.call) == (state, operation.result)
 
     def _follow(self, node: _Node[S], choice: int) -> tuple[int, int, S] | None:
         """The choice with what holds after it; None if the model answers otherwise, or if it was tried already."""
