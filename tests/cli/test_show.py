@@ -40,6 +40,8 @@ def closed_port() -> Iterator[str]:
 
 
 def test_health(run, served, closed_port) -> None:
+    as_json = run("health", "--json", "--server", served.endpoint)
+    assert (as_json.exit_code, json.loads(as_json.output)) == (0, {"server": served.endpoint, "serving": True})
     serving = run("health", "--server", served.endpoint)
     assert (serving.exit_code, serving.output) == (0, f"{served.endpoint} SERVING\n")
     absent = run("health", "--server", closed_port, "--timeout", "1")

@@ -59,7 +59,8 @@ def paged(command: F) -> F:
 @click.command()
 @SERVER
 @seconds("--timeout", min_open=True, default=HEALTH_SECONDS, help="Give up after this long, or after 2 seconds.")
-def health(server: str, timeout: float) -> None:
+@switch("--json", "as_json", help="Print the answer as one JSON document.")
+def health(server: str, timeout: float, as_json: bool) -> None:
     """Probe a server: exit code 0 if it is serving, 1 if not."""
 
     async def question(client: LightningStoreClient) -> bool:
@@ -70,7 +71,10 @@ def health(server: str, timeout: float) -> None:
             return False
 
     serving = ask(server, HEALTH_SECONDS, question)
-    click.echo(f"{server} {'SERVING' if serving else 'NOT_SERVING: it does not answer, or it is shutting down'}")
+    if as_json:
+        echo_json({"server": server, "serving": serving})
+    else:
+        click.echo(f"{server} {'SERVING' if serving else 'NOT_SERVING: it does not answer, or it is shutting down'}")
     if not serving:
         raise click.exceptions.Exit(1)
 
