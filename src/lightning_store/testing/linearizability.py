@@ -152,8 +152,28 @@ class Verdict:
 
 
 def check_history(history: Sequence[Operation], model: SequentialModel[Any], *, states_max: int = 500_000) -> Verdict:
-    """Whether ``history`` can be explained by ``model``. SearchLimitError after ``states_max`` states."""
-    return _Search(history, model, states_max).run()
+    """Whether ``history`` can be explained by ``model``. SearchLimitError if it takes more than ``states_max`` states.
+
+    A search that sets out in the wrong direction can take a thousand times as long as another, so two are tried for a
+    while before one goes on to the end.
+    """
+    for limit in (states_max // 20, states_max):
+        for sort_key in (_as_if_returned_at_once, _as_if_never_returned):
+            try:
+                return _Search(sorted(history, key=sort_key), model, limit).run()
+            except SearchLimitError:
+                continue
+    raise SearchLimitError(f"no verdict on {len(history)} operations after {states_max} states")
+
+
+def _as_if_returned_at_once(operation: Operation) -> int:
+    """The order of returns, which mostly is one that explains; open-ended operations where they began."""
+    return operation.began if operation.returned is None else operation.returned
+
+
+def _as_if_never_returned(operation: Operation) -> tuple[bool, int]:
+    """The same, with open-ended operations only when nothing else will do."""
+    return operation.returned is None, _as_if_returned_at_once(operation)
 
 
 class _Node(NamedTuple, Generic[S]):
@@ -167,9 +187,9 @@ class _Node(NamedTuple, Generic[S]):
 class _Search(Generic[S]):
     """Depth first over the orders that respect real time: an operation that returned before another began is first."""
 
-    def __init__(self, history: Sequence[Operation], model: SequentialModel[S], states_max: int) -> None:
-        # Tried in the order of their returns, which mostly is one that explains, and open-ended ones after all others.
-        self._operations = sorted(history, key=lambda one: (one.returned is None, one.returned, one.began))
+    def __init__(self, operations: Sequence[Operation], model: SequentialModel[S], states_max: int) -> None:
+        """What can come next is tried in the order of ``operations``."""
+        self._operations = operations
         self._completed = sum(1 << i for i, one in enumerate(self._operations) if one.returned is not None)
         self._model = model
         self._states_max = states_max
@@ -201,14 +221,7 @@ class _Search(Generic[S]):
         """What may be next: whatever began before the first return among the operations that are left."""
         left = [i for i in range(len(self._operations)) if not done >> i & 1]
         first_return = min((end for i in left if (end := self._operations[i].returned) is not None), default=0)
-        choices = [i for i in left if self._operations[i].began < first_return]
-        # One that is right here and changes nothing may come first in every order in which it could come later.
-        idle = next((i for i in choices if self._is_idle(state, i)), None)
-        return _Node(done, state, iter(choices if idle is None else [idle]))
-
-    def _is_idle(self, state: S, choice: int) -> bool:
-        operation = self._operations[choice]
-        return operation.returned is not None and self._model.apply(state, operation.call) == (state, operation.result)
+        return _Node(done, state, iter([i for i in left if self._operations[i].began < first_return]))
 
     def _follow(self, node: _Node[S], choice: int) -> tuple[int, int, S] | None:
         """The choice with what holds after it; None if the model answers otherwise, or if it was tried already."""
@@ -222,7 +235,7 @@ class _Search(Generic[S]):
         if (done, state) in self._seen:
             return None
         if len(self._seen) >= self._states_max:
-            raise SearchLimitError(f"no verdict on {len(self._operations)} operations after {self._states_max} states")
+            raise SearchLimitError
         self._seen.add((done, state))
         return choice, done, state
 
