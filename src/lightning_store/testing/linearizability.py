@@ -247,14 +247,14 @@ class _Search(Generic[S]):
         lines = ["This order explains what was seen:" if linearizable else "No order explains what was seen. So far:"]
         lines += [f"  {operation}" for operation in order]
         if not linearizable:
-            node = self._node(*self._stuck)
-            lines += ["and then each of these is wrong:", *(self._why_not(i) for i in node.choices)]
+            choices = [self._operations[i] for i in self._node(*self._stuck).choices]
+            lines += ["and then each of these is wrong:"]
+            lines += [self._why_not(one) for one in choices if one.returned is not None]
         return Verdict(linearizable, order, len(self._seen), "\n".join(lines))
 
-    def _why_not(self, choice: int) -> str:
-        operation = self._operations[choice]
+    def _why_not(self, operation: Operation) -> str:
         _, result = self._model.apply(self._stuck[1], operation.call)
-        return f"  {operation}" + ("" if operation.returned is None else f", but should give {result!r}")
+        return f"  {operation}, but should give {result!r}"
 
 
 # --- The store as a model --------------------------------------------------------------------------------------------
