@@ -46,7 +46,7 @@ async def first_page(listing: Listing[Reply], request: Any, limits: PageLimits) 
     window = page_window(request, limits.rows)
     arguments = {**listing.arguments(request), "limit": window.limit, "offset": window.offset}
     result = await listing.query(**arguments)
-    rows: list[Message] = await anext(_batches(listing, result.items, limits), [])
+    rows: list[Message] = await anext(batches(listing.to_proto, result.items, limits), [])
     next_page_token = window.next_page_token(len(rows), result.total)
     return listing.reply(**{listing.rows_field: rows}, total=result.total, next_page_token=next_page_token)
 
@@ -60,12 +60,14 @@ async def all_pages(listing: Listing[Any], request: Any, limits: PageLimits) -> 
     result = await listing.query(**listing.arguments(request))
     if not result.items:
         yield StreamQueryResponse(total=result.total)
-    async for rows in _batches(listing, result.items, PageLimits(rows_max, limits.bytes)):
+    async for rows in batches(listing.to_proto, result.items, PageLimits(rows_max, limits.bytes)):
         fields: dict[str, Any] = {listing.rows_field: rows}
         yield StreamQueryResponse(**fields, total=result.total)
 
 
-async def _batches(listing: Listing[Any], items: Sequence[Any], limits: PageLimits) -> AsyncIterator[list[Message]]:
+async def batches(
+    to_proto: Callable[[Any], Message], items: Sequence[Any], limits: PageLimits
+) -> AsyncIterator[list[Message]]:
     """The rows as messages, in runs within the limits; a row over the limit is a run of its own.
 
     A long result is converted a slice at a time, and other calls get their turn in between.
@@ -75,7 +77,7 @@ async def _batches(listing: Listing[Any], items: Sequence[Any], limits: PageLimi
     for index, item in enumerate(items):
         if index % SLICE_ROWS == SLICE_ROWS - 1:
             await asyncio.sleep(0)
-        message = listing.to_proto(item)
+        message = to_proto(item)
         message_bytes = message.ByteSize()
         if batch and (len(batch) == limits.rows or size_bytes + message_bytes > limits.bytes):
             yield batch

@@ -21,12 +21,14 @@ from lightning_store.v1 import service_pb2_grpc
 from lightning_store.v1 import span_pb2 as span
 from lightning_store.v1 import worker_pb2 as worker
 from lightning_store.v1.query_pb2 import StreamQueryRequest, StreamQueryResponse
-from lightning_store.wire import codec, queries, requests, spans
+from lightning_store.wire import codec, enums, queries, requests, selections, spans
 from lightning_store.wire.checks import require, required_text
 from lightning_store.wire.errors import span_outcome_to_proto
+from lightning_store.wire.methods import METHODS, REPEATED_METADATA, Method
 from lightning_store_server.config import ServerConfig
+from lightning_store_server.feeds import FeedRuns
 from lightning_store_server.interceptors import Context, seconds_left
-from lightning_store_server.pages import Listing, PageLimits, all_pages, first_page
+from lightning_store_server.pages import Listing, PageLimits, all_pages, batches, first_page
 from lightning_store_server.span_store import span_records_of
 
 T = TypeVar("T")
@@ -81,7 +83,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             store.query_workers,
             codec.worker_to_proto,
         )
-        self._waits: set[asyncio.Task[Any]] = set()
+        self._waits: set[asyncio.Task[Any] | FeedRuns[Any]] = set()
         self._draining = False
 
     def drain(self) -> None:
@@ -119,7 +121,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     ) -> rollout.StartRolloutResponse:
         require(request, "rollout", "rollout")
         new = codec.new_rollout_from_proto(request.rollout, "rollout")
-        with _once(request):
+        with _once(request, context):
             started = await self._store.start_rollout(
                 new.input,
                 mode=new.mode,
@@ -134,7 +136,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self, request: rollout.EnqueueRolloutsRequest, context: Context
     ) -> rollout.EnqueueRolloutsResponse:
         new = [codec.new_rollout_from_proto(one, f"rollouts[{i}]") for i, one in enumerate(request.rollouts)]
-        with _once(request):
+        with _once(request, context):
             queued = await self._store.enqueue_many_rollouts(new)
         return rollout.EnqueueRolloutsResponse(rollouts=map(codec.rollout_to_proto, queued))
 
@@ -144,7 +146,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         limit = min(requests.dequeue_limit_from_proto(request), CLAIMS_MAX)
         wait = requests.dequeue_wait_from_proto(request, self._wait_seconds(context))
         worker_id = _optional(request, "worker_id")
-        with _once(request):
+        with _once(request, context):
             if wait > 0:
                 claim = self._store.dequeue_many_rollouts(limit=limit, worker_id=worker_id, max_wait=wait)
                 claimed = await self._until_drained(claim)
@@ -156,7 +158,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self, request: rollout.StartAttemptRequest, context: Context
     ) -> rollout.StartAttemptResponse:
         rollout_id = required_text(request.rollout_id, "rollout_id")
-        with _once(request):
+        with _once(request, context):
             started = await self._store.start_attempt(rollout_id, worker_id=_optional(request, "worker_id"))
         return rollout.StartAttemptResponse(rollout=codec.rollout_to_proto(started))
 
@@ -170,7 +172,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
                 records.append(spans.span_record_from_proto(message, f"spans[{index}]"))
             except StoreError as error:
                 outcomes[index] = SpanOutcome(error=error)
-        with _once(request):
+        with _once(request, context):
             added = await self._spans.add_span_records(records)
         legal = (index for index in range(len(request.spans)) if index not in outcomes)
         outcomes.update(zip(legal, added, strict=True))
@@ -188,7 +190,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             )
             for i, key in enumerate(request.keys)
         ]
-        with _once(request):
+        with _once(request, context):
             numbers = await self._store.get_many_span_sequence_ids(keys)
         return span.AllocateSpanSequenceIdsResponse(sequence_ids=numbers)
 
@@ -261,7 +263,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         rollout_id = required_text(request.rollout_id, "rollout_id")
         update = requests.update_rollout_from_proto(request)
         fields = {name: getattr(update, name) for name in update.model_fields_set}
-        with _once(request):
+        with _once(request, context):
             updated = await self._store.update_rollout(rollout_id, **fields)
         return rollout.UpdateRolloutResponse(rollout=codec.rollout_to_proto(updated))
 
@@ -269,9 +271,17 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self, request: rollout.CancelRolloutsRequest, context: Context
     ) -> rollout.CancelRolloutsResponse:
         ids = [required_text(rollout_id, f"rollout_ids[{i}]") for i, rollout_id in enumerate(request.rollout_ids)]
-        with _once(request):
+        with _once(request, context):
             cancelled = await self._store.cancel_rollouts(ids)
         return rollout.CancelRolloutsResponse(rollouts=map(codec.rollout_to_proto, cancelled))
+
+    async def DeleteRollouts(
+        self, request: rollout.DeleteRolloutsRequest, context: Context
+    ) -> rollout.DeleteRolloutsResponse:
+        which = selections.deletion_from_proto(request)
+        with _once(request, context):
+            deleted = await self._store.delete_rollouts(**which)
+        return rollout.DeleteRolloutsResponse(rollout_ids=deleted)
 
     async def UpdateAttempt(
         self, request: rollout.UpdateAttemptRequest, context: Context
@@ -280,7 +290,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         attempt_id = requests.attempt_from_request(request)
         update = requests.update_attempt_from_proto(request)
         fields = {name: getattr(update, name) for name in update.model_fields_set}
-        with _once(request):
+        with _once(request, context):
             updated = await self._store.update_attempt(rollout_id, attempt_id, **fields)
         return rollout.UpdateAttemptResponse(attempt=codec.attempt_to_proto(updated))
 
@@ -288,7 +298,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self, request: resources.AddResourcesRequest, context: Context
     ) -> resources.AddResourcesResponse:
         named = codec.named_resources_from_proto(request.resources_json, "resources_json")
-        with _once(request):
+        with _once(request, context):
             added = await self._store.add_resources(named)
         return resources.AddResourcesResponse(resources=codec.resources_to_proto(added))
 
@@ -297,7 +307,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     ) -> resources.UpdateResourcesResponse:
         resources_id = required_text(request.resources_id, "resources_id")
         named = codec.named_resources_from_proto(request.resources_json, "resources_json")
-        with _once(request):
+        with _once(request, context):
             updated = await self._store.update_resources(resources_id, named)
         return resources.UpdateResourcesResponse(resources=codec.resources_to_proto(updated))
 
@@ -327,16 +337,45 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     ) -> rollout.WaitForRolloutsResponse:
         distinct = list(dict.fromkeys(request.rollout_ids))
         seconds = requests.wait_seconds_from_proto(request, self._wait_seconds(context))
-        ended = await self._until_drained(self._store.wait_for_rollouts(rollout_ids=distinct, timeout=seconds))
-        missing = set(distinct).difference(one.rollout_id for one in ended)
-        pending = (await self._store.query_rollouts(rollout_id_in=list(missing), limit=0)).total if missing else 0
-        return self._wait_reply(ended, complete=pending == 0)
+        return_when = enums.return_when_from_proto(request.return_when, "return_when")
+        options: dict[str, Any] = {} if return_when == "all" else {"return_when": return_when}
+        wait = self._store.wait_for_rollouts(rollout_ids=distinct, timeout=seconds, **options)
+        ended = await self._until_drained(wait)
+        complete = bool(return_when == "any" and ended) or not await self._any_pending(distinct, ended)
+        return self._wait_reply([] if request.omit_unless_complete and not complete else ended, complete)
+
+    async def _any_pending(self, rollout_ids: Sequence[str], ended: Sequence[Rollout]) -> bool:
+        missing = set(rollout_ids).difference(one.rollout_id for one in ended)
+        return bool(missing) and (await self._store.query_rollouts(rollout_id_in=list(missing), limit=0)).total > 0
+
+    async def WatchRollouts(
+        self, request: rollout.WatchRolloutsRequest, context: Context
+    ) -> AsyncIterator[rollout.WatchRolloutsResponse]:
+        feed = self._store.watch_rollouts(selections.watched_from_proto(request), after=request.after or None)
+        runs = FeedRuns(feed)
+        self._waits.add(runs)
+        if self._draining:
+            runs.cancel()
+        too_old = asyncio.get_running_loop().call_later(_stream_seconds(context, METHODS["WatchRollouts"]), runs.cancel)
+        try:
+            async for run in runs:
+                async for completions in batches(selections.completed_to_proto, run, self._limits):
+                    fields: dict[str, Any] = {"completions": completions}
+                    yield rollout.WatchRolloutsResponse(**fields)
+        finally:
+            too_old.cancel()
+            runs.cancel()
+            self._waits.discard(runs)
+        if not runs.cancelled:
+            yield rollout.WatchRolloutsResponse(complete=True)
+        elif self._draining:
+            raise StoreUnavailableError("the server is shutting down; watch again when it is back")
 
     def _wait_seconds(self, context: Context) -> float:
         """How long this call may wait."""
         left = seconds_left(context)
         longest = self._config.wait_seconds_max
-        return longest if left is None else min(longest, left - min(REPLY_MARGIN_SECONDS, left / 2))
+        return longest if left is None else min(longest, _less_margin(left))
 
     async def _until_drained(self, call: Coroutine[Any, Any, T]) -> T:
         """The result of a call that may wait; StoreUnavailableError as soon as the server drains."""
@@ -367,7 +406,17 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         return reply
 
 
-def _once(request: Any) -> AbstractContextManager[None]:
+def _less_margin(seconds: float) -> float:
+    return seconds - min(REPLY_MARGIN_SECONDS, seconds / 2)
+
+
+def _stream_seconds(context: Context, method: Method) -> float:
+    """How long a stream may go on before it ends by itself, so that its caller opens another."""
+    left = seconds_left(context)
+    return _less_margin(method.deadline_seconds if left is None else left)
+
+
+def _once(request: Any, context: Context) -> AbstractContextManager[None]:
     """The scope of a call that its caller may send twice; InvalidArgumentError if it came without a request id."""
     if not request.request_id:
         message = "request_id is missing; make a new one (a UUID, say) for each call, and send it again with a retry"
@@ -375,15 +424,19 @@ def _once(request: Any) -> AbstractContextManager[None]:
     if len(request.request_id) > REQUEST_ID_CHARS_MAX:
         message = f"request_id has {len(request.request_id)} characters; give at most {REQUEST_ID_CHARS_MAX}"
         raise InvalidArgumentError(message, field="request_id")
-    return request_scope(request.request_id, _fingerprint(request))
+    repeated = REPEATED_METADATA in (context.invocation_metadata() or ())
+    return request_scope(request.request_id, _fingerprint(request), repeated=repeated)
 
 
 def _fingerprint(request: Any) -> str:
-    """What the request asks for, in a few characters. Of spans, which are large, only the keys and the size."""
+    """What the request asks for, in a few characters. Of spans, which are large, only the keys and the size; of a claim
+    not how long it may wait, which is less for a call that is made again."""
     if isinstance(request, span.AddSpansRequest):
         keys = [(one.rollout_id, one.attempt_id, one.span.span_id) for one in request.spans]
         content = repr((request.ByteSize(), keys)).encode()
     else:
+        if isinstance(request, rollout.DequeueRolloutsRequest):
+            request.ClearField("max_wait")
         content = request.SerializeToString(deterministic=True)
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic import TypeAdapter
 
@@ -13,8 +13,10 @@ from lightning_store.model import (
     EnqueueRolloutRequest,
     NamedResources,
     Resource,
+    ReturnWhen,
     RolloutConfig,
     RolloutMode,
+    RolloutStatus,
     Span,
     Unset,
 )
@@ -70,6 +72,30 @@ def distinct_ids(rollout_ids: Sequence[object]) -> dict[str, None]:
     for rollout_id in rollout_ids:
         check_id("rollout_ids", rollout_id)
     return dict.fromkeys(map(str, rollout_ids))
+
+
+def is_any(return_when: str) -> bool:
+    """Whether one rollout ends the wait. ValueError unless it is "all" or "any"."""
+    if return_when not in get_args(ReturnWhen):
+        raise InvalidArgumentError(f"return_when is {return_when!r}; give 'all' or 'any'", field="return_when")
+    return return_when == "any"
+
+
+def check_deletion(
+    rollout_ids: Sequence[object] | None, older_than: float | None, status_in: Sequence[object] | None
+) -> None:
+    """ValueError unless these say which rollouts to delete; TypeError unless they are lists and a number."""
+    if rollout_ids is None and older_than is None:
+        message = "neither rollout_ids nor older_than is given; give one (older_than=0 is every finished rollout)"
+        raise InvalidArgumentError(message, field="older_than")
+    if rollout_ids is not None:
+        distinct_ids(rollout_ids)
+    if older_than is not None and not older_than >= 0:
+        raise InvalidArgumentError(f"older_than is {older_than}; give 0 seconds or more", field="older_than")
+    for status in () if status_in is None else status_in:
+        if isinstance(status_in, str) or status not in get_args(RolloutStatus):
+            legal = ", ".join(get_args(RolloutStatus))
+            raise InvalidArgumentError(f"status_in is {status_in!r}; give a list of some of {legal}", field="status_in")
 
 
 def worker_name(worker_id: object) -> str | None:

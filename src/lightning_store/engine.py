@@ -7,11 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
 
 from lightning_store import arguments, json_text, queries
-from lightning_store.backends.base import Backend, ResourcesRecord, RolloutRecord, Rows, SpanCodec, SpanRecord
+from lightning_store.backends.base import (
+    Backend,
+    ResourcesRecord,
+    RolloutRecord,
+    Rows,
+    SpanCodec,
+    SpanRecord,
+)
 from lightning_store.clock import Clock, SystemClock
 from lightning_store.errors import (
     RejectedSpan,
@@ -20,19 +29,22 @@ from lightning_store.errors import (
     SpansRejectedError,
     StoreError,
 )
+from lightning_store.feed import Feed, cursor_of, position_of
 from lightning_store.lifecycle import TERMINAL
-from lightning_store.memory_limits import MemoryLimits
+from lightning_store.memory_limits import MemoryLimits, memory_full
 from lightning_store.model import (
     UNSET,
     Attempt,
     AttemptedRollout,
     AttemptStatus,
     AttemptUpdate,
+    CompletedRollout,
     EnqueueRolloutRequest,
     FilterLogic,
     PaginatedResult,
     Resource,
     ResourcesUpdate,
+    ReturnWhen,
     Rollout,
     RolloutConfig,
     RolloutMode,
@@ -45,7 +57,7 @@ from lightning_store.model import (
     WorkerStatus,
     given,
 )
-from lightning_store.replay import Request, current_request
+from lightning_store.replay import Request, current_request, part_scope
 from lightning_store.snapshots import (
     Claim,
     attempt_of,
@@ -55,9 +67,9 @@ from lightning_store.snapshots import (
     rollout_with_attempt,
     worker_of,
 )
-from lightning_store.step import Effects, NewRollout, Policy, SpanOutcome, Step
+from lightning_store.step import Deletion, Effects, NewRollout, Policy, SpanOutcome, Step
 from lightning_store.store import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
-from lightning_store.waiters import Claimants, Waiters
+from lightning_store.waiters import Claimants, Waiters, Watchers
 from lightning_store.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -68,6 +80,43 @@ T = TypeVar("T")
 
 SLICE_ROWS = 256
 """Rows of a query that are converted at a stretch."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Call(Generic[R]):
+    """What is to be run in one step, and how it is replayed."""
+
+    body: Callable[[Step], Awaitable[R]]
+    operation: str = ""
+    request: Request | None = None
+    """None for a call that may as well run twice."""
+    stores: bool = False
+    """Whether it takes memory, which may be refused."""
+    final: bool = True
+    """Whether an empty reply is the answer, rather than a reason to wait and look again."""
+
+    @property
+    def signature(self) -> str:
+        """What a reply is remembered for, beside the request's id."""
+        assert self.request is not None
+        return f"{self.operation} {self.request.fingerprint}"
+
+    def replayed(self, signature: str, reply: Any) -> R:
+        """The reply that was remembered; a refusal is raised again. RequestIdReusedError if it was to another call."""
+        assert self.request is not None
+        if signature != self.signature:
+            message = f"request_id {self.request.id} was used for another call already; make a new one for each call"
+            raise RequestIdReusedError(message, field="request_id")
+        if isinstance(reply, _Refusal):
+            raise reply.error
+        return cast(R, reply)
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusal:
+    """Stands for the reply to a call that was refused."""
+
+    error: StoreError
 
 
 class Engine(LightningStore):
@@ -89,6 +138,7 @@ class Engine(LightningStore):
         self._memory = memory
         self._waiters = Waiters()
         self._claimants = Claimants()
+        self._watchers = Watchers()
         self._started = self._clock.monotonic()
         self._watchdog = Watchdog(self._clock, self._look_at_deadlines)
 
@@ -117,11 +167,13 @@ class Engine(LightningStore):
             "total_workers": counts.workers,
             "uptime": self._clock.monotonic() - self._started,
             "total_span_bytes": counts.span_bytes,
+            "total_bytes": counts.bytes,
         }
         if self._memory is not None:
             statistics["eviction_threshold_bytes"] = self._memory.eviction_bytes
             statistics["safe_threshold_bytes"] = self._memory.safe_bytes
             statistics["memory_capacity_bytes"] = self._memory.capacity_bytes
+            statistics["memory_limit_bytes"] = self._memory.limit_bytes
         return statistics
 
     # --- The queue ---------------------------------------------------------------------------------------------------
@@ -142,7 +194,7 @@ class Engine(LightningStore):
             await step.check_resources(new.resources_id)
             return await step.begin_attempt(await step.create(new, "preparing"), worker_id)
 
-        return attempted_rollout_of(await self._once("start_rollout", start))
+        return attempted_rollout_of(await self._once("start_rollout", start, stores=True))
 
     async def enqueue_rollout(
         self,
@@ -160,7 +212,7 @@ class Engine(LightningStore):
         return await self._enqueue([_new_rollout(request, f"rollouts[{i}].") for i, request in enumerate(checked)])
 
     async def _enqueue(self, requests: Sequence[NewRollout]) -> list[Rollout]:
-        records = await self._once("enqueue_rollouts", lambda step: step.enqueue(requests))
+        records = await self._once("enqueue_rollouts", lambda step: step.enqueue(requests), stores=True)
         return [rollout_of(record) for record in records]
 
     async def dequeue_rollout(self, worker_id: str | None = None, *, max_wait: float = 0.0) -> AttemptedRollout | None:
@@ -186,11 +238,12 @@ class Engine(LightningStore):
             woken = True
             while True:
                 self._claimants.follow_call(claimant)
-                claims = await self._once("dequeue_rollouts", claim)
                 left = until - self._clock.monotonic()
+                last_look = left <= 0 or not woken
+                claims = await self._once("dequeue_rollouts", claim, final=last_look)
                 if claims:
                     self._claimants.answered(claimant)
-                if claims or left <= 0 or not woken:
+                if claims or last_look:
                     return claims
                 with self._watchdog.waiting():
                     woken = await claimant.wakeup.wait(self._clock, left)
@@ -261,10 +314,10 @@ class Engine(LightningStore):
         async def add(step: Step) -> list[SpanOutcome]:
             outcomes, total_bytes = await step.add_spans(sized)
             if self._memory is not None and total_bytes > self._memory.eviction_bytes:
-                await step.tx.evict_spans(self._memory.safe_bytes)
+                await step.tx.evict_spans(total_bytes - self._memory.safe_bytes, unfinished=True)
             return outcomes
 
-        return await self._once("add_spans", add)
+        return await self._once("add_spans", add, stores=True)
 
     def _span_size(self, record: SpanRecord) -> int:
         if self._memory is None or self._memory.span_size_estimator is None:
@@ -520,7 +573,7 @@ class Engine(LightningStore):
         async def publish(step: Step) -> ResourcesRecord:
             return await step.publish(resources_id, resources_json)
 
-        return resources_of(await self._once(operation, publish))
+        return resources_of(await self._once(operation, publish, stores=True))
 
     # --- Updates -----------------------------------------------------------------------------------------------------
 
@@ -581,19 +634,24 @@ class Engine(LightningStore):
 
     # --- Waiting -----------------------------------------------------------------------------------------------------
 
-    async def wait_for_rollouts(self, *, rollout_ids: Sequence[str], timeout: float | None = None) -> list[Rollout]:
+    async def wait_for_rollouts(
+        self, *, rollout_ids: Sequence[str], timeout: float | None = None, return_when: ReturnWhen = "all"
+    ) -> list[Rollout]:
         distinct = arguments.distinct_ids(rollout_ids)
+        one_is_enough = arguments.is_any(return_when)
         until = None if timeout is None else self._clock.monotonic() + max(0.0, timeout)
         woken = True
         while True:
-            with self._waiters.register(distinct) as waiter:
+            with self._waiters.register(distinct, one_is_enough=one_is_enough) as waiter:
                 ended, unknown = await self._ended_rollouts(distinct)
                 left = None if until is None else until - self._clock.monotonic()
-                done = len(ended) + len(unknown) == len(distinct)
+                done = len(ended) + len(unknown) == len(distinct) or (one_is_enough and ended)
                 if done or not woken or (left is not None and left <= 0):
                     return [rollout_of(ended[rollout_id]) for rollout_id in rollout_ids if rollout_id in ended]
-                for rollout_id in (*ended, *unknown):
+                for rollout_id in ended:
                     waiter.note_end(rollout_id)
+                for rollout_id in unknown:
+                    waiter.pass_over(rollout_id)
                 with self._watchdog.waiting():
                     woken = await waiter.wait(self._clock, left)
 
@@ -612,35 +670,110 @@ class Engine(LightningStore):
 
         return await self._read(select)
 
+    async def watch_rollouts(
+        self, rollout_ids: Sequence[str] | None = None, *, after: str | None = None
+    ) -> AsyncIterator[CompletedRollout]:
+        store_id = self._backend.store_id
+        wanted = None if rollout_ids is None else set(arguments.distinct_ids(rollout_ids))
+        feed = Feed(wanted, position_of(store_id, after))
+        with self._watchers.register(wanted) as watcher:
+            while not feed.done:
+                feed.pass_over(watcher.before_look())
+                for told in await self._read(feed.look):
+                    rollout = rollout_with_attempt(told.rollout, told.latest)
+                    yield CompletedRollout(rollout, cursor_of(store_id, told.position))
+                if feed.caught_up and not feed.done:
+                    with self._watchdog.waiting():
+                        await watcher.wakeup.wait(self._clock, None)
+
+    # --- Deleting ----------------------------------------------------------------------------------------------------
+
+    async def delete_rollouts(
+        self,
+        rollout_ids: Sequence[str] | None = None,
+        *,
+        older_than: float | None = None,
+        status_in: Sequence[RolloutStatus] | None = None,
+    ) -> list[str]:
+        arguments.check_deletion(rollout_ids, older_than, status_in)
+        which = Deletion(
+            None if rollout_ids is None else list(arguments.distinct_ids(rollout_ids)),
+            older_than,
+            None if status_in is None else frozenset(status_in),
+        )
+        deleted: list[str] = []
+        place: int | None = 0
+        while place is not None:
+            with part_scope(f"{place}"):
+                delete = partial(Step.delete_some, which=which, after=place)
+                place, some = await self._once("delete_rollouts", delete)
+            deleted += some
+            await asyncio.sleep(0)  # let others in between
+        return deleted
+
     # --- Running steps -----------------------------------------------------------------------------------------------
 
     async def _read(self, body: Callable[[Step], Awaitable[R]]) -> R:
         """Run a step that may as well run twice."""
-        return await self._run(body, None, "")
+        return await self._run(_Call(body))
 
-    async def _once(self, operation: str, body: Callable[[Step], Awaitable[R]]) -> R:
+    async def _once(
+        self, operation: str, body: Callable[[Step], Awaitable[R]], *, stores: bool = False, final: bool = True
+    ) -> R:
         """Run a step that must not run twice for one request id; a repeated id gets the first reply again."""
-        return await self._run(body, current_request(), operation)
+        return await self._run(_Call(body, operation, current_request(), stores, final))
 
-    async def _run(self, body: Callable[[Step], Awaitable[R]], request: Request | None, operation: str) -> R:
+    async def _run(self, call: _Call[R]) -> R:
         while True:
             now, at = self._clock.now(), self._clock.monotonic()
             effects = Effects()
             try:
                 async with self._backend.transaction() as tx:
-                    if request is not None and (remembered := await tx.recall_reply(request.id, at)) is not None:
-                        return cast(R, _replayed(request, operation, *remembered))
+                    if call.request is not None:
+                        remembered = await tx.recall_reply(call.request.id, at)
+                        if remembered is not None:
+                            return call.replayed(*remembered)
                     step = Step(tx, now, effects, self._policy)
-                    if await step.give_up_overdue():
-                        reply = await body(step)
-                        if request is not None and reply:  # an empty-handed claim may as well be tried again
-                            await tx.remember_reply(request.id, _call(request, operation), reply, at)
-                        self._watchdog.watch(await tx.next_deadline())
+                    if await step.give_up_overdue() and await step.drop_expendable():
+                        reply = await self._perform(step, call, at)
+                        self._watchdog.watch(await step.next_deadline())
                         return reply
             finally:
-                self._waiters.notify(effects.ended)
-                self._claimants.notify(effects.queued)
-            await asyncio.sleep(0)  # a great many were overdue: let others in between
+                self._tell(effects)
+            await asyncio.sleep(0)  # there was a great deal to do before the call: let others in between
+
+    async def _perform(self, step: Step, call: _Call[R], at: float) -> R:
+        """Run the call's body and remember its reply."""
+        try:
+            if call.stores:
+                await self._make_room(step)
+            reply = await call.body(step)
+        except StoreError as error:
+            if call.request is not None and call.request.repeated:
+                await step.tx.remember_reply(call.request.id, call.signature, _Refusal(error), at)
+            raise
+        if call.request is not None and (reply or (call.request.repeated and call.final)):
+            await step.tx.remember_reply(call.request.id, call.signature, reply, at)
+        return reply
+
+    async def _make_room(self, step: Step) -> None:
+        """ResourceExhaustedError if the memory limit is reached, with nothing left that may be dropped."""
+        if self._memory is None:
+            return
+        excess = await step.tx.stored_bytes() - self._memory.limit_bytes
+        if excess <= 0:
+            return
+        await step.tx.evict_spans(excess, unfinished=False)
+        stored = await step.tx.stored_bytes()
+        if stored > self._memory.limit_bytes:
+            raise memory_full(stored, self._memory.limit_bytes)
+
+    def _tell(self, effects: Effects) -> None:
+        """Wake who waits for what a step did."""
+        self._waiters.notify(effects.ended)
+        self._waiters.notify(effects.deleted)
+        self._claimants.notify(effects.queued)
+        self._watchers.notify(effects.ended, effects.deleted)
 
     async def _look_at_deadlines(self) -> None:
         """A step that is only about deadlines, which every step looks at first."""
@@ -659,18 +792,6 @@ async def _converted(convert: Callable[[Any], T], records: Sequence[Any]) -> lis
             await asyncio.sleep(0)
         converted.extend(map(convert, records[start : start + SLICE_ROWS]))
     return converted
-
-
-def _replayed(request: Request, operation: str, remembered: str, reply: Any) -> Any:
-    if remembered != _call(request, operation):
-        message = f"request_id {request.id} was used for another call already; make a new one for each call"
-        raise RequestIdReusedError(message, field="request_id")
-    return reply
-
-
-def _call(request: Request, operation: str) -> str:
-    """What a reply is remembered for, beside the id."""
-    return f"{operation} {request.fingerprint}"
 
 
 def _new_rollout(request: EnqueueRolloutRequest, prefix: str = "") -> NewRollout:

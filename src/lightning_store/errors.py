@@ -7,6 +7,7 @@
     │   ├── NoAttemptsError                       "No attempts found for rollout X"
     │   ├── ResourcesNotFoundError                strict mode: resources_id is not known
     │   ├── InvalidTransitionError                strict mode: out of a terminal status
+    │   ├── CursorUnknownError                    the cursor of a feed is of another store
     │   ├── SpansRejectedError                    some spans of a batch were refused, the rest are stored
     │   ├── RequestIdReusedError                  one request id, two different calls
     │   └── MessageTooLargeError                  one item is larger than a message may be
@@ -89,6 +90,15 @@ class ResourcesNotFoundError(InvalidArgumentError):
 
 class InvalidTransitionError(InvalidArgumentError):
     reason = "INVALID_TRANSITION"
+
+
+class CursorUnknownError(InvalidArgumentError):
+    reason = "CURSOR_UNKNOWN"
+
+    @classmethod
+    def of(cls, cursor: str) -> CursorUnknownError:
+        message = f"after is {cursor!r}, no cursor of this store, which may have been started anew; start without one"
+        return cls(message, field="after")
 
 
 @dataclass(frozen=True, slots=True)

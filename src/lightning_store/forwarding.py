@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
+from lightning_store.errors import UnsupportedError
+from lightning_store.model import CompletedRollout
 from lightning_store.store import LightningStore
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
@@ -28,6 +30,10 @@ class ForwardingStore(LightningStore):
     @abstractmethod
     async def _forward(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         """Make the call ``method(*args, **kwargs)`` on the other store."""
+
+    def _forward_stream(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AsyncIterator[Any]:
+        """As ``_forward``, for a method whose results come one by one."""
+        raise UnsupportedError(f"{type(self).__name__} does not forward {method}")
 
     statistics = _forwarded(LightningStore.statistics)
     start_rollout = _forwarded(LightningStore.start_rollout)
@@ -58,3 +64,9 @@ class ForwardingStore(LightningStore):
     update_attempt = _forwarded(LightningStore.update_attempt)
     update_worker = _forwarded(LightningStore.update_worker)
     wait_for_rollouts = _forwarded(LightningStore.wait_for_rollouts)
+    delete_rollouts = _forwarded(LightningStore.delete_rollouts)
+
+    def watch_rollouts(
+        self, rollout_ids: Sequence[str] | None = None, *, after: str | None = None
+    ) -> AsyncIterator[CompletedRollout]:
+        return self._forward_stream("watch_rollouts", (rollout_ids,), {"after": after})

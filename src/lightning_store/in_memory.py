@@ -20,8 +20,11 @@ class InMemoryLightningStore(Engine):
 
     ``worker_timeout_seconds`` gives up the attempts of workers that sent heartbeats and fell silent; 0 does not.
     ``eviction_memory_threshold`` and ``safe_memory_threshold`` bound the memory of spans: a ratio of total memory (a
-    float up to 1) or bytes (an int); defaults 0.7 and 0.8 of the first. ``span_size_estimator`` tells the bytes of a
-    span. ``replay_window_seconds`` and ``replay_entries_max`` bound the replies kept for repeated request ids.
+    float up to 1) or bytes (an int); defaults 0.7 and 0.8 of the first. ``memory_limit`` (0.9) bounds the memory of
+    everything; past it, calls that would store more are refused. ``span_size_estimator`` tells the bytes of a span.
+    ``retain_finished_seconds`` and ``retain_finished_count`` delete the rollouts that have been terminal for longer, or
+    those that ended first when there are more; None keeps them. ``replay_window_seconds`` and ``replay_entries_max``
+    bound the replies kept for repeated request ids.
     """
 
     def __init__(
@@ -33,13 +36,21 @@ class InMemoryLightningStore(Engine):
         safe_memory_threshold: float | int | None = None,
         span_size_estimator: Callable[[Span], int] | None = None,
         memory_capacity_bytes: int | None = None,
+        memory_limit: float | int | None = None,
+        retain_finished_seconds: float | None = None,
+        retain_finished_count: int | None = None,
         replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
         replay_entries_max: int = REPLAY_ENTRIES_MAX,
         clock: Clock | None = None,
     ) -> None:
         limits = MemoryLimits.of(
-            eviction_memory_threshold, safe_memory_threshold, span_size_estimator, memory_capacity_bytes
+            eviction_memory_threshold, safe_memory_threshold, span_size_estimator, memory_capacity_bytes, memory_limit
         )
         backend = MemoryBackend(replay_window_seconds=replay_window_seconds, replay_entries_max=replay_entries_max)
-        policy = Policy(strict=strict, worker_timeout_seconds=worker_timeout_seconds)
+        policy = Policy(
+            strict=strict,
+            worker_timeout_seconds=worker_timeout_seconds,
+            retain_finished_seconds=retain_finished_seconds,
+            retain_finished_count=retain_finished_count,
+        )
         super().__init__(backend, ProtoSpanCodec(), policy=policy, clock=clock, memory=limits)

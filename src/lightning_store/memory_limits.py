@@ -8,22 +8,31 @@ from typing import Final
 
 import psutil
 
-from lightning_store.errors import InvalidArgumentError
+from lightning_store.errors import InvalidArgumentError, ResourceExhaustedError
 from lightning_store.model import Span
 
 EVICTION_RATIO_DEFAULT: Final = 0.7
 """Of the machine's memory."""
 SAFE_RATIO_DEFAULT: Final = 0.8
 """Of the eviction threshold."""
+LIMIT_RATIO_DEFAULT: Final = 0.9
+"""Of the machine's memory."""
+RETRY_AFTER_SECONDS: Final = 5.0
+"""When to try again what was refused: somebody has to read and delete first."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryLimits:
-    """Past ``eviction_bytes`` of spans, whole rollouts' spans are dropped until ``safe_bytes`` or less remain."""
+    """Past ``eviction_bytes`` of spans, whole rollouts' spans are dropped until ``safe_bytes`` or less remain.
+
+    Past ``limit_bytes`` of everything stored, spans of finished rollouts are dropped; when there are none left, calls
+    that would store more are refused.
+    """
 
     capacity_bytes: int
     eviction_bytes: int
     safe_bytes: int
+    limit_bytes: int
     span_size_estimator: Callable[[Span], int] | None = None
     """Bytes to count for a span; None counts its encoded size and a fixed overhead."""
 
@@ -34,6 +43,7 @@ class MemoryLimits:
         safe_memory_threshold: float | int | None = None,
         span_size_estimator: Callable[[Span], int] | None = None,
         memory_capacity_bytes: int | None = None,
+        memory_limit: float | int | None = None,
     ) -> MemoryLimits:
         """Limits from a ratio of total memory (a float up to 1) or bytes (an int) each; ValueError if not legal.
 
@@ -54,7 +64,19 @@ class MemoryLimits:
                 f"safe_memory_threshold is {safe} bytes; it must be below the eviction threshold of {eviction} bytes",
                 field="safe_memory_threshold",
             )
-        return cls(capacity, eviction, safe, span_size_estimator)
+        limit = _bytes("memory_limit", LIMIT_RATIO_DEFAULT if memory_limit is None else memory_limit, capacity)
+        return cls(capacity, eviction, safe, limit, span_size_estimator)
+
+
+def memory_full(stored_bytes: int, limit_bytes: int) -> ResourceExhaustedError:
+    """What is raised past ``limit_bytes`` with nothing left to drop."""
+    error = ResourceExhaustedError(
+        f"the store holds {stored_bytes} bytes, more than its limit of {limit_bytes}, and no spans of finished rollouts "
+        "are left to drop; read and delete finished rollouts (delete_rollouts), or raise memory_limit",
+        limit="memory_limit",
+    )
+    error.retry_after_seconds = RETRY_AFTER_SECONDS
+    return error
 
 
 def _bytes(name: str, threshold: float | int, capacity_bytes: int) -> int:

@@ -51,6 +51,7 @@ SpanKind = Literal["INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER"]
 TemplateEngine = Literal["jinja", "f-string", "poml"]
 FilterLogic = Literal["and", "or"]
 SortOrder = Literal["asc", "desc"]
+ReturnWhen = Literal["all", "any"]
 
 TIME_MAX_SECONDS: Final = 2**63 // 10**9
 """Latest time the store holds: 2262-04-11, the last second whose nanoseconds fit a signed 64-bit integer."""
@@ -389,6 +390,19 @@ class Worker(Model):
     last_idle_time: Time | None = None
     current_rollout_id: str | None = None
     current_attempt_id: str | None = None
+
+
+# --- Completions -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class CompletedRollout:
+    """A rollout that became terminal, as ``watch_rollouts`` tells of it."""
+
+    rollout: Rollout
+    """As it is when it is told."""
+    cursor: str
+    """Where to go on after this one. Opaque, and of one store only."""
 
 
 # --- Query results ---------------------------------------------------------------------------------------------------

@@ -23,15 +23,21 @@ class Request(NamedTuple):
     id: str
     fingerprint: str
     """Tells different calls apart that were given the same id by mistake; empty if nobody looks."""
+    repeated: bool = False
+    """Whether it is known to be made again, so that an earlier one may still be on its way."""
 
 
 _request: ContextVar[Request | None] = ContextVar("lightning_store_request", default=None)
 
 
 @contextmanager
-def request_scope(request_id: str, fingerprint: str = "") -> Iterator[None]:
-    """The one call that is made inside carries ``request_id``; again with another ``fingerprint``, it is refused."""
-    token = _request.set(Request(request_id, fingerprint))
+def request_scope(request_id: str, fingerprint: str = "", *, repeated: bool = False) -> Iterator[None]:
+    """The one call that is made inside carries ``request_id``; again with another ``fingerprint``, it is refused.
+
+    A call that came to nothing (an empty claim, a refusal) is remembered only if it is ``repeated``: then the earlier
+    one may arrive later, and must not act when nobody expects it any more.
+    """
+    token = _request.set(Request(request_id, fingerprint, repeated))
     try:
         yield
     finally:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import uuid
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightning_store import lifecycle, workers
 from lightning_store.backends.base import (
     AttemptRecord,
+    Completion,
+    Query,
     ResourcesRecord,
     RolloutRecord,
     SpanRecord,
@@ -33,6 +36,8 @@ SEQUENCE_MAX = 2**63 - 1
 """The last span number: what a signed 64-bit integer holds."""
 EXPIRY_BATCH = 500
 """Overdue attempts that one step gives up: as many as hold up other calls for some milliseconds only."""
+DELETION_BATCH = 500
+"""Rollouts that one step deletes, for the same reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +60,40 @@ class SpanOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class Deletion:
+    """Which rollouts to delete: those for which everything holds that is not None."""
+
+    rollout_ids: Sequence[str] | None = None
+    older_than_seconds: float | None = None
+    """Terminal for longer than this."""
+    status_in: Collection[str] | None = None
+
+    def is_old(self, completion: Completion | None, now: float) -> bool:
+        if self.older_than_seconds is None:
+            return True
+        return completion is not None and now - completion.time > self.older_than_seconds
+
+
+@dataclass(frozen=True, slots=True)
 class Policy:
     """Which of the rules hold."""
 
     strict: bool = False
     worker_timeout_seconds: float = 0.0
     """An attempt whose worker has sent heartbeats and is silent for longer ends as unresponsive. 0: it does not."""
+    retain_finished_seconds: float | None = None
+    """A rollout is deleted when it has been terminal for longer. None: it is not."""
+    retain_finished_count: int | None = None
+    """So many terminal rollouts are kept, those that ended last. None: all of them."""
+
+    def __post_init__(self) -> None:
+        if not self.worker_timeout_seconds >= 0:
+            message = f"worker_timeout_seconds is {self.worker_timeout_seconds}; give 0 or more"
+            raise InvalidArgumentError(message, field="worker_timeout_seconds")
+        for name in ("retain_finished_seconds", "retain_finished_count"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InvalidArgumentError(f"{name} is {value}; give more than 0, or None to keep all", field=name)
 
 
 @dataclass(slots=True)
@@ -69,6 +102,8 @@ class Effects:
 
     ended: list[str] = field(default_factory=list)
     """The rollouts that became terminal."""
+    deleted: list[str] = field(default_factory=list)
+    """The rollouts that are gone."""
     queued: int = 0
     """How many rollouts were put into the queue."""
 
@@ -84,6 +119,7 @@ class Step:
         self.tx = tx
         self.now = now
         self.effects = effects
+        self.policy = policy
         self.strict = policy.strict
         self.worker_timeout_seconds = policy.worker_timeout_seconds
 
@@ -258,8 +294,13 @@ class Step:
         self, rollout: RolloutRecord, status: RolloutStatus, *, leave_queue: bool = True
     ) -> RolloutRecord:
         terminal = status in lifecycle.TERMINAL
+        changes = status != rollout.status
         rollout = replace(rollout, status=status, end_time=self.now if terminal else rollout.end_time)
         await self.tx.put_rollout(rollout)
+        if changes and terminal:
+            await self.tx.note_completion(rollout.rollout_id, self.now)
+        elif changes:
+            await self.tx.forget_completion(rollout.rollout_id)
         if status in lifecycle.QUEUED:
             await self._queue(rollout.rollout_id)
         elif leave_queue:
@@ -267,6 +308,63 @@ class Step:
         if terminal:
             self.effects.ended.append(rollout.rollout_id)
         return rollout
+
+    # --- Deleting ----------------------------------------------------------------------------------------------------
+
+    async def delete_some(self, which: Deletion, after: int) -> tuple[int | None, list[str]]:
+        """Begin, or go on ``after`` a place, to delete: the place to go on from, None at the end, and the ids."""
+        if which.rollout_ids is not None:
+            end = after + DELETION_BATCH
+            candidates = which.rollout_ids[after:end]
+            next_place = end if end < len(which.rollout_ids) else None
+        else:
+            oldest = await self.tx.list_completions(after, DELETION_BATCH)
+            candidates = [completion.rollout_id for completion in oldest]
+            young = not oldest or not which.is_old(oldest[-1], self.now)
+            next_place = None if young or len(oldest) < DELETION_BATCH else oldest[-1].position
+        return next_place, [rollout_id for rollout_id in candidates if await self._delete(rollout_id, which)]
+
+    async def _delete(self, rollout_id: str, which: Deletion) -> bool:
+        """Delete a rollout if it is there and all that was asked for holds for it."""
+        record = await self.tx.get_rollout(rollout_id)
+        if record is None or (which.status_in is not None and record.status not in which.status_in):
+            return False
+        if not which.is_old(await self.tx.get_completion(rollout_id), self.now):
+            return False
+        for attempt in (await self.tx.list_attempts(rollout_id, Query())).items:
+            await self._release_worker(attempt)
+        await self.tx.delete_rollout(rollout_id)
+        self.effects.deleted.append(rollout_id)
+        return True
+
+    async def drop_expendable(self) -> bool:
+        """Delete what retention does not keep. False if there may be more of it than one step should take."""
+        if self.policy.retain_finished_count is None and self.policy.retain_finished_seconds is None:
+            return True
+        due = await self._expendable()
+        for completion in due:
+            await self._delete(completion.rollout_id, Deletion())
+        return len(due) < DELETION_BATCH
+
+    async def _expendable(self) -> list[Completion]:
+        found: list[Completion] = []
+        count, seconds = self.policy.retain_finished_count, self.policy.retain_finished_seconds
+        if count is not None:
+            excess = await self.tx.count_completions() - count
+            if excess > 0:
+                found = await self.tx.list_completions(0, min(excess, DELETION_BATCH))
+        if seconds is not None and not found:
+            oldest = await self.tx.list_completions(0, DELETION_BATCH)
+            found = [completion for completion in oldest if self.now - completion.time > seconds]
+        return found
+
+    async def next_deadline(self) -> float | None:
+        """A time before which nothing is due by itself."""
+        deadline = await self.tx.next_deadline()
+        seconds = self.policy.retain_finished_seconds
+        if seconds is not None and (oldest := await self.tx.list_completions(0, 1)):
+            deadline = min(oldest[0].time + seconds, deadline if deadline is not None else math.inf)
+        return deadline
 
     # --- Attempts ----------------------------------------------------------------------------------------------------
 
@@ -313,13 +411,17 @@ class Step:
 
     async def _follow_workers(self, former: AttemptRecord, attempt: AttemptRecord) -> None:
         assigned = attempt.worker_id != former.worker_id
-        if assigned and former.worker_id:
-            before = await self.worker(former.worker_id)
-            if workers.holds(before, former):
-                await self.tx.put_worker(workers.release(before, self.now))
+        if assigned:
+            await self._release_worker(former)
         if attempt.worker_id:
             worker = await self.worker(attempt.worker_id)
             await self.tx.put_worker(workers.follow(worker, attempt, assigned, self.now))
+
+    async def _release_worker(self, attempt: AttemptRecord) -> None:
+        """Of the worker that holds this attempt."""
+        worker = await self.tx.get_worker(attempt.worker_id) if attempt.worker_id else None
+        if worker is not None and workers.holds(worker, attempt):
+            await self.tx.put_worker(workers.release(worker, self.now))
 
     async def heartbeat(self, worker_id: str, stats_json: str | None) -> WorkerRecord:
         """Note that the worker is alive, and so the attempt that it holds. ``stats_json=None`` keeps the former."""

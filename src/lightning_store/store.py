@@ -25,19 +25,22 @@ ValueError; sorting by a field that has no order (``input``, ``config``, …) is
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
+from lightning_store.errors import UnsupportedError
 from lightning_store.model import (
     UNSET,
     Attempt,
     AttemptedRollout,
     AttemptStatus,
+    CompletedRollout,
     EnqueueRolloutRequest,
     FilterLogic,
     PaginatedResult,
     Resource,
     ResourcesUpdate,
+    ReturnWhen,
     Rollout,
     RolloutConfig,
     RolloutMode,
@@ -81,6 +84,10 @@ class LightningStoreStatistics(TypedDict, total=False):
     eviction_threshold_bytes: int
     safe_threshold_bytes: int
     memory_capacity_bytes: int
+    total_bytes: int
+    """About what everything stored takes."""
+    memory_limit_bytes: int
+    """Past so many of them, what would add to them is refused (``ResourceExhaustedError``)."""
 
 
 class LightningStore(ABC):
@@ -362,7 +369,7 @@ class LightningStore(ABC):
 
         Returns them in the order given. Their runners learn of it with their next heartbeat.
         """
-        raise NotImplementedError(f"{type(self).__name__} cannot cancel several rollouts; use update_rollout")
+        raise UnsupportedError(f"{type(self).__name__} cannot cancel several rollouts; use update_rollout")
 
     @abstractmethod
     async def update_attempt(
@@ -393,9 +400,45 @@ class LightningStore(ABC):
     # --- Waiting -----------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    async def wait_for_rollouts(self, *, rollout_ids: Sequence[str], timeout: float | None = None) -> list[Rollout]:
+    async def wait_for_rollouts(
+        self, *, rollout_ids: Sequence[str], timeout: float | None = None, return_when: ReturnWhen = "all"
+    ) -> list[Rollout]:
         """Wait until all these rollouts are terminal; return them in the order asked, repeats as asked.
 
-        After ``timeout`` seconds, return those that are terminal by then: None waits without limit, 0 or less looks
-        once. Unknown ids are left out at once (strict: ValueError). A rollout that waits for its retry is not terminal.
+        ``return_when="any"`` waits for one of them, and returns all that are terminal then. After ``timeout`` seconds,
+        return those that are terminal by then: None waits without limit, 0 or less looks once. Unknown ids are left out
+        at once (strict: ValueError). A rollout that waits for its retry is not terminal.
         """
+
+    def watch_rollouts(
+        self, rollout_ids: Sequence[str] | None = None, *, after: str | None = None
+    ) -> AsyncIterator[CompletedRollout]:
+        """Tell of rollouts as they become terminal: ``async for completed in store.watch_rollouts(): …``.
+
+        Those come first that are terminal already, then the others, in the order in which they ended and each once. A
+        rollout that is put back and ends again is told again, and so is one whose outcome changes; one that was put
+        back before it could be told is told when it ends anew.
+
+        With ``rollout_ids`` the feed ends when each of them has been told; ids that are unknown, or deleted meanwhile,
+        are passed over (strict: ValueError if unknown at the start). Without, it goes on for ever. ``after`` goes on
+        where the completion with this cursor was told. ``CursorUnknownError`` (a ValueError): it is of another store.
+        """
+        raise UnsupportedError(f"{type(self).__name__} has no feed of completions; use wait_for_rollouts")
+
+    # --- Deleting ----------------------------------------------------------------------------------------------------
+
+    async def delete_rollouts(
+        self,
+        rollout_ids: Sequence[str] | None = None,
+        *,
+        older_than: float | None = None,
+        status_in: Sequence[RolloutStatus] | None = None,
+    ) -> list[str]:
+        """Delete rollouts with their attempts and spans, to free what they take; return their ids.
+
+        Those for which everything holds that is given: one of ``rollout_ids``, terminal for more than ``older_than``
+        seconds, one of the statuses ``status_in``. One of the first two must be given: ValueError. Late reports on a
+        deleted rollout are refused as for any unknown one, and who waits for it goes on without it. Great numbers are
+        deleted some at a time, and other calls get their turn in between.
+        """
+        raise UnsupportedError(f"{type(self).__name__} cannot delete rollouts")

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import Any, Final
 
 from lightning_store.forwarding import ForwardingStore
 from lightning_store.loop_thread import LoopThread
 from lightning_store.store import LightningStore, LightningStoreCapabilities
+
+_END: Final = object()
+
+
+async def _next(stream: AsyncGenerator[Any, None]) -> Any:
+    """The next item; ``_END`` after the last."""
+    return await anext(stream, _END)
+
+
+async def _close(stream: AsyncGenerator[Any, None]) -> None:
+    await stream.aclose()
 
 
 class LightningStoreThreaded(ForwardingStore):
@@ -41,6 +52,18 @@ class LightningStoreThreaded(ForwardingStore):
 
     async def _forward(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return await self._running_thread().run(getattr(self.store, method)(*args, **kwargs))
+
+    async def _forward_stream(
+        self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> AsyncIterator[Any]:
+        stream = getattr(self.store, method)(*args, **kwargs)
+        thread = self._running_thread()
+        try:
+            while (item := await thread.run(_next(stream))) is not _END:
+                yield item
+        finally:
+            if thread.is_alive:
+                await thread.run(_close(stream))
 
     def _running_thread(self) -> LoopThread:
         with self._starting:

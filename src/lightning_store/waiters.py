@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from lightning_store.clock import Clock
@@ -41,21 +41,28 @@ class Wakeup:
 
 
 class Waiter(Wakeup):
-    """A wait until every one of its rollouts has been terminal at some time."""
+    """A wait until each of its rollouts has been terminal at some time, or any one of them."""
 
-    def __init__(self, rollout_ids: Iterable[str]) -> None:
+    def __init__(self, rollout_ids: Iterable[str], one_is_enough: bool) -> None:
         super().__init__()
         self.rollout_ids = tuple(rollout_ids)
         self._pending = set(self.rollout_ids)
+        self._one_is_enough = one_is_enough
 
     def note_end(self, rollout_id: str) -> bool:
-        """Wake up if this rollout was the last. False if nobody waits here any more. From any thread.
+        """Wake up if this was the last that was missing. False if nobody waits here any more. From any thread.
 
         A rollout that is put back does not count as pending again: threads may tell of changes out of order, and who
         wakes up reads the state anyway.
         """
         self._pending.discard(rollout_id)
-        return bool(self._pending) or self.wake()
+        return (bool(self._pending) and not self._one_is_enough) or self.wake()
+
+    def pass_over(self, rollout_id: str) -> None:
+        """Do not wait for this one, which is not there."""
+        self._pending.discard(rollout_id)
+        if not self._pending:
+            self.wake()
 
 
 class Waiters:
@@ -66,13 +73,13 @@ class Waiters:
         self._lock = threading.Lock()
 
     @contextmanager
-    def register(self, rollout_ids: Iterable[str]) -> Iterator[Waiter]:
+    def register(self, rollout_ids: Iterable[str], *, one_is_enough: bool = False) -> Iterator[Waiter]:
         """A waiter to which all the rollouts count as pending.
 
         Read their state after registering, and ``note_end`` of those found terminal: an end that falls between is noted
         by ``notify``, so no wake-up is lost. At worst the waiter wakes too early; read again then.
         """
-        waiter = Waiter(rollout_ids)
+        waiter = Waiter(rollout_ids, one_is_enough)
         with self._lock:
             for rollout_id in waiter.rollout_ids:
                 self._by_rollout.setdefault(rollout_id, set()).add(waiter)
@@ -99,6 +106,59 @@ class Waiters:
                 waiting.discard(waiter)
                 if not waiting:
                     del self._by_rollout[rollout_id]
+
+
+class Watcher:
+    """A caller that follows rollouts as they end, from one look to the next."""
+
+    def __init__(self, wanted: Collection[str] | None) -> None:
+        self.wanted = wanted
+        """The rollouts that it follows; None: all."""
+        self.wakeup = Wakeup()
+        self.gone: list[str] = []
+
+    def before_look(self) -> list[str]:
+        """The rollouts that it followed and that are gone. What ends from now on wakes it again."""
+        gone, self.gone = self.gone, []
+        self.wakeup = Wakeup()
+        return gone
+
+    def note(self, ended: Sequence[str], deleted: Sequence[str]) -> bool:
+        """Wake it if this concerns it. False if nobody follows here any more."""
+        wanted = self.wanted
+        if wanted is not None:
+            ended = [rollout_id for rollout_id in ended if rollout_id in wanted]
+            self.gone += (rollout_id for rollout_id in deleted if rollout_id in wanted)
+        return not (ended or self.gone) or self.wakeup.wake()
+
+
+class Watchers:
+    """All callers that follow rollouts of one store."""
+
+    def __init__(self) -> None:
+        self._watching: set[Watcher] = set()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def register(self, wanted: Collection[str] | None) -> Iterator[Watcher]:
+        """Begin to follow. Look after registering, then wait."""
+        watcher = Watcher(wanted)
+        with self._lock:
+            self._watching.add(watcher)
+        try:
+            yield watcher
+        finally:
+            with self._lock:
+                self._watching.discard(watcher)
+
+    def notify(self, ended: Sequence[str], deleted: Sequence[str]) -> None:
+        """Tell those whom it concerns that rollouts became terminal, or were deleted."""
+        if not self._watching or not (ended or deleted):
+            return
+        with self._lock:
+            for watcher in tuple(self._watching):
+                if not watcher.note(ended, deleted):
+                    self._watching.discard(watcher)
 
 
 class Claimant:

@@ -109,10 +109,6 @@ DEVIATIONS = {
         "who waits for work and loses the connection comes back to the end of the line",
     ),
     "test_x_who_stops_waiting_costs_no_claim": "between two attempts of a call nothing waits at the server",
-    **dict.fromkeys(
-        ("test_f31_on_timeout_those_that_are_finished_come_back", "test_x_when_the_time_is_up_there_is_nothing"),
-        "a wait that is sent again begins anew: see test_repeated_calls.py",
-    ),
 }
 
 

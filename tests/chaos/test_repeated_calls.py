@@ -54,12 +54,6 @@ class WatchedStore(ForwardingStore):
         return await within_safety(self.waits.get())
 
 
-def known_gap(reason: str) -> pytest.MarkDecorator:
-    """For a test of what should hold and does not yet."""
-    return pytest.mark.xfail(raises=AssertionError, reason=reason)
-
-
-@known_gap("each attempt of WaitForRollouts asks for the whole wait")
 @pytest.mark.asyncio
 async def test_a_wait_for_rollouts_that_is_cut_goes_on_for_the_time_that_is_left():
     clock = FakeClock()
@@ -75,7 +69,6 @@ async def test_a_wait_for_rollouts_that_is_cut_goes_on_for_the_time_that_is_left
         assert waits == pytest.approx([15, 5], abs=1)
 
 
-@known_gap("each attempt of DequeueRollouts asks for the whole wait")
 @pytest.mark.asyncio
 async def test_a_wait_for_work_that_is_cut_goes_on_for_the_time_that_is_left():
     clock = FakeClock()
@@ -90,7 +83,6 @@ async def test_a_wait_for_work_that_is_cut_goes_on_for_the_time_that_is_left():
         assert waits == pytest.approx([15, 5], abs=1)
 
 
-@known_gap("a claim in vain is not remembered, so its twin that comes late claims for nobody")
 @pytest.mark.asyncio
 async def test_a_claim_in_vain_claims_nothing_later():
     clock = FakeClock()
@@ -124,7 +116,6 @@ async def test_a_wait_for_work_is_not_taken_over_by_its_twin_that_comes_late():
         assert claimed.rollout_id == made.rollout_id
 
 
-@known_gap("a refusal is not remembered, so its twin that comes late may find things changed, and act")
 @pytest.mark.asyncio
 async def test_a_call_that_was_refused_does_nothing_later():
     clock = FakeClock()

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from lightning_store import AttemptedRollout, InMemoryLightningStore, RolloutConfig
-from lightning_store.backends import memory
+from lightning_store.backends import indices, memory
 from lightning_store.backends.memory import MemoryBackend, MemoryTransaction
 from lightning_store.replay import request_scope
 from lightning_store.testing import FakeClock
@@ -22,7 +22,8 @@ REPLY_OVERHEAD_BYTES = 200
 
 @pytest.fixture(autouse=True)
 def little_slack(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "HEAP_SLACK", SLACK)
+    monkeypatch.setattr(memory, "SLACK", SLACK)
+    monkeypatch.setattr(indices, "SLACK", SLACK)
 
 
 @pytest.fixture

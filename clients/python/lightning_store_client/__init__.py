@@ -15,5 +15,6 @@ os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "1")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 from lightning_store_client.client import LightningStoreClient
+from lightning_store_client.worker import Cancellation, WorkerSession
 
-__all__ = ["LightningStoreClient"]
+__all__ = ["Cancellation", "LightningStoreClient", "WorkerSession"]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -13,14 +14,15 @@ from grpc_health.v1 import health_pb2
 from lightning_store.clock import Clock
 from lightning_store.errors import MessageTooLargeError, ResourceExhaustedError, StoreError
 from lightning_store.wire.errors import from_rpc_error
-from lightning_store.wire.methods import METHODS, SERVICE, Method, Repeat
-from lightning_store_client.channel import Connector, call_unary, read_stream
+from lightning_store.wire.methods import METHODS, REPEATED_METADATA, SERVICE, Method, Repeat
+from lightning_store.wire.times import duration_to_proto
+from lightning_store_client.channel import Connector, call_unary, replies_of
 from lightning_store_client.retry import RetryPolicy, is_retriable, jittered
 
 logger = logging.getLogger("lightning_store_client")
 
-Attempt = Callable[[float], Awaitable[Any]]
-"""Sends the request once; takes the seconds that it may take."""
+Attempt = Callable[[float, bool], Awaitable[Any]]
+"""Sends the request once; takes the seconds that it may take, and whether it was sent before."""
 
 HEALTH_TIMEOUT_SECONDS = 2.0
 """What one probe of the server's health may take."""
@@ -35,28 +37,55 @@ class Calls:
         self._clock = clock
         self._max_message_bytes = max_message_bytes
 
-    async def unary(self, rpc: str, request: Message, *, extra_seconds: float = 0.0) -> Any:
-        """The reply to ``request``. ``extra_seconds`` is what a long poll may take beyond the usual timeout.
+    async def unary(self, rpc: str, request: Message, *, wait_seconds: float = 0.0) -> Any:
+        """The reply to ``request``. ``wait_seconds`` is what a long poll asks for; it may take so much longer.
 
         StoreError of the class that the store behind the server raised, or StoreUnavailableError, StoreTimeoutError.
         """
         size_bytes = request.ByteSize()
         if size_bytes > self._max_message_bytes:
             raise _too_large(rpc, size_bytes, self._max_message_bytes)
+        method = METHODS[rpc]
+        wait_until = self._clock.monotonic() + wait_seconds
 
-        async def attempt(seconds: float) -> Any:
-            return await call_unary(getattr(self._connector.get().stub, rpc), request, seconds)
+        async def attempt(seconds: float, repeated: bool) -> Any:
+            if repeated and wait_seconds > 0:
+                getattr(request, method.wait_field).CopyFrom(duration_to_proto(self._left(wait_until)))
+            metadata = (REPEATED_METADATA,) if repeated else ()
+            return await call_unary(getattr(self._connector.get().stub, rpc), request, seconds, metadata)
 
-        return await self._funnel(METHODS[rpc], attempt, extra_seconds)
+        return await self._funnel(method, attempt, wait_seconds)
 
     async def stream(self, rpc: str, request: Message) -> list[Any]:
         """All replies to ``request``; an attempt that breaks off starts from the beginning."""
 
-        async def attempt(seconds: float) -> list[Any]:
-            return await read_stream(getattr(self._connector.get().stub, rpc), request, seconds)
+        async def attempt(seconds: float, repeated: bool) -> list[Any]:
+            stub_method = getattr(self._connector.get().stub, rpc)
+            return [reply async for reply in replies_of(stub_method, request, seconds)]
 
         replies: list[Any] = await self._funnel(METHODS[rpc], attempt, 0.0)
         return replies
+
+    async def follow(self, rpc: str, request: Callable[[], Message]) -> AsyncGenerator[Any, None]:
+        """The replies of a stream, for ever: where it ends or breaks off, it is opened again with a new ``request()``.
+
+        It may break off as often as calls are retried before the next reply comes; then the error is raised.
+        """
+        method = METHODS[rpc]
+        delays = list(self._policy.delays)
+        while True:
+            stub_method = getattr(self._connector.get().stub, rpc)
+            try:
+                async with aclosing(replies_of(stub_method, request(), method.deadline_seconds)) as replies:
+                    async for reply in replies:
+                        delays = list(self._policy.delays)
+                        yield reply
+            except grpc.RpcError as error:
+                failure = from_rpc_error(error)
+                if not delays or not is_retriable(failure):
+                    raise failure from None
+                logger.info("%s: %s; opening it again", rpc, failure)
+                await self._pause(failure, delays.pop(0), self._clock.monotonic() + self._policy.timeout_seconds)
 
     async def is_serving(self, seconds: float = HEALTH_TIMEOUT_SECONDS) -> bool:
         """Whether the server says within ``seconds`` that it takes calls, or has no health service. One probe."""
@@ -67,12 +96,13 @@ class Calls:
             return error.code() is grpc.StatusCode.UNIMPLEMENTED
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
-    async def _funnel(self, method: Method, attempt: Attempt, extra_seconds: float) -> Any:
-        until = self._clock.monotonic() + self._timeout(method) + extra_seconds
+    async def _funnel(self, method: Method, attempt: Attempt, wait_seconds: float) -> Any:
+        until = self._clock.monotonic() + self._timeout(method) + wait_seconds
         delays = [] if method.repeat is Repeat.LWW else list(self._policy.delays)
+        repeated = False
         while True:
             try:
-                return await attempt(self._policy.attempt_timeout(self._left(until), len(delays)))
+                return await attempt(self._policy.attempt_timeout(self._left(until), len(delays)), repeated)
             except grpc.RpcError as error:
                 failure = from_rpc_error(error)
             if not delays or not is_retriable(failure):
@@ -81,6 +111,7 @@ class Calls:
             await self._pause(failure, delays.pop(0), until)
             if self._left(until) == 0:
                 raise failure
+            repeated = True
 
     def _left(self, until: float) -> float:
         return max(0.0, until - self._clock.monotonic())

@@ -14,6 +14,7 @@ import math
 import os
 import threading
 import weakref
+from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 import grpc
@@ -25,6 +26,8 @@ from lightning_store.v1 import service_pb2_grpc
 cygrpc: Any = importlib.import_module("grpc._cython.cygrpc")
 # Now, since a fork during a first call would find the import half done, and its lock held, in the child.
 importlib.import_module("grpc._channel")
+
+Metadata = tuple[tuple[str, str], ...]
 
 MIB: Final = 1024 * 1024
 MAX_MESSAGE_BYTES: Final = 64 * MIB
@@ -43,6 +46,10 @@ OPTIONS: Final = [
     ("grpc.keepalive_time_ms", 20_000),  # notices a peer that vanished without a word
     ("grpc.keepalive_timeout_ms", 10_000),
 ]
+
+
+READ_AHEAD: Final = 4
+"""Replies of a stream that may wait for their reader; the server waits before it sends more."""
 
 
 class Connection:
@@ -143,16 +150,16 @@ _gate = _ForkGate()
 os.register_at_fork(before=_gate.before, after_in_parent=_gate.after_in_parent, after_in_child=_gate.after_in_child)
 
 
-def _begin(method: Any, request: Any, timeout: float) -> Any:
+def _begin(method: Any, request: Any, timeout: float, metadata: Metadata = ()) -> Any:
     """Begin a call; ``method`` is a multi-callable or the ``future`` of one. RuntimeError if the channel is closed."""
     with _gate.lock:
         try:
-            return method(request, timeout=None if math.isinf(timeout) else timeout)
+            return method(request, timeout=None if math.isinf(timeout) else timeout, metadata=metadata)
         except ValueError as error:  # what gRPC says of a channel that was closed a moment ago
             raise RuntimeError(f"the client is closed: {error}") from None
 
 
-async def call_unary(method: Any, request: Any, timeout: float) -> Any:
+async def call_unary(method: Any, request: Any, timeout: float, metadata: Metadata = ()) -> Any:
     """Make the call ``method(request)`` from this event loop. ``grpc.RpcError`` if it fails; cancelling cancels it."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
@@ -165,7 +172,7 @@ async def call_unary(method: Any, request: Any, timeout: float) -> Any:
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits for the call
             loop.call_soon_threadsafe(resolve)
 
-    call = _begin(method.future, request, timeout)
+    call = _begin(method.future, request, timeout, metadata)
     call.add_done_callback(wake)
     try:
         await done
@@ -177,37 +184,43 @@ async def call_unary(method: Any, request: Any, timeout: float) -> Any:
     return call.result()
 
 
-async def read_stream(method: Any, request: Any, timeout: float) -> list[Any]:
-    """All replies of the streaming call ``method(request)``. Cancelling cancels the call.
+async def replies_of(method: Any, request: Any, timeout: float) -> AsyncGenerator[Any, None]:
+    """The replies of the streaming call ``method(request)``, one by one. ``grpc.RpcError`` if it breaks off.
+
+    Closing the generator cancels the call.
 
     gRPC's synchronous streams block, so this one is read in a thread of its own: the loop's pool may be full of callers
-    that wait for the store.
+    that wait for the store. It reads no more than ``READ_AHEAD`` replies that nobody has taken yet.
     """
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[list[Any]] = loop.create_future()
+    arrived: asyncio.Queue[tuple[Any, BaseException | None]] = asyncio.Queue()
+    room = threading.Semaphore(READ_AHEAD)
     call = _begin(method, request, timeout)
 
-    def settle(replies: list[Any], error: BaseException | None) -> None:
-        if done.done():
-            return
-        if error is None:
-            done.set_result(replies)
-        else:
-            done.set_exception(error)
+    def hand_over(reply: Any, end: BaseException | None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits for the replies
+            loop.call_soon_threadsafe(arrived.put_nowait, (reply, end))
 
     def read() -> None:
-        replies: list[Any] = []
-        failure: BaseException | None = None
+        end: BaseException = StopAsyncIteration()
         try:
-            replies.extend(call)
+            for reply in call:
+                hand_over(reply, None)
+                room.acquire()
         except Exception as error:
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits for the replies
-            loop.call_soon_threadsafe(settle, replies, failure)
+            end = error
+        hand_over(None, end)
 
     threading.Thread(target=read, name="lightning-store-stream", daemon=True).start()
     try:
-        return await done
-    except asyncio.CancelledError:
+        while True:
+            reply, end = await arrived.get()
+            if isinstance(end, StopAsyncIteration):
+                return
+            if end is not None:
+                raise end
+            yield reply
+            room.release()
+    finally:
         call.cancel()
-        raise
+        room.release()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_store import arguments
@@ -21,11 +23,13 @@ from lightning_store.model import (
     AttemptedRollout,
     AttemptStatus,
     AttemptUpdate,
+    CompletedRollout,
     EnqueueRolloutRequest,
     FilterLogic,
     PaginatedResult,
     Resource,
     ResourcesUpdate,
+    ReturnWhen,
     Rollout,
     RolloutConfig,
     RolloutMode,
@@ -46,13 +50,14 @@ from lightning_store.v1 import span_pb2 as span
 from lightning_store.v1 import worker_pb2 as worker
 from lightning_store.v1.query_pb2 import StreamQueryRequest
 from lightning_store.v1.service_pb2_grpc import LightningStoreServiceStub
-from lightning_store.wire import codec, queries, requests, spans
+from lightning_store.wire import codec, queries, requests, selections, spans
 from lightning_store.wire.codec import ServerInfo
 from lightning_store.wire.errors import span_outcome_from_proto
 from lightning_store_client.calls import Calls
 from lightning_store_client.channel import MAX_MESSAGE_BYTES, MIB, Connector
 from lightning_store_client.endpoint import checked_endpoint
 from lightning_store_client.retry import RetryPolicy
+from lightning_store_client.worker import Stats, WorkerSession
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -121,6 +126,11 @@ class LightningStoreClient(LightningStore):
     async def server_info(self) -> ServerInfo:
         """The server's version, mode, capabilities and limits."""
         return codec.server_info_from_proto(await self._calls.unary("GetServerInfo", server.GetServerInfoRequest()))
+
+    def worker(self, worker_id: str, *, interval: float = 10.0, stats: Stats | None = None) -> WorkerSession:
+        """``async with`` it, and this runner sends a heartbeat every ``interval`` seconds from a thread of its own, and
+        hears when its attempt is called off. What ``stats`` returns goes with each. See :class:`WorkerSession`."""
+        return WorkerSession(self._connector, self._clock, worker_id, interval, stats)
 
     async def close(self) -> None:
         """Close this process's connection. Calls that are under way end; later ones are a RuntimeError."""
@@ -198,7 +208,7 @@ class LightningStoreClient(LightningStore):
             left = max(0.0, until - self._clock.monotonic())
             wait = min(left, WAIT_SECONDS_MAX)
             request = requests.dequeue_to_proto(_new_request_id(), limit, worker_id, wait)
-            reply = await self._calls.unary("DequeueRollouts", request, extra_seconds=wait)
+            reply = await self._calls.unary("DequeueRollouts", request, wait_seconds=wait)
             if reply.rollouts or self._clock.monotonic() >= until:
                 return [codec.attempted_rollout_from_proto(one, "rollouts") for one in reply.rollouts]
 
@@ -517,15 +527,19 @@ class LightningStoreClient(LightningStore):
 
     # --- Waiting -----------------------------------------------------------------------------------------------------
 
-    async def wait_for_rollouts(self, *, rollout_ids: Sequence[str], timeout: float | None = None) -> list[Rollout]:
+    async def wait_for_rollouts(
+        self, *, rollout_ids: Sequence[str], timeout: float | None = None, return_when: ReturnWhen = "all"
+    ) -> list[Rollout]:
         distinct = list(arguments.distinct_ids(rollout_ids))
+        arguments.is_any(return_when)
         until = None if timeout is None else self._clock.monotonic() + max(0.0, timeout)
         while distinct:
-            left = WAIT_SECONDS_MAX if until is None else max(0.0, until - self._clock.monotonic())
+            left = math.inf if until is None else max(0.0, until - self._clock.monotonic())
             seconds = min(left, WAIT_SECONDS_MAX)
-            request = requests.wait_to_proto(distinct, seconds)
-            reply = await self._calls.unary("WaitForRollouts", request, extra_seconds=seconds)
-            if reply.complete or (until is not None and self._clock.monotonic() >= until):
+            will_ask_again = left > seconds
+            request = requests.wait_to_proto(distinct, seconds, return_when, omit_unless_complete=will_ask_again)
+            reply = await self._calls.unary("WaitForRollouts", request, wait_seconds=seconds)
+            if reply.complete or (until is not None and not will_ask_again and self._clock.monotonic() >= until):
                 ended = await self._all_ended(reply)
                 return [ended[rollout_id] for rollout_id in rollout_ids if rollout_id in ended]
         return []
@@ -538,6 +552,41 @@ class LightningStoreClient(LightningStore):
             if not reply.omitted_rollout_ids:
                 return ended
             reply = await self._calls.unary("WaitForRollouts", requests.wait_to_proto(reply.omitted_rollout_ids, 0.0))
+
+    async def watch_rollouts(
+        self, rollout_ids: Sequence[str] | None = None, *, after: str | None = None
+    ) -> AsyncIterator[CompletedRollout]:
+        """Goes on by itself after a lost connection; see ``LightningStore.watch_rollouts``.
+
+        ``StoreUnavailableError`` when no connection can be had for as long as a call is retried: go on later with the
+        last cursor.
+        """
+        wanted = None if rollout_ids is None else list(arguments.distinct_ids(rollout_ids))
+        cursor = after or ""
+        async with aclosing(
+            self._calls.follow("WatchRollouts", lambda: selections.watch_to_proto(wanted, cursor))
+        ) as replies:
+            async for reply in replies:
+                for message in reply.completions:
+                    completed = selections.completed_from_proto(message, "completions")
+                    cursor = completed.cursor
+                    yield completed
+                if reply.complete:
+                    return
+
+    # --- Deleting ----------------------------------------------------------------------------------------------------
+
+    async def delete_rollouts(
+        self,
+        rollout_ids: Sequence[str] | None = None,
+        *,
+        older_than: float | None = None,
+        status_in: Sequence[RolloutStatus] | None = None,
+    ) -> list[str]:
+        arguments.check_deletion(rollout_ids, older_than, status_in)
+        which = selections.Deletion(rollout_ids=rollout_ids, older_than=older_than, status_in=status_in)
+        request = selections.deletion_to_proto(_new_request_id(), which)
+        return list((await self._calls.unary("DeleteRollouts", request)).rollout_ids)
 
 
 def _new_request_id() -> str:

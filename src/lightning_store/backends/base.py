@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any, Final, Generic, Literal, Protocol, TypeVar
+from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from lightning_store.model import (
     AttemptStatus,
@@ -28,6 +28,11 @@ T = TypeVar("T")
 
 SPAN_OVERHEAD_BYTES: Final = 600
 """Memory of a span record beside its body: the record, its ids and names, and its place in the indices."""
+ROLLOUT_OVERHEAD_BYTES: Final = 1500
+"""Memory of a rollout beside its payloads: the record, its ids, its config, its place in the indices."""
+ATTEMPT_OVERHEAD_BYTES: Final = 800
+RESOURCES_OVERHEAD_BYTES: Final = 500
+WORKER_OVERHEAD_BYTES: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,11 @@ class RolloutRecord:
     config: RolloutConfig
     metadata_json: str | None
 
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory."""
+        return ROLLOUT_OVERHEAD_BYTES + len(self.input_json) + len(self.metadata_json or "")
+
 
 @dataclass(frozen=True, slots=True)
 class AttemptRecord:
@@ -58,6 +68,11 @@ class AttemptRecord:
     worker_id: str | None
     last_heartbeat_time: float | None
     metadata_json: str | None
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory."""
+        return ATTEMPT_OVERHEAD_BYTES + len(self.metadata_json or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +107,11 @@ class ResourcesRecord:
     update_time: float
     version: int
 
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory."""
+        return RESOURCES_OVERHEAD_BYTES + len(self.resources_json)
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerRecord:
@@ -106,6 +126,11 @@ class WorkerRecord:
     last_idle_time: float | None = None
     current_rollout_id: str | None = None
     current_attempt_id: str | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory."""
+        return WORKER_OVERHEAD_BYTES + len(self.heartbeat_stats_json or "")
 
 
 class SpanCodec(Protocol):
@@ -153,6 +178,15 @@ class Rows(Generic[T]):
     total: int
 
 
+class Completion(NamedTuple):
+    """That a rollout became terminal."""
+
+    rollout_id: str
+    position: int
+    """Among all completions of the store: 1, 2, 3, … in the order in which they happened."""
+    time: float
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """How much is stored."""
@@ -163,6 +197,8 @@ class Counts:
     resources: int
     workers: int
     span_bytes: int
+    bytes: int
+    """What everything takes, about, the spans included."""
 
 
 class Transaction(ABC):
@@ -181,6 +217,33 @@ class Transaction(ABC):
 
     @abstractmethod
     async def list_rollouts(self, query: Query) -> Rows[RolloutRecord]: ...
+
+    @abstractmethod
+    async def delete_rollout(self, rollout_id: str) -> None:
+        """Remove it with all that belongs to it: attempts, spans, deadline, completion, its place in the queue."""
+
+    # Completions, one a rollout at most. A rollout that ends anew has its completion then, and not the former one.
+
+    @abstractmethod
+    async def note_completion(self, rollout_id: str, time: float) -> None: ...
+
+    @abstractmethod
+    async def forget_completion(self, rollout_id: str) -> None: ...
+
+    @abstractmethod
+    async def get_completion(self, rollout_id: str) -> Completion | None: ...
+
+    @abstractmethod
+    async def list_completions(self, after: int, limit: int) -> list[Completion]:
+        """The first ``limit`` of those past position ``after``, in order."""
+
+    @abstractmethod
+    async def count_completions(self) -> int:
+        """How many rollouts have one."""
+
+    @abstractmethod
+    async def last_completion(self) -> int:
+        """The last position that was given out; 0 before the first."""
 
     # The queue. A rollout stands in it at most once.
 
@@ -250,9 +313,12 @@ class Transaction(ABC):
         """Move the rollout's span counter up to ``sequence_id`` if it is below."""
 
     @abstractmethod
-    async def evict_spans(self, target_bytes: int) -> list[str]:
-        """Drop whole rollouts' spans until ``target_bytes`` or less remain: finished rollouts first, the one that ended
-        earliest first of all; then the others, oldest first. Return the rollouts."""
+    async def evict_spans(self, excess_bytes: int, *, unfinished: bool) -> list[str]:
+        """Drop whole rollouts' spans until ``excess_bytes`` or more are free, and return the rollouts.
+
+        Finished ones go first, the one that ended earliest first of all; then, if ``unfinished`` allows it, the others,
+        oldest first.
+        """
 
     @abstractmethod
     async def spans_evicted(self, rollout_id: str) -> bool:
@@ -300,9 +366,18 @@ class Transaction(ABC):
     @abstractmethod
     async def counts(self) -> Counts: ...
 
+    @abstractmethod
+    async def stored_bytes(self) -> int:
+        """``counts().bytes``, at once."""
+
 
 class Backend(ABC):
     """A place that holds data."""
+
+    @property
+    @abstractmethod
+    def store_id(self) -> str:
+        """Tells this data from that of any other store, also of one that was in its place before."""
 
     @property
     @abstractmethod

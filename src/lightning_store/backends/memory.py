@@ -4,7 +4,9 @@ for the lists, which are linear in the rows that their index yields."""
 from __future__ import annotations
 
 import heapq
+import itertools
 import threading
+import uuid
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from typing import Any, Final, NamedTuple
@@ -12,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from lightning_store.backends.base import (
     AttemptRecord,
     Backend,
+    Completion,
     Counts,
     Query,
     ResourcesRecord,
@@ -21,6 +24,7 @@ from lightning_store.backends.base import (
     Transaction,
     WorkerRecord,
 )
+from lightning_store.backends.indices import SLACK, CompletionLog, Deadlines
 from lightning_store.backends.query import is_plain, page_of_all, select
 from lightning_store.lifecycle import TERMINAL
 
@@ -28,8 +32,6 @@ REPLAY_WINDOW_SECONDS: Final = 600.0
 """How long a reply is remembered: well beyond the time over which a client retries."""
 REPLAY_BYTES_MAX: Final = 256 * 1024 * 1024
 """Bytes of remembered replies at most; the oldest go first."""
-HEAP_SLACK: Final = 1000
-"""Entries out of date that a heap may hold beyond as many as are live."""
 REPLAY_ENTRIES_MAX: Final = 200_000
 """Replies remembered at most; the oldest go first."""
 
@@ -61,60 +63,11 @@ class _Reply(NamedTuple):
 
 def _size_bytes(reply: Any) -> int:
     """About what a reply keeps in memory: the payloads of its records, and a little for each object."""
-    if isinstance(reply, list):
+    if isinstance(reply, list | tuple):
         return sum(map(_size_bytes, reply))
     reply = getattr(reply, "rollout", reply)
     payload = getattr(reply, "input_json", None) or getattr(reply, "resources_json", None) or ""
     return len(payload) + 200
-
-
-class _Deadlines:
-    """One deadline a rollout at most, in a heap that tolerates entries that are out of date.
-
-    A deadline that moves later (each heartbeat does that) leaves its heap entry alone; the entry is pushed back when
-    it comes up. So the heap holds about one entry for each deadline, however often it moves.
-    """
-
-    def __init__(self) -> None:
-        self._due: dict[str, float] = {}
-        self._entry: dict[str, float] = {}
-        self._heap: list[tuple[float, str]] = []
-
-    def set(self, rollout_id: str, time: float | None) -> None:
-        if time is None:
-            self._due.pop(rollout_id, None)
-            return
-        self._due[rollout_id] = time
-        entry = self._entry.get(rollout_id)
-        if entry is None or time < entry:
-            self._push(rollout_id, time)
-
-    def earliest(self) -> float | None:
-        return self._heap[0][0] if self._heap else None
-
-    def take(self, now: float, limit: int) -> list[str]:
-        taken: list[str] = []
-        while self._heap and self._heap[0][0] < now and len(taken) < limit:
-            time, rollout_id = heapq.heappop(self._heap)
-            if self._entry.get(rollout_id) != time:
-                continue
-            del self._entry[rollout_id]
-            due = self._due.get(rollout_id)
-            if due is None:
-                continue
-            if due < now:
-                del self._due[rollout_id]
-                taken.append(rollout_id)
-            else:
-                self._push(rollout_id, due)
-        return taken
-
-    def _push(self, rollout_id: str, time: float) -> None:
-        self._entry[rollout_id] = time
-        heapq.heappush(self._heap, (time, rollout_id))
-        if len(self._heap) > 2 * len(self._entry) + HEAP_SLACK:  # many were moved earlier: drop what is out of date
-            self._heap = [(time, rollout_id) for rollout_id, time in self._entry.items()]
-            heapq.heapify(self._heap)
 
 
 class MemoryBackend(Backend):
@@ -130,8 +83,13 @@ class MemoryBackend(Backend):
         replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
         replay_entries_max: int = REPLAY_ENTRIES_MAX,
     ) -> None:
+        self._store_id = uuid.uuid4().hex[:12]
         self._replay_window_seconds = replay_window_seconds
         self._transaction = MemoryTransaction(replay_window_seconds, replay_entries_max)
+
+    @property
+    def store_id(self) -> str:
+        return self._store_id
 
     @property
     def replay_window_seconds(self) -> float:
@@ -150,9 +108,12 @@ class MemoryTransaction(Transaction):
         self._by_status: dict[str, dict[str, None]] = {}
         self._queue: OrderedDict[str, None] = OrderedDict()
         self._attempts = 0
-        self._deadlines = _Deadlines()
+        self._ordinals = itertools.count()
+        self._completions = CompletionLog()
+        self._deadlines = Deadlines()
         self._spans = 0
         self._span_bytes = 0
+        self._other_bytes = 0
         self._with_spans: dict[str, None] = {}
         self._ended: list[tuple[float, int, str]] = []
         self._resources: dict[str, ResourcesRecord] = {}
@@ -179,10 +140,12 @@ class MemoryTransaction(Transaction):
     async def put_rollout(self, rollout: RolloutRecord) -> None:
         entry = self._rollouts.get(rollout.rollout_id)
         if entry is None:
-            entry = self._rollouts[rollout.rollout_id] = _Rollout(rollout, len(self._rollouts))
+            self._rollouts[rollout.rollout_id] = _Rollout(rollout, next(self._ordinals))
             self._by_status.setdefault(rollout.status, {})[rollout.rollout_id] = None
+            self._other_bytes += rollout.size_bytes
             return
         former, entry.record = entry.record, rollout
+        self._other_bytes += rollout.size_bytes - former.size_bytes
         if former.status != rollout.status:
             del self._by_status[former.status][rollout.rollout_id]
             self._by_status.setdefault(rollout.status, {})[rollout.rollout_id] = None
@@ -207,6 +170,36 @@ class MemoryTransaction(Transaction):
             return values
         return [rollout_id for status in values for rollout_id in self._by_status.get(status, ())]
 
+    async def delete_rollout(self, rollout_id: str) -> None:
+        entry = self._rollouts.pop(rollout_id)
+        del self._by_status[entry.record.status][rollout_id]
+        self._queue.pop(rollout_id, None)
+        self._deadlines.set(rollout_id, None)
+        self._completions.forget(rollout_id)
+        self._drop_spans(entry)
+        self._attempts -= len(entry.attempts)
+        self._other_bytes -= entry.record.size_bytes + sum(one.size_bytes for one in entry.attempts.values())
+
+    # Completions
+
+    async def note_completion(self, rollout_id: str, time: float) -> None:
+        self._completions.note(rollout_id, time)
+
+    async def forget_completion(self, rollout_id: str) -> None:
+        self._completions.forget(rollout_id)
+
+    async def get_completion(self, rollout_id: str) -> Completion | None:
+        return self._completions.get(rollout_id)
+
+    async def list_completions(self, after: int, limit: int) -> list[Completion]:
+        return list(itertools.islice(self._completions.after(after), limit))
+
+    async def count_completions(self) -> int:
+        return len(self._completions)
+
+    async def last_completion(self) -> int:
+        return self._completions.position
+
     # The queue
 
     async def push_queue(self, rollout_id: str) -> None:
@@ -230,10 +223,12 @@ class MemoryTransaction(Transaction):
 
     async def put_attempt(self, attempt: AttemptRecord) -> None:
         entry = self._rollouts[attempt.rollout_id]
-        if attempt.attempt_id not in entry.attempts:
+        former = entry.attempts.get(attempt.attempt_id)
+        if former is None:
             entry.latest = attempt.attempt_id
             self._attempts += 1
         entry.attempts[attempt.attempt_id] = attempt
+        self._other_bytes += attempt.size_bytes - (0 if former is None else former.size_bytes)
 
     async def list_attempts(self, rollout_id: str, query: Query) -> Rows[AttemptRecord]:
         entry = self._rollouts.get(rollout_id)
@@ -287,33 +282,39 @@ class MemoryTransaction(Transaction):
         entry = self._rollouts[rollout_id]
         entry.sequence = max(entry.sequence, sequence_id)
 
-    async def evict_spans(self, target_bytes: int) -> list[str]:
+    async def evict_spans(self, excess_bytes: int, *, unfinished: bool) -> list[str]:
         evicted: list[str] = []
-        while self._span_bytes > target_bytes and (entry := self._next_to_evict()) is not None:
-            self._spans -= len(entry.spans)
-            self._span_bytes -= entry.span_bytes
-            entry.spans = {}
-            entry.span_bytes = 0
+        target_bytes = self._span_bytes - excess_bytes
+        while self._span_bytes > target_bytes and (entry := self._next_to_evict(unfinished)) is not None:
+            self._drop_spans(entry)
             entry.evicted = True
-            del self._with_spans[entry.record.rollout_id]
             evicted.append(entry.record.rollout_id)
         return evicted
 
-    def _next_to_evict(self) -> _Rollout | None:
+    def _next_to_evict(self, unfinished: bool) -> _Rollout | None:
         while self._ended:
             end_time, _, rollout_id = heapq.heappop(self._ended)
-            entry = self._rollouts[rollout_id]
-            if entry.spans and entry.record.status in TERMINAL and entry.record.end_time == end_time:
+            entry = self._rollouts.get(rollout_id)
+            if entry is None or not entry.spans:
+                continue
+            if entry.record.status in TERMINAL and entry.record.end_time == end_time:
                 return entry
-        oldest = next(iter(self._with_spans), None)
+        oldest = next(iter(self._with_spans), None) if unfinished else None
         return None if oldest is None else self._rollouts[oldest]
+
+    def _drop_spans(self, entry: _Rollout) -> None:
+        self._spans -= len(entry.spans)
+        self._span_bytes -= entry.span_bytes
+        entry.spans = {}
+        entry.span_bytes = 0
+        self._with_spans.pop(entry.record.rollout_id, None)
 
     def _note_end(self, entry: _Rollout) -> None:
         """Make a finished rollout that has spans a candidate for eviction. Entries out of date are skipped later."""
         end_time = entry.record.end_time
         if end_time is not None:
             heapq.heappush(self._ended, (end_time, entry.ordinal, entry.record.rollout_id))
-        if len(self._ended) > 2 * len(self._with_spans) + HEAP_SLACK:  # many ended again and again
+        if len(self._ended) > 2 * len(self._with_spans) + SLACK:  # many ended again and again
             ended = (self._rollouts[rollout_id] for rollout_id in self._with_spans)
             self._ended = [
                 (one.record.end_time, one.ordinal, one.record.rollout_id)
@@ -335,7 +336,9 @@ class MemoryTransaction(Transaction):
         return None if self._latest_resources is None else self._resources[self._latest_resources]
 
     async def put_resources(self, resources: ResourcesRecord) -> None:
+        former = self._resources.get(resources.resources_id)
         self._resources[resources.resources_id] = resources
+        self._other_bytes += resources.size_bytes - (0 if former is None else former.size_bytes)
         self._latest_resources = resources.resources_id
 
     async def list_resources(self, query: Query) -> Rows[ResourcesRecord]:
@@ -347,7 +350,9 @@ class MemoryTransaction(Transaction):
         return self._workers.get(worker_id)
 
     async def put_worker(self, worker: WorkerRecord) -> None:
+        former = self._workers.get(worker.worker_id)
         self._workers[worker.worker_id] = worker
+        self._other_bytes += worker.size_bytes - (0 if former is None else former.size_bytes)
 
     async def list_workers(self, query: Query) -> Rows[WorkerRecord]:
         return select(self._workers.values(), query)
@@ -383,4 +388,8 @@ class MemoryTransaction(Transaction):
             resources=len(self._resources),
             workers=len(self._workers),
             span_bytes=self._span_bytes,
+            bytes=self._span_bytes + self._other_bytes,
         )
+
+    async def stored_bytes(self) -> int:
+        return self._span_bytes + self._other_bytes

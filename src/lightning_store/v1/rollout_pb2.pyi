@@ -135,6 +135,30 @@ ROLLOUT_MODE_TEST: RolloutMode.ValueType  # 3
 """Test."""
 Global___RolloutMode: _TypeAlias = RolloutMode  # noqa: Y015
 
+class _ReturnWhen:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReturnWhenEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReturnWhen.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    RETURN_WHEN_UNSPECIFIED: _ReturnWhen.ValueType  # 0
+    """As ALL."""
+    RETURN_WHEN_ALL: _ReturnWhen.ValueType  # 1
+    """Until every one of them is terminal."""
+    RETURN_WHEN_ANY: _ReturnWhen.ValueType  # 2
+    """Until at least one of them is terminal."""
+
+class ReturnWhen(_ReturnWhen, metaclass=_ReturnWhenEnumTypeWrapper):
+    """How many rollouts a wait is for."""
+
+RETURN_WHEN_UNSPECIFIED: ReturnWhen.ValueType  # 0
+"""As ALL."""
+RETURN_WHEN_ALL: ReturnWhen.ValueType  # 1
+"""Until every one of them is terminal."""
+RETURN_WHEN_ANY: ReturnWhen.ValueType  # 2
+"""Until at least one of them is terminal."""
+Global___ReturnWhen: _TypeAlias = ReturnWhen  # noqa: Y015
+
 @_typing.final
 class RolloutConfig(_message.Message):
     """How long an attempt may take, and when a failed one is tried again."""
@@ -1200,6 +1224,72 @@ class UpdateAttemptResponse(_message.Message):
 Global___UpdateAttemptResponse: _TypeAlias = UpdateAttemptResponse  # noqa: Y015
 
 @_typing.final
+class DeleteRolloutsRequest(_message.Message):
+    """Asks to delete rollouts, with their attempts and spans. At least one of rollout_id_in and older_than must be there; a
+    rollout is deleted if everything that is there holds for it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ROLLOUT_ID_IN_FIELD_NUMBER: _builtins.int
+    OLDER_THAN_FIELD_NUMBER: _builtins.int
+    STATUS_IN_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required: a new id for each call, the same one for its retries."""
+    @_builtins.property
+    def rollout_id_in(self) -> _common_pb2.StringSet:
+        """These rollouts; ids that are not known are passed over. Absent: any."""
+
+    @_builtins.property
+    def older_than(self) -> _duration_pb2.Duration:
+        """Rollouts that have been terminal for longer than this. Absent: however long, and also those that are not terminal."""
+
+    @_builtins.property
+    def status_in(self) -> Global___RolloutStatusSet:
+        """Rollouts with one of these statuses. Absent: any."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        rollout_id_in: _common_pb2.StringSet | None = ...,
+        older_than: _duration_pb2.Duration | None = ...,
+        status_in: Global___RolloutStatusSet | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["older_than", b"older_than", "rollout_id_in", b"rollout_id_in", "status_in", b"status_in"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["older_than", b"older_than", "request_id", b"request_id", "rollout_id_in", b"rollout_id_in", "status_in", b"status_in"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteRolloutsRequest: _TypeAlias = DeleteRolloutsRequest  # noqa: Y015
+
+@_typing.final
+class DeleteRolloutsResponse(_message.Message):
+    """What DeleteRollouts deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollout_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that were there, in the order asked; without rollout_id_in, in the order in which they ended."""
+
+    def __init__(
+        self,
+        *,
+        rollout_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollout_ids", b"rollout_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteRolloutsResponse: _TypeAlias = DeleteRolloutsResponse  # noqa: Y015
+
+@_typing.final
 class WaitForRolloutsRequest(_message.Message):
     """Asks to wait until rollouts are terminal."""
 
@@ -1207,6 +1297,12 @@ class WaitForRolloutsRequest(_message.Message):
 
     ROLLOUT_IDS_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    RETURN_WHEN_FIELD_NUMBER: _builtins.int
+    OMIT_UNLESS_COMPLETE_FIELD_NUMBER: _builtins.int
+    return_when: Global___ReturnWhen.ValueType
+    """Whether one of them is enough."""
+    omit_unless_complete: _builtins.bool
+    """Leave `rollouts` empty unless `complete`: for a caller that will ask again anyway."""
     @_builtins.property
     def rollout_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The rollouts to wait for; repeats count once. None: the reply comes at once."""
@@ -1223,10 +1319,12 @@ class WaitForRolloutsRequest(_message.Message):
         *,
         rollout_ids: _abc.Iterable[_builtins.str] | None = ...,
         wait: _duration_pb2.Duration | None = ...,
+        return_when: Global___ReturnWhen.ValueType = ...,
+        omit_unless_complete: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollout_ids", b"rollout_ids", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["omit_unless_complete", b"omit_unless_complete", "return_when", b"return_when", "rollout_ids", b"rollout_ids", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1242,7 +1340,9 @@ class WaitForRolloutsResponse(_message.Message):
     COMPLETE_FIELD_NUMBER: _builtins.int
     OMITTED_ROLLOUT_IDS_FIELD_NUMBER: _builtins.int
     complete: _builtins.bool
-    """Whether all the rollouts asked for (less unknown ids) are terminal. False: the wait ended first."""
+    """Whether the wait has come to its end: all the rollouts asked for (less unknown ids) are terminal, or one where that is
+    enough, or none of them is known. False: the time was up first.
+    """
     @_builtins.property
     def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rollout]:
         """The rollouts that are terminal now, in the order asked, without repeats."""
@@ -1265,3 +1365,89 @@ class WaitForRolloutsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WaitForRolloutsResponse: _TypeAlias = WaitForRolloutsResponse  # noqa: Y015
+
+@_typing.final
+class WatchRolloutsRequest(_message.Message):
+    """Asks to be told of rollouts as they end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_ID_IN_FIELD_NUMBER: _builtins.int
+    AFTER_FIELD_NUMBER: _builtins.int
+    after: _builtins.str
+    """Go on after this cursor, of a completion that has been told. Empty: from the first completion that is stored."""
+    @_builtins.property
+    def rollout_id_in(self) -> _common_pb2.StringSet:
+        """Only these rollouts; ids that are not known are passed over. Absent: all rollouts, for as long as the stream lasts."""
+
+    def __init__(
+        self,
+        *,
+        rollout_id_in: _common_pb2.StringSet | None = ...,
+        after: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout_id_in", b"rollout_id_in"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "rollout_id_in", b"rollout_id_in"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRolloutsRequest: _TypeAlias = WatchRolloutsRequest  # noqa: Y015
+
+@_typing.final
+class CompletedRollout(_message.Message):
+    """A rollout that became terminal."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """Where to go on after this one. Opaque, and of this server's store only."""
+    @_builtins.property
+    def rollout(self) -> Global___Rollout:
+        """As it is now. Always set."""
+
+    def __init__(
+        self,
+        *,
+        rollout: Global___Rollout | None = ...,
+        cursor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout", b"rollout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "rollout", b"rollout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompletedRollout: _TypeAlias = CompletedRollout  # noqa: Y015
+
+@_typing.final
+class WatchRolloutsResponse(_message.Message):
+    """Some of what WatchRollouts tells."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COMPLETIONS_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    complete: _builtins.bool
+    """Whether each of the rollouts asked for has been told, now or before `after`: the stream is over. A stream that ends
+    without it was ended for its age: ask again with the cursor of the last completion.
+    """
+    @_builtins.property
+    def completions(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompletedRollout]:
+        """In the order in which they ended."""
+
+    def __init__(
+        self,
+        *,
+        completions: _abc.Iterable[Global___CompletedRollout] | None = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "completions", b"completions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRolloutsResponse: _TypeAlias = WatchRolloutsResponse  # noqa: Y015

@@ -115,11 +115,16 @@ class GetServerInfoResponse(_message.Message):
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     LIMITS_FIELD_NUMBER: _builtins.int
     REPLAY_WINDOW_FIELD_NUMBER: _builtins.int
+    OTLP_HTTP_PORT_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the server's software."""
     strict: _builtins.bool
     """Whether it applies the strict rules: unknown ids are errors also where reads would be empty, and a terminal rollout
     goes only back into the queue.
+    """
+    otlp_http_port: _builtins.int
+    """Port of the same host that takes spans as OTLP over HTTP, at /v1/traces. 0: none. OTLP over gRPC is always taken on the
+    port of this service.
     """
     @_builtins.property
     def capabilities(self) -> Global___Capabilities:
@@ -141,10 +146,11 @@ class GetServerInfoResponse(_message.Message):
         capabilities: Global___Capabilities | None = ...,
         limits: Global___ServerLimits | None = ...,
         replay_window: _duration_pb2.Duration | None = ...,
+        otlp_http_port: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "limits", b"limits", "replay_window", b"replay_window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "limits", b"limits", "replay_window", b"replay_window", "strict", b"strict", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "limits", b"limits", "otlp_http_port", b"otlp_http_port", "replay_window", b"replay_window", "strict", b"strict", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -184,6 +190,8 @@ class GetStatisticsResponse(_message.Message):
     EVICTION_THRESHOLD_BYTES_FIELD_NUMBER: _builtins.int
     SAFE_THRESHOLD_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the store's kind."""
     total_rollouts: _builtins.int
@@ -204,6 +212,10 @@ class GetStatisticsResponse(_message.Message):
     """Eviction ends at so many bytes."""
     memory_capacity_bytes: _builtins.int
     """Memory of the machine."""
+    total_bytes: _builtins.int
+    """Bytes that everything stored takes, about."""
+    memory_limit_bytes: _builtins.int
+    """Past so many bytes in all, what would add to them is refused with RESOURCE_EXHAUSTED."""
     @_builtins.property
     def uptime(self) -> _duration_pb2.Duration:
         """Time since the store was made."""
@@ -222,21 +234,27 @@ class GetStatisticsResponse(_message.Message):
         eviction_threshold_bytes: _builtins.int | None = ...,
         safe_threshold_bytes: _builtins.int | None = ...,
         memory_capacity_bytes: _builtins.int | None = ...,
+        total_bytes: _builtins.int | None = ...,
+        memory_limit_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_eviction_threshold_bytes", b"_eviction_threshold_bytes", "_memory_capacity_bytes", b"_memory_capacity_bytes", "_name", b"_name", "_safe_threshold_bytes", b"_safe_threshold_bytes", "_total_attempts", b"_total_attempts", "_total_resources", b"_total_resources", "_total_rollouts", b"_total_rollouts", "_total_span_bytes", b"_total_span_bytes", "_total_spans", b"_total_spans", "_total_workers", b"_total_workers", "eviction_threshold_bytes", b"eviction_threshold_bytes", "memory_capacity_bytes", b"memory_capacity_bytes", "name", b"name", "safe_threshold_bytes", b"safe_threshold_bytes", "total_attempts", b"total_attempts", "total_resources", b"total_resources", "total_rollouts", b"total_rollouts", "total_span_bytes", b"total_span_bytes", "total_spans", b"total_spans", "total_workers", b"total_workers", "uptime", b"uptime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_eviction_threshold_bytes", b"_eviction_threshold_bytes", "_memory_capacity_bytes", b"_memory_capacity_bytes", "_memory_limit_bytes", b"_memory_limit_bytes", "_name", b"_name", "_safe_threshold_bytes", b"_safe_threshold_bytes", "_total_attempts", b"_total_attempts", "_total_bytes", b"_total_bytes", "_total_resources", b"_total_resources", "_total_rollouts", b"_total_rollouts", "_total_span_bytes", b"_total_span_bytes", "_total_spans", b"_total_spans", "_total_workers", b"_total_workers", "eviction_threshold_bytes", b"eviction_threshold_bytes", "memory_capacity_bytes", b"memory_capacity_bytes", "memory_limit_bytes", b"memory_limit_bytes", "name", b"name", "safe_threshold_bytes", b"safe_threshold_bytes", "total_attempts", b"total_attempts", "total_bytes", b"total_bytes", "total_resources", b"total_resources", "total_rollouts", b"total_rollouts", "total_span_bytes", b"total_span_bytes", "total_spans", b"total_spans", "total_workers", b"total_workers", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eviction_threshold_bytes", b"_eviction_threshold_bytes", "_memory_capacity_bytes", b"_memory_capacity_bytes", "_name", b"_name", "_safe_threshold_bytes", b"_safe_threshold_bytes", "_total_attempts", b"_total_attempts", "_total_resources", b"_total_resources", "_total_rollouts", b"_total_rollouts", "_total_span_bytes", b"_total_span_bytes", "_total_spans", b"_total_spans", "_total_workers", b"_total_workers", "eviction_threshold_bytes", b"eviction_threshold_bytes", "memory_capacity_bytes", b"memory_capacity_bytes", "name", b"name", "safe_threshold_bytes", b"safe_threshold_bytes", "total_attempts", b"total_attempts", "total_resources", b"total_resources", "total_rollouts", b"total_rollouts", "total_span_bytes", b"total_span_bytes", "total_spans", b"total_spans", "total_workers", b"total_workers", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eviction_threshold_bytes", b"_eviction_threshold_bytes", "_memory_capacity_bytes", b"_memory_capacity_bytes", "_memory_limit_bytes", b"_memory_limit_bytes", "_name", b"_name", "_safe_threshold_bytes", b"_safe_threshold_bytes", "_total_attempts", b"_total_attempts", "_total_bytes", b"_total_bytes", "_total_resources", b"_total_resources", "_total_rollouts", b"_total_rollouts", "_total_span_bytes", b"_total_span_bytes", "_total_spans", b"_total_spans", "_total_workers", b"_total_workers", "eviction_threshold_bytes", b"eviction_threshold_bytes", "memory_capacity_bytes", b"memory_capacity_bytes", "memory_limit_bytes", b"memory_limit_bytes", "name", b"name", "safe_threshold_bytes", b"safe_threshold_bytes", "total_attempts", b"total_attempts", "total_bytes", b"total_bytes", "total_resources", b"total_resources", "total_rollouts", b"total_rollouts", "total_span_bytes", b"total_span_bytes", "total_spans", b"total_spans", "total_workers", b"total_workers", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__eviction_threshold_bytes: _TypeAlias = _typing.Literal["eviction_threshold_bytes"]  # noqa: Y015
     _WhichOneofArgType__eviction_threshold_bytes: _TypeAlias = _typing.Literal["_eviction_threshold_bytes", b"_eviction_threshold_bytes"]  # noqa: Y015
     _WhichOneofReturnType__memory_capacity_bytes: _TypeAlias = _typing.Literal["memory_capacity_bytes"]  # noqa: Y015
     _WhichOneofArgType__memory_capacity_bytes: _TypeAlias = _typing.Literal["_memory_capacity_bytes", b"_memory_capacity_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__memory_limit_bytes: _TypeAlias = _typing.Literal["memory_limit_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_limit_bytes: _TypeAlias = _typing.Literal["_memory_limit_bytes", b"_memory_limit_bytes"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
     _WhichOneofReturnType__safe_threshold_bytes: _TypeAlias = _typing.Literal["safe_threshold_bytes"]  # noqa: Y015
     _WhichOneofArgType__safe_threshold_bytes: _TypeAlias = _typing.Literal["_safe_threshold_bytes", b"_safe_threshold_bytes"]  # noqa: Y015
     _WhichOneofReturnType__total_attempts: _TypeAlias = _typing.Literal["total_attempts"]  # noqa: Y015
     _WhichOneofArgType__total_attempts: _TypeAlias = _typing.Literal["_total_attempts", b"_total_attempts"]  # noqa: Y015
+    _WhichOneofReturnType__total_bytes: _TypeAlias = _typing.Literal["total_bytes"]  # noqa: Y015
+    _WhichOneofArgType__total_bytes: _TypeAlias = _typing.Literal["_total_bytes", b"_total_bytes"]  # noqa: Y015
     _WhichOneofReturnType__total_resources: _TypeAlias = _typing.Literal["total_resources"]  # noqa: Y015
     _WhichOneofArgType__total_resources: _TypeAlias = _typing.Literal["_total_resources", b"_total_resources"]  # noqa: Y015
     _WhichOneofReturnType__total_rollouts: _TypeAlias = _typing.Literal["total_rollouts"]  # noqa: Y015
@@ -252,11 +270,15 @@ class GetStatisticsResponse(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_capacity_bytes) -> _WhichOneofReturnType__memory_capacity_bytes | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_limit_bytes) -> _WhichOneofReturnType__memory_limit_bytes | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__safe_threshold_bytes) -> _WhichOneofReturnType__safe_threshold_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__total_attempts) -> _WhichOneofReturnType__total_attempts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__total_bytes) -> _WhichOneofReturnType__total_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__total_resources) -> _WhichOneofReturnType__total_resources | None: ...
     @_typing.overload

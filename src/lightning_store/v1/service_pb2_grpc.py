@@ -63,6 +63,7 @@ class LightningStoreServiceStub:
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
     ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, NO_ATTEMPTS, RESOURCES_NOT_FOUND (NOT_FOUND): the id must exist and does not.
     INVALID_TRANSITION (FAILED_PRECONDITION): strict servers only: a terminal rollout goes only back into the queue.
+    CURSOR_UNKNOWN (INVALID_ARGUMENT): a cursor is not of this store, which was started anew perhaps.
     SPANS_EVICTED (DATA_LOSS): the spans were dropped to free memory.
     RESOURCE_EXHAUSTED (RESOURCE_EXHAUSTED): a limit is reached; google.rpc.RetryInfo says when to try again, if known.
     UNAVAILABLE (UNAVAILABLE): the server drains or cannot reach its data. Nothing was changed; try again.
@@ -182,6 +183,11 @@ class LightningStoreServiceStub:
                 request_serializer=lightning__store_dot_v1_dot_rollout__pb2.CancelRolloutsRequest.SerializeToString,
                 response_deserializer=lightning__store_dot_v1_dot_rollout__pb2.CancelRolloutsResponse.FromString,
                 _registered_method=True)
+        self.DeleteRollouts = channel.unary_unary(
+                '/lightning_store.v1.LightningStoreService/DeleteRollouts',
+                request_serializer=lightning__store_dot_v1_dot_rollout__pb2.DeleteRolloutsRequest.SerializeToString,
+                response_deserializer=lightning__store_dot_v1_dot_rollout__pb2.DeleteRolloutsResponse.FromString,
+                _registered_method=True)
         self.UpdateAttempt = channel.unary_unary(
                 '/lightning_store.v1.LightningStoreService/UpdateAttempt',
                 request_serializer=lightning__store_dot_v1_dot_rollout__pb2.UpdateAttemptRequest.SerializeToString,
@@ -216,6 +222,11 @@ class LightningStoreServiceStub:
                 '/lightning_store.v1.LightningStoreService/WaitForRollouts',
                 request_serializer=lightning__store_dot_v1_dot_rollout__pb2.WaitForRolloutsRequest.SerializeToString,
                 response_deserializer=lightning__store_dot_v1_dot_rollout__pb2.WaitForRolloutsResponse.FromString,
+                _registered_method=True)
+        self.WatchRollouts = channel.unary_stream(
+                '/lightning_store.v1.LightningStoreService/WatchRollouts',
+                request_serializer=lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsRequest.SerializeToString,
+                response_deserializer=lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsResponse.FromString,
                 _registered_method=True)
 
 
@@ -252,6 +263,7 @@ class LightningStoreServiceServicer:
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
     ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, NO_ATTEMPTS, RESOURCES_NOT_FOUND (NOT_FOUND): the id must exist and does not.
     INVALID_TRANSITION (FAILED_PRECONDITION): strict servers only: a terminal rollout goes only back into the queue.
+    CURSOR_UNKNOWN (INVALID_ARGUMENT): a cursor is not of this store, which was started anew perhaps.
     SPANS_EVICTED (DATA_LOSS): the spans were dropped to free memory.
     RESOURCE_EXHAUSTED (RESOURCE_EXHAUSTED): a limit is reached; google.rpc.RetryInfo says when to try again, if known.
     UNAVAILABLE (UNAVAILABLE): the server drains or cannot reach its data. Nothing was changed; try again.
@@ -437,6 +449,14 @@ class LightningStoreServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteRollouts(self, request, context):
+        """ONCE. Deletes rollouts with their attempts and spans, to free what they take. Late reports on them are refused with
+        ROLLOUT_NOT_FOUND, and who waits for them is told as if they had never been there.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def UpdateAttempt(self, request, context):
         """ONCE. Sets fields of an attempt, and derives the status of its rollout anew if the attempt is the newest.
 
@@ -494,11 +514,23 @@ class LightningStoreServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WaitForRollouts(self, request, context):
-        """READ, long poll. Waits until all the rollouts are terminal or the wait is over, whichever comes first, and returns
-        those that are terminal by then. A rollout that waits for its retry is not terminal. Ids that are not known are left
-        out at once.
+        """READ, long poll. Waits until all the rollouts are terminal (or one, if asked) or the wait is over, whichever comes
+        first, and returns those that are terminal by then. A rollout that waits for its retry is not terminal. Ids that are
+        not known are left out at once.
 
         ROLLOUT_NOT_FOUND on a strict server.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchRollouts(self, request, context):
+        """READ. Tells of rollouts as they become terminal, those first that are terminal already, each completion once and in
+        order. With rollout_id_in the stream ends when each of them has been told.
+
+        A rollout that is put back into the queue and ends again is told again, and so is one whose outcome changes. One that
+        was put back before its completion was told, is not told until it ends anew. CURSOR_UNKNOWN. ROLLOUT_NOT_FOUND on a
+        strict server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -602,6 +634,11 @@ def add_LightningStoreServiceServicer_to_server(servicer, server):
                     request_deserializer=lightning__store_dot_v1_dot_rollout__pb2.CancelRolloutsRequest.FromString,
                     response_serializer=lightning__store_dot_v1_dot_rollout__pb2.CancelRolloutsResponse.SerializeToString,
             ),
+            'DeleteRollouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRollouts,
+                    request_deserializer=lightning__store_dot_v1_dot_rollout__pb2.DeleteRolloutsRequest.FromString,
+                    response_serializer=lightning__store_dot_v1_dot_rollout__pb2.DeleteRolloutsResponse.SerializeToString,
+            ),
             'UpdateAttempt': grpc.unary_unary_rpc_method_handler(
                     servicer.UpdateAttempt,
                     request_deserializer=lightning__store_dot_v1_dot_rollout__pb2.UpdateAttemptRequest.FromString,
@@ -636,6 +673,11 @@ def add_LightningStoreServiceServicer_to_server(servicer, server):
                     servicer.WaitForRollouts,
                     request_deserializer=lightning__store_dot_v1_dot_rollout__pb2.WaitForRolloutsRequest.FromString,
                     response_serializer=lightning__store_dot_v1_dot_rollout__pb2.WaitForRolloutsResponse.SerializeToString,
+            ),
+            'WatchRollouts': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchRollouts,
+                    request_deserializer=lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsRequest.FromString,
+                    response_serializer=lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -678,6 +720,7 @@ class LightningStoreService:
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
     ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, NO_ATTEMPTS, RESOURCES_NOT_FOUND (NOT_FOUND): the id must exist and does not.
     INVALID_TRANSITION (FAILED_PRECONDITION): strict servers only: a terminal rollout goes only back into the queue.
+    CURSOR_UNKNOWN (INVALID_ARGUMENT): a cursor is not of this store, which was started anew perhaps.
     SPANS_EVICTED (DATA_LOSS): the spans were dropped to free memory.
     RESOURCE_EXHAUSTED (RESOURCE_EXHAUSTED): a limit is reached; google.rpc.RetryInfo says when to try again, if known.
     UNAVAILABLE (UNAVAILABLE): the server drains or cannot reach its data. Nothing was changed; try again.
@@ -1210,6 +1253,33 @@ class LightningStoreService:
             _registered_method=True)
 
     @staticmethod
+    def DeleteRollouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lightning_store.v1.LightningStoreService/DeleteRollouts',
+            lightning__store_dot_v1_dot_rollout__pb2.DeleteRolloutsRequest.SerializeToString,
+            lightning__store_dot_v1_dot_rollout__pb2.DeleteRolloutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def UpdateAttempt(request,
             target,
             options=(),
@@ -1388,6 +1458,33 @@ class LightningStoreService:
             '/lightning_store.v1.LightningStoreService/WaitForRollouts',
             lightning__store_dot_v1_dot_rollout__pb2.WaitForRolloutsRequest.SerializeToString,
             lightning__store_dot_v1_dot_rollout__pb2.WaitForRolloutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchRollouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/lightning_store.v1.LightningStoreService/WatchRollouts',
+            lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsRequest.SerializeToString,
+            lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsResponse.FromString,
             options,
             channel_credentials,
             insecure,

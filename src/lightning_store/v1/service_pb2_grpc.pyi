@@ -64,6 +64,7 @@ class LightningStoreServiceStub:
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
     ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, NO_ATTEMPTS, RESOURCES_NOT_FOUND (NOT_FOUND): the id must exist and does not.
     INVALID_TRANSITION (FAILED_PRECONDITION): strict servers only: a terminal rollout goes only back into the queue.
+    CURSOR_UNKNOWN (INVALID_ARGUMENT): a cursor is not of this store, which was started anew perhaps.
     SPANS_EVICTED (DATA_LOSS): the spans were dropped to free memory.
     RESOURCE_EXHAUSTED (RESOURCE_EXHAUSTED): a limit is reached; google.rpc.RetryInfo says when to try again, if known.
     UNAVAILABLE (UNAVAILABLE): the server drains or cannot reach its data. Nothing was changed; try again.
@@ -171,6 +172,10 @@ class LightningStoreServiceStub:
 
     ROLLOUT_NOT_FOUND.
     """
+    DeleteRollouts: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.DeleteRolloutsRequest, _rollout_pb2.DeleteRolloutsResponse]
+    """ONCE. Deletes rollouts with their attempts and spans, to free what they take. Late reports on them are refused with
+    ROLLOUT_NOT_FOUND, and who waits for them is told as if they had never been there.
+    """
     UpdateAttempt: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.UpdateAttemptRequest, _rollout_pb2.UpdateAttemptResponse]
     """ONCE. Sets fields of an attempt, and derives the status of its rollout anew if the attempt is the newest.
 
@@ -203,11 +208,19 @@ class LightningStoreServiceStub:
     worker that is new.
     """
     WaitForRollouts: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.WaitForRolloutsRequest, _rollout_pb2.WaitForRolloutsResponse]
-    """READ, long poll. Waits until all the rollouts are terminal or the wait is over, whichever comes first, and returns
-    those that are terminal by then. A rollout that waits for its retry is not terminal. Ids that are not known are left
-    out at once.
+    """READ, long poll. Waits until all the rollouts are terminal (or one, if asked) or the wait is over, whichever comes
+    first, and returns those that are terminal by then. A rollout that waits for its retry is not terminal. Ids that are
+    not known are left out at once.
 
     ROLLOUT_NOT_FOUND on a strict server.
+    """
+    WatchRollouts: _grpc.UnaryStreamMultiCallable[_rollout_pb2.WatchRolloutsRequest, _rollout_pb2.WatchRolloutsResponse]
+    """READ. Tells of rollouts as they become terminal, those first that are terminal already, each completion once and in
+    order. With rollout_id_in the stream ends when each of them has been told.
+
+    A rollout that is put back into the queue and ends again is told again, and so is one whose outcome changes. One that
+    was put back before its completion was told, is not told until it ends anew. CURSOR_UNKNOWN. ROLLOUT_NOT_FOUND on a
+    strict server.
     """
 
 @_typing.type_check_only
@@ -244,6 +257,7 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
     ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, NO_ATTEMPTS, RESOURCES_NOT_FOUND (NOT_FOUND): the id must exist and does not.
     INVALID_TRANSITION (FAILED_PRECONDITION): strict servers only: a terminal rollout goes only back into the queue.
+    CURSOR_UNKNOWN (INVALID_ARGUMENT): a cursor is not of this store, which was started anew perhaps.
     SPANS_EVICTED (DATA_LOSS): the spans were dropped to free memory.
     RESOURCE_EXHAUSTED (RESOURCE_EXHAUSTED): a limit is reached; google.rpc.RetryInfo says when to try again, if known.
     UNAVAILABLE (UNAVAILABLE): the server drains or cannot reach its data. Nothing was changed; try again.
@@ -348,6 +362,10 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
 
     ROLLOUT_NOT_FOUND.
     """
+    DeleteRollouts: _aio.UnaryUnaryMultiCallable[_rollout_pb2.DeleteRolloutsRequest, _rollout_pb2.DeleteRolloutsResponse]  # type: ignore[assignment]
+    """ONCE. Deletes rollouts with their attempts and spans, to free what they take. Late reports on them are refused with
+    ROLLOUT_NOT_FOUND, and who waits for them is told as if they had never been there.
+    """
     UpdateAttempt: _aio.UnaryUnaryMultiCallable[_rollout_pb2.UpdateAttemptRequest, _rollout_pb2.UpdateAttemptResponse]  # type: ignore[assignment]
     """ONCE. Sets fields of an attempt, and derives the status of its rollout anew if the attempt is the newest.
 
@@ -380,11 +398,19 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     worker that is new.
     """
     WaitForRollouts: _aio.UnaryUnaryMultiCallable[_rollout_pb2.WaitForRolloutsRequest, _rollout_pb2.WaitForRolloutsResponse]  # type: ignore[assignment]
-    """READ, long poll. Waits until all the rollouts are terminal or the wait is over, whichever comes first, and returns
-    those that are terminal by then. A rollout that waits for its retry is not terminal. Ids that are not known are left
-    out at once.
+    """READ, long poll. Waits until all the rollouts are terminal (or one, if asked) or the wait is over, whichever comes
+    first, and returns those that are terminal by then. A rollout that waits for its retry is not terminal. Ids that are
+    not known are left out at once.
 
     ROLLOUT_NOT_FOUND on a strict server.
+    """
+    WatchRollouts: _aio.UnaryStreamMultiCallable[_rollout_pb2.WatchRolloutsRequest, _rollout_pb2.WatchRolloutsResponse]  # type: ignore[assignment]
+    """READ. Tells of rollouts as they become terminal, those first that are terminal already, each completion once and in
+    order. With rollout_id_in the stream ends when each of them has been told.
+
+    A rollout that is put back into the queue and ends again is told again, and so is one whose outcome changes. One that
+    was put back before its completion was told, is not told until it ends anew. CURSOR_UNKNOWN. ROLLOUT_NOT_FOUND on a
+    strict server.
     """
 
 class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -420,6 +446,7 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
     ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, NO_ATTEMPTS, RESOURCES_NOT_FOUND (NOT_FOUND): the id must exist and does not.
     INVALID_TRANSITION (FAILED_PRECONDITION): strict servers only: a terminal rollout goes only back into the queue.
+    CURSOR_UNKNOWN (INVALID_ARGUMENT): a cursor is not of this store, which was started anew perhaps.
     SPANS_EVICTED (DATA_LOSS): the spans were dropped to free memory.
     RESOURCE_EXHAUSTED (RESOURCE_EXHAUSTED): a limit is reached; google.rpc.RetryInfo says when to try again, if known.
     UNAVAILABLE (UNAVAILABLE): the server drains or cannot reach its data. Nothing was changed; try again.
@@ -638,6 +665,16 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
+    def DeleteRollouts(
+        self,
+        request: _rollout_pb2.DeleteRolloutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rollout_pb2.DeleteRolloutsResponse, _abc.Awaitable[_rollout_pb2.DeleteRolloutsResponse]]:
+        """ONCE. Deletes rollouts with their attempts and spans, to free what they take. Late reports on them are refused with
+        ROLLOUT_NOT_FOUND, and who waits for them is told as if they had never been there.
+        """
+
+    @_abc_1.abstractmethod
     def UpdateAttempt(
         self,
         request: _rollout_pb2.UpdateAttemptRequest,
@@ -710,11 +747,25 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _rollout_pb2.WaitForRolloutsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_rollout_pb2.WaitForRolloutsResponse, _abc.Awaitable[_rollout_pb2.WaitForRolloutsResponse]]:
-        """READ, long poll. Waits until all the rollouts are terminal or the wait is over, whichever comes first, and returns
-        those that are terminal by then. A rollout that waits for its retry is not terminal. Ids that are not known are left
-        out at once.
+        """READ, long poll. Waits until all the rollouts are terminal (or one, if asked) or the wait is over, whichever comes
+        first, and returns those that are terminal by then. A rollout that waits for its retry is not terminal. Ids that are
+        not known are left out at once.
 
         ROLLOUT_NOT_FOUND on a strict server.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchRollouts(
+        self,
+        request: _rollout_pb2.WatchRolloutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_rollout_pb2.WatchRolloutsResponse], _abc.AsyncIterator[_rollout_pb2.WatchRolloutsResponse]]:
+        """READ. Tells of rollouts as they become terminal, those first that are terminal already, each completion once and in
+        order. With rollout_id_in the stream ends when each of them has been told.
+
+        A rollout that is put back into the queue and ends again is told again, and so is one whose outcome changes. One that
+        was put back before its completion was told, is not told until it ends anew. CURSOR_UNKNOWN. ROLLOUT_NOT_FOUND on a
+        strict server.
         """
 
 def add_LightningStoreServiceServicer_to_server(servicer: LightningStoreServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -268,6 +268,8 @@ _COUNTS: Final = (
     "eviction_threshold_bytes",
     "safe_threshold_bytes",
     "memory_capacity_bytes",
+    "total_bytes",
+    "memory_limit_bytes",
 )
 
 
@@ -308,6 +310,8 @@ class ServerInfo:
     """The longest that one WaitForRollouts waits."""
     replay_window_seconds: float
     """How long the reply to a request id is remembered at most."""
+    otlp_http_port: int | None = None
+    """Where the same host takes spans as OTLP over HTTP, at /v1/traces; None: nowhere."""
 
 
 def server_info_to_proto(info: ServerInfo) -> server_pb2.GetServerInfoResponse:
@@ -322,6 +326,7 @@ def server_info_to_proto(info: ServerInfo) -> server_pb2.GetServerInfoResponse:
             max_wait=duration_to_proto(info.wait_seconds_max),
         ),
         replay_window=duration_to_proto(info.replay_window_seconds),
+        otlp_http_port=info.otlp_http_port or 0,
     )
 
 
@@ -343,6 +348,7 @@ def server_info_from_proto(message: server_pb2.GetServerInfoResponse) -> ServerI
         page_bytes_max=limits.max_page_bytes,
         wait_seconds_max=duration_from_proto(limits.max_wait, "limits.max_wait"),
         replay_window_seconds=duration_from_proto(message.replay_window, "replay_window"),
+        otlp_http_port=message.otlp_http_port or None,
     )
 
 

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Generic, TypeVar
 
-from lightning_store.model import AttemptStatus, FilterLogic, RolloutMode, RolloutStatus, SortOrder, WorkerStatus
+from lightning_store.model import (
+    AttemptStatus,
+    FilterLogic,
+    ReturnWhen,
+    RolloutMode,
+    RolloutStatus,
+    SortOrder,
+    WorkerStatus,
+)
 from lightning_store.v1 import common_pb2, rollout_pb2, worker_pb2
 from lightning_store.wire.checks import invalid
 
@@ -75,6 +83,9 @@ _ROLLOUT_MODE: Final = EnumTable[RolloutMode, rollout_pb2.RolloutMode.ValueType]
 _FILTER_LOGIC: Final = EnumTable[FilterLogic, common_pb2.FilterLogic.ValueType](
     {"and": common_pb2.FILTER_LOGIC_AND, "or": common_pb2.FILTER_LOGIC_OR}
 )
+_RETURN_WHEN: Final = EnumTable[ReturnWhen, rollout_pb2.ReturnWhen.ValueType](
+    {"all": rollout_pb2.RETURN_WHEN_ALL, "any": rollout_pb2.RETURN_WHEN_ANY}
+)
 _SORT_ORDER: Final = EnumTable[SortOrder, common_pb2.SortOrder.ValueType](
     {"asc": common_pb2.SORT_ORDER_ASC, "desc": common_pb2.SORT_ORDER_DESC}
 )
@@ -94,6 +105,14 @@ def filter_logic_to_proto(logic: FilterLogic) -> common_pb2.FilterLogic.ValueTyp
 
 def filter_logic_from_proto(number: common_pb2.FilterLogic.ValueType, field: str) -> FilterLogic:
     return _FILTER_LOGIC.from_proto(number, field) if number else "and"
+
+
+def return_when_to_proto(return_when: ReturnWhen) -> rollout_pb2.ReturnWhen.ValueType:
+    return _RETURN_WHEN.to_proto(return_when, "return_when")
+
+
+def return_when_from_proto(number: rollout_pb2.ReturnWhen.ValueType, field: str) -> ReturnWhen:
+    return _RETURN_WHEN.from_proto(number, field) if number else "all"
 
 
 def sort_order_to_proto(order: SortOrder) -> common_pb2.SortOrder.ValueType:

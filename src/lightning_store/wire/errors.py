@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from lightning_store.errors import (
     AttemptNotFoundError,
     CallCancelledError,
+    CursorUnknownError,
     InternalError,
     InvalidArgumentError,
     InvalidTransitionError,
@@ -56,6 +57,7 @@ STATUS_CODES: Final[Mapping[type[StoreError], grpc.StatusCode]] = {
     NoAttemptsError: grpc.StatusCode.NOT_FOUND,
     ResourcesNotFoundError: grpc.StatusCode.NOT_FOUND,
     InvalidTransitionError: grpc.StatusCode.FAILED_PRECONDITION,
+    CursorUnknownError: grpc.StatusCode.INVALID_ARGUMENT,
     SpansRejectedError: grpc.StatusCode.INVALID_ARGUMENT,
     RequestIdReusedError: grpc.StatusCode.INVALID_ARGUMENT,
     MessageTooLargeError: grpc.StatusCode.INVALID_ARGUMENT,

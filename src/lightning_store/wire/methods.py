@@ -11,9 +11,16 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Final
 
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
+
 from lightning_store.v1 import service_pb2
 
+REPEATED_METADATA: Final = ("lightning-store-repeated", "1")
+"""Sent with a call that was sent before: the first one may still arrive. See ``lightning_store.replay``."""
+
 SERVICE: Final = service_pb2.DESCRIPTOR.services_by_name["LightningStoreService"].full_name
+TRACE_SERVICE: Final = trace_service_pb2.DESCRIPTOR.services_by_name["TraceService"].full_name
+"""OTLP's, which the server offers beside its own."""
 
 
 class Repeat(Enum):
@@ -35,15 +42,21 @@ class Method:
     repeat: Repeat
     deadline_seconds: float = 30.0
     """Default for all attempts of one call together. A long poll adds what it waits."""
-    long_poll: bool = False
-    """Whether the server may hold the call until something happens."""
+    wait_field: str = ""
+    """The field of the request that says how long the server may hold the call; empty where it never does."""
     streams: bool = False
     """Whether the reply is a stream."""
+    service: str = SERVICE
+
+    @property
+    def long_poll(self) -> bool:
+        """Whether the server may hold the call until something happens."""
+        return bool(self.wait_field)
 
     @property
     def path(self) -> str:
         """The name that gRPC has for it."""
-        return f"/{SERVICE}/{self.name}"
+        return f"/{self.service}/{self.name}"
 
 
 _READ: Final = (
@@ -66,6 +79,7 @@ _ONCE: Final = (
     "StartAttempt",
     "UpdateRollout",
     "CancelRollouts",
+    "DeleteRollouts",
     "UpdateAttempt",
     "AddSpans",
     "AllocateSpanSequenceIds",
@@ -79,14 +93,20 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
         for method in (
             *(Method(name, Repeat.READ) for name in _READ),
             *(Method(name, Repeat.ONCE) for name in _ONCE),
-            Method("DequeueRollouts", Repeat.ONCE, long_poll=True),
+            Method("DequeueRollouts", Repeat.ONCE, wait_field="max_wait"),
             Method("UpdateWorker", Repeat.LWW, deadline_seconds=10.0),
             Method("StreamQuery", Repeat.READ, deadline_seconds=300.0, streams=True),
-            Method("WaitForRollouts", Repeat.READ, long_poll=True),
+            Method("WaitForRollouts", Repeat.READ, wait_field="wait"),
+            Method("WatchRollouts", Repeat.READ, deadline_seconds=300.0, streams=True),
         )
     }
 )
 """By name, such as "GetRollout"."""
 
-BY_PATH: Final[Mapping[str, Method]] = MappingProxyType({method.path: method for method in METHODS.values()})
-"""By the path that gRPC has for it."""
+TRACE_EXPORT: Final = Method("Export", Repeat.ONCE, service=TRACE_SERVICE)
+"""Has no request id: a span that is sent again is known by its rollout, attempt and span id."""
+
+BY_PATH: Final[Mapping[str, Method]] = MappingProxyType(
+    {method.path: method for method in (*METHODS.values(), TRACE_EXPORT)}
+)
+"""By the path that gRPC has for it: all that the server offers, but for the standard services health and reflection."""

@@ -102,8 +102,8 @@ _SPAN_FILTERS: Final[tuple[SpanFilter, ...]] = get_args(SpanFilter)
 def list_rollouts_to_proto(**query: Unpack[RolloutQuery]) -> rollout_pb2.ListRolloutsRequest:
     status_in, rollout_id_in = query.get("status_in"), query.get("rollout_id_in")
     request = rollout_pb2.ListRolloutsRequest(
-        status_in=None if status_in is None else _rollout_statuses_to_proto(status_in),
-        rollout_id_in=None if rollout_id_in is None else _texts_to_proto(rollout_id_in, "rollout_id_in"),
+        status_in=None if status_in is None else rollout_statuses_to_proto(status_in),
+        rollout_id_in=None if rollout_id_in is None else texts_to_proto(rollout_id_in, "rollout_id_in"),
         rollout_id_contains=optional_text_to_proto(query.get("rollout_id_contains"), "rollout_id_contains"),
         filter_logic=enums.filter_logic_to_proto(query.get("filter_logic", "and")),
     )
@@ -115,10 +115,7 @@ def list_rollouts_from_proto(request: rollout_pb2.ListRolloutsRequest) -> Rollou
     query = RolloutQuery(filter_logic=enums.filter_logic_from_proto(request.filter_logic, "filter_logic"))
     _read_ordering(request, query)
     if request.HasField("status_in"):
-        query["status_in"] = [
-            enums.ROLLOUT_STATUS.from_proto(number, f"status_in.values[{index}]")
-            for index, number in enumerate(request.status_in.values)
-        ]
+        query["status_in"] = rollout_statuses_from_proto(request.status_in)
     if request.HasField("rollout_id_in"):
         query["rollout_id_in"] = list(request.rollout_id_in.values)
     if request.HasField("rollout_id_contains"):
@@ -213,9 +210,16 @@ def list_workers_from_proto(request: worker_pb2.ListWorkersRequest) -> WorkerQue
 # --- What the requests have in common --------------------------------------------------------------------------------
 
 
-def _rollout_statuses_to_proto(statuses: Sequence[RolloutStatus]) -> rollout_pb2.RolloutStatusSet:
+def rollout_statuses_to_proto(statuses: Sequence[RolloutStatus]) -> rollout_pb2.RolloutStatusSet:
     values = [enums.ROLLOUT_STATUS.to_proto(status, "status_in") for status in _listed(statuses, "status_in")]
     return rollout_pb2.RolloutStatusSet(values=values)
+
+
+def rollout_statuses_from_proto(message: rollout_pb2.RolloutStatusSet) -> list[RolloutStatus]:
+    return [
+        enums.ROLLOUT_STATUS.from_proto(number, f"status_in.values[{index}]")
+        for index, number in enumerate(message.values)
+    ]
 
 
 def _worker_statuses_to_proto(statuses: Sequence[WorkerStatus]) -> worker_pb2.WorkerStatusSet:
@@ -223,7 +227,7 @@ def _worker_statuses_to_proto(statuses: Sequence[WorkerStatus]) -> worker_pb2.Wo
     return worker_pb2.WorkerStatusSet(values=values)
 
 
-def _texts_to_proto(texts: Sequence[str], field: str) -> common_pb2.StringSet:
+def texts_to_proto(texts: Sequence[str], field: str) -> common_pb2.StringSet:
     return common_pb2.StringSet(values=[text_to_proto(text, field) for text in _listed(texts, field)])
 
 

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from lightning_store.model import TIME_MAX_SECONDS, AttemptUpdate, RolloutUpdate, Unset
+from lightning_store.model import TIME_MAX_SECONDS, AttemptUpdate, ReturnWhen, RolloutUpdate, Unset
 from lightning_store.v1 import rollout_pb2, span_pb2, worker_pb2
 from lightning_store.wire import enums
 from lightning_store.wire.checks import (
@@ -223,7 +223,13 @@ def dequeue_limit_from_proto(request: rollout_pb2.DequeueRolloutsRequest) -> int
     return not_negative(request.limit, "limit") if request.HasField("limit") else 1
 
 
-def wait_to_proto(rollout_ids: Sequence[str], wait_seconds: float | None) -> rollout_pb2.WaitForRolloutsRequest:
+def wait_to_proto(
+    rollout_ids: Sequence[str],
+    wait_seconds: float | None,
+    return_when: ReturnWhen = "all",
+    *,
+    omit_unless_complete: bool = False,
+) -> rollout_pb2.WaitForRolloutsRequest:
     """None waits as long as the server lets a call wait."""
     wait = None if wait_seconds is None else duration_to_proto(min(max(wait_seconds, 0.0), TIME_MAX_SECONDS))
     return rollout_pb2.WaitForRolloutsRequest(
@@ -231,6 +237,8 @@ def wait_to_proto(rollout_ids: Sequence[str], wait_seconds: float | None) -> rol
             text_to_proto(rollout_id, f"rollout_ids[{index}]") for index, rollout_id in enumerate(rollout_ids)
         ],
         wait=wait,
+        return_when=enums.return_when_to_proto(return_when),
+        omit_unless_complete=omit_unless_complete,
     )
 
 

@@ -1,0 +1,373 @@
+"""WorkerSession: heartbeats of a runner from a thread of their own, and word of attempts that are called off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Literal
+
+import grpc
+import psutil
+
+from lightning_store import arguments
+from lightning_store.clock import Clock
+from lightning_store.errors import InvalidArgumentError, InvalidTypeError
+from lightning_store.loop_thread import LoopThread
+from lightning_store.model import UNSET, AttemptedRollout
+from lightning_store.v1 import rollout_pb2 as rollout
+from lightning_store.v1 import worker_pb2 as worker
+from lightning_store.wire import requests
+from lightning_store.wire.errors import from_rpc_error
+from lightning_store_client.channel import Connector, call_unary
+
+logger = logging.getLogger("lightning_store_client")
+
+Stats = Callable[[], Mapping[str, Any]]
+"""More heartbeat stats, as JSON can hold them. Called in the thread of the heartbeats, so it should be quick."""
+
+CancelReason = Literal["cancelled", "superseded", "lost"]
+"""Why an attempt was called off: its rollout was cancelled; a newer attempt of it has begun; or the store gave it up
+(timeout, unresponsive), gave it to another worker, or knows it no longer."""
+
+HEARTBEAT_TIMEOUT_SECONDS: Final = 5.0
+"""What one heartbeat may take, unless the interval is shorter. There are no retries: the next one is the retry."""
+
+_ANSWERS: Final[Mapping[int, CancelReason | None]] = {
+    worker.ASSIGNMENT_STATE_ACTIVE: None,
+    worker.ASSIGNMENT_STATE_CANCELLED: "cancelled",
+    worker.ASSIGNMENT_STATE_SUPERSEDED: "superseded",
+}
+_REPORTED: Final = (rollout.ATTEMPT_STATUS_FAILED, rollout.ATTEMPT_STATUS_SUCCEEDED)
+_GIVEN_UP: Final = (rollout.ATTEMPT_STATUS_TIMEOUT, rollout.ATTEMPT_STATUS_UNRESPONSIVE)
+
+
+class Cancellation:
+    """Whether one attempt was called off, and why. Once set it stays set; the next attempt has one of its own."""
+
+    def __init__(self, interrupt: Callable[[], object] | None = None) -> None:
+        """``interrupt`` is called on the running event loop when this is set."""
+        self._interrupt = interrupt
+        self._loop = asyncio.get_running_loop()
+        self._event = asyncio.Event()
+        self._lock = threading.Lock()
+        self._open = True
+        self._reason: CancelReason | None = None
+
+    @property
+    def reason(self) -> CancelReason | None:
+        """None: it was not called off."""
+        return self._reason
+
+    def is_set(self) -> bool:
+        """Whether it was called off. True at once in any thread, also while the event loop is blocked."""
+        return self._reason is not None
+
+    async def wait(self) -> CancelReason:
+        """Return, with the reason, when it is called off. Only on the event loop that holds the attempt."""
+        await self._event.wait()
+        assert self._reason is not None
+        return self._reason
+
+    def _set(self, reason: CancelReason) -> bool:
+        """From any thread. False, and nothing changes, if it is set already or the attempt is held no longer."""
+        with self._lock:
+            if not self._open or self._reason is not None:
+                return False
+            self._reason = reason
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
+            self._loop.call_soon_threadsafe(self._wake)
+        return True
+
+    def _wake(self) -> None:
+        self._event.set()
+        if self._open and self._interrupt is not None:
+            self._interrupt()
+
+    def _close(self) -> None:
+        """The attempt is held no longer: what is known now stays."""
+        with self._lock:
+            self._open = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    rollout_id: str
+    attempt_id: str
+    cancelled: Cancellation
+
+
+class _Failures:
+    """Logs when something begins to fail and when it works again, not each failure."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._count = 0
+
+    def note(self, error: Exception | None) -> None:
+        """The outcome of one more try; None: it worked."""
+        if error is None:
+            if self._count:
+                logger.info("%s: works again, after %d that failed", self._what, self._count)
+            self._count = 0
+            return
+        self._count += 1
+        if self._count == 1:
+            logger.warning("%s: failed, and is tried again each time: %s: %s", self._what, type(error).__name__, error)
+
+
+class WorkerSession:
+    """A runner that tells the store that it lives, and hears when its work is called off. Made by ``client.worker``.
+
+    From entry to exit it sends a heartbeat every ``interval`` seconds, in a thread of its own: an event loop that is
+    blocked does not stop them. Entering returns after the first one, which may fail like any other: what fails is
+    logged, and the next is the retry. Each has stats of this process and machine; see :func:`process_stats`. ::
+
+        async with client.worker("runner-7") as worker:
+            while (claimed := await client.dequeue_rollout(worker.worker_id, max_wait=30)) is not None:
+                async with worker.hold(claimed) as cancelled:  # ends here and now if the attempt is called off
+                    try:
+                        await act(claimed.input)
+                        status = "succeeded"
+                    except Exception:
+                        status = "failed"
+                    await client.update_attempt(claimed.rollout_id, claimed.attempt.attempt_id, status=status)
+                if cancelled.is_set():
+                    print(claimed.rollout_id, cancelled.reason)
+
+    A worker holds one attempt at a time; a process that works on several needs several workers, each with an id of its
+    own. Threads do not survive a fork: a child has no heartbeats until it enters a worker of its own, and holding with
+    one that it inherited is a RuntimeError. When the client is closed, the heartbeats end. A program that ends without
+    having left this is not kept alive.
+    """
+
+    def __init__(
+        self, connector: Connector, clock: Clock, worker_id: str, interval: float, stats: Stats | None
+    ) -> None:
+        """InvalidArgumentError or InvalidTypeError, which name the argument, if one is not legal."""
+        arguments.check_heartbeat(worker_id, UNSET)
+        _check_interval(interval)
+        if stats is not None and not callable(stats):
+            raise InvalidTypeError(f"stats is {stats!r}; give a function that returns a mapping", field="stats")
+        self.worker_id = worker_id
+        self._connector = connector
+        self._clock = clock
+        self._interval = interval
+        self._more_stats = stats
+        self._thread: LoopThread | None = None
+        self._held: _Held | None = None
+        self._cancelled: Cancellation | None = None
+        self._beats_failed = _Failures(f"heartbeat of worker {worker_id!r}")
+        self._stats_failed = _Failures(f"stats for the heartbeat of worker {worker_id!r}")
+
+    # --- What the runner does ----------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> WorkerSession:
+        if self._beats_here():
+            raise RuntimeError(f"worker {self.worker_id!r} is entered already")
+        self._held, self._cancelled = None, Cancellation()
+        self._thread = LoopThread(f"lightning-store-heartbeat {self.worker_id}")
+        try:
+            process = psutil.Process()
+            await self._thread.run(self._beat(process))
+            self._thread.submit(self._go_on(process))
+        except BaseException:
+            self._stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        """End the thread, and the call that it is making. It waits for nothing but stats that are being gathered."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            thread.stop()
+
+    def _beats_here(self) -> bool:
+        """Whether the heartbeats' thread is one of this process."""
+        return self._thread is not None and self._thread.is_alive
+
+    @property
+    def cancelled(self) -> Cancellation:
+        """That of the attempt that is held, or else was held last; one that is never set before the first."""
+        if self._cancelled is None:
+            raise RuntimeError(f"worker {self.worker_id!r} is not entered; use `async with`")
+        return self._cancelled
+
+    def hold(self, claimed: AttemptedRollout, *, interrupt: bool = True) -> Hold:
+        """``async with`` it, work on ``claimed``, which was claimed or started with this worker's id.
+
+        When a heartbeat learns that the attempt was called off, the block's task is cancelled and the block ends, as
+        with a timeout, but without an error: so report the outcome inside. ``interrupt=False`` leaves the block
+        running, for work that cannot be cancelled but looks at ``cancelled.is_set()``, in a thread for instance.
+        """
+        return Hold(self, claimed, interrupt)
+
+    def _take(self, claimed: AttemptedRollout, cancelled: Cancellation) -> None:
+        self._check_claim(claimed)
+        self._cancelled = cancelled
+        self._held = _Held(claimed.rollout_id, claimed.attempt.attempt_id, cancelled)
+
+    def _release(self) -> None:
+        if self._held is not None:
+            self._held.cancelled._close()
+        self._held = None
+
+    def _check_claim(self, claimed: AttemptedRollout) -> None:
+        if not isinstance(claimed, AttemptedRollout):
+            raise InvalidTypeError(f"claimed is {claimed!r}; give the rollout that was claimed", field="claimed")
+        holder = claimed.attempt.worker_id
+        if holder != self.worker_id:
+            message = f"claimed is held by worker {holder!r}; claim it with worker_id={self.worker_id!r}"
+            raise InvalidArgumentError(message, field="claimed")
+        if not self._beats_here():
+            raise RuntimeError(f"worker {self.worker_id!r} sends no heartbeats here; use `async with` in this process")
+        if self._held is not None:
+            message = f"holds attempt {self._held.attempt_id} already; for more at once, give each a worker of its own"
+            raise RuntimeError(f"worker {self.worker_id!r} {message}")
+
+    # --- In the thread of the heartbeats -----------------------------------------------------------------------------
+
+    async def _go_on(self, process: psutil.Process) -> None:
+        elapsed = 0.0
+        try:
+            while True:
+                await self._clock.sleep(max(0.0, self._interval - elapsed))
+                begun = self._clock.monotonic()
+                await self._beat(process)
+                elapsed = self._clock.monotonic() - begun
+        except RuntimeError as error:
+            logger.debug("heartbeats of worker %r end: %s", self.worker_id, error)
+
+    async def _beat(self, process: psutil.Process) -> None:
+        """Send one heartbeat and heed the answer. RuntimeError once the client is closed."""
+        held = self._held
+        try:
+            reply = await self._call("UpdateWorker", self._heartbeat(process))
+            if held is not None and not held.cancelled.is_set():
+                self._heed(held, await self._why_called_off(held, reply))
+        except Exception as error:
+            self._connector.get()  # RuntimeError if that is why it failed
+            self._beats_failed.note(from_rpc_error(error) if isinstance(error, grpc.RpcError) else error)
+        else:
+            self._beats_failed.note(None)
+
+    async def _call(self, rpc: str, request: Any) -> Any:
+        seconds = min(self._interval, HEARTBEAT_TIMEOUT_SECONDS)
+        return await call_unary(getattr(self._connector.get().stub, rpc), request, seconds)
+
+    def _heartbeat(self, process: psutil.Process) -> worker.UpdateWorkerRequest:
+        """With stats, or without if there is something wrong with them: the worker lives all the same."""
+        try:
+            stats = process_stats(process)
+            if self._more_stats is not None:
+                stats.update(self._more_stats())
+            request = requests.update_worker_to_proto(self.worker_id, stats)
+        except Exception as error:
+            self._stats_failed.note(error)
+            return requests.update_worker_to_proto(self.worker_id, UNSET)
+        self._stats_failed.note(None)
+        return request
+
+    def _heed(self, held: _Held, reason: CancelReason | None) -> None:
+        if reason is not None and held.cancelled._set(reason):
+            message = "worker %r: attempt %s of rollout %s is called off: %s"
+            logger.info(message, self.worker_id, held.attempt_id, held.rollout_id, reason)
+
+    async def _why_called_off(self, held: _Held, reply: worker.UpdateWorkerResponse) -> CancelReason | None:
+        """What the reply to a heartbeat means for the attempt; None: go on."""
+        of = reply.worker
+        is_about_held = (of.current_rollout_id, of.current_attempt_id) == (held.rollout_id, held.attempt_id)
+        if is_about_held and reply.assignment in _ANSWERS:
+            return _ANSWERS[reply.assignment]
+        return await self._look_up(held)
+
+    async def _look_up(self, held: _Held) -> CancelReason | None:
+        """Ask for the attempt itself, where the worker's record does not speak of it.
+
+        It does not once the outcome is reported or the attempt given up, nor if another has claimed under the same id.
+        """
+        reply = await self._call("GetRollout", rollout.GetRolloutRequest(rollout_id=held.rollout_id))
+        if not reply.HasField("rollout"):
+            return "lost"
+        latest = reply.rollout.latest_attempt
+        if latest.attempt_id != held.attempt_id:
+            return None if await self._was_reported(held) else "superseded"
+        if latest.status in _REPORTED:
+            return None
+        if reply.rollout.status == rollout.ROLLOUT_STATUS_CANCELLED:
+            return "cancelled"
+        return "lost" if latest.status in _GIVEN_UP or latest.worker_id != self.worker_id else None
+
+    async def _was_reported(self, held: _Held) -> bool:
+        """Whether an attempt that has a successor has an outcome, so that nothing is left to call off."""
+        reply = await self._call("ListAttempts", rollout.ListAttemptsRequest(rollout_id=held.rollout_id))
+        return any(one.attempt_id == held.attempt_id and one.status in _REPORTED for one in reply.attempts)
+
+
+class Hold:
+    """The block in which a worker holds an attempt. Made by ``WorkerSession.hold``; gives the Cancellation."""
+
+    def __init__(self, session: WorkerSession, claimed: AttemptedRollout, interrupt: bool) -> None:
+        self._session = session
+        self._claimed = claimed
+        self._scope = asyncio.Timeout(None)
+        self._interrupts = interrupt
+
+    async def __aenter__(self) -> Cancellation:
+        """InvalidArgumentError, InvalidTypeError or RuntimeError if the worker cannot hold it."""
+        cancelled = Cancellation(self._interrupt if self._interrupts else None)
+        self._session._take(self._claimed, cancelled)
+        await self._scope.__aenter__()
+        return cancelled
+
+    def _interrupt(self) -> None:
+        self._scope.reschedule(asyncio.get_running_loop().time())
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        """True, and so no error, if the block was cancelled because the attempt was called off."""
+        self._session._release()
+        try:
+            await self._scope.__aexit__(exc_type, exc, traceback)
+        except TimeoutError:
+            return True
+        return False
+
+
+def process_stats(process: psutil.Process) -> dict[str, Any]:
+    """What each heartbeat tells of the runner.
+
+    ``host`` (its name) and ``pid``; ``process_cpu_percent`` (100 is one core) and ``machine_cpu_percent`` (100 is all
+    cores), both since the heartbeat before, and 0.0 in the first; ``process_rss_bytes`` (resident memory) and
+    ``process_memory_percent`` (its share of the machine's); ``machine_memory_percent`` (in use) and
+    ``machine_memory_available_bytes``.
+    """
+    memory = psutil.virtual_memory()
+    with process.oneshot():
+        return {
+            "host": socket.gethostname(),
+            "pid": process.pid,
+            "process_cpu_percent": process.cpu_percent(),
+            "process_rss_bytes": process.memory_info().rss,
+            "process_memory_percent": round(process.memory_percent(), 2),
+            "machine_cpu_percent": psutil.cpu_percent(),
+            "machine_memory_percent": memory.percent,
+            "machine_memory_available_bytes": memory.available,
+        }
+
+
+def _check_interval(interval: object) -> None:
+    if not isinstance(interval, int | float):
+        raise InvalidTypeError(f"interval is {interval!r}; give seconds", field="interval")
+    if not 0 < interval < math.inf:
+        raise InvalidArgumentError(f"interval is {interval}; give more than 0 seconds", field="interval")

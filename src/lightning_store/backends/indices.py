@@ -1,0 +1,113 @@
+"""Indices of the memory backend that order things by time. Entries out of date are skipped, and dropped in bulk."""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_left
+from collections.abc import Iterator
+from operator import attrgetter
+from typing import Final
+
+from lightning_store.backends.base import Completion
+
+SLACK: Final = 1000
+"""Entries out of date that an index may hold beyond as many as are live."""
+
+
+class Deadlines:
+    """One deadline a rollout at most, in a heap that tolerates entries that are out of date.
+
+    A deadline that moves later (each heartbeat does that) leaves its heap entry alone; the entry is pushed back when
+    it comes up. So the heap holds about one entry for each deadline, however often it moves.
+    """
+
+    def __init__(self) -> None:
+        self._due: dict[str, float] = {}
+        self._entry: dict[str, float] = {}
+        self._heap: list[tuple[float, str]] = []
+
+    def set(self, rollout_id: str, time: float | None) -> None:
+        if time is None:
+            self._due.pop(rollout_id, None)
+            return
+        self._due[rollout_id] = time
+        entry = self._entry.get(rollout_id)
+        if entry is None or time < entry:
+            self._push(rollout_id, time)
+
+    def earliest(self) -> float | None:
+        return self._heap[0][0] if self._heap else None
+
+    def take(self, now: float, limit: int) -> list[str]:
+        taken: list[str] = []
+        while self._heap and self._heap[0][0] < now and len(taken) < limit:
+            time, rollout_id = heapq.heappop(self._heap)
+            if self._entry.get(rollout_id) != time:
+                continue
+            del self._entry[rollout_id]
+            due = self._due.get(rollout_id)
+            if due is None:
+                continue
+            if due < now:
+                del self._due[rollout_id]
+                taken.append(rollout_id)
+            else:
+                self._push(rollout_id, due)
+        return taken
+
+    def _push(self, rollout_id: str, time: float) -> None:
+        self._entry[rollout_id] = time
+        heapq.heappush(self._heap, (time, rollout_id))
+        if len(self._heap) > 2 * len(self._entry) + SLACK:  # many were moved earlier: drop what is out of date
+            self._heap = [(time, rollout_id) for rollout_id, time in self._entry.items()]
+            heapq.heapify(self._heap)
+
+
+class CompletionLog:
+    """Which rollouts are complete, in the order in which they became so, each at its last completion."""
+
+    def __init__(self) -> None:
+        self._log: list[Completion] = []
+        self._first = 0
+        """Everything before this is out of date."""
+        self._live: dict[str, Completion] = {}
+        self._position = 0
+
+    def __len__(self) -> int:
+        return len(self._live)
+
+    @property
+    def position(self) -> int:
+        """Of the last completion ever; 0 before the first."""
+        return self._position
+
+    def note(self, rollout_id: str, time: float) -> None:
+        self._position += 1
+        completion = Completion(rollout_id, self._position, time)
+        self._live[rollout_id] = completion
+        self._log.append(completion)
+        self._tidy()
+
+    def forget(self, rollout_id: str) -> None:
+        if self._live.pop(rollout_id, None) is not None:
+            self._tidy()
+
+    def get(self, rollout_id: str) -> Completion | None:
+        return self._live.get(rollout_id)
+
+    def after(self, position: int) -> Iterator[Completion]:
+        """Those past ``position``, in order. The log must not change meanwhile."""
+        start = bisect_left(self._log, position + 1, lo=self._first, key=attrgetter("position"))
+        log = self._log
+        return (log[i] for i in range(start, len(log)) if self._is_live(log[i]))
+
+    def _is_live(self, completion: Completion) -> bool:
+        return self._live.get(completion.rollout_id) is completion
+
+    def _tidy(self) -> None:
+        log = self._log
+        while self._first < len(log) and not self._is_live(log[self._first]):
+            self._first += 1
+        if len(log) > 2 * len(self._live) + SLACK:
+            self._log = list(filter(self._is_live, log))
+            self._first = 0

@@ -1,0 +1,66 @@
+"""Which rollouts to delete and which to watch: the client's arguments as requests, and requests as the store's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypedDict
+
+from lightning_store.model import CompletedRollout, RolloutStatus
+from lightning_store.v1 import rollout_pb2
+from lightning_store.wire.checks import require, required_text, text_to_proto
+from lightning_store.wire.codec import rollout_from_proto, rollout_to_proto
+from lightning_store.wire.queries import rollout_statuses_from_proto, rollout_statuses_to_proto, texts_to_proto
+from lightning_store.wire.times import duration_from_proto, duration_to_proto
+
+
+class Deletion(TypedDict):
+    """Keywords of ``delete_rollouts``."""
+
+    rollout_ids: Sequence[str] | None
+    older_than: float | None
+    status_in: Sequence[RolloutStatus] | None
+
+
+def deletion_to_proto(request_id: str, deletion: Deletion) -> rollout_pb2.DeleteRolloutsRequest:
+    rollout_ids, older_than, status_in = deletion["rollout_ids"], deletion["older_than"], deletion["status_in"]
+    return rollout_pb2.DeleteRolloutsRequest(
+        request_id=request_id,
+        rollout_id_in=None if rollout_ids is None else texts_to_proto(rollout_ids, "rollout_ids"),
+        older_than=None if older_than is None else duration_to_proto(older_than),
+        status_in=None if status_in is None else rollout_statuses_to_proto(status_in),
+    )
+
+
+def deletion_from_proto(request: rollout_pb2.DeleteRolloutsRequest) -> Deletion:
+    older_than = duration_from_proto(request.older_than, "older_than") if request.HasField("older_than") else None
+    status_in = rollout_statuses_from_proto(request.status_in) if request.HasField("status_in") else None
+    return Deletion(rollout_ids=_ids_from_proto(request), older_than=older_than, status_in=status_in)
+
+
+def watch_to_proto(rollout_ids: Sequence[str] | None, after: str) -> rollout_pb2.WatchRolloutsRequest:
+    return rollout_pb2.WatchRolloutsRequest(
+        rollout_id_in=None if rollout_ids is None else texts_to_proto(rollout_ids, "rollout_ids"),
+        after=text_to_proto(after, "after"),
+    )
+
+
+def watched_from_proto(request: rollout_pb2.WatchRolloutsRequest) -> list[str] | None:
+    """The rollouts to watch; None for all."""
+    return _ids_from_proto(request)
+
+
+def completed_to_proto(completed: CompletedRollout) -> rollout_pb2.CompletedRollout:
+    return rollout_pb2.CompletedRollout(rollout=rollout_to_proto(completed.rollout), cursor=completed.cursor)
+
+
+def completed_from_proto(message: rollout_pb2.CompletedRollout, field: str) -> CompletedRollout:
+    require(message, "rollout", f"{field}.rollout")
+    rollout = rollout_from_proto(message.rollout, f"{field}.rollout")
+    return CompletedRollout(rollout, required_text(message.cursor, f"{field}.cursor"))
+
+
+def _ids_from_proto(request: rollout_pb2.DeleteRolloutsRequest | rollout_pb2.WatchRolloutsRequest) -> list[str] | None:
+    if not request.HasField("rollout_id_in"):
+        return None
+    values = enumerate(request.rollout_id_in.values)
+    return [required_text(rollout_id, f"rollout_id_in.values[{index}]") for index, rollout_id in values]
