@@ -27,6 +27,7 @@ from pathlib import Path
 
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.rpc import status_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -110,7 +111,7 @@ def generated_package() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
         out.mkdir()
-        descriptors = write_otlp_descriptors(Path(scratch))
+        descriptors = write_imported_descriptors(Path(scratch))
         sources = proto_files(PROTO_ROOT)
         run_protoc(PROTO_ROOT, descriptors, sources, f"--python_out={out}", f"--mypy_out=quiet:{out}")
         run_protoc(PROTO_ROOT, descriptors, [SERVICE], f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}")
@@ -122,7 +123,7 @@ def build_image(proto_root: Path, scratch: Path) -> Path:
     """A descriptor set of all protos below ``proto_root`` with what they import and their comments, as buf takes it."""
     image = scratch / "image.binpb"
     options = ("--include_imports", "--include_source_info", f"--descriptor_set_out={image}")
-    run_protoc(proto_root, write_otlp_descriptors(scratch), proto_files(proto_root), *options)
+    run_protoc(proto_root, write_imported_descriptors(scratch), proto_files(proto_root), *options)
     return image
 
 
@@ -130,8 +131,8 @@ def proto_files(proto_root: Path) -> list[Path]:
     return sorted(path.relative_to(proto_root) for path in proto_root.rglob("*.proto"))
 
 
-def write_otlp_descriptors(scratch: Path) -> Path:
-    """The installed OTLP trace protos as a descriptor set, each file after those that it imports."""
+def write_imported_descriptors(scratch: Path) -> Path:
+    """The installed protos of OTLP traces and of google.rpc as a descriptor set, each file after those it imports."""
     files = FileDescriptorSet()
     seen: set[str] = set()
 
@@ -143,7 +144,8 @@ def write_otlp_descriptors(scratch: Path) -> Path:
             file.CopyToProto(files.file.add())
 
     add(trace_pb2.DESCRIPTOR)
-    path = scratch / "otlp.binpb"
+    add(status_pb2.DESCRIPTOR)
+    path = scratch / "imported.binpb"
     path.write_bytes(files.SerializeToString(deterministic=True))
     return path
 

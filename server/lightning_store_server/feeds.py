@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Final, Generic, TypeVar, cast
 
 T = TypeVar("T")
@@ -24,9 +24,13 @@ class FeedRuns(Generic[T]):
         self._reading.add_done_callback(lambda _: self._items.put_nowait(_END))
 
     async def _read(self, feed: AsyncIterator[T]) -> None:
-        async for item in feed:
-            await self._room.acquire()
-            self._items.put_nowait(item)
+        try:
+            async for item in feed:
+                await self._room.acquire()
+                self._items.put_nowait(item)
+        finally:
+            if isinstance(feed, AsyncGenerator):  # a feed that is left where it stands goes on being served
+                await feed.aclose()
 
     def cancel(self) -> None:
         """Read no further; iteration ends after what is there."""

@@ -21,7 +21,7 @@ from lightning_store.v1 import service_pb2_grpc
 from lightning_store.v1 import span_pb2 as span
 from lightning_store.v1 import worker_pb2 as worker
 from lightning_store.v1.query_pb2 import StreamQueryRequest, StreamQueryResponse
-from lightning_store.wire import codec, enums, queries, requests, selections, spans
+from lightning_store.wire import codec, enums, queries, records, requests, selections, spans
 from lightning_store.wire.checks import require, required_text
 from lightning_store.wire.errors import span_outcome_to_proto
 from lightning_store.wire.methods import METHODS, REPEATED_METADATA, Method
@@ -29,7 +29,7 @@ from lightning_store_server.config import ServerConfig
 from lightning_store_server.feeds import FeedRuns
 from lightning_store_server.interceptors import Context, seconds_left
 from lightning_store_server.pages import Listing, PageLimits, all_pages, batches, first_page
-from lightning_store_server.span_store import span_records_of
+from lightning_store_server.record_store import records_of
 
 T = TypeVar("T")
 
@@ -45,15 +45,15 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
 
     def __init__(self, store: LightningStore, config: ServerConfig) -> None:
         self._store = store
-        self._spans = span_records_of(store)
+        self._records = records_of(store)
         self._config = config
         self._limits = PageLimits(config.page_rows_max, config.page_bytes_max)
         self._rollouts = Listing(
             "rollouts",
             rollout.ListRolloutsResponse,
             queries.list_rollouts_from_proto,
-            store.query_rollouts,
-            codec.rollout_to_proto,
+            self._records.query_rollout_records,
+            records.rollout_row_to_proto,
         )
         self._attempts = Listing(
             "attempts",
@@ -66,7 +66,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             "spans",
             span.ListSpansResponse,
             lambda request: {**queries.list_spans_from_proto(request), **_of_rollout(request)},
-            self._spans.query_span_records,
+            self._records.query_span_records,
             spans.span_record_to_proto,
         )
         self._resources = Listing(
@@ -83,6 +83,8 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             store.query_workers,
             codec.worker_to_proto,
         )
+        self.otlp_http_port: int | None = None
+        """Where the server takes OTLP over HTTP; it is known once that is bound."""
         self._waits: set[asyncio.Task[Any] | FeedRuns[Any]] = set()
         self._draining = False
 
@@ -100,12 +102,13 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         info = codec.ServerInfo(
             version=version("lightning-store-grpc"),
             strict=self._store.strict,
-            capabilities=self._store.capabilities,
+            capabilities={**self._store.capabilities, "otlp_traces": self.otlp_http_port is not None},
             message_bytes_max=self._config.max_message_bytes,
             page_rows_max=self._config.page_rows_max,
             page_bytes_max=self._config.page_bytes_max,
             wait_seconds_max=self._config.wait_seconds_max,
             replay_window_seconds=self._store.replay_window_seconds,
+            otlp_http_port=self.otlp_http_port,
         )
         return codec.server_info_to_proto(info)
 
@@ -120,60 +123,51 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self, request: rollout.StartRolloutRequest, context: Context
     ) -> rollout.StartRolloutResponse:
         require(request, "rollout", "rollout")
-        new = codec.new_rollout_from_proto(request.rollout, "rollout")
+        new = records.new_rollout_from_proto(request.rollout, "rollout")
         with _once(request, context):
-            started = await self._store.start_rollout(
-                new.input,
-                mode=new.mode,
-                resources_id=new.resources_id,
-                config=new.config,
-                metadata=new.metadata,
-                worker_id=_optional(request, "worker_id"),
-            )
-        return rollout.StartRolloutResponse(rollout=codec.rollout_to_proto(started))
+            started = await self._records.start_rollout_record(new, _worker_id(request))
+        return rollout.StartRolloutResponse(rollout=records.rollout_record_to_proto(*started))
 
     async def EnqueueRollouts(
         self, request: rollout.EnqueueRolloutsRequest, context: Context
     ) -> rollout.EnqueueRolloutsResponse:
-        new = [codec.new_rollout_from_proto(one, f"rollouts[{i}]") for i, one in enumerate(request.rollouts)]
+        new = [records.new_rollout_from_proto(one, f"rollouts[{i}]") for i, one in enumerate(request.rollouts)]
         with _once(request, context):
-            queued = await self._store.enqueue_many_rollouts(new)
-        return rollout.EnqueueRolloutsResponse(rollouts=map(codec.rollout_to_proto, queued))
+            queued = await self._records.enqueue_records(new)
+        return rollout.EnqueueRolloutsResponse(rollouts=map(records.rollout_record_to_proto, queued))
 
     async def DequeueRollouts(
         self, request: rollout.DequeueRolloutsRequest, context: Context
     ) -> rollout.DequeueRolloutsResponse:
         limit = min(requests.dequeue_limit_from_proto(request), CLAIMS_MAX)
         wait = requests.dequeue_wait_from_proto(request, self._wait_seconds(context))
-        worker_id = _optional(request, "worker_id")
+        if limit == 0:
+            return rollout.DequeueRolloutsResponse()
         with _once(request, context):
-            if wait > 0:
-                claim = self._store.dequeue_many_rollouts(limit=limit, worker_id=worker_id, max_wait=wait)
-                claimed = await self._until_drained(claim)
-            else:
-                claimed = await self._store.dequeue_many_rollouts(limit=limit, worker_id=worker_id)
-        return rollout.DequeueRolloutsResponse(rollouts=map(codec.rollout_to_proto, claimed))
+            claim = self._records.claim_records(limit, _worker_id(request), wait)
+            claimed = await (self._until_drained(claim) if wait > 0 else claim)
+        return rollout.DequeueRolloutsResponse(rollouts=[records.rollout_record_to_proto(*one) for one in claimed])
 
     async def StartAttempt(
         self, request: rollout.StartAttemptRequest, context: Context
     ) -> rollout.StartAttemptResponse:
         rollout_id = required_text(request.rollout_id, "rollout_id")
         with _once(request, context):
-            started = await self._store.start_attempt(rollout_id, worker_id=_optional(request, "worker_id"))
-        return rollout.StartAttemptResponse(rollout=codec.rollout_to_proto(started))
+            started = await self._records.start_attempt_record(rollout_id, _worker_id(request))
+        return rollout.StartAttemptResponse(rollout=records.rollout_record_to_proto(*started))
 
     # --- Spans -------------------------------------------------------------------------------------------------------
 
     async def AddSpans(self, request: span.AddSpansRequest, context: Context) -> span.AddSpansResponse:
         outcomes: dict[int, SpanOutcome] = {}
-        records = []
+        legal_spans = []
         for index, message in enumerate(request.spans):
             try:
-                records.append(spans.span_record_from_proto(message, f"spans[{index}]"))
+                legal_spans.append(spans.span_record_from_proto(message, f"spans[{index}]"))
             except StoreError as error:
                 outcomes[index] = SpanOutcome(error=error)
         with _once(request, context):
-            added = await self._spans.add_span_records(records)
+            added = await self._records.add_span_records(legal_spans)
         legal = (index for index in range(len(request.spans)) if index not in outcomes)
         outcomes.update(zip(legal, added, strict=True))
         in_order = (outcomes[index] for index in range(len(request.spans)))
@@ -197,8 +191,8 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     # --- Reading -----------------------------------------------------------------------------------------------------
 
     async def GetRollout(self, request: rollout.GetRolloutRequest, context: Context) -> rollout.GetRolloutResponse:
-        found = await self._store.get_rollout_by_id(required_text(request.rollout_id, "rollout_id"))
-        return rollout.GetRolloutResponse(rollout=None if found is None else codec.rollout_to_proto(found))
+        found = await self._records.get_rollout_record(required_text(request.rollout_id, "rollout_id"))
+        return rollout.GetRolloutResponse(rollout=None if found is None else records.rollout_row_to_proto(found))
 
     async def GetLatestAttempt(
         self, request: rollout.GetLatestAttemptRequest, context: Context
@@ -288,11 +282,10 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     ) -> rollout.UpdateAttemptResponse:
         rollout_id = required_text(request.rollout_id, "rollout_id")
         attempt_id = requests.attempt_from_request(request)
-        update = requests.update_attempt_from_proto(request)
-        fields = {name: getattr(update, name) for name in update.model_fields_set}
+        columns, status = records.attempt_change_from_proto(request)
         with _once(request, context):
-            updated = await self._store.update_attempt(rollout_id, attempt_id, **fields)
-        return rollout.UpdateAttemptResponse(attempt=codec.attempt_to_proto(updated))
+            updated = await self._records.update_attempt_record(rollout_id, attempt_id, columns, status)
+        return rollout.UpdateAttemptResponse(attempt=records.attempt_record_to_proto(updated))
 
     async def AddResources(
         self, request: resources.AddResourcesRequest, context: Context
@@ -441,8 +434,9 @@ def _fingerprint(request: Any) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def _optional(request: Any, field: str) -> str | None:
-    return getattr(request, field) if request.HasField(field) else None
+def _worker_id(request: Any) -> str | None:
+    """The worker's id; None where it is absent or empty."""
+    return request.worker_id or None
 
 
 def _of_rollout(request: Any) -> dict[str, str]:

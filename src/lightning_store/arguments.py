@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from numbers import Real
 from typing import Any, Final, get_args
 
 from pydantic import TypeAdapter
@@ -67,8 +68,7 @@ def check_id(argument: str, value: object) -> None:
 
 def distinct_ids(rollout_ids: Sequence[object]) -> dict[str, None]:
     """The ids without repeats, in order. TypeError unless it is a list of texts."""
-    if isinstance(rollout_ids, str):
-        raise InvalidTypeError(f"rollout_ids is the text {rollout_ids!r}; give a list", field="rollout_ids")
+    _check_list("rollout_ids", rollout_ids)
     for rollout_id in rollout_ids:
         check_id("rollout_ids", rollout_id)
     return dict.fromkeys(map(str, rollout_ids))
@@ -90,12 +90,26 @@ def check_deletion(
         raise InvalidArgumentError(message, field="older_than")
     if rollout_ids is not None:
         distinct_ids(rollout_ids)
-    if older_than is not None and not older_than >= 0:
+    if older_than is not None:
+        _check_age(older_than)
+    if status_in is not None:
+        _check_list("status_in", status_in)
+        legal = get_args(RolloutStatus)
+        if any(status not in legal for status in status_in):
+            message = f"status_in is {status_in!r}; give a list of some of {', '.join(legal)}"
+            raise InvalidArgumentError(message, field="status_in")
+
+
+def _check_age(older_than: object) -> None:
+    if not isinstance(older_than, Real):
+        raise InvalidTypeError(f"older_than is {older_than!r}; give seconds", field="older_than")
+    if not older_than >= 0:
         raise InvalidArgumentError(f"older_than is {older_than}; give 0 seconds or more", field="older_than")
-    for status in () if status_in is None else status_in:
-        if isinstance(status_in, str) or status not in get_args(RolloutStatus):
-            legal = ", ".join(get_args(RolloutStatus))
-            raise InvalidArgumentError(f"status_in is {status_in!r}; give a list of some of {legal}", field="status_in")
+
+
+def _check_list(argument: str, values: object) -> None:
+    if isinstance(values, str) or not isinstance(values, Collection):
+        raise InvalidTypeError(f"{argument} is {values!r}; give a list", field=argument)
 
 
 def worker_name(worker_id: object) -> str | None:

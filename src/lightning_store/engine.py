@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from lightning_store import arguments, json_text, queries
 from lightning_store.backends.base import (
+    AttemptRecord,
     Backend,
+    NewRollout,
     ResourcesRecord,
     RolloutRecord,
+    RolloutRow,
     Rows,
     SpanCodec,
     SpanRecord,
@@ -24,14 +26,13 @@ from lightning_store.backends.base import (
 from lightning_store.clock import Clock, SystemClock
 from lightning_store.errors import (
     RejectedSpan,
-    RequestIdReusedError,
     SpansEvictedError,
     SpansRejectedError,
     StoreError,
 )
 from lightning_store.feed import Feed, cursor_of, position_of
 from lightning_store.lifecycle import TERMINAL
-from lightning_store.memory_limits import MemoryLimits, memory_full
+from lightning_store.memory_limits import MemoryLimits
 from lightning_store.model import (
     UNSET,
     Attempt,
@@ -57,7 +58,8 @@ from lightning_store.model import (
     WorkerStatus,
     given,
 )
-from lightning_store.replay import Request, current_request, part_scope
+from lightning_store.replay import current_request, part_scope
+from lightning_store.runner import Runner
 from lightning_store.snapshots import (
     Claim,
     attempt_of,
@@ -67,10 +69,8 @@ from lightning_store.snapshots import (
     rollout_with_attempt,
     worker_of,
 )
-from lightning_store.step import Deletion, Effects, NewRollout, Policy, SpanOutcome, Step
+from lightning_store.step import Deletion, Policy, SpanOutcome, Step
 from lightning_store.store import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
-from lightning_store.waiters import Claimants, Waiters, Watchers
-from lightning_store.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -80,43 +80,6 @@ T = TypeVar("T")
 
 SLICE_ROWS = 256
 """Rows of a query that are converted at a stretch."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Call(Generic[R]):
-    """What is to be run in one step, and how it is replayed."""
-
-    body: Callable[[Step], Awaitable[R]]
-    operation: str = ""
-    request: Request | None = None
-    """None for a call that may as well run twice."""
-    stores: bool = False
-    """Whether it takes memory, which may be refused."""
-    final: bool = True
-    """Whether an empty reply is the answer, rather than a reason to wait and look again."""
-
-    @property
-    def signature(self) -> str:
-        """What a reply is remembered for, beside the request's id."""
-        assert self.request is not None
-        return f"{self.operation} {self.request.fingerprint}"
-
-    def replayed(self, signature: str, reply: Any) -> R:
-        """The reply that was remembered; a refusal is raised again. RequestIdReusedError if it was to another call."""
-        assert self.request is not None
-        if signature != self.signature:
-            message = f"request_id {self.request.id} was used for another call already; make a new one for each call"
-            raise RequestIdReusedError(message, field="request_id")
-        if isinstance(reply, _Refusal):
-            raise reply.error
-        return cast(R, reply)
-
-
-@dataclass(frozen=True, slots=True)
-class _Refusal:
-    """Stands for the reply to a call that was refused."""
-
-    error: StoreError
 
 
 class Engine(LightningStore):
@@ -136,11 +99,8 @@ class Engine(LightningStore):
         self._policy = policy
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._memory = memory
-        self._waiters = Waiters()
-        self._claimants = Claimants()
-        self._watchers = Watchers()
         self._started = self._clock.monotonic()
-        self._watchdog = Watchdog(self._clock, self._look_at_deadlines)
+        self._steps = Runner(backend, policy, self._clock, memory)
 
     @property
     def strict(self) -> bool:
@@ -157,7 +117,7 @@ class Engine(LightningStore):
         return {"thread_safe": True, "async_safe": True, "zero_copy": False, "otlp_traces": False}
 
     async def statistics(self) -> LightningStoreStatistics:
-        counts = await self._read(lambda step: step.tx.counts())
+        counts = await self._steps.read(lambda step: step.tx.counts())
         statistics: LightningStoreStatistics = {
             "name": type(self).__name__,
             "total_rollouts": counts.rollouts,
@@ -188,13 +148,14 @@ class Engine(LightningStore):
         worker_id: str | None = None,
     ) -> AttemptedRollout:
         new = _new_rollout(arguments.rollout_request(input, mode, resources_id, config, metadata))
-        worker_id = arguments.worker_name(worker_id)
+        return attempted_rollout_of(await self.start_rollout_record(new, arguments.worker_name(worker_id)))
 
+    async def start_rollout_record(self, new: NewRollout, worker_id: str | None) -> Claim:
         async def start(step: Step) -> Claim:
             await step.check_resources(new.resources_id)
             return await step.begin_attempt(await step.create(new, "preparing"), worker_id)
 
-        return attempted_rollout_of(await self._once("start_rollout", start, stores=True))
+        return await self._steps.once("start_rollout", start, stores=True)
 
     async def enqueue_rollout(
         self,
@@ -205,15 +166,15 @@ class Engine(LightningStore):
         metadata: Mapping[str, Any] | None = None,
     ) -> Rollout:
         new = _new_rollout(arguments.rollout_request(input, mode, resources_id, config, metadata))
-        return (await self._enqueue([new]))[0]
+        return rollout_of((await self.enqueue_records([new]))[0])
 
     async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
         checked = arguments.checked_requests(rollouts)
-        return await self._enqueue([_new_rollout(request, f"rollouts[{i}].") for i, request in enumerate(checked)])
+        new = [_new_rollout(request, f"rollouts[{i}].") for i, request in enumerate(checked)]
+        return [rollout_of(record) for record in await self.enqueue_records(new)]
 
-    async def _enqueue(self, requests: Sequence[NewRollout]) -> list[Rollout]:
-        records = await self._once("enqueue_rollouts", lambda step: step.enqueue(requests), stores=True)
-        return [rollout_of(record) for record in records]
+    async def enqueue_records(self, new: Sequence[NewRollout]) -> list[RolloutRecord]:
+        return await self._steps.once("enqueue_rollouts", lambda step: step.enqueue(new), stores=True)
 
     async def dequeue_rollout(self, worker_id: str | None = None, *, max_wait: float = 0.0) -> AttemptedRollout | None:
         claimed = await self.dequeue_many_rollouts(limit=1, worker_id=worker_id, max_wait=max_wait)
@@ -225,38 +186,40 @@ class Engine(LightningStore):
         arguments.check_wait("max_wait", max_wait)
         if limit <= 0:
             return []
-        worker_id = arguments.worker_name(worker_id)
-        claims = await self._claim_or_wait(lambda step: step.claim(limit, worker_id), max_wait)
+        claims = await self.claim_records(limit, arguments.worker_name(worker_id), max_wait)
         return [attempted_rollout_of(claim) for claim in claims]
 
-    async def _claim_or_wait(self, claim: Callable[[Step], Awaitable[list[Claim]]], max_wait: float) -> list[Claim]:
+    async def claim_records(self, limit: int, worker_id: str | None, max_wait: float) -> list[Claim]:
+        async def claim(step: Step) -> list[Claim]:
+            return await step.claim(limit, worker_id)
+
         if max_wait <= 0:
-            return await self._once("dequeue_rollouts", claim)
+            return await self._steps.once("dequeue_rollouts", claim)
         request = current_request()
         until = self._clock.monotonic() + max_wait
-        with self._claimants.register(None if request is None else request.id) as claimant:
+        with self._steps.claimants.register(None if request is None else request.id) as claimant:
             woken = True
             while True:
-                self._claimants.follow_call(claimant)
+                self._steps.claimants.follow_call(claimant)
                 left = until - self._clock.monotonic()
                 last_look = left <= 0 or not woken
-                claims = await self._once("dequeue_rollouts", claim, final=last_look)
+                claims = await self._steps.once("dequeue_rollouts", claim, final=last_look)
                 if claims:
-                    self._claimants.answered(claimant)
+                    self._steps.claimants.answered(claimant)
                 if claims or last_look:
                     return claims
-                with self._watchdog.waiting():
+                with self._steps.watchdog.waiting():
                     woken = await claimant.wakeup.wait(self._clock, left)
 
     async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> AttemptedRollout:
-        worker_id = arguments.worker_name(worker_id)
-
         arguments.check_id("rollout_id", rollout_id)
+        return attempted_rollout_of(await self.start_attempt_record(rollout_id, arguments.worker_name(worker_id)))
 
+    async def start_attempt_record(self, rollout_id: str, worker_id: str | None) -> Claim:
         async def start(step: Step) -> Claim:
             return await step.begin_attempt(await step.rollout(rollout_id), worker_id)
 
-        return attempted_rollout_of(await self._once("start_attempt", start))
+        return await self._steps.once("start_attempt", start)
 
     # --- Spans -------------------------------------------------------------------------------------------------------
 
@@ -317,7 +280,7 @@ class Engine(LightningStore):
                 await step.tx.evict_spans(total_bytes - self._memory.safe_bytes, unfinished=True)
             return outcomes
 
-        return await self._once("add_spans", add, stores=True)
+        return await self._steps.once("add_spans", add, stores=True)
 
     def _span_size(self, record: SpanRecord) -> int:
         if self._memory is None or self._memory.span_size_estimator is None:
@@ -332,7 +295,7 @@ class Engine(LightningStore):
         for rollout_id, attempt_id in rollout_attempt_ids:
             arguments.check_id("rollout_id", rollout_id)
             arguments.check_id("attempt_id", attempt_id)
-        return await self._once("get_many_span_sequence_ids", lambda step: step.allocate(rollout_ids))
+        return await self._steps.once("get_many_span_sequence_ids", lambda step: step.allocate(rollout_ids))
 
     # --- Queries -----------------------------------------------------------------------------------------------------
 
@@ -350,12 +313,35 @@ class Engine(LightningStore):
         status: Sequence[RolloutStatus] | None = None,
         rollout_ids: Sequence[str] | None = None,
     ) -> PaginatedResult[Rollout]:
-        wanted_status = status if status_in is None else status_in
+        rows = await self.query_rollout_records(
+            status_in=status if status_in is None else status_in,
+            rollout_id_in=rollout_ids if rollout_id_in is None else rollout_id_in,
+            rollout_id_contains=rollout_id_contains,
+            filter_logic=filter_logic,
+            sort_by=sort_by,
+            sort_order=sort_order,
+            limit=limit,
+            offset=offset,
+        )
+        return PaginatedResult(await _converted(rollout_with_attempt, rows.items), limit, offset, rows.total)
+
+    async def query_rollout_records(
+        self,
+        *,
+        status_in: Sequence[RolloutStatus] | None = None,
+        rollout_id_in: Sequence[str] | None = None,
+        rollout_id_contains: str | None = None,
+        filter_logic: FilterLogic = "and",
+        sort_by: str | None = None,
+        sort_order: SortOrder = "asc",
+        limit: int = -1,
+        offset: int = 0,
+    ) -> Rows[RolloutRow]:
         query = queries.build_query(
             queries.ROLLOUTS,
             filters=[
-                queries.one_of("status", "status_in", wanted_status, queries.ROLLOUT_STATUSES),
-                queries.one_of("rollout_id", "rollout_id_in", rollout_ids if rollout_id_in is None else rollout_id_in),
+                queries.one_of("status", "status_in", status_in, queries.ROLLOUT_STATUSES),
+                queries.one_of("rollout_id", "rollout_id_in", rollout_id_in),
                 queries.contains("rollout_id", rollout_id_contains),
             ],
             filter_logic=filter_logic,
@@ -365,14 +351,12 @@ class Engine(LightningStore):
             offset=offset,
         )
 
-        async def select(step: Step) -> Rows[Any]:
+        async def select(step: Step) -> Rows[RolloutRow]:
             rows = await step.tx.list_rollouts(query)
-            return Rows([(row, await step.tx.latest_attempt(row.rollout_id)) for row in rows.items], rows.total)
+            with_latest = [RolloutRow(row, await step.tx.latest_attempt(row.rollout_id)) for row in rows.items]
+            return Rows(with_latest, rows.total)
 
-        rows = await self._read(select)
-        return PaginatedResult(
-            await _converted(lambda row: rollout_with_attempt(*row), rows.items), limit, offset, rows.total
-        )
+        return await self._steps.read(select)
 
     async def query_attempts(
         self,
@@ -392,7 +376,7 @@ class Engine(LightningStore):
             await step.known_if_strict(rollout_id)
             return await step.tx.list_attempts(rollout_id, query)
 
-        rows = await self._read(select)
+        rows = await self._steps.read(select)
         return PaginatedResult(await _converted(attempt_of, rows.items), limit, offset, rows.total)
 
     async def query_spans(
@@ -468,7 +452,7 @@ class Engine(LightningStore):
             latest = await step.tx.latest_attempt(rollout_id)
             return Rows([], 0) if latest is None else await step.tx.list_spans(rollout_id, latest.attempt_id, query)
 
-        return await self._read(select)
+        return await self._steps.read(select)
 
     async def query_resources(
         self,
@@ -493,7 +477,7 @@ class Engine(LightningStore):
             limit=limit,
             offset=offset,
         )
-        rows = await self._read(lambda step: step.tx.list_resources(query))
+        rows = await self._steps.read(lambda step: step.tx.list_resources(query))
         return PaginatedResult(await _converted(resources_of, rows.items), limit, offset, rows.total)
 
     async def query_workers(
@@ -519,17 +503,21 @@ class Engine(LightningStore):
             limit=limit,
             offset=offset,
         )
-        rows = await self._read(lambda step: step.tx.list_workers(query))
+        rows = await self._steps.read(lambda step: step.tx.list_workers(query))
         return PaginatedResult(await _converted(worker_of, rows.items), limit, offset, rows.total)
 
     async def get_rollout_by_id(self, rollout_id: str) -> Rollout | None:
         arguments.check_id("rollout_id", rollout_id)
 
-        async def select(step: Step) -> tuple[Any, Any]:
-            return await step.tx.get_rollout(rollout_id), await step.tx.latest_attempt(rollout_id)
+        row = await self.get_rollout_record(rollout_id)
+        return None if row is None else rollout_with_attempt(row)
 
-        record, latest = await self._read(select)
-        return None if record is None else rollout_with_attempt(record, latest)
+    async def get_rollout_record(self, rollout_id: str) -> RolloutRow | None:
+        async def select(step: Step) -> RolloutRow | None:
+            record = await step.tx.get_rollout(rollout_id)
+            return None if record is None else RolloutRow(record, await step.tx.latest_attempt(rollout_id))
+
+        return await self._steps.read(select)
 
     async def get_latest_attempt(self, rollout_id: str) -> Attempt | None:
         arguments.check_id("rollout_id", rollout_id)
@@ -538,21 +526,21 @@ class Engine(LightningStore):
             await step.known_if_strict(rollout_id)
             return await step.tx.latest_attempt(rollout_id)
 
-        record = await self._read(select)
+        record = await self._steps.read(select)
         return None if record is None else attempt_of(record)
 
     async def get_resources_by_id(self, resources_id: str) -> ResourcesUpdate | None:
         arguments.check_id("resources_id", resources_id)
-        record = await self._read(lambda step: step.tx.get_resources(resources_id))
+        record = await self._steps.read(lambda step: step.tx.get_resources(resources_id))
         return None if record is None else resources_of(record)
 
     async def get_latest_resources(self) -> ResourcesUpdate | None:
-        record = await self._read(lambda step: step.tx.latest_resources())
+        record = await self._steps.read(lambda step: step.tx.latest_resources())
         return None if record is None else resources_of(record)
 
     async def get_worker_by_id(self, worker_id: str) -> Worker | None:
         arguments.check_id("worker_id", worker_id)
-        record = await self._read(lambda step: step.tx.get_worker(worker_id))
+        record = await self._steps.read(lambda step: step.tx.get_worker(worker_id))
         return None if record is None else worker_of(record)
 
     # --- Resources ---------------------------------------------------------------------------------------------------
@@ -573,7 +561,7 @@ class Engine(LightningStore):
         async def publish(step: Step) -> ResourcesRecord:
             return await step.publish(resources_id, resources_json)
 
-        return resources_of(await self._once(operation, publish, stores=True))
+        return resources_of(await self._steps.once(operation, publish, stores=True))
 
     # --- Updates -----------------------------------------------------------------------------------------------------
 
@@ -598,11 +586,11 @@ class Engine(LightningStore):
         async def change(step: Step) -> RolloutRecord:
             return await step.update_rollout(rollout_id, columns, new_status)
 
-        return rollout_of(await self._once("update_rollout", change))
+        return rollout_of(await self._steps.once("update_rollout", change))
 
     async def cancel_rollouts(self, rollout_ids: Sequence[str]) -> list[Rollout]:
         arguments.distinct_ids(rollout_ids)
-        records = await self._once("cancel_rollouts", lambda step: step.cancel(rollout_ids))
+        records = await self._steps.once("cancel_rollouts", lambda step: step.cancel(rollout_ids))
         return [rollout_of(record) for record in records]
 
     async def update_attempt(
@@ -622,15 +610,20 @@ class Engine(LightningStore):
         columns = {name: getattr(update, name) for name in update.model_fields_set - {"status", "metadata"}}
         columns |= _json_columns(update, "metadata")
         new_status = update.status if "status" in update.model_fields_set else None
-        record = await self._once(
-            "update_attempt", lambda step: step.update_attempt(rollout_id, attempt_id, columns, new_status)
-        )
-        return attempt_of(record)
+        return attempt_of(await self.update_attempt_record(rollout_id, attempt_id, columns, new_status))
+
+    async def update_attempt_record(
+        self, rollout_id: str, attempt_id: str, columns: Mapping[str, Any], status: AttemptStatus | None
+    ) -> AttemptRecord:
+        async def change(step: Step) -> AttemptRecord:
+            return await step.update_attempt(rollout_id, attempt_id, columns, status)
+
+        return await self._steps.once("update_attempt", change)
 
     async def update_worker(self, worker_id: str, heartbeat_stats: Mapping[str, Any] | Unset = UNSET) -> Worker:
         arguments.check_heartbeat(worker_id, heartbeat_stats)
         stats_json = None if isinstance(heartbeat_stats, Unset) else json_text.dumps(heartbeat_stats, "heartbeat_stats")
-        return worker_of(await self._read(lambda step: step.heartbeat(worker_id, stats_json)))
+        return worker_of(await self._steps.read(lambda step: step.heartbeat(worker_id, stats_json)))
 
     # --- Waiting -----------------------------------------------------------------------------------------------------
 
@@ -642,7 +635,7 @@ class Engine(LightningStore):
         until = None if timeout is None else self._clock.monotonic() + max(0.0, timeout)
         woken = True
         while True:
-            with self._waiters.register(distinct, one_is_enough=one_is_enough) as waiter:
+            with self._steps.waiters.register(distinct, one_is_enough=one_is_enough) as waiter:
                 ended, unknown = await self._ended_rollouts(distinct)
                 left = None if until is None else until - self._clock.monotonic()
                 done = len(ended) + len(unknown) == len(distinct) or (one_is_enough and ended)
@@ -652,7 +645,7 @@ class Engine(LightningStore):
                     waiter.note_end(rollout_id)
                 for rollout_id in unknown:
                     waiter.pass_over(rollout_id)
-                with self._watchdog.waiting():
+                with self._steps.watchdog.waiting():
                     woken = await waiter.wait(self._clock, left)
 
     async def _ended_rollouts(self, rollout_ids: Mapping[str, None]) -> tuple[dict[str, RolloutRecord], list[str]]:
@@ -668,7 +661,7 @@ class Engine(LightningStore):
                     ended[rollout_id] = record
             return ended, unknown
 
-        return await self._read(select)
+        return await self._steps.read(select)
 
     async def watch_rollouts(
         self, rollout_ids: Sequence[str] | None = None, *, after: str | None = None
@@ -676,14 +669,13 @@ class Engine(LightningStore):
         store_id = self._backend.store_id
         wanted = None if rollout_ids is None else set(arguments.distinct_ids(rollout_ids))
         feed = Feed(wanted, position_of(store_id, after))
-        with self._watchers.register(wanted) as watcher:
+        with self._steps.watchers.register(wanted) as watcher:
             while not feed.done:
                 feed.pass_over(watcher.before_look())
-                for told in await self._read(feed.look):
-                    rollout = rollout_with_attempt(told.rollout, told.latest)
-                    yield CompletedRollout(rollout, cursor_of(store_id, told.position))
+                for told in await self._steps.read(feed.look):
+                    yield CompletedRollout(rollout_with_attempt(told.row), cursor_of(store_id, told.position))
                 if feed.caught_up and not feed.done:
-                    with self._watchdog.waiting():
+                    with self._steps.watchdog.waiting():
                         await watcher.wakeup.wait(self._clock, None)
 
     # --- Deleting ----------------------------------------------------------------------------------------------------
@@ -706,82 +698,10 @@ class Engine(LightningStore):
         while place is not None:
             with part_scope(f"{place}"):
                 delete = partial(Step.delete_some, which=which, after=place)
-                place, some = await self._once("delete_rollouts", delete)
+                place, some = await self._steps.once("delete_rollouts", delete)
             deleted += some
             await asyncio.sleep(0)  # let others in between
         return deleted
-
-    # --- Running steps -----------------------------------------------------------------------------------------------
-
-    async def _read(self, body: Callable[[Step], Awaitable[R]]) -> R:
-        """Run a step that may as well run twice."""
-        return await self._run(_Call(body))
-
-    async def _once(
-        self, operation: str, body: Callable[[Step], Awaitable[R]], *, stores: bool = False, final: bool = True
-    ) -> R:
-        """Run a step that must not run twice for one request id; a repeated id gets the first reply again."""
-        return await self._run(_Call(body, operation, current_request(), stores, final))
-
-    async def _run(self, call: _Call[R]) -> R:
-        while True:
-            now, at = self._clock.now(), self._clock.monotonic()
-            effects = Effects()
-            try:
-                async with self._backend.transaction() as tx:
-                    if call.request is not None:
-                        remembered = await tx.recall_reply(call.request.id, at)
-                        if remembered is not None:
-                            return call.replayed(*remembered)
-                    step = Step(tx, now, effects, self._policy)
-                    if await step.give_up_overdue() and await step.drop_expendable():
-                        reply = await self._perform(step, call, at)
-                        self._watchdog.watch(await step.next_deadline())
-                        return reply
-            finally:
-                self._tell(effects)
-            await asyncio.sleep(0)  # there was a great deal to do before the call: let others in between
-
-    async def _perform(self, step: Step, call: _Call[R], at: float) -> R:
-        """Run the call's body and remember its reply."""
-        try:
-            if call.stores:
-                await self._make_room(step)
-            reply = await call.body(step)
-        except StoreError as error:
-            if call.request is not None and call.request.repeated:
-                await step.tx.remember_reply(call.request.id, call.signature, _Refusal(error), at)
-            raise
-        if call.request is not None and (reply or (call.request.repeated and call.final)):
-            await step.tx.remember_reply(call.request.id, call.signature, reply, at)
-        return reply
-
-    async def _make_room(self, step: Step) -> None:
-        """ResourceExhaustedError if the memory limit is reached, with nothing left that may be dropped."""
-        if self._memory is None:
-            return
-        excess = await step.tx.stored_bytes() - self._memory.limit_bytes
-        if excess <= 0:
-            return
-        await step.tx.evict_spans(excess, unfinished=False)
-        stored = await step.tx.stored_bytes()
-        if stored > self._memory.limit_bytes:
-            raise memory_full(stored, self._memory.limit_bytes)
-
-    def _tell(self, effects: Effects) -> None:
-        """Wake who waits for what a step did."""
-        self._waiters.notify(effects.ended)
-        self._waiters.notify(effects.deleted)
-        self._claimants.notify(effects.queued)
-        self._watchers.notify(effects.ended, effects.deleted)
-
-    async def _look_at_deadlines(self) -> None:
-        """A step that is only about deadlines, which every step looks at first."""
-
-        async def nothing_else(step: Step) -> None:
-            return
-
-        await self._read(nothing_else)
 
 
 async def _converted(convert: Callable[[Any], T], records: Sequence[Any]) -> list[T]:

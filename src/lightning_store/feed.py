@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from lightning_store.backends.base import AttemptRecord, Completion, RolloutRecord
-from lightning_store.errors import CursorUnknownError
+from lightning_store.backends.base import Completion, RolloutRow
+from lightning_store.errors import CursorUnknownError, InvalidTypeError
 from lightning_store.step import Step
 
 FEED_BATCH: Final = 256
 """Completions that are read at a stretch."""
+POSITION_DIGITS_MAX: Final = 18
+"""More completions than these digits can count do not happen."""
 
 
 class Told(NamedTuple):
-    """One completion, with the records of its rollout at the time of the look."""
+    """One completion, with its rollout at the time of the look."""
 
     position: int
-    rollout: RolloutRecord
-    latest: AttemptRecord | None
+    row: RolloutRow
 
 
 class Feed:
@@ -53,14 +54,15 @@ class Feed:
             for completion in found
             if self.pending is None or completion.rollout_id in self.pending
         ]
-        self.pass_over(one.rollout.rollout_id for one in told)
+        self.pass_over(one.row.rollout.rollout_id for one in told)
         return told
 
     async def _begin(self, step: Step, pending: set[str]) -> list[Completion]:
         """The rollouts asked for that are complete already. Each is looked up: they may be few among very many."""
         found: list[Completion] = []
         for rollout_id in list(pending):
-            await step.known_if_strict(rollout_id)
+            if not self._position:  # a feed that goes on began when they were known
+                await step.known_if_strict(rollout_id)
             completion = await step.tx.get_completion(rollout_id)
             if completion is not None and completion.position > self._position:
                 found.append(completion)
@@ -73,7 +75,7 @@ class Feed:
 
 async def _told(step: Step, completion: Completion) -> Told:
     rollout = await step.rollout(completion.rollout_id)
-    return Told(completion.position, rollout, await step.tx.latest_attempt(completion.rollout_id))
+    return Told(completion.position, RolloutRow(rollout, await step.tx.latest_attempt(completion.rollout_id)))
 
 
 # --- Cursors ---------------------------------------------------------------------------------------------------------
@@ -85,9 +87,12 @@ def cursor_of(store_id: str, position: int) -> str:
 
 def position_of(store_id: str, cursor: str | None) -> int:
     """The position of a cursor of this store, 0 for none; CursorUnknownError for another store's."""
-    if not cursor:
+    if cursor is None or cursor == "":
         return 0
-    prefix, _, number = str(cursor).rpartition("-")
-    if prefix != store_id or not (number.isascii() and number.isdigit()):
-        raise CursorUnknownError.of(str(cursor))
+    if not isinstance(cursor, str):
+        raise InvalidTypeError(f"after is {cursor!r}; give the cursor of a completion", field="after")
+    prefix, _, number = cursor.rpartition("-")
+    is_number = number.isascii() and number.isdigit() and len(number) <= POSITION_DIGITS_MAX
+    if prefix != store_id or not is_number:
+        raise CursorUnknownError.of(cursor)
     return int(number)

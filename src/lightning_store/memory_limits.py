@@ -71,8 +71,8 @@ class MemoryLimits:
 def memory_full(stored_bytes: int, limit_bytes: int) -> ResourceExhaustedError:
     """What is raised past ``limit_bytes`` with nothing left to drop."""
     error = ResourceExhaustedError(
-        f"the store holds {stored_bytes} bytes, more than its limit of {limit_bytes}, and no spans of finished rollouts "
-        "are left to drop; read and delete finished rollouts (delete_rollouts), or raise memory_limit",
+        f"the store holds {stored_bytes} bytes, more than its limit of {limit_bytes}, and has no spans of finished "
+        "rollouts left to drop; read and delete finished rollouts (delete_rollouts), or raise memory_limit",
         limit="memory_limit",
     )
     error.retry_after_seconds = RETRY_AFTER_SECONDS

@@ -72,6 +72,22 @@ class Model(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def construct(model: type[ModelT], fields: dict[str, Any]) -> ModelT:
+    """The object of ``fields``, all of the model's and known to be legal. It keeps the mapping.
+
+    As ``model.model_construct(**fields)``, which takes several times as long to look for what might be missing.
+    """
+    made = model.__new__(model)
+    object.__setattr__(made, "__dict__", fields)
+    object.__setattr__(made, "__pydantic_fields_set__", set(fields))
+    object.__setattr__(made, "__pydantic_extra__", None)
+    object.__setattr__(made, "__pydantic_private__", None)
+    return made
+
+
 class OpenModel(BaseModel):
     """Base of the open types: fields that are not declared here are kept and returned unchanged."""
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning_store import json_text
-from lightning_store.backends.base import AttemptRecord, ResourcesRecord, RolloutRecord, WorkerRecord
-from lightning_store.model import Attempt, AttemptedRollout, ResourcesUpdate, Rollout, RolloutConfig, Worker
+from lightning_store.backends.base import AttemptRecord, ResourcesRecord, RolloutRecord, RolloutRow, WorkerRecord
+from lightning_store.model import (
+    Attempt,
+    AttemptedRollout,
+    ResourcesUpdate,
+    Rollout,
+    RolloutConfig,
+    Worker,
+    construct,
+)
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """A rollout record with the record of its latest attempt."""
 
     rollout: RolloutRecord
@@ -19,30 +25,33 @@ class Claim:
 
 
 def rollout_of(record: RolloutRecord) -> Rollout:
-    return Rollout.model_construct(**_rollout_fields(record))
+    return construct(Rollout, _rollout_fields(record))
 
 
 def attempted_rollout_of(claim: Claim) -> AttemptedRollout:
-    return AttemptedRollout.model_construct(**_rollout_fields(claim.rollout), attempt=attempt_of(claim.attempt))
+    fields = _rollout_fields(claim.rollout)
+    fields["attempt"] = attempt_of(claim.attempt)
+    return construct(AttemptedRollout, fields)
 
 
-def rollout_with_attempt(record: RolloutRecord, latest: AttemptRecord | None) -> Rollout:
+def rollout_with_attempt(row: RolloutRow) -> Rollout:
     """An AttemptedRollout where there is an attempt, a Rollout where there is none."""
-    return rollout_of(record) if latest is None else attempted_rollout_of(Claim(record, latest))
+    return rollout_of(row.rollout) if row.attempt is None else attempted_rollout_of(Claim(row.rollout, row.attempt))
 
 
 def attempt_of(record: AttemptRecord) -> Attempt:
-    return Attempt.model_construct(
-        rollout_id=record.rollout_id,
-        attempt_id=record.attempt_id,
-        sequence_id=record.sequence_id,
-        start_time=record.start_time,
-        end_time=record.end_time,
-        status=record.status,
-        worker_id=record.worker_id,
-        last_heartbeat_time=record.last_heartbeat_time,
-        metadata=_json(record.metadata_json, "metadata"),
-    )
+    fields = {
+        "rollout_id": record.rollout_id,
+        "attempt_id": record.attempt_id,
+        "sequence_id": record.sequence_id,
+        "start_time": record.start_time,
+        "end_time": record.end_time,
+        "status": record.status,
+        "worker_id": record.worker_id,
+        "last_heartbeat_time": record.last_heartbeat_time,
+        "metadata": _json(record.metadata_json, "metadata"),
+    }
+    return construct(Attempt, fields)
 
 
 def resources_of(record: ResourcesRecord) -> ResourcesUpdate:
@@ -56,27 +65,29 @@ def resources_of(record: ResourcesRecord) -> ResourcesUpdate:
 
 
 def worker_of(record: WorkerRecord) -> Worker:
-    return Worker.model_construct(
-        worker_id=record.worker_id,
-        status=record.status,
-        heartbeat_stats=_json(record.heartbeat_stats_json, "heartbeat_stats"),
-        last_heartbeat_time=record.last_heartbeat_time,
-        last_dequeue_time=record.last_dequeue_time,
-        last_busy_time=record.last_busy_time,
-        last_idle_time=record.last_idle_time,
-        current_rollout_id=record.current_rollout_id,
-        current_attempt_id=record.current_attempt_id,
-    )
+    fields = {
+        "worker_id": record.worker_id,
+        "status": record.status,
+        "heartbeat_stats": _json(record.heartbeat_stats_json, "heartbeat_stats"),
+        "last_heartbeat_time": record.last_heartbeat_time,
+        "last_dequeue_time": record.last_dequeue_time,
+        "last_busy_time": record.last_busy_time,
+        "last_idle_time": record.last_idle_time,
+        "current_rollout_id": record.current_rollout_id,
+        "current_attempt_id": record.current_attempt_id,
+    }
+    return construct(Worker, fields)
 
 
 def config_copy(config: RolloutConfig) -> RolloutConfig:
     """An independent copy of a config that has been validated before."""
-    return RolloutConfig.model_construct(
-        timeout_seconds=config.timeout_seconds,
-        unresponsive_seconds=config.unresponsive_seconds,
-        max_attempts=config.max_attempts,
-        retry_condition=list(config.retry_condition),
-    )
+    fields = {
+        "timeout_seconds": config.timeout_seconds,
+        "unresponsive_seconds": config.unresponsive_seconds,
+        "max_attempts": config.max_attempts,
+        "retry_condition": list(config.retry_condition),
+    }
+    return construct(RolloutConfig, fields)
 
 
 def _rollout_fields(record: RolloutRecord) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from lightning_store import lifecycle, workers
 from lightning_store.backends.base import (
     AttemptRecord,
     Completion,
+    NewRollout,
     Query,
     ResourcesRecord,
     RolloutRecord,
@@ -29,7 +30,7 @@ from lightning_store.errors import (
     RolloutNotFoundError,
     StoreError,
 )
-from lightning_store.model import AttemptStatus, RolloutConfig, RolloutMode, RolloutStatus
+from lightning_store.model import AttemptStatus, RolloutStatus
 from lightning_store.snapshots import Claim
 
 SEQUENCE_MAX = 2**63 - 1
@@ -38,17 +39,6 @@ EXPIRY_BATCH = 500
 """Overdue attempts that one step gives up: as many as hold up other calls for some milliseconds only."""
 DELETION_BATCH = 500
 """Rollouts that one step deletes, for the same reason."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewRollout:
-    """A request for a rollout, checked, with its payloads as JSON text."""
-
-    input_json: str
-    mode: RolloutMode | None
-    resources_id: str | None
-    config: RolloutConfig
-    metadata_json: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +55,13 @@ class Deletion:
 
     rollout_ids: Sequence[str] | None = None
     older_than_seconds: float | None = None
-    """Terminal for longer than this."""
+    """Terminal for so long, or longer."""
     status_in: Collection[str] | None = None
 
     def is_old(self, completion: Completion | None, now: float) -> bool:
         if self.older_than_seconds is None:
             return True
-        return completion is not None and now - completion.time > self.older_than_seconds
+        return completion is not None and now - completion.time >= self.older_than_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +228,7 @@ class Step:
                 claims.append(await self.begin_attempt(rollout, worker_id))
         if worker_id:
             worker = await self.worker(worker_id)
-            asked = replace(worker, last_dequeue_time=self.now) if claims else workers.asked_in_vain(worker, self.now)
+            asked = worker._replace(last_dequeue_time=self.now) if claims else workers.asked_in_vain(worker, self.now)
             await self.tx.put_worker(asked)
         return claims
 
@@ -271,7 +261,7 @@ class Step:
         if status is not None and self.strict and not lifecycle.may_leave(rollout.status, status):
             message = f"Rollout {rollout_id} is {rollout.status}; it can only be put back to queuing or requeuing"
             raise InvalidTransitionError(message, rollout_id=rollout_id, field="status")
-        updated = replace(rollout, **columns)
+        updated = rollout._replace(**columns)
         if status is None:
             await self.tx.put_rollout(updated)
         else:
@@ -295,7 +285,7 @@ class Step:
     ) -> RolloutRecord:
         terminal = status in lifecycle.TERMINAL
         changes = status != rollout.status
-        rollout = replace(rollout, status=status, end_time=self.now if terminal else rollout.end_time)
+        rollout = rollout._replace(status=status, end_time=self.now if terminal else rollout.end_time)
         await self.tx.put_rollout(rollout)
         if changes and terminal:
             await self.tx.note_completion(rollout.rollout_id, self.now)
@@ -347,16 +337,16 @@ class Step:
         return len(due) < DELETION_BATCH
 
     async def _expendable(self) -> list[Completion]:
-        found: list[Completion] = []
+        """What is too old or too much, of those that ended first."""
         count, seconds = self.policy.retain_finished_count, self.policy.retain_finished_seconds
-        if count is not None:
-            excess = await self.tx.count_completions() - count
-            if excess > 0:
-                found = await self.tx.list_completions(0, min(excess, DELETION_BATCH))
-        if seconds is not None and not found:
-            oldest = await self.tx.list_completions(0, DELETION_BATCH)
-            found = [completion for completion in oldest if self.now - completion.time > seconds]
-        return found
+        excess = 0 if count is None else await self.tx.count_completions() - count
+        time_kept = -math.inf if seconds is None else self.now - seconds
+
+        async def oldest(limit: int) -> list[Completion]:
+            found = await self.tx.list_completions(0, limit)
+            return [one for place, one in enumerate(found) if place < excess or one.time < time_kept]
+
+        return await oldest(DELETION_BATCH) if await oldest(1) else []
 
     async def next_deadline(self) -> float | None:
         """A time before which nothing is due by itself."""
@@ -375,7 +365,7 @@ class Step:
         rollout = await self.rollout(rollout_id)
         latest = await self.latest_attempt(rollout_id)
         former = latest if attempt_id == "latest" else await self.attempt(rollout_id, attempt_id)
-        updated = replace(former, **columns)
+        updated = former._replace(**columns)
         if status is not None:
             updated = self._with_status(updated, status)
         is_latest = latest.attempt_id == former.attempt_id
@@ -383,7 +373,7 @@ class Step:
         return updated
 
     def _with_status(self, attempt: AttemptRecord, status: AttemptStatus) -> AttemptRecord:
-        return replace(attempt, status=status, end_time=None if status in lifecycle.ACTIVE else self.now)
+        return attempt._replace(status=status, end_time=None if status in lifecycle.ACTIVE else self.now)
 
     async def _change_attempt(
         self, rollout: RolloutRecord, former: AttemptRecord, attempt: AttemptRecord, *, latest: bool, reported: bool
@@ -426,8 +416,7 @@ class Step:
     async def heartbeat(self, worker_id: str, stats_json: str | None) -> WorkerRecord:
         """Note that the worker is alive, and so the attempt that it holds. ``stats_json=None`` keeps the former."""
         worker = await self.worker(worker_id)
-        worker = replace(
-            worker,
+        worker = worker._replace(
             last_heartbeat_time=self.now,
             heartbeat_stats_json=worker.heartbeat_stats_json if stats_json is None else stats_json,
         )
@@ -484,7 +473,7 @@ class Step:
         rollout = await self.rollout(attempt.rollout_id)
         latest = await self.latest_attempt(attempt.rollout_id)
         is_latest = latest.attempt_id == attempt.attempt_id
-        alive = replace(attempt, last_heartbeat_time=max(attempt.last_heartbeat_time or 0.0, self.now))
+        alive = attempt._replace(last_heartbeat_time=max(attempt.last_heartbeat_time or 0.0, self.now))
         begins = attempt.status == "preparing"
         revives = attempt.status == "unresponsive" and is_latest and rollout.status == "requeuing"
         if moves and (begins or revives):

@@ -436,8 +436,8 @@ class LightningStore(ABC):
     ) -> list[str]:
         """Delete rollouts with their attempts and spans, to free what they take; return their ids.
 
-        Those for which everything holds that is given: one of ``rollout_ids``, terminal for more than ``older_than``
-        seconds, one of the statuses ``status_in``. One of the first two must be given: ValueError. Late reports on a
+        Those for which everything holds that is given: one of ``rollout_ids``, terminal for ``older_than`` seconds or
+        longer, one of the statuses ``status_in``. One of the first two must be given: ValueError. Late reports on a
         deleted rollout are refused as for any unknown one, and who waits for it goes on without it. Great numbers are
         deleted some at a time, and other calls get their turn in between.
         """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any, Final
@@ -13,13 +14,22 @@ from lightning_store.store import LightningStore, LightningStoreCapabilities
 _END: Final = object()
 
 
-async def _next(stream: AsyncGenerator[Any, None]) -> Any:
-    """The next item; ``_END`` after the last."""
-    return await anext(stream, _END)
+class _Stream:
+    """A stream of the store, on the store's event loop."""
 
+    def __init__(self, items: AsyncGenerator[Any, None]) -> None:
+        self._items = items
+        self._turn = asyncio.Lock()
 
-async def _close(stream: AsyncGenerator[Any, None]) -> None:
-    await stream.aclose()
+    async def next(self) -> Any:
+        """The next item; ``_END`` after the last."""
+        async with self._turn:
+            return await anext(self._items, _END)
+
+    async def close(self) -> None:
+        """Also while a ``next`` that was cancelled has not come to its end yet."""
+        async with self._turn:
+            await self._items.aclose()
 
 
 class LightningStoreThreaded(ForwardingStore):
@@ -56,14 +66,14 @@ class LightningStoreThreaded(ForwardingStore):
     async def _forward_stream(
         self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> AsyncIterator[Any]:
-        stream = getattr(self.store, method)(*args, **kwargs)
+        stream = _Stream(getattr(self.store, method)(*args, **kwargs))
         thread = self._running_thread()
         try:
-            while (item := await thread.run(_next(stream))) is not _END:
+            while (item := await thread.run(stream.next())) is not _END:
                 yield item
         finally:
             if thread.is_alive:
-                await thread.run(_close(stream))
+                await thread.run(stream.close())
 
     def _running_thread(self) -> LoopThread:
         with self._starting:

@@ -119,8 +119,8 @@ class Watcher:
 
     def before_look(self) -> list[str]:
         """The rollouts that it followed and that are gone. What ends from now on wakes it again."""
+        self.wakeup = Wakeup()  # first: a deletion on another thread that is not in the list below wakes this one
         gone, self.gone = self.gone, []
-        self.wakeup = Wakeup()
         return gone
 
     def note(self, ended: Sequence[str], deleted: Sequence[str]) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from lightning_store.backends.base import AttemptRecord, WorkerRecord
 from lightning_store.lifecycle import GIVEN_UP, REPORTED
 
@@ -15,8 +13,7 @@ def holds(worker: WorkerRecord, attempt: AttemptRecord) -> bool:
 
 def take(worker: WorkerRecord, attempt: AttemptRecord, now: float) -> WorkerRecord:
     """Busy with ``attempt``, whatever it held before."""
-    return replace(
-        worker,
+    return worker._replace(
         status="busy",
         last_busy_time=now,
         current_rollout_id=attempt.rollout_id,
@@ -26,17 +23,17 @@ def take(worker: WorkerRecord, attempt: AttemptRecord, now: float) -> WorkerReco
 
 def release(worker: WorkerRecord, now: float) -> WorkerRecord:
     """Idle, with nothing in its hands."""
-    return replace(worker, status="idle", last_idle_time=now, current_rollout_id=None, current_attempt_id=None)
+    return worker._replace(status="idle", last_idle_time=now, current_rollout_id=None, current_attempt_id=None)
 
 
 def lose_sight(worker: WorkerRecord) -> WorkerRecord:
     """Its attempt was given up: what it does now is unknown."""
-    return replace(worker, status="unknown", current_rollout_id=None, current_attempt_id=None)
+    return worker._replace(status="unknown", current_rollout_id=None, current_attempt_id=None)
 
 
 def asked_in_vain(worker: WorkerRecord, now: float) -> WorkerRecord:
     """It asked for work and there was none. A busy worker keeps what it holds."""
-    worker = replace(worker, last_dequeue_time=now)
+    worker = worker._replace(last_dequeue_time=now)
     return worker if worker.status in ("busy", "idle") else release(worker, now)
 
 

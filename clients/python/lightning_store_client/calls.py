@@ -12,18 +12,27 @@ from google.protobuf.message import Message
 from grpc_health.v1 import health_pb2
 
 from lightning_store.clock import Clock
-from lightning_store.errors import MessageTooLargeError, ResourceExhaustedError, StoreError
+from lightning_store.errors import (
+    CallCancelledError,
+    MessageTooLargeError,
+    ResourceExhaustedError,
+    StoreError,
+    StoreUnavailableError,
+)
 from lightning_store.wire.errors import from_rpc_error
-from lightning_store.wire.methods import METHODS, REPEATED_METADATA, SERVICE, Method, Repeat
+from lightning_store.wire.methods import METHODS, REPEATED_METADATA, REPLIES, SERVICE, Method, Repeat
 from lightning_store.wire.times import duration_to_proto
 from lightning_store_client.channel import Connector, call_unary, replies_of
 from lightning_store_client.retry import RetryPolicy, is_retriable, jittered
+from lightning_store_client.session import CALL_BYTES_MAX, SessionUnsupported
 
 logger = logging.getLogger("lightning_store_client")
 
 Attempt = Callable[[float, bool], Awaitable[Any]]
 """Sends the request once; takes the seconds that it may take, and whether it was sent before."""
 
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+"""Where gRPC carries the details that the server gives a status."""
 HEALTH_TIMEOUT_SECONDS = 2.0
 """What one probe of the server's health may take."""
 
@@ -51,10 +60,21 @@ class Calls:
         async def attempt(seconds: float, repeated: bool) -> Any:
             if repeated and wait_seconds > 0:
                 getattr(request, method.wait_field).CopyFrom(duration_to_proto(self._left(wait_until)))
-            metadata = (REPEATED_METADATA,) if repeated else ()
-            return await call_unary(getattr(self._connector.get().stub, rpc), request, seconds, metadata)
+            return await self._send(rpc, request, size_bytes, seconds, repeated)
 
         return await self._funnel(method, attempt, wait_seconds)
+
+    async def _send(self, rpc: str, request: Message, size_bytes: int, seconds: float, repeated: bool) -> Any:
+        """Once: with other calls on one stream, or by itself if it is large or the server cannot do otherwise."""
+        connection = self._connector.get()
+        if connection.has_sessions and size_bytes <= CALL_BYTES_MAX:
+            try:
+                reply = await connection.session().call(rpc, request, seconds, repeated=repeated)
+                return REPLIES[rpc].FromString(reply)
+            except SessionUnsupported:
+                connection.has_sessions = False
+        metadata = (REPEATED_METADATA,) if repeated else ()
+        return await call_unary(getattr(connection.stub, rpc), request, seconds, metadata)
 
     async def stream(self, rpc: str, request: Message) -> list[Any]:
         """All replies to ``request``; an attempt that breaks off starts from the beginning."""
@@ -81,7 +101,7 @@ class Calls:
                         delays = list(self._policy.delays)
                         yield reply
             except grpc.RpcError as error:
-                failure = from_rpc_error(error)
+                failure = self._failure(error)
                 if not delays or not is_retriable(failure):
                     raise failure from None
                 logger.info("%s: %s; opening it again", rpc, failure)
@@ -103,8 +123,8 @@ class Calls:
         while True:
             try:
                 return await attempt(self._policy.attempt_timeout(self._left(until), len(delays)), repeated)
-            except grpc.RpcError as error:
-                failure = from_rpc_error(error)
+            except (grpc.RpcError, StoreError) as error:
+                failure = self._failure(error)
             if not delays or not is_retriable(failure):
                 raise failure
             logger.info("%s: %s; trying again", method.name, failure)
@@ -112,6 +132,16 @@ class Calls:
             if self._left(until) == 0:
                 raise failure
             repeated = True
+
+    def _failure(self, error: grpc.RpcError | StoreError) -> StoreError:
+        """What an attempt failed with. gRPC ends as cancelled, though nobody did, what a server has not begun when it
+        stops."""
+        if isinstance(error, StoreError):
+            return error
+        failure = from_rpc_error(error)
+        if isinstance(failure, CallCancelledError) and not (self._connector.closed or _is_of_store(error)):
+            return StoreUnavailableError(f"The server gave the call up: {failure}")
+        return failure
 
     def _left(self, until: float) -> float:
         return max(0.0, until - self._clock.monotonic())
@@ -136,6 +166,11 @@ class Calls:
 
     async def _sleep(self, seconds: float, until: float) -> None:
         await self._clock.sleep(min(jittered(seconds), self._left(until)))
+
+
+def _is_of_store(error: Any) -> bool:
+    """Whether the status is of the server's making, and not of gRPC's."""
+    return any(key == STATUS_DETAILS_KEY for key, _ in error.trailing_metadata() or ())
 
 
 def _too_large(rpc: str, size_bytes: int, max_message_bytes: int) -> MessageTooLargeError:

@@ -14,6 +14,7 @@ import math
 import os
 import threading
 import weakref
+from collections import deque
 from collections.abc import AsyncGenerator
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ import grpc
 from grpc_health.v1 import health_pb2_grpc
 
 from lightning_store.v1 import service_pb2_grpc
+from lightning_store_client.session import Session
 
 # gRPC's own: which channels its fork handlers close in the child. There is no public way to ask that of them.
 cygrpc: Any = importlib.import_module("grpc._cython.cygrpc")
@@ -50,6 +52,8 @@ OPTIONS: Final = [
 
 READ_AHEAD: Final = 4
 """Replies of a stream that may wait for their reader; the server waits before it sends more."""
+CLOSED_LOOP_SECONDS: Final = 1.0
+"""How often a stream whose reader is slow looks whether its loop is still there: loops are closed without notice."""
 
 
 class Connection:
@@ -57,8 +61,27 @@ class Connection:
 
     def __init__(self, endpoint: str) -> None:
         self.channel = grpc.insecure_channel(endpoint, options=OPTIONS)
+        # A fork is ours to handle (_ForkGate); and what is registered stays open for ever if nobody closes it.
+        cygrpc.fork_unregister_channel(self.channel)
         self.stub = service_pb2_grpc.LightningStoreServiceStub(self.channel)
+        self.has_sessions = True
+        """Whether the server offers them, as far as is known."""
+        self._session: Session | None = None
+        self._starting = threading.Lock()
         self.health = health_pb2_grpc.HealthStub(self.channel)
+
+    def session(self) -> Session:
+        """The one that is open, or a new one."""
+        session = self._session
+        if session is None or session.ended:
+            with self._starting:
+                session = self._session
+                if session is None or session.ended:
+                    stub = self.stub
+                    session = self._session = Session(lambda requests: _begin(stub.Session, requests, math.inf))
+                    # Its threads would keep it alive, and so the connection, for ever.
+                    weakref.finalize(self, session.close).atexit = False
+        return session
 
 
 class Connector:
@@ -86,6 +109,11 @@ class Connector:
                 with _gate.lock:
                     self.connection = Connection(self.endpoint)
             return self.connection
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called, in this process or before the fork that made it."""
+        return self._closed
 
     def close(self) -> None:
         """Close the channel; calls that are under way end as cancelled. May be called more than once."""
@@ -127,23 +155,14 @@ class _ForkGate:
 
     def before(self) -> None:
         self.lock.acquire()
-        for channel in _open_channels():
-            cygrpc.fork_unregister_channel(channel)
 
     def after_in_parent(self) -> None:
-        for channel in _open_channels():
-            cygrpc.fork_register_channel(channel)
         self.lock.release()
 
     def after_in_child(self) -> None:
         self.lock = threading.Lock()
         for connector in list(_connectors):
             connector.after_fork()
-
-
-def _open_channels() -> list[grpc.Channel]:
-    connections = [connector.connection for connector in list(_connectors)]
-    return [connection.channel for connection in connections if connection is not None]
 
 
 _gate = _ForkGate()
@@ -193,28 +212,34 @@ async def replies_of(method: Any, request: Any, timeout: float) -> AsyncGenerato
     that wait for the store. It reads no more than ``READ_AHEAD`` replies that nobody has taken yet.
     """
     loop = asyncio.get_running_loop()
-    arrived: asyncio.Queue[tuple[Any, BaseException | None]] = asyncio.Queue()
+    arrived: deque[tuple[Any, BaseException | None]] = deque()
+    news = asyncio.Event()  # a wait for it, unlike one for an asyncio.Queue, can be dropped together with its loop
     room = threading.Semaphore(READ_AHEAD)
     call = _begin(method, request, timeout)
 
-    def hand_over(reply: Any, end: BaseException | None) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits for the replies
-            loop.call_soon_threadsafe(arrived.put_nowait, (reply, end))
+    def take(reply: Any, end: BaseException | None) -> None:
+        arrived.append((reply, end))
+        news.set()
 
     def read() -> None:
         end: BaseException = StopAsyncIteration()
         try:
             for reply in call:
-                hand_over(reply, None)
-                room.acquire()
+                loop.call_soon_threadsafe(take, reply, None)
+                _acquire(room, loop)
         except Exception as error:
             end = error
-        hand_over(None, end)
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits for the replies
+            loop.call_soon_threadsafe(take, None, end)
+        call.cancel()
 
     threading.Thread(target=read, name="lightning-store-stream", daemon=True).start()
     try:
         while True:
-            reply, end = await arrived.get()
+            if not arrived:
+                news.clear()
+                await news.wait()
+            reply, end = arrived.popleft()
             if isinstance(end, StopAsyncIteration):
                 return
             if end is not None:
@@ -224,3 +249,10 @@ async def replies_of(method: Any, request: Any, timeout: float) -> AsyncGenerato
     finally:
         call.cancel()
         room.release()
+
+
+def _acquire(room: threading.Semaphore, loop: asyncio.AbstractEventLoop) -> None:
+    """Wait for room. RuntimeError if the loop was closed, and so nobody is left to make any."""
+    while not room.acquire(timeout=CLOSED_LOOP_SECONDS):
+        if loop.is_closed():
+            raise RuntimeError("the event loop was closed")

@@ -561,8 +561,8 @@ class LightningStoreClient(LightningStore):
         ``StoreUnavailableError`` when no connection can be had for as long as a call is retried: go on later with the
         last cursor.
         """
-        wanted = None if rollout_ids is None else list(arguments.distinct_ids(rollout_ids))
-        cursor = after or ""
+        wanted = None if rollout_ids is None else arguments.distinct_ids(rollout_ids)
+        cursor = "" if after is None else after
         async with aclosing(
             self._calls.follow("WatchRollouts", lambda: selections.watch_to_proto(wanted, cursor))
         ) as replies:
@@ -570,6 +570,8 @@ class LightningStoreClient(LightningStore):
                 for message in reply.completions:
                     completed = selections.completed_from_proto(message, "completions")
                     cursor = completed.cursor
+                    if wanted is not None:
+                        wanted.pop(completed.rollout.rollout_id, None)  # so that it is not asked for again
                     yield completed
                 if reply.complete:
                     return

@@ -216,10 +216,10 @@ class WorkerSession:
         self._cancelled = cancelled
         self._held = _Held(claimed.rollout_id, claimed.attempt.attempt_id, cancelled)
 
-    def _release(self) -> None:
-        if self._held is not None:
-            self._held.cancelled._close()
-        self._held = None
+    def _release(self, cancelled: Cancellation) -> None:
+        cancelled._close()
+        if self._held is not None and self._held.cancelled is cancelled:
+            self._held = None
 
     def _check_claim(self, claimed: AttemptedRollout) -> None:
         if not isinstance(claimed, AttemptedRollout):
@@ -319,15 +319,14 @@ class Hold:
     def __init__(self, session: WorkerSession, claimed: AttemptedRollout, interrupt: bool) -> None:
         self._session = session
         self._claimed = claimed
-        self._scope = asyncio.Timeout(None)
         self._interrupts = interrupt
 
     async def __aenter__(self) -> Cancellation:
         """InvalidArgumentError, InvalidTypeError or RuntimeError if the worker cannot hold it."""
-        cancelled = Cancellation(self._interrupt if self._interrupts else None)
-        self._session._take(self._claimed, cancelled)
-        await self._scope.__aenter__()
-        return cancelled
+        self._scope = await asyncio.timeout(None).__aenter__()
+        self._cancelled = Cancellation(self._interrupt if self._interrupts else None)
+        self._session._take(self._claimed, self._cancelled)
+        return self._cancelled
 
     def _interrupt(self) -> None:
         self._scope.reschedule(asyncio.get_running_loop().time())
@@ -336,7 +335,7 @@ class Hold:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         """True, and so no error, if the block was cancelled because the attempt was called off."""
-        self._session._release()
+        self._session._release(self._cancelled)
         try:
             await self._scope.__aexit__(exc_type, exc, traceback)
         except TimeoutError:

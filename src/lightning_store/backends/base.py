@@ -35,8 +35,7 @@ RESOURCES_OVERHEAD_BYTES: Final = 500
 WORKER_OVERHEAD_BYTES: Final = 500
 
 
-@dataclass(frozen=True, slots=True)
-class RolloutRecord:
+class RolloutRecord(NamedTuple):
     """A stored rollout. ``config`` is never changed in place."""
 
     rollout_id: str
@@ -55,8 +54,18 @@ class RolloutRecord:
         return ROLLOUT_OVERHEAD_BYTES + len(self.input_json) + len(self.metadata_json or "")
 
 
-@dataclass(frozen=True, slots=True)
-class AttemptRecord:
+class NewRollout(NamedTuple):
+    """What a rollout is made of, checked."""
+
+    input_json: str
+    mode: RolloutMode | None
+    resources_id: str | None
+    """None takes the latest resources at the time of the call."""
+    config: RolloutConfig
+    metadata_json: str
+
+
+class AttemptRecord(NamedTuple):
     """A stored attempt."""
 
     rollout_id: str
@@ -97,8 +106,7 @@ class SpanRecord:
         return len(self.body) + SPAN_OVERHEAD_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class ResourcesRecord:
+class ResourcesRecord(NamedTuple):
     """The present version of stored resources."""
 
     resources_id: str
@@ -113,8 +121,7 @@ class ResourcesRecord:
         return RESOURCES_OVERHEAD_BYTES + len(self.resources_json)
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerRecord:
+class WorkerRecord(NamedTuple):
     """A stored worker."""
 
     worker_id: str
@@ -131,6 +138,13 @@ class WorkerRecord:
     def size_bytes(self) -> int:
         """About what it takes in memory."""
         return WORKER_OVERHEAD_BYTES + len(self.heartbeat_stats_json or "")
+
+
+class RolloutRow(NamedTuple):
+    """A rollout with its latest attempt, None where there is none."""
+
+    rollout: RolloutRecord
+    attempt: AttemptRecord | None
 
 
 class SpanCodec(Protocol):

@@ -28,7 +28,8 @@ class Deadlines:
 
     def set(self, rollout_id: str, time: float | None) -> None:
         if time is None:
-            self._due.pop(rollout_id, None)
+            if self._due.pop(rollout_id, None) is not None:
+                self._tidy()
             return
         self._due[rollout_id] = time
         entry = self._entry.get(rollout_id)
@@ -58,8 +59,12 @@ class Deadlines:
     def _push(self, rollout_id: str, time: float) -> None:
         self._entry[rollout_id] = time
         heapq.heappush(self._heap, (time, rollout_id))
-        if len(self._heap) > 2 * len(self._entry) + SLACK:  # many were moved earlier: drop what is out of date
-            self._heap = [(time, rollout_id) for rollout_id, time in self._entry.items()]
+        self._tidy()
+
+    def _tidy(self) -> None:
+        if len(self._heap) > 2 * len(self._due) + SLACK:  # many were moved earlier, or are gone
+            self._entry = dict(self._due)
+            self._heap = [(time, rollout_id) for rollout_id, time in self._due.items()]
             heapq.heapify(self._heap)
 
 

@@ -63,7 +63,7 @@ class _Reply(NamedTuple):
 
 def _size_bytes(reply: Any) -> int:
     """About what a reply keeps in memory: the payloads of its records, and a little for each object."""
-    if isinstance(reply, list | tuple):
+    if isinstance(reply, list) or type(reply) is tuple:  # a record is a tuple too
         return sum(map(_size_bytes, reply))
     reply = getattr(reply, "rollout", reply)
     payload = getattr(reply, "input_json", None) or getattr(reply, "resources_json", None) or ""

@@ -7,6 +7,7 @@ from lightning_store.v1 import query_pb2 as lightning__store_dot_v1_dot_query__p
 from lightning_store.v1 import resources_pb2 as lightning__store_dot_v1_dot_resources__pb2
 from lightning_store.v1 import rollout_pb2 as lightning__store_dot_v1_dot_rollout__pb2
 from lightning_store.v1 import server_pb2 as lightning__store_dot_v1_dot_server__pb2
+from lightning_store.v1 import session_pb2 as lightning__store_dot_v1_dot_session__pb2
 from lightning_store.v1 import span_pb2 as lightning__store_dot_v1_dot_span__pb2
 from lightning_store.v1 import worker_pb2 as lightning__store_dot_v1_dot_worker__pb2
 
@@ -227,6 +228,11 @@ class LightningStoreServiceStub:
                 '/lightning_store.v1.LightningStoreService/WatchRollouts',
                 request_serializer=lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsRequest.SerializeToString,
                 response_deserializer=lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsResponse.FromString,
+                _registered_method=True)
+        self.Session = channel.stream_stream(
+                '/lightning_store.v1.LightningStoreService/Session',
+                request_serializer=lightning__store_dot_v1_dot_session__pb2.SessionRequest.SerializeToString,
+                response_deserializer=lightning__store_dot_v1_dot_session__pb2.SessionResponse.FromString,
                 _registered_method=True)
 
 
@@ -536,6 +542,15 @@ class LightningStoreServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Session(self, request_iterator, context):
+        """Any number of calls of the other methods, but those that stream, over one stream: what a call costs beside its own work
+        is shared by all that come at once. Each is what it would be by itself: its class, its errors and its request_id are the
+        same. A stream that ends leaves calls without an answer; they may be sent again on another.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LightningStoreServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -678,6 +693,11 @@ def add_LightningStoreServiceServicer_to_server(servicer, server):
                     servicer.WatchRollouts,
                     request_deserializer=lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsRequest.FromString,
                     response_serializer=lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsResponse.SerializeToString,
+            ),
+            'Session': grpc.stream_stream_rpc_method_handler(
+                    servicer.Session,
+                    request_deserializer=lightning__store_dot_v1_dot_session__pb2.SessionRequest.FromString,
+                    response_serializer=lightning__store_dot_v1_dot_session__pb2.SessionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1485,6 +1505,33 @@ class LightningStoreService:
             '/lightning_store.v1.LightningStoreService/WatchRollouts',
             lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsRequest.SerializeToString,
             lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Session(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/lightning_store.v1.LightningStoreService/Session',
+            lightning__store_dot_v1_dot_session__pb2.SessionRequest.SerializeToString,
+            lightning__store_dot_v1_dot_session__pb2.SessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

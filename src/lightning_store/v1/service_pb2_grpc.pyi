@@ -9,6 +9,7 @@ from lightning_store.v1 import query_pb2 as _query_pb2
 from lightning_store.v1 import resources_pb2 as _resources_pb2
 from lightning_store.v1 import rollout_pb2 as _rollout_pb2
 from lightning_store.v1 import server_pb2 as _server_pb2
+from lightning_store.v1 import session_pb2 as _session_pb2
 from lightning_store.v1 import span_pb2 as _span_pb2
 from lightning_store.v1 import worker_pb2 as _worker_pb2
 import abc as _abc_1
@@ -222,6 +223,11 @@ class LightningStoreServiceStub:
     was put back before its completion was told, is not told until it ends anew. CURSOR_UNKNOWN. ROLLOUT_NOT_FOUND on a
     strict server.
     """
+    Session: _grpc.StreamStreamMultiCallable[_session_pb2.SessionRequest, _session_pb2.SessionResponse]
+    """Any number of calls of the other methods, but those that stream, over one stream: what a call costs beside its own work
+    is shared by all that come at once. Each is what it would be by itself: its class, its errors and its request_id are the
+    same. A stream that ends leaves calls without an answer; they may be sent again on another.
+    """
 
 @_typing.type_check_only
 class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
@@ -411,6 +417,11 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     A rollout that is put back into the queue and ends again is told again, and so is one whose outcome changes. One that
     was put back before its completion was told, is not told until it ends anew. CURSOR_UNKNOWN. ROLLOUT_NOT_FOUND on a
     strict server.
+    """
+    Session: _aio.StreamStreamMultiCallable[_session_pb2.SessionRequest, _session_pb2.SessionResponse]  # type: ignore[assignment]
+    """Any number of calls of the other methods, but those that stream, over one stream: what a call costs beside its own work
+    is shared by all that come at once. Each is what it would be by itself: its class, its errors and its request_id are the
+    same. A stream that ends leaves calls without an answer; they may be sent again on another.
     """
 
 class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -766,6 +777,17 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         A rollout that is put back into the queue and ends again is told again, and so is one whose outcome changes. One that
         was put back before its completion was told, is not told until it ends anew. CURSOR_UNKNOWN. ROLLOUT_NOT_FOUND on a
         strict server.
+        """
+
+    @_abc_1.abstractmethod
+    def Session(
+        self,
+        request_iterator: _MaybeAsyncIterator[_session_pb2.SessionRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_session_pb2.SessionResponse], _abc.AsyncIterator[_session_pb2.SessionResponse]]:
+        """Any number of calls of the other methods, but those that stream, over one stream: what a call costs beside its own work
+        is shared by all that come at once. Each is what it would be by itself: its class, its errors and its request_id are the
+        same. A stream that ends leaves calls without an answer; they may be sent again on another.
         """
 
 def add_LightningStoreServiceServicer_to_server(servicer: LightningStoreServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Mapping
-from typing import Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, cast
 
 import grpc
 from google.protobuf.message import DecodeError
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo  # type: ignore[import-untyped]
-from google.rpc.status_pb2 import Status  # type: ignore[import-untyped]
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 from grpc.aio import AioRpcError
 from grpc_status import rpc_status
 from pydantic import ValidationError
@@ -98,6 +98,8 @@ DETAILS_BYTES_MAX: Final = 1000
 """A status travels in HTTP/2 headers, of which peers take 8 KiB in all. It has the message twice, once percent-encoded
 and once in base64."""
 
+_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
+
 _TOO_LARGE: Final = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")
 """What gRPC says of a message over ``grpc.max_send_message_length`` or ``grpc.max_receive_message_length``."""
 
@@ -121,8 +123,14 @@ def to_status(error: Exception) -> ErrorStatus:
     Whatever is neither a StoreError nor a TypeError or ValueError becomes INTERNAL and keeps what it says to itself.
     """
     shown = as_store_error(error)
-    code = _code_of(shown)
-    status = Status(code=code.value[0], message=_message_of(shown))
+    status = error_to_proto(shown)
+    metadata = rpc_status.to_status(status).trailing_metadata
+    return ErrorStatus(_code_of(shown), status.message, tuple(metadata or ()), shown.details.get("incident_id"))
+
+
+def error_to_proto(shown: StoreError) -> Any:
+    """The google.rpc.Status for an error that a caller may see: see :func:`as_store_error`."""
+    status = Status(code=_code_of(shown).value[0], message=_message_of(shown))
     info = ErrorInfo(reason=shown.reason, domain=DOMAIN, metadata=_details_of(shown))
     status.details.add().Pack(info)
     if "field" in info.metadata:
@@ -130,8 +138,7 @@ def to_status(error: Exception) -> ErrorStatus:
         status.details.add().Pack(BadRequest(field_violations=[violation]))
     if isinstance(shown, ResourceExhaustedError) and shown.retry_after_seconds is not None:
         status.details.add().Pack(RetryInfo(retry_delay=duration_to_proto(shown.retry_after_seconds)))
-    metadata = rpc_status.to_status(status).trailing_metadata
-    return ErrorStatus(code, status.message, tuple(metadata or ()), shown.details.get("incident_id"))
+    return status
 
 
 def as_store_error(error: Exception) -> StoreError:
@@ -191,8 +198,20 @@ def from_rpc_error(error: grpc.RpcError) -> StoreError:
     """The error of a call that failed, of the class that the store raised where the status tells it."""
     if not isinstance(error, grpc.Call | AioRpcError):
         return InternalError(f"gRPC failed without a status: {error!r}")
-    code, details = error.code(), error.details() or ""
-    message, info, retry_after_seconds = _rich_status(error)
+    try:
+        status = rpc_status.from_call(cast(grpc.Call, error)) or Status()
+    except (ValueError, DecodeError):  # malformed, or it contradicts the call
+        status = Status()
+    return _from_status(error.code(), error.details() or "", status)
+
+
+def error_from_proto(status: Any) -> StoreError:
+    """The error that a google.rpc.Status tells of."""
+    return _from_status(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status)
+
+
+def _from_status(code: grpc.StatusCode, details: str, status: Any) -> StoreError:
+    message, info, retry_after_seconds = _rich_status(status)
     cls = _CLASSES_BY_REASON.get(info.reason) if info.domain == DOMAIN else None
     if cls is None and (sizes := _TOO_LARGE.search(details)):
         return _too_large(int(sizes[1]), int(sizes[2]))
@@ -203,14 +222,10 @@ def from_rpc_error(error: grpc.RpcError) -> StoreError:
     return found
 
 
-def _rich_status(error: grpc.RpcError) -> tuple[str, ErrorInfo, float | None]:
-    """Message, ErrorInfo and RetryInfo's seconds of a call's ``google.rpc.Status``; empty ones where it has none.
-
-    A status that is malformed or that contradicts the call counts as none.
-    """
+def _rich_status(status: Any) -> tuple[str, ErrorInfo, float | None]:
+    """Message, ErrorInfo and RetryInfo's seconds of a ``google.rpc.Status``; empty ones if it is malformed."""
     info, retry, retry_after_seconds = ErrorInfo(), RetryInfo(), None
     try:
-        status = rpc_status.from_call(cast(grpc.Call, error)) or Status()
         for detail in status.details:
             if not detail.Unpack(info) and detail.Unpack(retry):
                 retry_after_seconds = duration_from_proto(retry.retry_delay, "retry_delay")

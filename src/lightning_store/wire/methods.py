@@ -11,6 +11,8 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Final
 
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
 from lightning_store.v1 import service_pb2
@@ -102,6 +104,20 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
     }
 )
 """By name, such as "GetRollout"."""
+
+SESSION: Final = "Session"
+"""Not in the table: it is no call by itself, but carries calls."""
+
+_DESCRIPTORS: Final = service_pb2.DESCRIPTOR.services_by_name["LightningStoreService"].methods_by_name
+
+REQUESTS: Final[Mapping[str, type[Message]]] = MappingProxyType(
+    {name: GetMessageClass(_DESCRIPTORS[name].input_type) for name in METHODS}
+)
+"""The class of each method's request, by the method's name."""
+REPLIES: Final[Mapping[str, type[Message]]] = MappingProxyType(
+    {name: GetMessageClass(_DESCRIPTORS[name].output_type) for name in METHODS}
+)
+"""The class of each method's reply."""
 
 TRACE_EXPORT: Final = Method("Export", Repeat.ONCE, service=TRACE_SERVICE)
 """Has no request id: a span that is sent again is known by its rollout, attempt and span id."""

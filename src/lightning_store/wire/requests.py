@@ -82,7 +82,7 @@ def update_rollout_to_proto(
 
 
 def update_rollout_from_proto(request: rollout_pb2.UpdateRolloutRequest) -> RolloutUpdate:
-    values = _masked(request.update, request.update_mask, _ROLLOUT_PATHS, _ROLLOUT_READERS)
+    values = masked_fields(request.update, request.update_mask, _ROLLOUT_PATHS, _ROLLOUT_READERS)
     return validated(RolloutUpdate, values, "update")
 
 
@@ -109,7 +109,7 @@ def update_attempt_to_proto(
 
 
 def update_attempt_from_proto(request: rollout_pb2.UpdateAttemptRequest) -> AttemptUpdate:
-    values = _masked(request.update, request.update_mask, _ATTEMPT_PATHS, _ATTEMPT_READERS)
+    values = masked_fields(request.update, request.update_mask, _ATTEMPT_PATHS, ATTEMPT_READERS)
     return validated(AttemptUpdate, values, "update")
 
 
@@ -117,10 +117,10 @@ def _mask_to_proto(given: set[str], paths: Mapping[str, str]) -> FieldMask:
     return FieldMask(paths=[path for path, name in paths.items() if name in given])
 
 
-def _masked(
+def masked_fields(
     update: UpdateT, mask: FieldMask, paths: Mapping[str, str], readers: Mapping[str, Callable[[UpdateT, str], Any]]
 ) -> dict[str, Any]:
-    """The model's fields that the mask names, each with its value in ``update``."""
+    """The fields that the mask names, each with its value in ``update``; ``paths`` has the field of each path."""
     if not mask.paths and update.ListFields():
         raise invalid("update_mask", f"is empty, but update has values; name those to set, out of {', '.join(paths)}")
     for index, path in enumerate(mask.paths):
@@ -150,7 +150,7 @@ _ROLLOUT_READERS: Final[Mapping[str, Callable[[rollout_pb2.RolloutUpdate, str], 
     "metadata_json": lambda update, field: metadata_from_proto(update, "update"),
 }
 
-_ATTEMPT_READERS: Final[Mapping[str, Callable[[rollout_pb2.AttemptUpdate, str], Any]]] = {
+ATTEMPT_READERS: Final[Mapping[str, Callable[[rollout_pb2.AttemptUpdate, str], Any]]] = {
     "status": lambda update, field: enums.ATTEMPT_STATUS.from_proto(update.status, field),
     "worker_id": lambda update, field: update.worker_id if update.HasField("worker_id") else None,
     "last_heartbeat_time": _heartbeat_of,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TypedDict
 
-from lightning_store.model import CompletedRollout, RolloutStatus
+from lightning_store.model import TIME_MAX_SECONDS, CompletedRollout, RolloutStatus
 from lightning_store.v1 import rollout_pb2
 from lightning_store.wire.checks import require, required_text, text_to_proto
 from lightning_store.wire.codec import rollout_from_proto, rollout_to_proto
@@ -26,7 +26,7 @@ def deletion_to_proto(request_id: str, deletion: Deletion) -> rollout_pb2.Delete
     return rollout_pb2.DeleteRolloutsRequest(
         request_id=request_id,
         rollout_id_in=None if rollout_ids is None else texts_to_proto(rollout_ids, "rollout_ids"),
-        older_than=None if older_than is None else duration_to_proto(older_than),
+        older_than=None if older_than is None else duration_to_proto(min(older_than, TIME_MAX_SECONDS)),
         status_in=None if status_in is None else rollout_statuses_to_proto(status_in),
     )
 
@@ -37,9 +37,9 @@ def deletion_from_proto(request: rollout_pb2.DeleteRolloutsRequest) -> Deletion:
     return Deletion(rollout_ids=_ids_from_proto(request), older_than=older_than, status_in=status_in)
 
 
-def watch_to_proto(rollout_ids: Sequence[str] | None, after: str) -> rollout_pb2.WatchRolloutsRequest:
+def watch_to_proto(rollout_ids: Collection[str] | None, after: str) -> rollout_pb2.WatchRolloutsRequest:
     return rollout_pb2.WatchRolloutsRequest(
-        rollout_id_in=None if rollout_ids is None else texts_to_proto(rollout_ids, "rollout_ids"),
+        rollout_id_in=None if rollout_ids is None else texts_to_proto(list(rollout_ids), "rollout_ids"),
         after=text_to_proto(after, "after"),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_store.testing.contract.attempts import RevivalContract, StatusContract
 from lightning_store.testing.contract.concurrency import AtomicityContract, ThreadsContract
+from lightning_store.testing.contract.deletion import DeletedContract, DeletionContract
 from lightning_store.testing.contract.extensions import (
     CancellingContract,
     HandMadeSpansContract,
@@ -11,6 +12,7 @@ from lightning_store.testing.contract.extensions import (
     LeaseContract,
     WaitingClaimsContract,
 )
+from lightning_store.testing.contract.feed import FeedContract
 from lightning_store.testing.contract.memory import MemoryContract, StatisticsContract
 from lightning_store.testing.contract.queries import OtherQueriesContract, RolloutQueriesContract, SpanQueriesContract
 from lightning_store.testing.contract.queue import QueueContract
@@ -23,6 +25,7 @@ from lightning_store.testing.contract.spans import (
     SpanNumbersContract,
 )
 from lightning_store.testing.contract.waiting import WaitingContract
+from lightning_store.testing.contract.waiting_for_any import WaitingForAnyContract
 from lightning_store.testing.contract.watchdog import DeadlinesContract, WatchdogContract
 from lightning_store.testing.contract.workers import AssignmentContract, HeartbeatContract
 
@@ -55,6 +58,10 @@ class StoreContract(
     LeaseContract,
     IdsContract,
     HandMadeSpansContract,
+    WaitingForAnyContract,
+    FeedContract,
+    DeletionContract,
+    DeletedContract,
 ):
     """Every fact of the contract, to be run on any store::
 

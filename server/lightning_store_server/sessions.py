@@ -1,0 +1,221 @@
+"""Sessions: many calls of the unary methods on one stream. What surrounds a call here is what surrounds it elsewhere: a
+place for it, errors as statuses, an access log when asked for; its caller sees to its deadline."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from typing import Any, Final, NamedTuple
+
+import grpc
+import grpc.aio
+from google.protobuf.message import DecodeError
+
+from lightning_store.errors import InvalidArgumentError, StoreError, StoreUnavailableError
+from lightning_store.store import LightningStore
+from lightning_store.v1.session_pb2 import SessionCall, SessionReply, SessionRequest, SessionResponse
+from lightning_store.wire.errors import as_store_error, error_to_proto, to_status
+from lightning_store.wire.methods import METHODS, REPEATED_METADATA, REQUESTS, Method, Repeat
+from lightning_store_server.admission import Admission, Slot
+from lightning_store_server.config import ServerConfig
+from lightning_store_server.interceptors import Context, Rpc, is_cancelled, log_call, shown_error
+from lightning_store_server.servicer import StoreServicer
+
+MESSAGE_BYTES_MAX: Final = 8 * 1024 * 1024
+"""Replies of one message, but for the last of them."""
+
+
+class SessionServicer(StoreServicer):
+    """The service with its sessions."""
+
+    def __init__(self, store: LightningStore, config: ServerConfig, admission: Admission) -> None:
+        super().__init__(store, config)
+        self._calls = _Calls(
+            {name: self._rpc(method) for name, method in METHODS.items() if not method.streams}, admission
+        )
+        self._access_log = config.access_log
+        self._sessions: set[_Session] = set()
+
+    def _rpc(self, method: Method) -> Rpc:
+        behaviour = getattr(self, method.name)
+        decode = REQUESTS[method.name].FromString
+        return Rpc.of(method, grpc.unary_unary_rpc_method_handler(behaviour, decode, _serialized))
+
+    def drain(self) -> None:
+        super().drain()
+        for session in self._sessions:
+            session.take_no_more()
+
+    async def Session(
+        self, request_iterator: AsyncIterator[SessionRequest], context: Context
+    ) -> AsyncIterator[SessionResponse]:
+        peer = context.peer() if self._access_log else None
+        session = _Session(self._calls, request_iterator, peer)
+        self._sessions.add(session)
+        if self._draining:
+            session.take_no_more()
+        try:
+            async for response in session.responses():
+                yield response
+        except (DecodeError, StoreError) as error:
+            status = to_status(as_store_error(error))
+            await context.abort(status.code, status.message, status.trailing_metadata)
+        finally:
+            self._sessions.discard(session)
+            session.abandon()
+
+
+def _serialized(message: Any) -> bytes:
+    data: bytes = message.SerializeToString()
+    return data
+
+
+class _Ended(NamedTuple):
+    """A call that ended, and the place that it keeps until its reply is sent."""
+
+    reply: SessionReply
+    slot: Slot | None
+
+
+class _CallContext:
+    """What a method asks of its gRPC context, for one call of a session."""
+
+    __slots__ = ("_deadline", "_repeated")
+
+    def __init__(self, call: SessionCall) -> None:
+        self._deadline = asyncio.get_running_loop().time() + call.timeout_ms / 1000 if call.timeout_ms else None
+        self._repeated = call.repeated
+
+    def time_remaining(self) -> float | None:
+        return None if self._deadline is None else self._deadline - asyncio.get_running_loop().time()
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return (REPEATED_METADATA,) if self._repeated else ()
+
+
+class _Calls:
+    """Makes the calls of all sessions."""
+
+    def __init__(self, rpcs: Mapping[str, Rpc], admission: Admission) -> None:
+        self._rpcs = rpcs
+        self._admission = admission
+
+    async def make(self, call: SessionCall) -> _Ended:
+        """Its end, whatever that is. CancelledError only if nobody waits for it any more."""
+        slot = None
+        try:
+            rpc = self._rpc(call.method)
+            request = rpc.decode(call.request)
+            slot = self._admission.lane(rpc.method, request).enter(len(call.request))
+            reply = rpc.encode(await rpc.behaviour(request, _CallContext(call)))
+            slot.reply(len(reply), may_refuse=rpc.method.repeat is Repeat.READ)
+            return _Ended(SessionReply(id=call.id, response=reply), slot)
+        except asyncio.CancelledError:
+            if is_cancelled():
+                if slot is not None:
+                    slot.leave()
+                raise
+            error: Exception = StoreUnavailableError("the store gave this call up; try again")
+        except Exception as failure:
+            error = failure
+        return _Ended(SessionReply(id=call.id, error=error_to_proto(shown_error(call.method, error))), slot)
+
+    def _rpc(self, method: str) -> Rpc:
+        try:
+            return self._rpcs[method]
+        except KeyError:
+            message = f"method is {method!r}; a session takes {', '.join(self._rpcs)}"
+            raise InvalidArgumentError(message, field="method") from None
+
+
+class _Session:
+    """One stream: reads calls, runs each in a task of its own, and collects what they end with."""
+
+    def __init__(self, calls: _Calls, requests: AsyncIterator[SessionRequest], logged_peer: str | None) -> None:
+        self._calls = calls
+        self._logged_peer = logged_peer
+        self._under_way: dict[int, asyncio.Task[None]] = {}
+        self._ended: list[_Ended] = []
+        self._changed = asyncio.Event()
+        self._reading = asyncio.ensure_future(self._read(requests))
+        self._reading.add_done_callback(lambda _: self._changed.set())
+
+    async def _read(self, requests: AsyncIterator[SessionRequest]) -> None:
+        with contextlib.suppress(grpc.aio.BaseError):
+            async for request in requests:
+                for call in request.calls:
+                    self._begin(call)
+                for id_ in request.cancelled_ids:
+                    self._cancel(id_)
+
+    def _begin(self, call: SessionCall) -> None:
+        if call.id in self._under_way:
+            raise InvalidArgumentError(f"the id {call.id} belongs to a call that is under way", field="calls.id")
+        self._under_way[call.id] = asyncio.ensure_future(self._run(call))
+
+    def _cancel(self, id_: int) -> None:
+        task = self._under_way.pop(id_, None)  # here, since a task that has not begun yet never will
+        if task is not None:
+            task.cancel()
+            self._changed.set()
+
+    async def _run(self, call: SessionCall) -> None:
+        try:
+            if self._logged_peer is None:
+                ended = await self._calls.make(call)
+            else:
+                ended = await self._logged(call, self._logged_peer)
+            self._ended.append(ended)
+        finally:
+            self._under_way.pop(call.id, None)
+            self._changed.set()
+
+    async def _logged(self, call: SessionCall, peer: str) -> _Ended:
+        with log_call(METHODS[call.method].path if call.method in METHODS else call.method, peer) as entry:
+            ended = await self._calls.make(call)
+            entry.code = ended.reply.error.code
+        return ended
+
+    async def responses(self) -> AsyncIterator[SessionResponse]:
+        """What is to be sent, until the caller has said all and has its answers, or the server drains."""
+        while self._under_way or self._ended or not self._reading.done():
+            await self._changed.wait()
+            self._changed.clear()
+            ended, self._ended = self._ended, []
+            for run in _runs(ended):
+                yield SessionResponse(replies=[one.reply for one in run])
+                _leave(run)
+        if not self._reading.cancelled():
+            self._reading.result()
+
+    def take_no_more(self) -> None:
+        """End when the calls that are under way have ended."""
+        self._reading.cancel()
+
+    def abandon(self) -> None:
+        """The stream is over: nobody waits for what is under way."""
+        self._reading.cancel()
+        for task in self._under_way.values():
+            task.cancel()
+        _leave(self._ended)
+
+
+def _runs(ended: list[_Ended]) -> Iterator[list[_Ended]]:
+    """In order, a message each."""
+    run: list[_Ended] = []
+    size_bytes = 0
+    for one in ended:
+        run.append(one)
+        size_bytes += len(one.reply.response)
+        if size_bytes > MESSAGE_BYTES_MAX:
+            yield run
+            run, size_bytes = [], 0
+    if run:
+        yield run
+
+
+def _leave(run: Iterable[_Ended]) -> None:
+    for one in run:
+        if one.slot is not None:
+            one.slot.leave()

@@ -1,0 +1,130 @@
+"""Stored rollouts and attempts as messages, and messages as what is to be stored: payloads go through as the text they
+are. This is the server's way; a client makes and reads objects, with ``lightning_store.wire.codec``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from typing import Any, Final
+
+from lightning_store import json_text
+from lightning_store.backends.base import AttemptRecord, NewRollout, RolloutRecord, RolloutRow
+from lightning_store.model import AttemptStatus, RolloutConfig
+from lightning_store.v1 import rollout_pb2
+from lightning_store.wire.checks import json_object
+from lightning_store.wire.codec import config_from_proto, config_to_proto
+from lightning_store.wire.enums import ATTEMPT_STATUS, ROLLOUT_STATUS, mode_from_proto, mode_to_proto
+from lightning_store.wire.requests import ATTEMPT_READERS, masked_fields
+from lightning_store.wire.times import optional_timestamp_to_proto, timestamp_to_proto
+
+NULL: Final = "null"
+"""The input of a rollout that has none."""
+CONFIGS_MAX: Final = 256
+"""Different configs that are remembered: a training run has a few, and each of its rollouts one of them."""
+
+
+def rollout_record_to_proto(record: RolloutRecord, latest: AttemptRecord | None = None) -> rollout_pb2.Rollout:
+    return rollout_pb2.Rollout(
+        rollout_id=record.rollout_id,
+        input_json=None if record.input_json == NULL else record.input_json,
+        start_time=timestamp_to_proto(record.start_time),
+        end_time=optional_timestamp_to_proto(record.end_time),
+        mode=mode_to_proto(record.mode, "mode"),
+        resources_id=record.resources_id,
+        status=ROLLOUT_STATUS.to_proto(record.status, "status"),
+        config=_config_to_proto(record.config),
+        metadata_json=record.metadata_json,
+        latest_attempt=None if latest is None else attempt_record_to_proto(latest),
+    )
+
+
+def rollout_row_to_proto(row: RolloutRow) -> rollout_pb2.Rollout:
+    return rollout_record_to_proto(row.rollout, row.attempt)
+
+
+def attempt_record_to_proto(record: AttemptRecord) -> rollout_pb2.Attempt:
+    return rollout_pb2.Attempt(
+        rollout_id=record.rollout_id,
+        attempt_id=record.attempt_id,
+        sequence_id=record.sequence_id,
+        start_time=timestamp_to_proto(record.start_time),
+        end_time=optional_timestamp_to_proto(record.end_time),
+        status=ATTEMPT_STATUS.to_proto(record.status, "status"),
+        worker_id=record.worker_id,
+        last_heartbeat_time=optional_timestamp_to_proto(record.last_heartbeat_time),
+        metadata_json=record.metadata_json,
+    )
+
+
+def new_rollout_from_proto(message: rollout_pb2.NewRollout, field: str) -> NewRollout:
+    """InvalidArgumentError names what is not legal, malformed JSON included."""
+    input_json = message.input_json if message.HasField("input_json") else NULL
+    json_text.loads(input_json, f"{field}.input_json")
+    metadata_json = "{}"
+    if message.HasField("metadata_json"):
+        metadata_json = message.metadata_json
+        json_object(metadata_json, f"{field}.metadata_json")
+    return NewRollout(
+        input_json=input_json,
+        mode=mode_from_proto(message.mode, f"{field}.mode"),
+        resources_id=message.resources_id if message.HasField("resources_id") else None,
+        config=_config_from_proto(message, f"{field}.config"),
+        metadata_json=metadata_json,
+    )
+
+
+def attempt_change_from_proto(
+    request: rollout_pb2.UpdateAttemptRequest,
+) -> tuple[dict[str, Any], AttemptStatus | None]:
+    """The columns to set, and the status if it is one of those."""
+    columns = masked_fields(request.update, request.update_mask, _ATTEMPT_COLUMNS, _COLUMN_READERS)
+    return columns, columns.pop("status", None)
+
+
+def _metadata_text(update: rollout_pb2.AttemptUpdate, field: str) -> str | None:
+    if not update.HasField("metadata_json"):
+        return None
+    json_object(update.metadata_json, field)
+    return update.metadata_json
+
+
+_COLUMN_READERS: Final[Mapping[str, Callable[[rollout_pb2.AttemptUpdate, str], Any]]] = {
+    **ATTEMPT_READERS,
+    "metadata_json": _metadata_text,
+}
+_ATTEMPT_COLUMNS: Final = {path: path for path in _COLUMN_READERS}
+"""Paths of a mask over AttemptUpdate: each is the name of its column."""
+
+
+# --- Configs: few different ones, each of very many rollouts ---------------------------------------------------------
+
+
+def _config_to_proto(config: RolloutConfig) -> rollout_pb2.RolloutConfig:
+    key = (config.timeout_seconds, config.unresponsive_seconds, config.max_attempts, tuple(config.retry_condition))
+    return _known_config(*key)
+
+
+@lru_cache(CONFIGS_MAX)
+def _known_config(
+    timeout_seconds: float | None,
+    unresponsive_seconds: float | None,
+    max_attempts: int,
+    retry_condition: tuple[AttemptStatus, ...],
+) -> rollout_pb2.RolloutConfig:
+    config = RolloutConfig(
+        timeout_seconds=timeout_seconds,
+        unresponsive_seconds=unresponsive_seconds,
+        max_attempts=max_attempts,
+        retry_condition=list(retry_condition),
+    )
+    return config_to_proto(config)
+
+
+def _config_from_proto(message: rollout_pb2.NewRollout, field: str) -> RolloutConfig:
+    return _read_config(message.config.SerializeToString(), field)
+
+
+@lru_cache(CONFIGS_MAX)
+def _read_config(serialized: bytes, field: str) -> RolloutConfig:
+    """Shared by all rollouts that have it: a stored config is never changed."""
+    return config_from_proto(rollout_pb2.RolloutConfig.FromString(serialized), field)
