@@ -8,10 +8,14 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Agent Lightning brings much along, so it has an environment of its own, with this project beside it.
+VENV_AGENTLIGHTNING := .venv-agentlightning
 
-# What a caller may hand on: make serve SERVE_ARGS="--port 5000", make demo DEMO_ARGS="--help", make test TEST_ARGS="-k f13".
+# What a caller may hand on: make serve SERVE_ARGS="--port 5000", make demo DEMO_ARGS="--help", make test TEST_ARGS="-k f13",
+# make bench-peer BENCH_ARGS="--only add_span --callers 64 --seconds 2".
 SERVE_ARGS ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 TEST_ARGS ?=
 
 ##@ Use
@@ -20,7 +24,7 @@ TEST_ARGS ?=
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} \
 	  /^##@ / {printf "\n%s\n", substr($$0, 5)} \
-	  /^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	  /^[a-z-]+:.*## / {printf "  make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 
 .PHONY: serve
@@ -30,6 +34,40 @@ serve: $(VENV)/.installed-server ## Run the server (SERVE_ARGS="--port 5000 …"
 .PHONY: demo
 demo: $(VENV)/.installed-demo ## Train a small agent through the store (DEMO_ARGS="--data FILE …")
 	$(BIN)/python -m examples.svamp_demo $(DEMO_ARGS)
+
+##@ Measure it
+
+.PHONY: bench
+bench: $(VENV_AGENTLIGHTNING)/.installed ## Measure everything, side by side with Agent Lightning (BENCH_ARGS="--help")
+	$(VENV_AGENTLIGHTNING)/bin/python -m benchmarks all $(BENCH_ARGS)
+
+.PHONY: bench-quick
+bench-quick: $(VENV)/.installed-bench ## Measure this store alone, in two minutes
+	$(BIN)/python -m benchmarks quick $(BENCH_ARGS)
+
+.PHONY: bench-peer
+bench-peer: $(VENV_AGENTLIGHTNING)/.installed ## Measure calls, waits and starts side by side: ratios
+	$(VENV_AGENTLIGHTNING)/bin/python -m benchmarks peer $(BENCH_ARGS)
+
+.PHONY: bench-memory
+bench-memory: $(VENV_AGENTLIGHTNING)/.installed ## Measure the memory of a stored span, side by side
+	$(VENV_AGENTLIGHTNING)/bin/python -m benchmarks memory $(BENCH_ARGS)
+
+.PHONY: bench-growth
+bench-growth: $(VENV)/.installed-bench ## Measure latency and pauses from 1,000 to 1,000,000 rollouts
+	$(BIN)/python -m benchmarks growth $(BENCH_ARGS)
+
+.PHONY: bench-runners
+bench-runners: $(VENV)/.installed-bench ## Measure 1,000 runners in a few processes
+	$(BIN)/python -m benchmarks runners $(BENCH_ARGS)
+
+.PHONY: bench-report
+bench-report: $(VENV)/.installed-bench ## Show results again (BENCH_ARGS="FILE …", else the newest)
+	$(BIN)/python -m benchmarks report $(BENCH_ARGS)
+
+.PHONY: bench-document
+bench-document: $(VENV)/.installed-bench ## Write the reference results into docs/performance.md
+	$(BIN)/python -m benchmarks document benchmarks/results/reference.jsonl
 
 ##@ Work on it
 
@@ -48,6 +86,10 @@ test-chaos: $(VENV)/.installed-dev ## Run the long forms of the tests that break
 test-fast: $(VENV)/.installed-dev ## Run the tests that neither start processes nor search for examples
 	$(BIN)/python -m pytest -m "not slow and not hypothesis and not chaos" $(TEST_ARGS)
 
+.PHONY: test-agentlightning
+test-agentlightning: $(VENV_AGENTLIGHTNING)/.installed ## Run the tests against the real Agent Lightning
+	$(VENV_AGENTLIGHTNING)/bin/python -m pytest tests/agentlightning $(TEST_ARGS)
+
 .PHONY: fmt
 fmt: $(VENV)/.installed-dev ## Format the code, and fix what can be fixed by itself
 	$(BIN)/ruff check --fix-only --quiet
@@ -62,6 +104,11 @@ lint: $(VENV)/.installed-dev ## Check style and formatting
 typecheck: $(VENV)/.installed-dev ## Check types with mypy (strict) and pyright
 	$(BIN)/mypy
 	$(BIN)/python tools/run_pyright.py
+
+.PHONY: typecheck-agentlightning
+typecheck-agentlightning: $(VENV)/.installed-dev $(VENV_AGENTLIGHTNING)/.installed ## … of what builds on Agent Lightning
+	$(BIN)/mypy --python-executable $(VENV_AGENTLIGHTNING)/bin/python integrations/agentlightning tests/agentlightning/*.py
+	$(BIN)/python tools/run_pyright.py --project integrations/agentlightning
 
 .PHONY: proto
 proto: $(VENV)/.installed-dev ## Generate src/lightning_store/v1 from proto/
@@ -83,16 +130,20 @@ wheel-test: $(VENV)/.installed-dev ## Build the wheel, install it elsewhere, run
 
 .PHONY: clean
 clean: ## Remove .venv, caches and everything built
-	rm -rf $(VENV) build dist out .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find src server clients tests tools examples -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -rf $(VENV) $(VENV_AGENTLIGHTNING) build dist out .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src server clients integrations tests tools examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp for each set of extras; pip runs again only when pyproject.toml is newer.
 $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 
-$(VENV)/bin/python:
+$(VENV_AGENTLIGHTNING)/.installed: pyproject.toml | $(VENV_AGENTLIGHTNING)/bin/python
+	$(VENV_AGENTLIGHTNING)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev-agentlightning]'
+	@touch $@
+
+$(VENV)/bin/python $(VENV_AGENTLIGHTNING)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Python 3.11 or newer is needed; '$(PYTHON)' is missing or older. Name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
 	  exit 1; }
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "Python's venv module is needed (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@$(PYTHON) -m venv $(@:/bin/python=) || { rm -rf $(@:/bin/python=); echo "Python's venv module is needed (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }

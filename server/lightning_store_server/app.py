@@ -7,6 +7,7 @@ import errno
 import logging
 import socket
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
@@ -18,16 +19,22 @@ from lightning_store.in_memory import InMemoryLightningStore
 from lightning_store.model import Span
 from lightning_store.store import LightningStore
 from lightning_store.v1 import service_pb2_grpc
-from lightning_store.wire.methods import SERVICE
+from lightning_store.wire.methods import SERVICE, TRACE_SERVICE
+from lightning_store_server.admission import Admission
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.health import HealthServicer
 from lightning_store_server.interceptors import (
     AccessLogInterceptor,
-    CallInterceptor,
+    AdmissionInterceptor,
     DeadlineInterceptor,
     ErrorInterceptor,
+    MethodInterceptor,
 )
-from lightning_store_server.servicer import StoreServicer
+from lightning_store_server.otlp.ingest import TraceIngest, add_trace_service
+from lightning_store_server.sessions import SessionServicer
+
+if TYPE_CHECKING:
+    from lightning_store_server.otlp.listener import HttpListener
 
 logger = logging.getLogger("lightning_store_server")
 
@@ -41,16 +48,48 @@ class GrpcServer:
 
     def __init__(self, store: LightningStore, config: ServerConfig) -> None:
         self._config = config
-        self._servicer = StoreServicer(store, config)
+        self._admission = Admission(config)
+        self._servicer = SessionServicer(store, config, self._admission)
+        self._ingest = TraceIngest(store)
         self._health = HealthServicer()
         self._server: grpc.aio.Server | None = None
+        self._http: HttpListener | None = None
         self.bound_port: int | None = None
         """The port that is listened on; None until started."""
+        self.bound_otlp_http_port: int | None = None
+        """The same for OTLP over HTTP; None too if that is not offered."""
 
     async def start(self) -> None:
-        """Listen and serve. OSError (EADDRINUSE) at once if the port is taken."""
+        """Listen and serve. OSError (EADDRINUSE) at once if a port is taken."""
+        http = None if self._config.otlp_http_port is None else self._bind_http(self._config.otlp_http_port)
+        try:
+            await self._start_grpc()
+        except BaseException:
+            if http is not None:
+                http.close()
+            raise
+        if http is not None:
+            await http.start()
+        self._http = http
+
+    def _bind_http(self, port: int) -> HttpListener:
+        try:
+            from lightning_store_server.otlp.http import TracesEndpoint
+            from lightning_store_server.otlp.listener import HttpLimits, HttpListener
+        except ImportError as error:
+            message = f"OTLP over HTTP needs the package {error.name}: pip install 'lightning-store-grpc[server]'"
+            raise ImportError(message, name=error.name) from error
+        endpoint = TracesEndpoint(self._ingest, self._admission, self._config.max_message_bytes)
+        limits = HttpLimits(held_bytes=self._config.queued_bytes_max)
+        http = HttpListener(endpoint, limits, access_log=self._config.access_log)
+        self.bound_otlp_http_port = http.bind(_addresses(self._config.host), port)
+        self._servicer.otlp_http_port = self.bound_otlp_http_port
+        return http
+
+    async def _start_grpc(self) -> None:
         server = grpc.aio.server(interceptors=self._interceptors(), options=self._config.channel_options())
         service_pb2_grpc.add_LightningStoreServiceServicer_to_server(self._servicer, server)
+        add_trace_service(server, self._ingest)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         _add_reflection(server)
         self.bound_port = _bind(server, self._config)
@@ -58,10 +97,11 @@ class GrpcServer:
         await self._health.set(SERVICE, SERVING)
         self._server = server
 
-    def _interceptors(self) -> list[CallInterceptor]:
+    def _interceptors(self) -> list[MethodInterceptor]:
         """The outermost first: the log sees the status that the errors were mapped to."""
-        log: list[CallInterceptor] = [AccessLogInterceptor()] if self._config.access_log else []
-        return [*log, ErrorInterceptor(), DeadlineInterceptor(self._config.wait_seconds_max)]
+        log: list[MethodInterceptor] = [AccessLogInterceptor()] if self._config.access_log else []
+        deadline = DeadlineInterceptor(self._config.wait_seconds_max)
+        return [*log, ErrorInterceptor(), deadline, AdmissionInterceptor(self._admission)]
 
     async def stop(self, grace_seconds: float | None = None) -> bool:
         """Drain: health turns NOT_SERVING, waits end as UNAVAILABLE, the other calls get ``grace_seconds`` to finish
@@ -74,8 +114,13 @@ class GrpcServer:
         self._servicer.drain()
         loop = asyncio.get_running_loop()
         until = loop.time() + grace
+        http_stop = asyncio.ensure_future(self._stop_http(grace))
         await server.stop(grace)
-        return loop.time() < until or grace == 0
+        finished = await http_stop
+        return grace == 0 or (finished and loop.time() < until)
+
+    async def _stop_http(self, grace_seconds: float) -> bool:
+        return self._http is None or await self._http.stop(grace_seconds)
 
     async def wait(self) -> None:
         """Return when the server has stopped."""
@@ -86,13 +131,15 @@ class GrpcServer:
 def _bind(server: grpc.aio.Server, config: ServerConfig) -> int:
     """Listen on every address of the host. OSError if one is taken: gRPC itself would be content with another."""
     port = config.port
+    bound = False
     for family, host in _addresses(config.host):
         address = f"[{host}]" if family is socket.AF_INET6 else host
         try:
             port = server.add_insecure_port(f"{address}:{port}")
+            bound = True
         except RuntimeError:
             cause = _why_not(family, host, port)
-            if cause.errno == errno.EADDRNOTAVAIL and port != config.port:
+            if cause.errno == errno.EADDRNOTAVAIL and bound:
                 continue  # localhost may name an address of a family that this machine does not have
             message = f"cannot listen on {address}:{port}: {cause.strerror}"
             raise OSError(cause.errno, message) from None
@@ -125,7 +172,7 @@ def _add_reflection(server: grpc.aio.Server) -> None:
     except ImportError:
         logger.info("no server reflection: it needs the package grpcio-reflection")
         return
-    add_reflection(server, [SERVICE, health.SERVICE_NAME])
+    add_reflection(server, [SERVICE, TRACE_SERVICE, health.SERVICE_NAME])
 
 
 def memory_store(

@@ -7,12 +7,22 @@ from typing import Final
 
 from lightning_store.errors import InvalidArgumentError
 
+KIB: Final = 1024
 MIB: Final = 1024 * 1024
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 4747
 
+PENDING_CALLS_MAX: Final = 50_000
+"""Calls of one method that may have come and not been looked at yet. gRPC cancels those beyond and says no reason, from
+1,000 on if left alone, which many runners that start together are; so this is only the last line of defence."""
+
 POSITIVE: Final = (
     "max_message_bytes",
+    "calls_max",
+    "waits_max",
+    "stream_queries_max",
+    "queued_bytes_max",
+    "read_ahead_bytes",
     "page_rows_max",
     "page_bytes_max",
     "wait_seconds_max",
@@ -29,8 +39,23 @@ class ServerConfig:
     """Address to listen on. There is no authentication: listen beyond loopback only on a network that you trust."""
     port: int = DEFAULT_PORT
     """0 takes any free port."""
+    otlp_http_port: int | None = None
+    """Port for spans as OTLP over HTTP, on the same host; 0 takes any free one. None: not offered."""
     max_message_bytes: int = 64 * MIB
     """The largest request that is taken. gRPC's own default is 4 MiB, less than one long trajectory."""
+    calls_max: int = 10_000
+    """Calls under way at once; more are refused. Waits and stream queries do not count here, and heartbeats have as
+    many places of their own. A thousand runners with several calls each stay below."""
+    waits_max: int = 10_000
+    """DequeueRollouts, WaitForRollouts and WatchRollouts that wait at once: some 20 kB each, and no work."""
+    stream_queries_max: int = 256
+    """StreamQuery under way at once. Each holds its whole result, and one message of it, until its reader has it."""
+    queued_bytes_max: int = 512 * MIB
+    """Bytes of requests that are worked on and of replies that are not sent yet. Calls, waits, stream queries and
+    heartbeats have so many each. In memory a request takes three or four times its size."""
+    read_ahead_bytes: int = 256 * KIB
+    """What is taken of a request from the network before its turn comes; the rest stays with its sender. More lets
+    large requests cross a slow network in fewer rounds."""
     page_rows_max: int = 10_000
     """Rows in one List reply or one StreamQuery message."""
     page_bytes_max: int = 8 * MIB
@@ -47,8 +72,13 @@ class ServerConfig:
     """One INFO line for each call."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port <= 65535:
-            raise InvalidArgumentError(f"port is {self.port}; give 0 (any free port) to 65535", field="port")
+        for name in ("port", "otlp_http_port"):
+            port = getattr(self, name)
+            if port is not None and not 0 <= port <= 65535:
+                raise InvalidArgumentError(f"{name} is {port}; give 0 (any free port) to 65535", field=name)
+        if self.port and self.port == self.otlp_http_port:
+            message = f"port and otlp_http_port are both {self.port}; give two different ports"
+            raise InvalidArgumentError(message, field="otlp_http_port")
         for name in POSITIVE:
             if not getattr(self, name) > 0:
                 raise InvalidArgumentError(f"{name} is {getattr(self, name)}; give more than 0", field=name)
@@ -61,6 +91,11 @@ class ServerConfig:
             # Two servers on one port would each get half of the calls: refuse the port instead.
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", self.max_message_bytes),
+            # Left alone, gRPC reads requests as fast as they come, and keeps them in memory until their turn.
+            ("grpc.http2.bdp_probe", 0),
+            ("grpc.http2.lookahead_bytes", self.read_ahead_bytes),
+            ("grpc.server.max_pending_requests", PENDING_CALLS_MAX),
+            ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS_MAX),
             # Replies are bounded by the page limits; what a caller was allowed to store it may also get back.
             ("grpc.max_send_message_length", -1),
             ("grpc.keepalive_time_ms", int(self.keepalive_seconds * 1000)),

@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 from lightning_store.errors import CallCancelledError
@@ -51,6 +51,7 @@ class LightningStoreServer(ForwardingStore):
         self._replay_window_seconds = store.replay_window_seconds
         self._owner_pid = os.getpid()
         self._bound_port: int | None = None
+        self._bound_otlp_http_port: int | None = None
         self._client: LightningStoreClient | None = None
         self._starting = False
         self._stopping: concurrent.futures.Future[bool] | None = None
@@ -69,8 +70,11 @@ class LightningStoreServer(ForwardingStore):
     @property
     def endpoint(self) -> str:
         """``host:port`` for clients on this machine."""
+        return self._address(self.bound_port)
+
+    def _address(self, port: int) -> str:
         host = WILDCARDS.get(self._config.host, self._config.host)
-        return f"[{host}]:{self.bound_port}" if ":" in host else f"{host}:{self.bound_port}"
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
     # --- Start and stop ----------------------------------------------------------------------------------------------
 
@@ -92,6 +96,7 @@ class LightningStoreServer(ForwardingStore):
         finally:
             self._starting = False
         self._bound_port = server.bound_port
+        self._bound_otlp_http_port = server.bound_otlp_http_port
         self._serving = (server, thread)
 
     async def run_forever(self) -> None:
@@ -136,7 +141,9 @@ class LightningStoreServer(ForwardingStore):
 
     @property
     def capabilities(self) -> LightningStoreCapabilities:
-        return {**self._capabilities, "thread_safe": True, "async_safe": True, "zero_copy": True}
+        otlp_traces = self._capabilities["otlp_traces"] or self._config.otlp_http_port is not None
+        own: LightningStoreCapabilities = {**self._capabilities, "otlp_traces": otlp_traces}
+        return {**own, "thread_safe": True, "async_safe": True, "zero_copy": True}
 
     @property
     def strict(self) -> bool:
@@ -147,10 +154,20 @@ class LightningStoreServer(ForwardingStore):
         return self._replay_window_seconds
 
     def otlp_traces_endpoint(self) -> str:
-        return self._target().otlp_traces_endpoint()
+        """URL for exporters on this machine. RuntimeError before ``start`` if the port was given as 0."""
+        if self._config.otlp_http_port is None:
+            return self._target().otlp_traces_endpoint()
+        port = self._bound_otlp_http_port or self._config.otlp_http_port
+        if port == 0:
+            raise RuntimeError("the server has no port for OTLP yet: start it first, or give a port other than 0")
+        return f"http://{self._address(port)}/v1/traces"
 
     async def _forward(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return await getattr(self._target(), method)(*args, **kwargs)
+
+    def _forward_stream(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AsyncIterator[Any]:
+        stream: AsyncIterator[Any] = getattr(self._target(), method)(*args, **kwargs)
+        return stream
 
     def _target(self) -> LightningStore:
         if self._store is not None and os.getpid() == self._owner_pid:

@@ -1,4 +1,5 @@
-"""What happens around every call: a bound on its time, errors as gRPC status, and an access log when asked for."""
+"""What happens around every call: a place for it, a bound on its time, errors as gRPC status, and an access log when
+asked for."""
 
 from __future__ import annotations
 
@@ -6,8 +7,8 @@ import asyncio
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -15,9 +16,10 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from lightning_store.errors import InvalidArgumentError, StoreTimeoutError, StoreUnavailableError
-from lightning_store.wire.errors import to_status
-from lightning_store.wire.methods import BY_PATH
+from lightning_store.errors import InvalidArgumentError, StoreError, StoreTimeoutError, StoreUnavailableError
+from lightning_store.wire.errors import as_store_error, to_status
+from lightning_store.wire.methods import BY_PATH, Method, Repeat
+from lightning_store_server.admission import WAITS, Admission, Slot
 
 logger = logging.getLogger("lightning_store_server")
 access_logger = logging.getLogger("lightning_store_server.access")
@@ -26,15 +28,20 @@ Context = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
-class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stub only
-    """Runs each call of the store's service, unary or streaming its reply, inside ``around``."""
+class CallerGoneError(asyncio.CancelledError):
+    """Nobody is there any more to whom a reply could be sent. gRPC takes a call that ends so as cancelled; of its own
+    error it would make a failure in the log."""
+
+
+class MethodInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stub only
+    """Wraps the methods that the table of RPCs has, once each. Health and reflection go by untouched."""
 
     def __init__(self) -> None:
         self._wrapped: dict[str, Handler] = {}
 
     @abstractmethod
-    def around(self, method: str, request: Any, context: Context) -> AbstractAsyncContextManager[None]:
-        """Entered before the call and left after it, with its exception if there is one."""
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        """What handles calls of the method, given what did so far. The request is one message."""
 
     async def intercept_service(
         self,
@@ -47,41 +54,110 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # 
             handler = await continuation(handler_call_details)
             if handler is None or method not in BY_PATH:
                 return handler
-            handler = self._wrapped[method] = self._wrap(method, handler)
+            handler = self._wrapped[method] = self.wrap(method, handler)
         return handler
 
-    def _wrap(self, method: str, handler: Handler) -> Handler:
-        if handler.response_streaming:
-            make, behaviour = grpc.unary_stream_rpc_method_handler, self._wrap_stream(method, handler.unary_stream)
-        else:
-            make, behaviour = grpc.unary_unary_rpc_method_handler, self._wrap_unary(method, handler.unary_unary)
-        return make(behaviour, self.deserializer(handler), handler.response_serializer)
 
-    def deserializer(self, handler: Handler) -> Any:
-        """Makes the request from its bytes."""
-        return handler.request_deserializer
+class CallInterceptor(MethodInterceptor):
+    """Runs each call of the store's service inside ``around``. What it wraps must be coroutine functions, which send a
+    streamed reply by themselves, as those of :class:`AdmissionInterceptor` do."""
 
-    def _wrap_unary(self, method: str, behaviour: Any) -> Any:
+    @abstractmethod
+    def around(self, method: str, context: Context) -> AbstractAsyncContextManager[None]:
+        """Entered before the call and left after it, with its exception if there is one."""
+
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        behaviour = _behaviour_of(handler)
+
         async def call(request: Any, context: Context) -> Any:
-            async with self.around(method, request, context):
+            async with self.around(method, context):
                 return await behaviour(request, context)
 
+        return _make_handler(handler)(call, handler.request_deserializer, handler.response_serializer)
+
+
+class AdmissionInterceptor(MethodInterceptor):
+    """Lets a call in while there is room, and keeps its place until its reply is sent. The innermost: it takes requests
+    and hands out replies as bytes, which it counts."""
+
+    def __init__(self, admission: Admission) -> None:
+        super().__init__()
+        self._admission = admission
+
+    def wrap(self, method: str, handler: Handler) -> Handler:
+        rpc = Rpc.of(BY_PATH[method], handler)
+        return _make_handler(handler)(self._streaming(rpc) if handler.response_streaming else self._unary(rpc))
+
+    def _unary(self, rpc: Rpc) -> Any:
+        may_refuse = rpc.method.repeat is Repeat.READ
+
+        async def call(data: bytes, context: Context) -> bytes:
+            request, slot = self._admit(rpc, data, context)
+            reply = rpc.encode(await rpc.behaviour(request, context))
+            slot.reply(len(reply), may_refuse=may_refuse)
+            return reply
+
         return call
 
-    def _wrap_stream(self, method: str, behaviour: Any) -> Any:
-        async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-            async with self.around(method, request, context):
-                async for response in behaviour(request, context):
-                    yield response
+    def _streaming(self, rpc: Rpc) -> Any:
+        async def call(data: bytes, context: Context) -> None:
+            request, slot = self._admit(rpc, data, context)
+            async with aclosing(rpc.behaviour(request, context)) as messages:
+                async for message in messages:
+                    reply = rpc.encode(message)
+                    slot.reply(len(reply))
+                    await _write(context, reply)
+                    slot.sent(len(reply))
 
         return call
+
+    def _admit(self, rpc: Rpc, data: bytes, context: Context) -> tuple[Any, Slot]:
+        """The request, and its place until the call has ended."""
+        request = rpc.decode(data) if rpc.method.name in WAITS else None
+        slot = self._admission.lane(rpc.method, request).enter(len(data))
+        # After the handler would be too soon: a unary reply is sent then. This comes when it is sent, or never will be.
+        context.add_done_callback(lambda _: slot.leave())  # type: ignore[arg-type]  # a lambda has no names
+        return (rpc.decode(data) if request is None else request), slot
 
 
 @dataclass(frozen=True, slots=True)
-class Undecodable:
-    """Stands for a request whose bytes are no message."""
+class Rpc:
+    """A method, and what its handler is made of."""
 
-    cause: str
+    method: Method
+    behaviour: Any
+    decode: Callable[[bytes], Any]
+    """Raises InvalidArgumentError for bytes that are no message."""
+    encode: Callable[[Any], bytes]
+
+    @classmethod
+    def of(cls, method: Method, handler: Handler) -> Rpc:
+        deserialize: Any = handler.request_deserializer
+        encode: Any = handler.response_serializer
+
+        def decode(data: bytes) -> Any:
+            try:
+                return deserialize(data)
+            except DecodeError as error:
+                raise InvalidArgumentError(f"the request is no message of this method's type: {error}") from None
+
+        return cls(method, _behaviour_of(handler), decode, encode)
+
+
+async def _write(context: Context, reply: bytes) -> None:
+    """Returns when the reader has room for it: a slow one holds up its own call and no other."""
+    try:
+        await context.write(reply)
+    except grpc.aio.BaseError as error:
+        raise CallerGoneError from error
+
+
+def _behaviour_of(handler: Handler) -> Any:
+    return handler.unary_stream if handler.response_streaming else handler.unary_unary
+
+
+def _make_handler(like: Handler) -> Callable[..., Handler]:
+    return grpc.unary_stream_rpc_method_handler if like.response_streaming else grpc.unary_unary_rpc_method_handler
 
 
 class ErrorInterceptor(CallInterceptor):
@@ -89,37 +165,21 @@ class ErrorInterceptor(CallInterceptor):
     id; the cause goes to the log under that id and nowhere else."""
 
     @asynccontextmanager
-    async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
+    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
         try:
-            if isinstance(request, Undecodable):
-                raise InvalidArgumentError(f"the request is no message of this method's type: {request.cause}")
             yield
-        except grpc.aio.AbortError:
+        except (grpc.aio.AbortError, CallerGoneError):
             raise
         except asyncio.CancelledError:
-            if _is_cancelled():
+            if is_cancelled():
                 raise
             await self._abort(method, context, StoreUnavailableError("the store gave this call up; try again"))
         except Exception as error:
             await self._abort(method, context, error)
 
     async def _abort(self, method: str, context: Context, error: Exception) -> None:
-        status = to_status(error)
-        if status.incident_id is not None:
-            logger.error("%s failed, incident %s", method, status.incident_id, exc_info=error)
+        status = to_status(shown_error(method, error))
         await context.abort(status.code, status.message, status.trailing_metadata)
-
-    def deserializer(self, handler: Handler) -> Any:
-        """Bytes that are no message are let through to ``around``: gRPC itself would log them as a failure."""
-        deserialize = super().deserializer(handler)
-
-        def tolerant(data: bytes) -> Any:
-            try:
-                return deserialize(data)
-            except DecodeError as error:
-                return Undecodable(str(error))
-
-        return tolerant
 
 
 class DeadlineInterceptor(CallInterceptor):
@@ -131,7 +191,7 @@ class DeadlineInterceptor(CallInterceptor):
         self._wait_seconds_max = wait_seconds_max
 
     @asynccontextmanager
-    async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
+    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
         if seconds_left(context) is not None:
             yield  # gRPC cancels a call at the deadline that its caller set
             return
@@ -148,26 +208,48 @@ class DeadlineInterceptor(CallInterceptor):
 
 
 class AccessLogInterceptor(CallInterceptor):
-    """One INFO line a call: method, status code, milliseconds, peer. The values are also fields of the log record."""
+    """One line a call: see :func:`log_call`."""
 
     @asynccontextmanager
-    async def around(self, method: str, request: Any, context: Context) -> AsyncIterator[None]:
-        started = time.perf_counter()
-        code = None
-        try:
-            yield
-        except asyncio.CancelledError:
-            code = grpc.StatusCode.CANCELLED.name
-            raise
-        finally:
-            milliseconds = (time.perf_counter() - started) * 1000
-            call = {
-                "method": method,
-                "code": code or _code_name(context.code()),
-                "duration_ms": round(milliseconds, 3),
-                "peer": context.peer(),
-            }
-            access_logger.info("%s %s %.3f ms %s", *call.values(), extra={"call": call})
+    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
+        with log_call(method, context.peer()) as entry:
+            try:
+                yield
+            finally:
+                entry.code = context.code()
+
+
+@dataclass(slots=True)
+class LogEntry:
+    """How a call ended."""
+
+    code: Any = None
+    """A status code or its number; None, or 0, ended well."""
+
+
+@contextmanager
+def log_call(method: str, peer: str) -> Iterator[LogEntry]:
+    """One INFO line: method, status code, milliseconds, peer. The values are also fields of the log record."""
+    started = time.perf_counter()
+    entry = LogEntry()
+    try:
+        yield entry
+    except asyncio.CancelledError:
+        entry.code = grpc.StatusCode.CANCELLED
+        raise
+    finally:
+        milliseconds = round((time.perf_counter() - started) * 1000, 3)
+        call = {"method": method, "code": _code_name(entry.code), "duration_ms": milliseconds, "peer": peer}
+        access_logger.info("%s %s %.3f ms %s", *call.values(), extra={"call": call})
+
+
+def shown_error(method: str, error: Exception) -> StoreError:
+    """The error as the caller may see it. The cause of a failure of the server goes to the log."""
+    shown = as_store_error(error)
+    incident_id = shown.details.get("incident_id")
+    if incident_id is not None:
+        logger.error("%s failed, incident %s", method, incident_id, exc_info=error)
+    return shown
 
 
 def seconds_left(context: Context) -> float | None:
@@ -176,14 +258,14 @@ def seconds_left(context: Context) -> float | None:
     return left
 
 
-def _is_cancelled() -> bool:
+def is_cancelled() -> bool:
     """Whether the task that handles the call was told to end: by its caller, its deadline, or the server's stop."""
     task = asyncio.current_task()
     return task is None or task.cancelling() > 0
 
 
 def _code_name(code: Any) -> str:
-    """The name of a status code; a call that set none ended well."""
+    """The name of a status code or number; a call that set none ended well."""
     if isinstance(code, grpc.StatusCode):
         return code.name
     return next((known.name for known in grpc.StatusCode if known.value[0] == code), "OK")

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar, cast
 
 from lightning_store.backends.base import Backend
 from lightning_store.clock import Clock
-from lightning_store.errors import RequestIdReusedError, StoreError
+from lightning_store.errors import RequestIdReusedError, ResourceExhaustedError, StoreError
 from lightning_store.memory_limits import MemoryLimits, memory_full
 from lightning_store.replay import Request, current_request
 from lightning_store.step import Effects, Policy, Step
@@ -105,7 +105,9 @@ class Runner:
                 await self._make_room(step)
             reply = await call.body(step)
         except StoreError as error:
-            if call.request is not None and call.request.repeated:
+            # What is refused for want of room may be granted when it is asked for again: that is no answer to remember.
+            for_good = not isinstance(error, ResourceExhaustedError)
+            if call.request is not None and call.request.repeated and for_good:
                 await step.tx.remember_reply(call.request.id, call.signature, _Refusal(error), at)
             raise
         if call.request is not None and (reply or (call.request.repeated and call.final)):

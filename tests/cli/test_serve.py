@@ -27,6 +27,7 @@ class FakeServer:
     def __init__(self, store: LightningStore, config: ServerConfig) -> None:
         type(self).config = config
         self.bound_port = 4242
+        self.bound_otlp_http_port = config.otlp_http_port
 
     async def start(self) -> None:
         if self.started is not None:
@@ -56,6 +57,18 @@ def test_signal_drains_and_ends_with_0(run, server) -> None:
     assert line.startswith("lightning-store-grpc serving on 0.0.0.0:4242 (memory store, strict, version ")
     assert "SIGTERM: draining; calls under way have 10 s" in result.stderr
     assert server.config == ServerConfig(host="0.0.0.0", wait_seconds_max=7.0, access_log=True, keepalive_seconds=9.0)
+
+
+def test_the_ready_line_tells_where_otlp_is_taken(run, server) -> None:
+    result = run("serve", "--host", "::1", "--otlp-http-port", "4318")
+    assert "(memory store, OTLP/HTTP on [::1]:4318, version " in result.stdout
+    assert server.config == ServerConfig(host="::1", otlp_http_port=4318)
+
+
+def test_one_port_for_both_ends_with_78(run, server) -> None:
+    result = run("serve", "--port", "4318", "--otlp-http-port", "4318")
+    assert result.exit_code == 78
+    assert "port and otlp_http_port are both 4318" in result.stderr
 
 
 def test_calls_that_outlast_the_grace_end_with_75(run, server) -> None:
@@ -123,6 +136,18 @@ def test_thresholds_reach_the_store(run, server, monkeypatch) -> None:
         "replay_window_seconds": 60.0,
         "replay_entries_max": 10,
     }
+
+
+def test_limits_reach_the_server(run, server) -> None:
+    result = run(
+        "serve",
+        *("--calls-max", "1", "--waits-max", "2", "--stream-queries-max", "3", "--queued-bytes-max", "4GiB"),
+        env={"LIGHTNING_STORE_READ_AHEAD_BYTES": "64KiB"},
+    )
+    assert result.exit_code == 0
+    assert server.config == ServerConfig(
+        calls_max=1, waits_max=2, stream_queries_max=3, queued_bytes_max=4 * 1024**3, read_ahead_bytes=64 * 1024
+    )
 
 
 def test_ready_line_brackets_ipv6() -> None:

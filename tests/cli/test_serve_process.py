@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -94,6 +95,29 @@ def test_variables_access_log_and_drain(start: Start) -> None:
     assert calls["EnqueueRollouts"]["code"] == "OK"
     assert calls["WaitForRollouts"]["code"] == "UNAVAILABLE"
     assert any(record["message"].startswith("SIGTERM: draining") for record in records)
+
+
+def test_otlp_over_http(start: Start) -> None:
+    server = start("--port", "0", "--otlp-http-port", "0")
+    found = re.search(r"OTLP/HTTP on (127\.0\.0\.1:(\d+)), ", server.ready_line)
+    assert found is not None
+    request = urllib.request.Request(
+        f"http://{found[1]}/v1/traces", b"", {"Content-Type": "application/x-protobuf"}, method="POST"
+    )
+    with urllib.request.urlopen(request, timeout=SECONDS_MAX) as reply:
+        assert reply.status == 200
+    second = subprocess.run(
+        [*COMMAND, "serve", "--port", "0", "--otlp-http-port", found[2]],
+        capture_output=True,
+        text=True,
+        timeout=SECONDS_MAX,
+        check=False,
+    )
+    assert (second.returncode, second.stdout) == (69, "")
+    assert f"cannot listen on {found[1]} for OTLP over HTTP" in second.stderr
+    code, output, log = server.stop(signal.SIGTERM)
+    assert (code, output) == (0, "")
+    assert [line.partition(": ")[2].partition(";")[0] for line in log] == ["SIGTERM: draining", "stopped"]
 
 
 async def one_call(endpoint: str) -> None:

@@ -16,6 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 VARIABLE_PREFIX: Final = "LIGHTNING_STORE_"
 INT32_MAX: Final = 2**31 - 1
+INT64_MAX: Final = 2**63 - 1
 SECONDS_MAX: Final = INT32_MAX // 1000
 """Some 24 days: gRPC counts its times in milliseconds of 32 bits."""
 DEFAULT_SERVER: Final = f"localhost:{DEFAULT_PORT}"
@@ -76,13 +77,13 @@ def seconds(
     return setting(flag, *names, help=help, type=Seconds(min, min_open), default=default, metavar="SECONDS")
 
 
-def size(flag: str, *names: str, help: str, default: int) -> Callable[[F], F]:
-    """A setting that is a number of bytes, from 1 to what 32 bits hold: the most that a gRPC message can have."""
+def size(flag: str, *names: str, help: str, default: int, max: int = INT32_MAX) -> Callable[[F], F]:
+    """A setting that is a number of bytes, from 1 to ``max``: as a rule the most that a gRPC message can have."""
 
     def parse(ctx: click.Context, param: click.Parameter, value: str) -> int:
         parsed = parse_bytes(value)
-        if not 1 <= parsed <= INT32_MAX:
-            raise click.BadParameter(f"{value!r} is not between 1 and {INT32_MAX} bytes", ctx, param)
+        if not 1 <= parsed <= max:
+            raise click.BadParameter(f"{value!r} is not between 1 and {max} bytes", ctx, param)
         return parsed
 
     return setting(flag, *names, help=help, default=byte_size(default), callback=parse, metavar="BYTES")

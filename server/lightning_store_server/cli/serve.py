@@ -24,7 +24,7 @@ from lightning_store_server.app import (
     memory_store,
 )
 from lightning_store_server.cli import PROGRAM
-from lightning_store_server.cli.options import INT32_MAX, seconds, setting, size, switch, threshold
+from lightning_store_server.cli.options import INT32_MAX, INT64_MAX, seconds, setting, size, switch, threshold
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.logs import LogFormat, configure_logging
 
@@ -58,8 +58,46 @@ Exit codes:
 @click.command(epilog=EPILOG)
 @setting("--host", default=DEFAULTS.host, help="Address to listen on. There is no authentication.")
 @setting("--port", type=click.IntRange(0, 65535), default=DEFAULTS.port, help="Port; 0 takes any free one.")
+@setting(
+    "--otlp-http-port",
+    type=click.IntRange(0, 65535),
+    default=None,
+    help="Take spans as OTLP over HTTP too, at /v1/traces on this port; 0 takes any free one.",
+)
 @switch("--strict", help="Apply the strict rules: unknown ids are errors, finished rollouts only go back to the queue.")
 @size("--max-message-bytes", default=DEFAULTS.max_message_bytes, help="The largest request that is taken.")
+@setting(
+    "--calls-max",
+    type=click.IntRange(1, INT32_MAX),
+    default=DEFAULTS.calls_max,
+    metavar="CALLS",
+    help="Calls under way at once; more are told when to come again. Heartbeats have as many places of their own.",
+)
+@setting(
+    "--waits-max",
+    type=click.IntRange(1, INT32_MAX),
+    default=DEFAULTS.waits_max,
+    metavar="CALLS",
+    help="Calls that wait for work or for rollouts at once, beside the others.",
+)
+@setting(
+    "--stream-queries-max",
+    type=click.IntRange(1, INT32_MAX),
+    default=DEFAULTS.stream_queries_max,
+    metavar="CALLS",
+    help="Queries with a streamed result under way at once, beside the others.",
+)
+@size(
+    "--queued-bytes-max",
+    default=DEFAULTS.queued_bytes_max,
+    max=INT64_MAX,
+    help="Requests worked on and replies not sent yet, in bytes, for each of these kinds of calls.",
+)
+@size(
+    "--read-ahead-bytes",
+    default=DEFAULTS.read_ahead_bytes,
+    help="What is read of a request before its turn comes; more suits a slow network, less a small memory.",
+)
 @setting(
     "--page-rows-max",
     type=click.IntRange(1, INT32_MAX),
@@ -185,6 +223,8 @@ async def run(store: LightningStore, config: ServerConfig, what: str) -> ExitCod
         logger.error("%s", error.strerror or error)
         return ExitCode.UNAVAILABLE
     assert server.bound_port is not None
+    if server.bound_otlp_http_port is not None:
+        what = f"{what}, OTLP/HTTP on {address(config.host, server.bound_otlp_http_port)}"
     click.echo(ready_line(config.host, server.bound_port, what))
     first = await signals.get()
     logger.info("%s: draining; calls under way have %g s, a second signal cuts them", first.name, config.grace_seconds)
@@ -193,8 +233,11 @@ async def run(store: LightningStore, config: ServerConfig, what: str) -> ExitCod
 
 def ready_line(host: str, port: int, what: str) -> str:
     """What tells people and programs that calls are taken, and where."""
-    address = f"[{host}]" if ":" in host else host
-    return f"{PROGRAM} serving on {address}:{port} ({what}, version {importlib.metadata.version(PROGRAM)})"
+    return f"{PROGRAM} serving on {address(host, port)} ({what}, version {importlib.metadata.version(PROGRAM)})"
+
+
+def address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def drain(server: GrpcServer, config: ServerConfig, signals: asyncio.Queue[signal.Signals]) -> ExitCode:

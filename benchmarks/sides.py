@@ -1,0 +1,65 @@
+"""The sides that are compared: which server each starts, and which client drives it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from benchmarks.records import PROJECT_ROOT
+from benchmarks.stores import Family
+
+OURS: Final = "ours"
+PEER: Final = "peer"
+BASE: Final = "base"
+BASELINE: Final = "baseline"
+"""Not a side that is measured, but ours of an earlier results file."""
+
+HOST: Final = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One implementation, in all its processes."""
+
+    name: str
+    title: str
+    family: Family
+    source: Path | None = None
+    """A checkout of ours whose packages are used instead of the installed ones."""
+
+    @property
+    def paths(self) -> list[Path]:
+        """What goes to the front of PYTHONPATH; the last one is where ``benchmarks`` is."""
+        if self.source is None:
+            return [PROJECT_ROOT]
+        return [self.source / "src", self.source / "server", self.source / "clients/python", PROJECT_ROOT]
+
+    @property
+    def says_when_ready(self) -> bool:
+        """Whether the server prints a line when it takes calls; otherwise it is asked over and over."""
+        return self.family == "lightning_store"
+
+    def server_module(self, port: int) -> Sequence[str]:
+        """The server's own command line, behind ``python -m``. It logs warnings alone, on both sides."""
+        address = ["--host", HOST, "--port", str(port)]
+        if self.family == "lightning_store":
+            return ["lightning_store_server", "serve", *address, "--log-level", "warning"]
+        return ["agentlightning.cli.store", *address, "--log-level", "WARNING"]
+
+    @property
+    def health_path(self) -> str:
+        """What answers 200 once a server that prints nothing takes calls."""
+        return "/v1/agl/health"
+
+
+def sides(base: Path | None) -> dict[str, Side]:
+    """All sides that can be measured, by name; ``base`` is the checkout that is the side of that name."""
+    known = [
+        Side(OURS, "lightning-store-grpc", "lightning_store"),
+        Side(PEER, "Agent Lightning", "agentlightning"),
+    ]
+    if base is not None:
+        known.append(Side(BASE, f"lightning-store-grpc of {base.name}", "lightning_store", base.resolve()))
+    return {side.name: side for side in known}
