@@ -9,7 +9,7 @@ from typing import Final, Generic, TypeVar, cast
 T = TypeVar("T")
 
 AHEAD_MAX: Final = 256
-"""Items that are taken from a feed before they are sent."""
+"""Items that are taken from a feed and not sent yet."""
 
 _END: Final = object()
 
@@ -50,9 +50,9 @@ class FeedRuns(Generic[T]):
             if run[-1] is _END:
                 run.pop()
                 ended = True
-            for _ in run:
-                self._room.release()
             if run:
                 yield cast(list[T], run)
+            for _ in run:
+                self._room.release()
         if not self.cancelled:
             self._reading.result()

@@ -113,6 +113,17 @@ class RolloutConfig(Model):
     """The attempt statuses that put the rollout back into the queue."""
 
 
+def config_copy(config: RolloutConfig) -> RolloutConfig:
+    """An independent copy of a config that is known to be legal."""
+    fields = {
+        "timeout_seconds": config.timeout_seconds,
+        "unresponsive_seconds": config.unresponsive_seconds,
+        "max_attempts": config.max_attempts,
+        "retry_condition": list(config.retry_condition),
+    }
+    return construct(RolloutConfig, fields)
+
+
 class Attempt(Model):
     """One execution of a rollout."""
 

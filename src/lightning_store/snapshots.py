@@ -11,8 +11,8 @@ from lightning_store.model import (
     AttemptedRollout,
     ResourcesUpdate,
     Rollout,
-    RolloutConfig,
     Worker,
+    config_copy,
     construct,
 )
 
@@ -77,17 +77,6 @@ def worker_of(record: WorkerRecord) -> Worker:
         "current_attempt_id": record.current_attempt_id,
     }
     return construct(Worker, fields)
-
-
-def config_copy(config: RolloutConfig) -> RolloutConfig:
-    """An independent copy of a config that has been validated before."""
-    fields = {
-        "timeout_seconds": config.timeout_seconds,
-        "unresponsive_seconds": config.unresponsive_seconds,
-        "max_attempts": config.max_attempts,
-        "retry_condition": list(config.retry_condition),
-    }
-    return construct(RolloutConfig, fields)
 
 
 def _rollout_fields(record: RolloutRecord) -> dict[str, Any]:

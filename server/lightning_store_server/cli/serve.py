@@ -26,6 +26,7 @@ from lightning_store_server.app import (
 from lightning_store_server.cli import PROGRAM
 from lightning_store_server.cli.options import INT32_MAX, INT64_MAX, seconds, setting, size, switch, threshold
 from lightning_store_server.config import ServerConfig
+from lightning_store_server.garbage import GarbageWatch
 from lightning_store_server.logs import LogFormat, configure_logging
 
 logger = logging.getLogger("lightning_store_server")
@@ -226,7 +227,8 @@ async def run(store: LightningStore, config: ServerConfig, what: str) -> ExitCod
     if server.bound_otlp_http_port is not None:
         what = f"{what}, OTLP/HTTP on {address(config.host, server.bound_otlp_http_port)}"
     click.echo(ready_line(config.host, server.bound_port, what))
-    first = await signals.get()
+    with GarbageWatch():
+        first = await signals.get()
     logger.info("%s: draining; calls under way have %g s, a second signal cuts them", first.name, config.grace_seconds)
     return await drain(server, config, signals)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Final
 
 from google.protobuf.message import Message
@@ -23,12 +24,15 @@ from lightning_store.model import (
     Rollout,
     RolloutConfig,
     Worker,
+    config_copy,
+    construct,
 )
 from lightning_store.store import LightningStoreCapabilities, LightningStoreStatistics
 from lightning_store.v1 import resources_pb2, rollout_pb2, server_pb2, worker_pb2
 from lightning_store.wire.checks import (
     invalid,
     json_object,
+    not_negative,
     optional_json_to_proto,
     optional_text_to_proto,
     require,
@@ -45,6 +49,9 @@ from lightning_store.wire.times import (
     timestamp_from_proto,
     timestamp_to_proto,
 )
+
+CONFIGS_MAX: Final = 256
+"""Different configs that are remembered."""
 
 # --- Rollouts --------------------------------------------------------------------------------------------------------
 
@@ -78,13 +85,16 @@ def rollout_from_proto(message: rollout_pb2.Rollout, field: str) -> Rollout:
         "mode": mode_from_proto(message.mode, f"{field}.mode"),
         "resources_id": message.resources_id if message.HasField("resources_id") else None,
         "status": ROLLOUT_STATUS.from_proto(message.status, f"{field}.status"),
-        "config": config_from_proto(message.config, f"{field}.config"),
+        "config": config_copy(shared_config_from_proto(message.config, f"{field}.config")),
         "metadata": metadata_from_proto(message, field),
     }
     if not message.HasField("latest_attempt"):
-        return validated(Rollout, values, field)
-    values["attempt"] = attempt_from_proto(message.latest_attempt, f"{field}.latest_attempt")
-    return validated(AttemptedRollout, values, field)
+        return construct(Rollout, values)
+    attempt = attempt_from_proto(message.latest_attempt, f"{field}.latest_attempt")
+    if attempt.rollout_id != message.rollout_id:
+        raise invalid(f"{field}.latest_attempt.rollout_id", f"is {attempt.rollout_id!r}, not {message.rollout_id!r}")
+    values["attempt"] = attempt
+    return construct(AttemptedRollout, values)
 
 
 def attempted_rollout_from_proto(message: rollout_pb2.Rollout, field: str) -> AttemptedRollout:
@@ -142,6 +152,16 @@ def config_from_proto(message: rollout_pb2.RolloutConfig, field: str) -> Rollout
     return validated(RolloutConfig, values, field)
 
 
+def shared_config_from_proto(message: rollout_pb2.RolloutConfig, field: str) -> RolloutConfig:
+    """The same object for the same config, not to be changed: a training run has few, each for very many rollouts."""
+    return _known_config(message.SerializeToString(), field)
+
+
+@lru_cache(CONFIGS_MAX)
+def _known_config(serialized: bytes, field: str) -> RolloutConfig:
+    return config_from_proto(rollout_pb2.RolloutConfig.FromString(serialized), field)
+
+
 # --- Attempts --------------------------------------------------------------------------------------------------------
 
 
@@ -164,7 +184,7 @@ def attempt_from_proto(message: rollout_pb2.Attempt, field: str) -> Attempt:
     values = {
         "rollout_id": required_text(message.rollout_id, f"{field}.rollout_id"),
         "attempt_id": required_text(message.attempt_id, f"{field}.attempt_id"),
-        "sequence_id": message.sequence_id,
+        "sequence_id": not_negative(message.sequence_id, f"{field}.sequence_id"),
         "start_time": timestamp_from_proto(message.start_time, f"{field}.start_time"),
         "end_time": _optional_time(message, "end_time", field),
         "status": ATTEMPT_STATUS.from_proto(message.status, f"{field}.status"),
@@ -172,7 +192,7 @@ def attempt_from_proto(message: rollout_pb2.Attempt, field: str) -> Attempt:
         "last_heartbeat_time": _optional_time(message, "last_heartbeat_time", field),
         "metadata": metadata_from_proto(message, field),
     }
-    return validated(Attempt, values, field)
+    return construct(Attempt, values)
 
 
 # --- Resources -------------------------------------------------------------------------------------------------------
@@ -253,7 +273,7 @@ def worker_from_proto(message: worker_pb2.Worker, field: str) -> Worker:
         "current_rollout_id": message.current_rollout_id if message.HasField("current_rollout_id") else None,
         "current_attempt_id": message.current_attempt_id if message.HasField("current_attempt_id") else None,
     }
-    return validated(Worker, values, field)
+    return construct(Worker, values)
 
 
 # --- The server ------------------------------------------------------------------------------------------------------

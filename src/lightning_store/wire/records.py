@@ -12,15 +12,13 @@ from lightning_store.backends.base import AttemptRecord, NewRollout, RolloutReco
 from lightning_store.model import AttemptStatus, RolloutConfig
 from lightning_store.v1 import rollout_pb2
 from lightning_store.wire.checks import json_object
-from lightning_store.wire.codec import config_from_proto, config_to_proto
+from lightning_store.wire.codec import CONFIGS_MAX, config_to_proto, shared_config_from_proto
 from lightning_store.wire.enums import ATTEMPT_STATUS, ROLLOUT_STATUS, mode_from_proto, mode_to_proto
 from lightning_store.wire.requests import ATTEMPT_READERS, masked_fields
 from lightning_store.wire.times import optional_timestamp_to_proto, timestamp_to_proto
 
 NULL: Final = "null"
 """The input of a rollout that has none."""
-CONFIGS_MAX: Final = 256
-"""Different configs that are remembered: a training run has a few, and each of its rollouts one of them."""
 
 
 def rollout_record_to_proto(record: RolloutRecord, latest: AttemptRecord | None = None) -> rollout_pb2.Rollout:
@@ -68,7 +66,7 @@ def new_rollout_from_proto(message: rollout_pb2.NewRollout, field: str) -> NewRo
         input_json=input_json,
         mode=mode_from_proto(message.mode, f"{field}.mode"),
         resources_id=message.resources_id if message.HasField("resources_id") else None,
-        config=_config_from_proto(message, f"{field}.config"),
+        config=shared_config_from_proto(message.config, f"{field}.config"),
         metadata_json=metadata_json,
     )
 
@@ -96,9 +94,6 @@ _ATTEMPT_COLUMNS: Final = {path: path for path in _COLUMN_READERS}
 """Paths of a mask over AttemptUpdate: each is the name of its column."""
 
 
-# --- Configs: few different ones, each of very many rollouts ---------------------------------------------------------
-
-
 def _config_to_proto(config: RolloutConfig) -> rollout_pb2.RolloutConfig:
     key = (config.timeout_seconds, config.unresponsive_seconds, config.max_attempts, tuple(config.retry_condition))
     return _known_config(*key)
@@ -118,13 +113,3 @@ def _known_config(
         retry_condition=list(retry_condition),
     )
     return config_to_proto(config)
-
-
-def _config_from_proto(message: rollout_pb2.NewRollout, field: str) -> RolloutConfig:
-    return _read_config(message.config.SerializeToString(), field)
-
-
-@lru_cache(CONFIGS_MAX)
-def _read_config(serialized: bytes, field: str) -> RolloutConfig:
-    """Shared by all rollouts that have it: a stored config is never changed."""
-    return config_from_proto(rollout_pb2.RolloutConfig.FromString(serialized), field)
