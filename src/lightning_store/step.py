@@ -7,7 +7,7 @@ import uuid
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning_store import lifecycle, workers
 from lightning_store.backends.base import (
@@ -41,8 +41,7 @@ DELETION_BATCH = 500
 """Rollouts that one step deletes, for the same reason."""
 
 
-@dataclass(frozen=True, slots=True)
-class SpanOutcome:
+class SpanOutcome(NamedTuple):
     """What became of one span: stored (``sequence_id`` is set), refused (``error`` is set), or neither: a duplicate."""
 
     sequence_id: int | None = None
@@ -442,25 +441,39 @@ class Step:
     async def add_spans(self, spans: Sequence[tuple[SpanRecord, int]]) -> tuple[list[SpanOutcome], int]:
         """Store spans, each with its size in bytes; one outcome each, in order, and the bytes stored in all."""
         outcomes: list[SpanOutcome] = []
+        refusals: dict[tuple[str, str], StoreError | None] = {}
         touched: dict[tuple[str, str], None] = {}
         total_bytes = 0
         for span, size_bytes in spans:
+            key = (span.rollout_id, span.attempt_id)
+            if key not in refusals:
+                refusals[key] = await self._refusal(*key)
+            if (refusal := refusals[key]) is not None:
+                outcomes.append(SpanOutcome(error=refusal))
+                continue
+            if await self.tx.has_span(span.rollout_id, span.attempt_id, span.span_id):
+                outcomes.append(SpanOutcome())
+                continue
             try:
-                await self.rollout(span.rollout_id)
-                await self.attempt(span.rollout_id, span.attempt_id)
-                if await self.tx.has_span(span.rollout_id, span.attempt_id, span.span_id):
-                    outcomes.append(SpanOutcome())
-                    continue
                 numbered = await self._numbered(span)
             except StoreError as error:
                 outcomes.append(SpanOutcome(error=error))
                 continue
             total_bytes = await self.tx.insert_span(numbered, size_bytes)
-            touched[span.rollout_id, span.attempt_id] = None
+            touched[key] = None
             outcomes.append(SpanOutcome(sequence_id=numbered.sequence_id))
         for rollout_id, attempt_id in touched:
             await self._sign_of_life(await self.attempt(rollout_id, attempt_id), moves=True)
         return outcomes, total_bytes
+
+    async def _refusal(self, rollout_id: str, attempt_id: str) -> StoreError | None:
+        """Why spans of this attempt cannot be stored; None if they can."""
+        try:
+            await self.rollout(rollout_id)
+            await self.attempt(rollout_id, attempt_id)
+        except StoreError as error:
+            return error
+        return None
 
     async def _numbered(self, span: SpanRecord) -> SpanRecord:
         if span.sequence_id is None:
