@@ -182,6 +182,9 @@ def memory_store(
     eviction_memory_threshold: float | int | None = None,
     safe_memory_threshold: float | int | None = None,
     span_size_estimator: Callable[[Span], int] | None = None,
+    memory_limit: float | int | None = None,
+    retain_finished_seconds: float | None = None,
+    retain_finished_count: int | None = None,
     replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
     replay_entries_max: int = REPLAY_ENTRIES_MAX,
 ) -> LightningStore:
@@ -192,6 +195,9 @@ def memory_store(
         eviction_memory_threshold=eviction_memory_threshold,
         safe_memory_threshold=safe_memory_threshold,
         span_size_estimator=span_size_estimator,
+        memory_limit=memory_limit,
+        retain_finished_seconds=retain_finished_seconds,
+        retain_finished_count=retain_finished_count,
         replay_window_seconds=replay_window_seconds,
         replay_entries_max=replay_entries_max,
     )

@@ -14,11 +14,11 @@ from typing import Any, TypeAlias
 
 import grpc
 import grpc.aio
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from lightning_store.errors import InvalidArgumentError, StoreError, StoreTimeoutError, StoreUnavailableError
 from lightning_store.wire.errors import as_store_error, to_status
-from lightning_store.wire.methods import BY_PATH, Method, Repeat
+from lightning_store.wire.methods import BY_PATH, REQUESTS, Method, Repeat
 from lightning_store_server.admission import WAITS, Admission, Slot
 
 logger = logging.getLogger("lightning_store_server")
@@ -132,8 +132,8 @@ class Rpc:
 
     @classmethod
     def of(cls, method: Method, handler: Handler) -> Rpc:
-        deserialize: Any = handler.request_deserializer
-        encode: Any = handler.response_serializer
+        taken_as = REQUESTS.get(method.name)
+        deserialize: Any = handler.request_deserializer if taken_as is None else taken_as.FromString
 
         def decode(data: bytes) -> Any:
             try:
@@ -141,7 +141,12 @@ class Rpc:
             except DecodeError as error:
                 raise InvalidArgumentError(f"the request is no message of this method's type: {error}") from None
 
-        return cls(method, _behaviour_of(handler), decode, encode)
+        return cls(method, _behaviour_of(handler), decode, _serialized)
+
+
+def _serialized(reply: Message) -> bytes:
+    """Of a message or the frame of one."""
+    return reply.SerializeToString()
 
 
 async def _write(context: Context, reply: bytes) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from google.protobuf.message import Message
 
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.v1.query_pb2 import StreamQueryResponse
+from lightning_store.wire.frames import frame_of
 from lightning_store.wire.queries import page_window
 
 Reply = TypeVar("Reply", bound=Message)
@@ -30,7 +31,8 @@ class Listing(Generic[Reply]):
     """The keywords of ``query``, from the request; may raise InvalidArgumentError."""
     query: Callable[..., Awaitable[Any]]
     """The rows, with their ``items`` and ``total``."""
-    to_proto: Callable[[Any], Message]
+    encode: Callable[[Any], bytes]
+    """A row as its serialized message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +44,17 @@ class PageLimits:
 
 
 async def first_page(listing: Listing[Reply], request: Any, limits: PageLimits) -> Reply:
-    """The reply to a unary List call: the page at ``page_token``, and the token of the next if there is one."""
+    """The reply to a unary List call: the page at ``page_token``, and the token of the next if there is one.
+
+    Replies are frames (see ``lightning_store.wire.frames``): their rows are bytes, which stand for messages.
+    """
     window = page_window(request, limits.rows)
     arguments = {**listing.arguments(request), "limit": window.limit, "offset": window.offset}
     result = await listing.query(**arguments)
-    rows: list[Message] = await anext(batches(listing.to_proto, result.items, limits), [])
+    rows: list[bytes] = await anext(batches(listing.encode, result.items, limits), [])
     next_page_token = window.next_page_token(len(rows), result.total)
-    return listing.reply(**{listing.rows_field: rows}, total=result.total, next_page_token=next_page_token)
+    fields = {listing.rows_field: rows, "total": result.total, "next_page_token": next_page_token}
+    return cast(Reply, frame_of(cast(Any, listing.reply))(**fields))
 
 
 async def all_pages(listing: Listing[Any], request: Any, limits: PageLimits) -> AsyncIterator[StreamQueryResponse]:
@@ -60,29 +66,27 @@ async def all_pages(listing: Listing[Any], request: Any, limits: PageLimits) -> 
     result = await listing.query(**listing.arguments(request))
     if not result.items:
         yield StreamQueryResponse(total=result.total)
-    async for rows in batches(listing.to_proto, result.items, PageLimits(rows_max, limits.bytes)):
-        fields: dict[str, Any] = {listing.rows_field: rows}
-        yield StreamQueryResponse(**fields, total=result.total)
+    async for rows in batches(listing.encode, result.items, PageLimits(rows_max, limits.bytes)):
+        yield frame_of(StreamQueryResponse)(**{listing.rows_field: rows}, total=result.total)
 
 
 async def batches(
-    to_proto: Callable[[Any], Message], items: Sequence[Any], limits: PageLimits
-) -> AsyncIterator[list[Message]]:
-    """The rows as messages, in runs within the limits; a row over the limit is a run of its own.
+    encode: Callable[[Any], bytes], items: Sequence[Any], limits: PageLimits
+) -> AsyncIterator[list[bytes]]:
+    """The rows, serialized, in runs within the limits; a row over the limit is a run of its own.
 
     A long result is converted a slice at a time, and other calls get their turn in between.
     """
-    batch: list[Message] = []
+    batch: list[bytes] = []
     size_bytes = 0
     for index, item in enumerate(items):
         if index % SLICE_ROWS == SLICE_ROWS - 1:
             await asyncio.sleep(0)
-        message = to_proto(item)
-        message_bytes = message.ByteSize()
-        if batch and (len(batch) == limits.rows or size_bytes + message_bytes > limits.bytes):
+        row = encode(item)
+        if batch and (len(batch) == limits.rows or size_bytes + len(row) > limits.bytes):
             yield batch
             batch, size_bytes = [], 0
-        batch.append(message)
-        size_bytes += message_bytes
+        batch.append(row)
+        size_bytes += len(row)
     if batch:
         yield batch

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any, TypeVar
 
 from lightning_store.errors import InvalidArgumentError, StoreError, StoreUnavailableError
-from lightning_store.model import AttemptedRollout, Rollout, Worker
+from lightning_store.model import AttemptedRollout, CompletedRollout, Rollout, Worker
 from lightning_store.replay import request_scope
 from lightning_store.step import SpanOutcome
 from lightning_store.store import LightningStore
@@ -24,7 +24,8 @@ from lightning_store.v1.query_pb2 import StreamQueryRequest, StreamQueryResponse
 from lightning_store.wire import codec, enums, queries, records, requests, selections, spans
 from lightning_store.wire.checks import require, required_text
 from lightning_store.wire.errors import span_outcome_to_proto
-from lightning_store.wire.methods import METHODS, REPEATED_METADATA, Method
+from lightning_store.wire.frames import frame_of
+from lightning_store.wire.methods import METHODS, REPEATED_METADATA, REQUESTS, Method
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.feeds import FeedRuns
 from lightning_store_server.interceptors import Context, seconds_left
@@ -53,35 +54,35 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             rollout.ListRolloutsResponse,
             queries.list_rollouts_from_proto,
             self._records.query_rollout_records,
-            records.rollout_row_to_proto,
+            records.RowsEncoder().encode,
         )
         self._attempts = Listing(
             "attempts",
             rollout.ListAttemptsResponse,
             lambda request: {**queries.list_attempts_from_proto(request), **_of_rollout(request)},
             store.query_attempts,
-            codec.attempt_to_proto,
+            lambda row: codec.attempt_to_proto(row).SerializeToString(),
         )
         self._span_rows = Listing(
             "spans",
             span.ListSpansResponse,
             lambda request: {**queries.list_spans_from_proto(request), **_of_rollout(request)},
             self._records.query_span_records,
-            spans.span_record_to_proto,
+            spans.span_record_to_bytes,
         )
         self._resources = Listing(
             "resources",
             resources.ListResourcesResponse,
             queries.list_resources_from_proto,
             store.query_resources,
-            codec.resources_to_proto,
+            lambda row: codec.resources_to_proto(row).SerializeToString(),
         )
         self._workers = Listing(
             "workers",
             worker.ListWorkersResponse,
             queries.list_workers_from_proto,
             store.query_workers,
-            codec.worker_to_proto,
+            lambda row: codec.worker_to_proto(row).SerializeToString(),
         )
         self.otlp_http_port: int | None = None
         """Where the server takes OTLP over HTTP; it is known once that is bound."""
@@ -158,12 +159,13 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
 
     # --- Spans -------------------------------------------------------------------------------------------------------
 
-    async def AddSpans(self, request: span.AddSpansRequest, context: Context) -> span.AddSpansResponse:
+    async def AddSpans(self, request: Any, context: Context) -> span.AddSpansResponse:
+        """The request is a frame: its spans are bytes."""
         outcomes: dict[int, SpanOutcome] = {}
         legal_spans = []
         for index, message in enumerate(request.spans):
             try:
-                legal_spans.append(spans.span_record_from_proto(message, f"spans[{index}]"))
+                legal_spans.append(spans.span_record_from_bytes(message, f"spans[{index}]"))
             except StoreError as error:
                 outcomes[index] = SpanOutcome(error=error)
         with _once(request, context):
@@ -352,9 +354,8 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         too_old = asyncio.get_running_loop().call_later(_stream_seconds(context, METHODS["WatchRollouts"]), runs.cancel)
         try:
             async for run in runs:
-                async for completions in batches(selections.completed_to_proto, run, self._limits):
-                    fields: dict[str, Any] = {"completions": completions}
-                    yield rollout.WatchRolloutsResponse(**fields)
+                async for completions in batches(_completed_to_bytes, run, self._limits):
+                    yield frame_of(rollout.WatchRolloutsResponse)(completions=completions)
         finally:
             too_old.cancel()
             runs.cancel()
@@ -399,6 +400,10 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         return reply
 
 
+def _completed_to_bytes(completed: CompletedRollout) -> bytes:
+    return selections.completed_to_proto(completed).SerializeToString()
+
+
 def _less_margin(seconds: float) -> float:
     return seconds - min(REPLY_MARGIN_SECONDS, seconds / 2)
 
@@ -423,11 +428,10 @@ def _once(request: Any, context: Context) -> AbstractContextManager[None]:
 
 def _fingerprint(request: Any) -> str:
     """What the request asks for, in a few characters. Of spans, which are large and have keys of their own, only how
-    many and the keys of two; of a claim not how long it may wait, which is less for a call that is made again."""
-    if isinstance(request, span.AddSpansRequest):
-        ends = [request.spans[0], request.spans[-1]] if request.spans else []
-        keys = [(one.rollout_id, one.attempt_id, one.span.span_id) for one in ends]
-        content = repr((len(request.spans), keys)).encode()
+    many and two of them; of a claim not how long it may wait, which is less for a call that is made again."""
+    if type(request) is REQUESTS["AddSpans"]:
+        count = len(request.spans)
+        content = b"".join([count.to_bytes(8), *request.spans[:1], *request.spans[-1:]])
     else:
         if isinstance(request, rollout.DequeueRolloutsRequest):
             request.ClearField("max_wait")

@@ -5,18 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from contextlib import aclosing
+from typing import Final, NamedTuple
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from lightning_store.errors import InvalidArgumentError, StoreError, StoreUnavailableError
+from lightning_store.errors import InvalidArgumentError, StoreUnavailableError
 from lightning_store.store import LightningStore
 from lightning_store.v1.session_pb2 import SessionCall, SessionReply, SessionRequest, SessionResponse
-from lightning_store.wire.errors import as_store_error, error_to_proto, to_status
-from lightning_store.wire.methods import METHODS, REPEATED_METADATA, REQUESTS, Method, Repeat
+from lightning_store.wire.errors import error_to_proto, to_status
+from lightning_store.wire.methods import METHODS, REPEATED_METADATA, SERVICE, SESSION, Method, Repeat
 from lightning_store_server.admission import Admission, Slot
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.interceptors import Context, Rpc, is_cancelled, log_call, shown_error
@@ -24,6 +25,7 @@ from lightning_store_server.servicer import StoreServicer
 
 MESSAGE_BYTES_MAX: Final = 8 * 1024 * 1024
 """Replies of one message, but for the last of them."""
+PATH: Final = f"/{SERVICE}/{SESSION}"
 
 
 class SessionServicer(StoreServicer):
@@ -38,9 +40,7 @@ class SessionServicer(StoreServicer):
         self._sessions: set[_Session] = set()
 
     def _rpc(self, method: Method) -> Rpc:
-        behaviour = getattr(self, method.name)
-        decode = REQUESTS[method.name].FromString
-        return Rpc.of(method, grpc.unary_unary_rpc_method_handler(behaviour, decode, _serialized))
+        return Rpc.of(method, grpc.unary_unary_rpc_method_handler(getattr(self, method.name)))
 
     def drain(self) -> None:
         super().drain()
@@ -56,19 +56,15 @@ class SessionServicer(StoreServicer):
         if self._draining:
             session.take_no_more()
         try:
-            async for response in session.responses():
-                yield response
-        except (DecodeError, StoreError) as error:
-            status = to_status(as_store_error(error))
+            async with aclosing(session.responses()) as responses:
+                async for response in responses:
+                    yield response
+        except Exception as error:
+            status = to_status(shown_error(PATH, error))
             await context.abort(status.code, status.message, status.trailing_metadata)
         finally:
             self._sessions.discard(session)
             session.abandon()
-
-
-def _serialized(message: Any) -> bytes:
-    data: bytes = message.SerializeToString()
-    return data
 
 
 class _Ended(NamedTuple):
@@ -119,7 +115,7 @@ class _Calls:
             error: Exception = StoreUnavailableError("the store gave this call up; try again")
         except Exception as failure:
             error = failure
-        return _Ended(SessionReply(id=call.id, error=error_to_proto(shown_error(call.method, error))), slot)
+        return _Ended(SessionReply(id=call.id, error=error_to_proto(shown_error(_name_of(call), error))), slot)
 
     def _rpc(self, method: str) -> Rpc:
         try:
@@ -129,6 +125,12 @@ class _Calls:
             raise InvalidArgumentError(message, field="method") from None
 
 
+def _name_of(call: SessionCall) -> str:
+    """For logs: as gRPC has it, if it is a method of ours."""
+    method = METHODS.get(call.method)
+    return call.method if method is None else method.path
+
+
 class _Session:
     """One stream: reads calls, runs each in a task of its own, and collects what they end with."""
 
@@ -136,67 +138,94 @@ class _Session:
         self._calls = calls
         self._logged_peer = logged_peer
         self._under_way: dict[int, asyncio.Task[None]] = {}
+        """By id: the calls whose reply is waited for."""
         self._ended: list[_Ended] = []
         self._changed = asyncio.Event()
+        self._draining = False
+        self._failure: Exception | None = None
+        """Why nothing more can be read."""
         self._reading = asyncio.ensure_future(self._read(requests))
         self._reading.add_done_callback(lambda _: self._changed.set())
 
     async def _read(self, requests: AsyncIterator[SessionRequest]) -> None:
-        with contextlib.suppress(grpc.aio.BaseError):
-            async for request in requests:
-                for call in request.calls:
-                    self._begin(call)
-                for id_ in request.cancelled_ids:
-                    self._cancel(id_)
+        try:
+            with contextlib.suppress(grpc.aio.BaseError):
+                async for request in requests:
+                    for call in request.calls:
+                        self._begin(call)
+                    for id_ in request.cancelled_ids:
+                        self._cancel(id_)
+        except DecodeError as error:
+            self._failure = InvalidArgumentError(f"what came is no SessionRequest: {error}")
+        except Exception as error:
+            self._failure = error
 
     def _begin(self, call: SessionCall) -> None:
         if call.id in self._under_way:
             raise InvalidArgumentError(f"the id {call.id} belongs to a call that is under way", field="calls.id")
-        self._under_way[call.id] = asyncio.ensure_future(self._run(call))
+        if self._draining:
+            error = StoreUnavailableError("the server is shutting down; try again when it is back")
+            self._ended.append(_Ended(SessionReply(id=call.id, error=error_to_proto(error)), None))
+            self._changed.set()
+        else:
+            self._under_way[call.id] = asyncio.ensure_future(self._run(call))
 
     def _cancel(self, id_: int) -> None:
-        task = self._under_way.pop(id_, None)  # here, since a task that has not begun yet never will
+        task = self._under_way.pop(id_, None)
         if task is not None:
             task.cancel()
             self._changed.set()
 
     async def _run(self, call: SessionCall) -> None:
-        try:
-            if self._logged_peer is None:
-                ended = await self._calls.make(call)
-            else:
-                ended = await self._logged(call, self._logged_peer)
+        ended = await self._make(call)
+        if self._under_way.get(call.id) is asyncio.current_task():
+            del self._under_way[call.id]
             self._ended.append(ended)
-        finally:
-            self._under_way.pop(call.id, None)
             self._changed.set()
+        else:  # it was cancelled, and ended all the same
+            _leave([ended])
 
-    async def _logged(self, call: SessionCall, peer: str) -> _Ended:
-        with log_call(METHODS[call.method].path if call.method in METHODS else call.method, peer) as entry:
+    async def _make(self, call: SessionCall) -> _Ended:
+        if self._logged_peer is None:
+            return await self._calls.make(call)
+        with log_call(_name_of(call), self._logged_peer) as entry:
             ended = await self._calls.make(call)
             entry.code = ended.reply.error.code
         return ended
 
-    async def responses(self) -> AsyncIterator[SessionResponse]:
-        """What is to be sent, until the caller has said all and has its answers, or the server drains."""
-        while self._under_way or self._ended or not self._reading.done():
+    async def responses(self) -> AsyncGenerator[SessionResponse, None]:
+        """What is to be sent, until the caller has said all and has its answers, or the server drains.
+
+        Raises at once if what the caller says cannot be understood.
+        """
+        while not self._is_over():
             await self._changed.wait()
             self._changed.clear()
             ended, self._ended = self._ended, []
-            for run in _runs(ended):
-                yield SessionResponse(replies=[one.reply for one in run])
-                _leave(run)
-        if not self._reading.cancelled():
-            self._reading.result()
+            try:
+                for run in _runs(ended):
+                    yield SessionResponse(replies=[one.reply for one in run])
+                    _leave(run)
+            finally:  # the caller may be gone
+                _leave(ended)
+        if self._failure is not None:
+            raise self._failure
+
+    def _is_over(self) -> bool:
+        if self._under_way and self._failure is None:
+            return False
+        return not self._ended and (self._draining or self._reading.done())
 
     def take_no_more(self) -> None:
-        """End when the calls that are under way have ended."""
-        self._reading.cancel()
+        """Refuse what comes from now on, and end when the calls that are under way have ended."""
+        self._draining = True
+        self._changed.set()
 
     def abandon(self) -> None:
         """The stream is over: nobody waits for what is under way."""
         self._reading.cancel()
-        for task in self._under_way.values():
+        under_way, self._under_way = self._under_way, {}
+        for task in under_way.values():
             task.cancel()
         _leave(self._ended)
 

@@ -103,7 +103,7 @@ def check_deletion(
 def _check_age(older_than: object) -> None:
     if not isinstance(older_than, Real):
         raise InvalidTypeError(f"older_than is {older_than!r}; give seconds", field="older_than")
-    if not older_than >= 0:
+    if not float(older_than) >= 0:
         raise InvalidArgumentError(f"older_than is {older_than}; give 0 seconds or more", field="older_than")
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from grpc_health.v1 import health_pb2
 
 from lightning_store.clock import Clock
 from lightning_store.errors import (
     CallCancelledError,
+    InternalError,
     MessageTooLargeError,
     ResourceExhaustedError,
     StoreError,
@@ -22,9 +24,9 @@ from lightning_store.errors import (
 from lightning_store.wire.errors import from_rpc_error
 from lightning_store.wire.methods import METHODS, REPEATED_METADATA, REPLIES, SERVICE, Method, Repeat
 from lightning_store.wire.times import duration_to_proto
-from lightning_store_client.channel import Connector, call_unary, replies_of
+from lightning_store_client.channel import Connection, Connector, call_unary, replies_of
 from lightning_store_client.retry import RetryPolicy, is_retriable, jittered
-from lightning_store_client.session import CALL_BYTES_MAX, SessionUnsupported
+from lightning_store_client.session import CALL_BYTES_MAX, SessionRetired, SessionUnsupported
 
 logger = logging.getLogger("lightning_store_client")
 
@@ -69,10 +71,10 @@ class Calls:
         connection = self._connector.get()
         if connection.has_sessions and size_bytes <= CALL_BYTES_MAX:
             try:
-                reply = await connection.session().call(rpc, request, seconds, repeated=repeated)
-                return REPLIES[rpc].FromString(reply)
-            except SessionUnsupported:
+                return await _in_session(connection, rpc, request, seconds, repeated)
+            except SessionUnsupported as unsupported:
                 connection.has_sessions = False
+                repeated = repeated or unsupported.repeated
         metadata = (REPEATED_METADATA,) if repeated else ()
         return await call_unary(getattr(connection.stub, rpc), request, seconds, metadata)
 
@@ -89,11 +91,13 @@ class Calls:
     async def follow(self, rpc: str, request: Callable[[], Message]) -> AsyncGenerator[Any, None]:
         """The replies of a stream, for ever: where it ends or breaks off, it is opened again with a new ``request()``.
 
-        It may break off as often as calls are retried before the next reply comes; then the error is raised.
+        It may break off as often as calls are retried before the next reply comes; then the error is raised. A stream
+        that held for longer than a call may take counts as a reply.
         """
         method = METHODS[rpc]
         delays = list(self._policy.delays)
         while True:
+            opened = self._clock.monotonic()
             stub_method = getattr(self._connector.get().stub, rpc)
             try:
                 async with aclosing(replies_of(stub_method, request(), method.deadline_seconds)) as replies:
@@ -102,6 +106,8 @@ class Calls:
                         yield reply
             except grpc.RpcError as error:
                 failure = self._failure(error)
+                if self._clock.monotonic() - opened > self._policy.timeout_seconds:
+                    delays = list(self._policy.delays)
                 if not delays or not is_retriable(failure):
                     raise failure from None
                 logger.info("%s: %s; opening it again", rpc, failure)
@@ -171,6 +177,17 @@ class Calls:
 def _is_of_store(error: Any) -> bool:
     """Whether the status is of the server's making, and not of gRPC's."""
     return any(key == STATUS_DETAILS_KEY for key, _ in error.trailing_metadata() or ())
+
+
+async def _in_session(connection: Connection, rpc: str, request: Message, seconds: float, repeated: bool) -> Any:
+    while True:
+        with contextlib.suppress(SessionRetired):
+            reply = await connection.session().call(rpc, request, seconds, repeated=repeated)
+            break
+    try:
+        return REPLIES[rpc].FromString(reply)
+    except DecodeError as error:
+        raise InternalError(f"{rpc}: the reply is no message of this method's type: {error}") from None
 
 
 def _too_large(rpc: str, size_bytes: int, max_message_bytes: int) -> MessageTooLargeError:

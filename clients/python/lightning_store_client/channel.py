@@ -23,6 +23,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from lightning_store.v1 import service_pb2_grpc
 from lightning_store_client.session import Session
+from lightning_store_client.streams import Replies, now
 
 # gRPC's own: which channels its fork handlers close in the child. There is no public way to ask that of them.
 cygrpc: Any = importlib.import_module("grpc._cython.cygrpc")
@@ -45,8 +46,10 @@ OPTIONS: Final = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.keepalive_time_ms", 20_000),  # notices a peer that vanished without a word
-    ("grpc.keepalive_timeout_ms", 10_000),
+    # A connection that falls silent is given up, so that calls are made again on another within their deadline of 30 s.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),  # when the other end acknowledges nothing
+    ("grpc.http2.ping_timeout_ms", 5_000),  # when it acknowledges and does not answer; a minute if left alone
 ]
 
 
@@ -61,12 +64,18 @@ class Connection:
 
     def __init__(self, endpoint: str) -> None:
         self.channel = grpc.insecure_channel(endpoint, options=OPTIONS)
-        # A fork is ours to handle (_ForkGate); and what is registered stays open for ever if nobody closes it.
-        cygrpc.fork_unregister_channel(self.channel)
+        _gate.stand_before_grpc()
+        # gRPC's fork handlers hold on to every channel that was not closed. At exit that is well: collecting one then
+        # waits for the ends of its calls, which gRPC's threads can no longer tell.
+        weakref.finalize(self, cygrpc.fork_unregister_channel, self.channel).atexit = False
         self.stub = service_pb2_grpc.LightningStoreServiceStub(self.channel)
         self.has_sessions = True
         """Whether the server offers them, as far as is known."""
         self._session: Session | None = None
+        self._sessions: list[Session] = []
+        """That one, and those before it on which calls are still under way."""
+        # Their threads would keep them alive, and so the connection, for ever.
+        weakref.finalize(self, _close_all, self._sessions).atexit = False
         self._starting = threading.Lock()
         self.health = health_pb2_grpc.HealthStub(self.channel)
 
@@ -77,11 +86,26 @@ class Connection:
             with self._starting:
                 session = self._session
                 if session is None or session.ended:
-                    stub = self.stub
-                    session = self._session = Session(lambda requests: _begin(stub.Session, requests, math.inf))
-                    # Its threads would keep it alive, and so the connection, for ever.
-                    weakref.finalize(self, session.close).atexit = False
+                    session = self._session = self._open_session()
         return session
+
+    def _open_session(self) -> Session:
+        stub = self.stub
+        with _gate.lock:
+            session = Session(lambda requests: _begin(stub.Session, requests, math.inf))
+            _gate.watch(session)
+        self._sessions[:] = [session, *(one for one in self._sessions if not one.over)]
+        return session
+
+    def close(self) -> None:
+        """Calls that are under way end as cancelled."""
+        _close_all(self._sessions)
+        self.channel.close()
+
+
+def _close_all(sessions: list[Session]) -> None:
+    for session in sessions:
+        session.close()
 
 
 class Connector:
@@ -90,7 +114,8 @@ class Connector:
     def __init__(self, endpoint: str) -> None:
         self.endpoint = endpoint
         self._reset()
-        _connectors.add(self)
+        with _gate.lock:
+            _connectors.add(self)
 
     def _reset(self) -> None:
         self._lock = threading.Lock()
@@ -121,7 +146,7 @@ class Connector:
             connection, self.connection = self.connection, None
             self._closed = True
         if connection is not None:
-            connection.channel.close()
+            connection.close()
 
     def after_fork(self) -> None:
         """In the child: forget the parent's connection and whatever another thread held locked."""
@@ -143,30 +168,78 @@ _inherited: list[Connection] = []
 """Connections of parent processes: kept, because collecting a channel closes it, and this one is not ours to close."""
 
 
+FORK_SECONDS_MAX: Final = 5.0
+"""What a fork waits for our own threads. gRPC waits as long for its threads."""
+
+
 class _ForkGate:
-    """Lets no call begin during a fork, and keeps gRPC's own hands off our channels in the child.
+    """Lets no call begin and none of our streams move on during a fork, and keeps gRPC's own hands off our channels in
+    the child.
 
     What another thread holds locked at the moment of a fork stays locked in the child for ever. gRPC's handler would
     close each channel there, and wait for such a lock; the child forgets them instead, and connects anew.
     """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self._stands_before_grpc = False
+        self._reset()
 
-    def before(self) -> None:
+    def _reset(self) -> None:
+        self.lock = threading.RLock()
+        self._streams: weakref.WeakSet[Session | Replies] = weakref.WeakSet()
+        self._paused: list[Session | Replies] = []
+        self._times_closed = 0
+
+    def stand(self) -> None:
+        """Be asked before whoever was asked first so far, and be told last when all is over."""
+        os.register_at_fork(before=self._before, after_in_parent=self._in_parent, after_in_child=self._in_child)
+
+    def stand_before_grpc(self) -> None:
+        """To be called when gRPC has put up its fork handlers: they need its threads to be at rest, and nobody else to
+        fork at the same time."""
+        if not self._stands_before_grpc:
+            self._stands_before_grpc = True
+            self.stand()
+
+    def watch(self, stream: Session | Replies) -> None:
+        """Pause the stream while this process forks."""
+        with self.lock:
+            self._streams.add(stream)
+
+    def _before(self) -> None:
         self.lock.acquire()
+        self._times_closed += 1
+        if self._times_closed > 1:
+            return
+        for channel in _open_channels():
+            cygrpc.fork_unregister_channel(channel)
+        until = now() + FORK_SECONDS_MAX
+        for stream in list(self._streams):
+            stream.pause(until)
+            self._paused.append(stream)
 
-    def after_in_parent(self) -> None:
+    def _in_parent(self) -> None:
+        self._times_closed -= 1
+        if self._times_closed == 0:
+            while self._paused:
+                self._paused.pop().resume()
+            for channel in _open_channels():
+                cygrpc.fork_register_channel(channel)
         self.lock.release()
 
-    def after_in_child(self) -> None:
-        self.lock = threading.Lock()
+    def _in_child(self) -> None:
+        self._reset()
         for connector in list(_connectors):
             connector.after_fork()
 
 
+def _open_channels() -> list[grpc.Channel]:
+    connections = [connector.connection for connector in list(_connectors)]
+    return [connection.channel for connection in connections if connection is not None]
+
+
 _gate = _ForkGate()
-os.register_at_fork(before=_gate.before, after_in_parent=_gate.after_in_parent, after_in_child=_gate.after_in_child)
+_gate.stand()
 
 
 def _begin(method: Any, request: Any, timeout: float, metadata: Metadata = ()) -> Any:
@@ -215,7 +288,10 @@ async def replies_of(method: Any, request: Any, timeout: float) -> AsyncGenerato
     arrived: deque[tuple[Any, BaseException | None]] = deque()
     news = asyncio.Event()  # a wait for it, unlike one for an asyncio.Queue, can be dropped together with its loop
     room = threading.Semaphore(READ_AHEAD)
-    call = _begin(method, request, timeout)
+    with _gate.lock:
+        call = _begin(method, request, timeout)
+        incoming = Replies(call)
+        _gate.watch(incoming)
 
     def take(reply: Any, end: BaseException | None) -> None:
         arrived.append((reply, end))
@@ -224,7 +300,7 @@ async def replies_of(method: Any, request: Any, timeout: float) -> AsyncGenerato
     def read() -> None:
         end: BaseException = StopAsyncIteration()
         try:
-            for reply in call:
+            for reply in incoming:
                 loop.call_soon_threadsafe(take, reply, None)
                 _acquire(room, loop)
         except Exception as error:

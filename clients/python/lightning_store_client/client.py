@@ -53,6 +53,7 @@ from lightning_store.v1.service_pb2_grpc import LightningStoreServiceStub
 from lightning_store.wire import codec, queries, requests, selections, spans
 from lightning_store.wire.codec import ServerInfo
 from lightning_store.wire.errors import span_outcome_from_proto
+from lightning_store.wire.frames import frame_of
 from lightning_store_client.calls import Calls
 from lightning_store_client.channel import MAX_MESSAGE_BYTES, MIB, Connector
 from lightning_store_client.endpoint import checked_endpoint
@@ -68,6 +69,8 @@ SPAN_BATCH_BYTES = 4 * MIB
 """Spans of one AddSpans call, unless one span alone is larger."""
 SPAN_FRAME_BYTES = 16
 """What a span adds to its message beside its own size, at most."""
+ADD_SPANS_FRAME = frame_of(span.AddSpansRequest)
+"""What AddSpans is sent as: its spans are bytes already."""
 REQUEST_FRAME_BYTES = 40
 """What a request id adds to its message."""
 
@@ -223,7 +226,7 @@ class LightningStoreClient(LightningStore):
 
     async def add_span(self, span: Span) -> Span | None:
         arguments.check_spans([span])
-        [outcome] = await self._add_spans([spans.span_to_proto(span)])
+        [outcome] = await self._add_spans([spans.span_to_bytes(span)])
         return None if _stored_sequence_id(outcome) is None else span
 
     async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
@@ -243,13 +246,13 @@ class LightningStoreClient(LightningStore):
             raise SpansRejectedError.of(rejected, in_order, len(spans))
         return in_order
 
-    def _encode(self, given_spans: Sequence[Span]) -> tuple[dict[int, span.Span], list[RejectedSpan]]:
-        """Messages by index, and what cannot be sent."""
-        encoded: dict[int, span.Span] = {}
+    def _encode(self, given_spans: Sequence[Span]) -> tuple[dict[int, bytes], list[RejectedSpan]]:
+        """Serialized spans by index, and what cannot be sent."""
+        encoded: dict[int, bytes] = {}
         rejected: list[RejectedSpan] = []
         for index, one in enumerate(given_spans):
             try:
-                message = spans.span_to_proto(one)
+                message = spans.span_to_bytes(one)
                 self._check_size(message)
             except StoreError as error:
                 rejected.append(RejectedSpan(index, one.span_id, error))
@@ -257,8 +260,8 @@ class LightningStoreClient(LightningStore):
                 encoded[index] = message
         return encoded, rejected
 
-    def _check_size(self, message: span.Span) -> None:
-        size_bytes = message.ByteSize()
+    def _check_size(self, message: bytes) -> None:
+        size_bytes = len(message)
         if size_bytes + SPAN_FRAME_BYTES > self._span_bytes_max:
             raise MessageTooLargeError(
                 f"the span is {size_bytes} bytes, more than the limit of {self._max_message_bytes}; store less in it, "
@@ -273,9 +276,7 @@ class LightningStoreClient(LightningStore):
         sequence_id: int | None = None,
     ) -> Span | None:
         converted = Span.from_opentelemetry(readable_span, rollout_id, attempt_id, sequence_id or 0)
-        message = spans.span_to_proto(converted)
-        if sequence_id is None:
-            message.ClearField("sequence_id")
+        message = spans.span_to_bytes(converted, numbered=sequence_id is not None)
         [outcome] = await self._add_spans([message])
         stored = _stored_sequence_id(outcome)
         if stored is None:
@@ -283,11 +284,11 @@ class LightningStoreClient(LightningStore):
         converted.sequence_id = stored
         return converted
 
-    async def _add_spans(self, messages: Sequence[span.Span]) -> list[span.SpanOutcome]:
+    async def _add_spans(self, messages: Sequence[bytes]) -> list[span.SpanOutcome]:
         """One outcome for each, in order. Sent in batches; each batch is stored once, however often it is sent."""
         outcomes: list[span.SpanOutcome] = []
         for batch in _batches(messages, min(SPAN_BATCH_BYTES, self._span_bytes_max)):
-            request = span.AddSpansRequest(request_id=_new_request_id(), spans=batch)
+            request = ADD_SPANS_FRAME(request_id=_new_request_id(), spans=batch)
             outcomes.extend((await self._calls.unary("AddSpans", request)).outcomes)
         return outcomes
 
@@ -614,12 +615,12 @@ def _stored_sequence_id(outcome: span.SpanOutcome) -> int | None:
     return result
 
 
-def _batches(messages: Sequence[span.Span], bytes_max: int) -> Iterator[list[span.Span]]:
+def _batches(messages: Sequence[bytes], bytes_max: int) -> Iterator[list[bytes]]:
     """The messages in runs of ``bytes_max`` at most; one that is larger is a run of its own."""
-    batch: list[span.Span] = []
+    batch: list[bytes] = []
     size_bytes = 0
     for message in messages:
-        message_bytes = message.ByteSize() + SPAN_FRAME_BYTES
+        message_bytes = len(message) + SPAN_FRAME_BYTES
         if batch and size_bytes + message_bytes > bytes_max:
             yield batch
             batch, size_bytes = [], 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import itertools
 import math
 import queue
@@ -19,15 +20,25 @@ from typing import Any, Final, NamedTuple
 import grpc
 from google.protobuf.message import Message
 
-from lightning_store.errors import StoreError, StoreTimeoutError, StoreUnavailableError
+from lightning_store.errors import (
+    CallCancelledError,
+    MessageTooLargeError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+    UnsupportedError,
+)
 from lightning_store.v1.session_pb2 import SessionCall, SessionReply, SessionRequest, SessionResponse
 from lightning_store.wire.errors import error_from_proto, from_rpc_error
+from lightning_store_client.streams import Replies, now, wait_until
 
 CALL_BYTES_MAX: Final = 1024 * 1024
 """A larger request goes by itself, so that it does not hold up the others."""
-MESSAGE_BYTES_MAX: Final = 4 * CALL_BYTES_MAX
-"""Calls of one message, but for the last of them."""
+MESSAGE_BYTES_MAX: Final = CALL_BYTES_MAX
+"""Calls of one message, but for the last of them. Far less than servers take: a message that is too large ends the
+stream."""
 TIMEOUT_MS_MAX: Final = 2**32 - 1
+FINISH_SECONDS: Final = 0.1
+"""What calls that are under way get to finish when the process is to fork."""
 
 
 class _Waiting(NamedTuple):
@@ -38,7 +49,16 @@ class _Waiting(NamedTuple):
 
 
 class SessionUnsupported(Exception):
-    """The server has no sessions: make the call by itself."""
+    """The server has no sessions, or takes only messages that are too small for them: make the call by itself."""
+
+    def __init__(self, *, repeated: bool = False) -> None:
+        super().__init__()
+        self.repeated = repeated
+        """Whether this call may have reached the server."""
+
+
+class SessionRetired(Exception):
+    """The session was ended before it took this call: make it on a new one."""
 
 
 class Session:
@@ -46,34 +66,52 @@ class Session:
 
     def __init__(self, begin: Callable[[Iterator[SessionRequest]], Any]) -> None:
         """``begin`` starts the streaming call."""
-        self.ended = False
         self._ids = itertools.count(1)
         self._waiting: dict[int, _Waiting] = {}
         self._outbox: queue.SimpleQueue[SessionCall | int | None] = queue.SimpleQueue()
+        self._end: Exception | None = None
+        self._ending = threading.Lock()
+        """Held to take a call, and to end: so each call is either taken before the end or refused."""
+        self._sending = threading.Lock()
+        """Held while gRPC has a message to send."""
+        self._holds_sender = False
+        self._closed = False
         self._call = begin(self._requests())
-        threading.Thread(target=self._read, name="lightning-store-session", daemon=True).start()
+        self._responses = Replies(self._call)
+        self._thread = threading.Thread(target=self._read, name="lightning-store-session", daemon=True)
+        self._thread.start()
+
+    @property
+    def ended(self) -> bool:
+        """Whether it takes no more calls; those that it took may still be under way."""
+        return self._end is not None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing of it is left."""
+        return not self._thread.is_alive()
 
     async def call(self, method: str, request: Message, timeout: float, *, repeated: bool) -> bytes:
         """The serialized reply to ``request``. Cancelling cancels the call.
 
         StoreError if it fails: StoreTimeoutError after ``timeout`` seconds, StoreUnavailableError if the stream ends.
-        SessionUnsupported if the server has none.
+        SessionUnsupported and SessionRetired if the call is to be made otherwise.
         """
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[SessionReply] = loop.create_future()
         id_ = next(self._ids)
-        self._waiting[id_] = _Waiting(loop, reply)
-        self._outbox.put(
-            SessionCall(
-                id=id_,
-                method=method,
-                request=request.SerializeToString(),
-                timeout_ms=_milliseconds(timeout),
-                repeated=repeated,
-            )
+        message = SessionCall(
+            id=id_,
+            method=method,
+            request=request.SerializeToString(),
+            timeout_ms=_milliseconds(timeout),
+            repeated=repeated,
         )
-        if self.ended:  # perhaps before it could see this call
-            self._fail_all(StoreUnavailableError("the connection has ended"))
+        with self._ending:
+            if self._end is not None:
+                raise copy.copy(self._end)
+            self._waiting[id_] = _Waiting(loop, reply)
+            self._outbox.put(message)
         timer = None if math.isinf(timeout) else loop.call_later(timeout, self._give_up, id_, timeout)
         try:
             answer = await reply
@@ -82,6 +120,7 @@ class Session:
                 timer.cancel()
             if self._waiting.pop(id_, None) is not None:
                 self._outbox.put(id_)
+                self._end_if_idle()
         if answer.HasField("error"):
             raise error_from_proto(answer.error)
         return answer.response
@@ -91,6 +130,11 @@ class Session:
         if waiting is not None and not waiting.reply.done():
             message = f"The deadline of {timeout:.3g} s passed before the server answered"
             waiting.reply.set_exception(StoreTimeoutError(message))
+
+    def close(self) -> None:
+        """End the stream; calls that are under way end as cancelled."""
+        self._closed = True
+        self._call.cancel()
 
     # --- In gRPC's thread that sends ---------------------------------------------------------------------------------
 
@@ -113,7 +157,8 @@ class Session:
                 except queue.Empty:
                     break
             if calls or cancelled:
-                yield SessionRequest(calls=calls, cancelled_ids=cancelled)
+                with self._sending:
+                    yield SessionRequest(calls=calls, cancelled_ids=cancelled)
             if item is None:
                 return
 
@@ -122,14 +167,26 @@ class Session:
     def _read(self) -> None:
         error: Exception = StoreUnavailableError("the server ended the connection")
         try:
-            for response in self._call:
+            for response in self._responses:
                 self._hand_over(response)
         except grpc.RpcError as failure:
-            unsupported = getattr(failure, "code", lambda: None)() is grpc.StatusCode.UNIMPLEMENTED
-            error = SessionUnsupported() if unsupported else from_rpc_error(failure)
-        self.ended = True
+            error = self._end_of(failure)
+        with self._ending:
+            if self._end is None:
+                self._end = error
         self._outbox.put(None)
         self._fail_all(error)
+
+    def _end_of(self, failure: grpc.RpcError) -> Exception:
+        """What becomes of the calls under way when the stream fails."""
+        error = from_rpc_error(failure)
+        if isinstance(error, UnsupportedError):
+            return SessionUnsupported()
+        if isinstance(error, MessageTooLargeError):  # of several calls together; each of them may be small enough
+            return SessionUnsupported(repeated=True)
+        if isinstance(error, CallCancelledError) and not self._closed:
+            return StoreUnavailableError(f"The server gave the connection up: {error}")
+        return error
 
     def _hand_over(self, response: SessionResponse) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[SessionReply], SessionReply]]]
@@ -140,17 +197,44 @@ class Session:
                 by_loop[waiting.loop].append((waiting.reply, reply))
         for loop, replies in by_loop.items():
             _call_soon(loop, _settle, replies)
+        self._end_if_idle()
+
+    def _end_if_idle(self) -> None:
+        if self.ended and not self._waiting:
+            self._outbox.put(None)
 
     def _fail_all(self, error: Exception) -> None:
         """Each gets an error of its own, to which its traceback can be attached."""
         while self._waiting:
             with contextlib.suppress(KeyError):
                 _, waiting = self._waiting.popitem()
-                _call_soon(waiting.loop, _fail, waiting.reply, _copy(error))
+                _call_soon(waiting.loop, _fail, waiting.reply, copy.copy(error))
 
-    def close(self) -> None:
-        """End the stream; calls that are under way end as cancelled."""
-        self._call.cancel()
+    # --- While the process forks -------------------------------------------------------------------------------------
+
+    def pause(self, until: float) -> None:
+        """Take no more calls, and keep both threads out of gRPC until ``resume``. Returns when they are, at the time
+        ``until`` of the system's clock at the latest.
+
+        gRPC holds a call locked while it waits at a fork to send more of it, and then waits for whoever needs the call.
+        And it looks but once a second whether it is to make way for a fork, while it has anything to wait for: so the
+        stream is given up unless calls are under way that take longer.
+        """
+        with self._ending:
+            if self._end is None:
+                self._end = SessionRetired()
+        wait_until(lambda: not self._waiting, min(until, now() + FINISH_SECONDS))
+        if not self._waiting:
+            self._call.cancel()
+        self._holds_sender = self._sending.acquire(timeout=max(0.0, until - now()))
+        if not self._holds_sender:
+            self._call.cancel()  # the server takes nothing any more
+        self._responses.pause(until)
+
+    def resume(self) -> None:
+        self._responses.resume()
+        if self._holds_sender:
+            self._sending.release()
 
 
 def _milliseconds(timeout: float) -> int:
@@ -171,10 +255,3 @@ def _settle(replies: Iterable[tuple[asyncio.Future[SessionReply], SessionReply]]
 def _fail(future: asyncio.Future[SessionReply], error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
-
-
-def _copy(error: Exception) -> Exception:
-    copied = type(error)(*error.args)
-    if isinstance(error, StoreError) and isinstance(copied, StoreError):
-        copied.details = error.details
-    return copied

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import click
@@ -28,6 +29,16 @@ UNITS: Final[dict[str, int]] = {"": 1, "b": 1} | {
     for unit in units
 }
 """Bytes in each unit, in lower case: k and kb are 1000, ki and kib 1024, and so on to t."""
+TIME_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+"""Seconds in each unit."""
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What is kept of finished rollouts: so many, or each for so long. None: however many, or for ever."""
+
+    count: int | None = None
+    seconds: float | None = None
 
 
 class Setting(click.Option):
@@ -96,6 +107,42 @@ def threshold(flag: str, *names: str, help: str, show_default: str) -> Callable[
         return None if value is None else parse_threshold(value)
 
     return setting(flag, *names, help=help, show_default=show_default, callback=parse, metavar="RATIO|BYTES")
+
+
+def retention(flag: str, *names: str, help: str) -> Callable[[F], F]:
+    """A setting that is a number of things to keep, or the time for which each is kept."""
+
+    def parse(_: click.Context, __: click.Parameter, value: str | None) -> Retention:
+        return Retention() if value is None else parse_retention(value)
+
+    return setting(flag, *names, help=help, callback=parse, metavar="COUNT|TIME")
+
+
+def age(flag: str, *names: str, help: str) -> Callable[[F], F]:
+    """A setting that is a length of time of any kind, in seconds if it has no unit."""
+
+    def parse(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+        return None if value is None else parse_time(value)
+
+    return setting(flag, *names, help=help, callback=parse, metavar="TIME")
+
+
+def parse_retention(text: str) -> Retention:
+    """So many for a plain whole number, for so long for one with a unit. click.BadParameter for neither, and for 0."""
+    plain = text.strip()
+    count = int(plain) if re.fullmatch(r"\d{1,18}", plain, re.ASCII) else None
+    seconds = parse_time(text) if count is None and not plain[-1:].isdigit() else None
+    if not (count or seconds):
+        raise click.BadParameter(f"{text!r} is neither how many to keep, like 10000, nor how long, like 3600s or 12h")
+    return Retention(count, seconds)
+
+
+def parse_time(text: str) -> float:
+    """Seconds of ``"90"``, ``"90s"``, ``"1.5h"`` or ``"7d"``. click.BadParameter if it is none of these."""
+    found = re.fullmatch(r"(\d{1,12}(?:\.\d*)?)\s*([smhd]?)", text.strip().lower(), re.ASCII)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is not a length of time; give one like 90s, 15m, 12h or 7d")
+    return float(found[1]) * TIME_UNITS[found[2] or "s"]
 
 
 def parse_bytes(text: str) -> int:

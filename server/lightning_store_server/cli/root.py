@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lightning_store_server.cli import PROGRAM, serve, show
+from lightning_store_server.cli import PROGRAM, delete, serve, show
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -16,5 +16,14 @@ def root() -> None:
     """
 
 
-for command in (serve.serve, show.health, show.stats, show.rollouts, show.rollout, show.workers, show.resources):
+for command in (
+    serve.serve,
+    show.health,
+    show.stats,
+    show.rollouts,
+    show.rollout,
+    show.workers,
+    show.resources,
+    delete.delete,
+):
     root.add_command(command)

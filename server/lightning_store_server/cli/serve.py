@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn, get_args
 import click
 
 from lightning_store.errors import InvalidArgumentError
-from lightning_store.memory_limits import EVICTION_RATIO_DEFAULT, SAFE_RATIO_DEFAULT
+from lightning_store.memory_limits import EVICTION_RATIO_DEFAULT, LIMIT_RATIO_DEFAULT, SAFE_RATIO_DEFAULT
 from lightning_store.store import LightningStore
 from lightning_store_server.app import (
     REPLAY_ENTRIES_MAX,
@@ -24,7 +24,17 @@ from lightning_store_server.app import (
     memory_store,
 )
 from lightning_store_server.cli import PROGRAM
-from lightning_store_server.cli.options import INT32_MAX, INT64_MAX, seconds, setting, size, switch, threshold
+from lightning_store_server.cli.options import (
+    INT32_MAX,
+    INT64_MAX,
+    Retention,
+    retention,
+    seconds,
+    setting,
+    size,
+    switch,
+    threshold,
+)
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.garbage import GarbageWatch
 from lightning_store_server.logs import LogFormat, configure_logging
@@ -145,6 +155,17 @@ Exit codes:
     show_default=f"{SAFE_RATIO_DEFAULT} of the eviction threshold",
     help="Once it has begun, dropping goes on until spans take no more than this.",
 )
+@threshold(
+    "--memory-limit",
+    show_default=f"{LIMIT_RATIO_DEFAULT} of memory",
+    help="For all that is stored. Beyond it spans of finished rollouts are dropped; with none left, calls that would"
+    " store more are told to come again.",
+)
+@retention(
+    "--retain-finished",
+    help="Delete finished rollouts with all that belongs to them: keep so many, those that ended last (10000), or each"
+    " for so long (3600s, 15m, 12h, 7d). Without it they are kept until somebody deletes them.",
+)
 @seconds(
     "--worker-timeout",
     "worker_timeout_seconds",
@@ -180,6 +201,8 @@ def serve(
     worker_timeout_seconds: float,
     eviction_memory_threshold: float | int | None,
     safe_memory_threshold: float | int | None,
+    memory_limit: float | int | None,
+    retain_finished: Retention,
     replay_window_seconds: float,
     replay_entries_max: int,
     log_level: str,
@@ -199,6 +222,9 @@ def serve(
             worker_timeout_seconds=worker_timeout_seconds,
             eviction_memory_threshold=eviction_memory_threshold,
             safe_memory_threshold=safe_memory_threshold,
+            memory_limit=memory_limit,
+            retain_finished_seconds=retain_finished.seconds,
+            retain_finished_count=retain_finished.count,
             replay_window_seconds=replay_window_seconds,
             replay_entries_max=replay_entries_max,
         )

@@ -39,6 +39,9 @@ SECRETS: Final = ("api_key", "token", "password", "secret")
 REWARDS: Final = ("reward", "score")
 """Attributes with such a word in their name are shown beside their span."""
 
+LIMITS: Final = {"total_bytes": "memory_limit_bytes", "total_span_bytes": "eviction_threshold_bytes"}
+"""Statistics with what limits them."""
+
 STYLES: Final = {
     "succeeded": "green",
     "OK": "green",
@@ -184,8 +187,15 @@ def statistics_table(server: str, info: Mapping[str, Any], statistics: Mapping[s
     table.add_row("capabilities", ", ".join(can))
     for name, value in {**info, **statistics}.items():
         if name not in {"version", "strict", "capabilities"}:
-            table.add_row(name, with_unit(name, value))
+            table.add_row(name, with_unit(name, value) + share_of_limit(name, statistics))
     return table
+
+
+def share_of_limit(name: str, statistics: Mapping[str, Any]) -> str:
+    """How close a figure is to the limit that it has, if it has one."""
+    limit_name = LIMITS.get(name, "")
+    limit = statistics.get(limit_name)
+    return f", {100 * statistics[name] / limit:.3g}% of {limit_name}" if limit else ""
 
 
 def with_unit(name: str, value: Any) -> str:

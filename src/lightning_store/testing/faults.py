@@ -1,9 +1,16 @@
 """FaultProxy: stands between a client and its server and breaks connections by a plan that can be repeated.
 
-It is a TCP proxy that reads along. gRPC sends all calls of a client over one HTTP/2 connection, as interleaved frames;
-each frame begins with nine bytes that give its length, type, flags and stream, and each call is a stream of its own.
-That is enough to tell where a call begins and where its reply does, so a fault can be aimed at "every third call". The
-contents stay closed: neither the compressed headers nor the messages are looked at.
+It is a TCP proxy that reads along. gRPC sends all that a client has to say over one HTTP/2 connection, as interleaved
+frames; each frame begins with nine bytes that give its length, type, flags and stream, and in the data of a stream each
+message begins with five bytes that give its length. That is enough to tell where a request begins and where its reply
+does, so a fault can be aimed at "every third call". The contents stay closed: neither the compressed headers nor the
+messages are looked at.
+
+A call is here a request message. Most streams carry one, and all that the server sends on them is its reply. On a
+stream that the client goes on using, a session, each message is a call: of one of the store's methods, or of several
+that were called at once. Its reply is the next message that the server begins to send when the request has passed. So
+the aim is exact for callers that take turns; among others, the reply may be that to somebody else, before the server
+has acted. A message that only calls others off has none of its own.
 
 What a fault does to a connection it does to every call on it, as on a real wire. Calls that go down with another one
 are counted apart.
@@ -30,13 +37,14 @@ class Fault(Enum):
     """What happens to a call."""
 
     CUT_REQUEST = "cut request"
-    """The connection ends before any of the request has reached the server."""
+    """The connection ends before any of the request message has reached the server."""
     CUT_REPLY = "cut reply"
     """The server has acted; its reply is swallowed and the connection ends."""
     RESET = "reset"
     """The same, but the client is told by a TCP reset instead of an orderly end."""
     LATE_REQUEST = "late request"
-    """The connection ends for the client, and the request reaches the server later: on ``deliver_late_requests``."""
+    """The connection ends for the client, and the request reaches the server later: on ``deliver_late_requests``. It is
+    the last on its stream then."""
     DELAY = "delay"
     """The request, and what the client sends after it, is held up for ``delay_seconds``."""
     BLACK_HOLE = "black hole"
@@ -47,6 +55,8 @@ class Fault(Enum):
 
 CUTS: Final = (Fault.CUT_REQUEST, Fault.CUT_REPLY, Fault.RESET, Fault.LATE_REQUEST)
 """The faults that end a connection."""
+AT_REPLY: Final = (Fault.CUT_REPLY, Fault.RESET, Fault.LATE_REQUEST)
+"""The faults that act when the server answers."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +113,9 @@ class FaultStatistics:
 
     connections: int = 0
     calls: int = 0
-    """Requests that arrived, repeated ones and probes included."""
+    """Request messages that arrived, repeated ones and probes included."""
     answered: int = 0
-    """Calls whose whole reply was handed to the client."""
+    """Calls whose whole reply, or the end of their stream, was handed to the client."""
     struck: Counter[Fault] = field(default_factory=Counter)
     """Calls that met their fault."""
     cut_along: int = 0
@@ -186,7 +196,8 @@ class FaultProxy:
         return await self._here(self._cut_connections())
 
     async def deliver_late_requests(self) -> int:
-        """Hand the requests that were held back to the server, and return when it has answered them; how many."""
+        """Hand the requests that were held back to the server, and return when it has answered on their streams; how
+        many."""
         return await self._here(self._deliver_late_requests())
 
     async def _here(self, work: Any) -> int:
@@ -205,7 +216,7 @@ class FaultProxy:
 
     async def _cut_connections(self) -> int:
         connections = list(self._connections)
-        under_way = sum(len(connection.calls) for connection in connections)
+        under_way = sum(connection.calls_under_way for connection in connections)
         self.statistics.cut_along += under_way
         await self._end(connections)
         return under_way
@@ -257,24 +268,110 @@ HEADERS: Final = 0x1
 RST_STREAM: Final = 0x3
 END_STREAM: Final = 0x1
 """The flag of a side's last frame in a stream, on DATA or HEADERS."""
+MESSAGE_HEAD_BYTES: Final = 5
+"""Before each gRPC message: whether it is compressed, and in four bytes how long it is."""
 THROTTLE_SLICES_PER_SECOND: Final = 20
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """SO_LINGER with no time to linger: closing the socket resets the connection."""
 
 
 class _Frame(NamedTuple):
-    """One HTTP/2 frame, RFC 9113, section 4.1."""
+    """One HTTP/2 frame, RFC 9113, section 4.1. gRPC pads none."""
 
     kind: int
     flags: int
     stream: int
-    """The call that it belongs to; 0 for what concerns the connection."""
-    data: bytes
-    """All of it, the head included."""
+    """The stream that it belongs to; 0 for what concerns the connection."""
+    payload: bytes
+    begins_message: bool = False
+    ends_message: bool = False
+    """Whether the first byte of a message, or its last, is in here: known of frames that were :meth:`cut`."""
+
+    @property
+    def data(self) -> bytes:
+        """All of it, the head included."""
+        head = len(self.payload).to_bytes(3) + bytes((self.kind, self.flags)) + self.stream.to_bytes(4)
+        return head + self.payload
 
     @property
     def ends_stream(self) -> bool:
         return self.kind in (DATA, HEADERS) and bool(self.flags & END_STREAM)
+
+    def cut(self, messages: _Messages) -> Iterator[_Frame]:
+        """This frame as frames none of which has to do with more than one message."""
+        if self.kind != DATA:
+            yield self
+            return
+        left = self.payload
+        while True:
+            size, begins, ends = messages.take(left)
+            part, left = left[:size], left[size:]
+            flags = self.flags & ~END_STREAM if left else self.flags
+            yield self._replace(flags=flags, payload=part, begins_message=begins, ends_message=ends)
+            if not left:
+                return
+
+
+class _Messages:
+    """How far the messages are that one side sends on a stream."""
+
+    def __init__(self) -> None:
+        self._head = b""
+        self._left = 0
+        """Bytes of the message whose head is complete."""
+
+    def take(self, data: bytes) -> tuple[int, bool, bool]:
+        """How many of the bytes that come next belong to one message, and whether they begin it and whether they end
+        it."""
+        if not data:
+            return 0, False, False
+        begins = not self._head
+        size = 0
+        if len(self._head) < MESSAGE_HEAD_BYTES:
+            head = data[: MESSAGE_HEAD_BYTES - len(self._head)]
+            self._head += head
+            size = len(head)
+            if len(self._head) < MESSAGE_HEAD_BYTES:
+                return size, begins, False
+            self._left = int.from_bytes(self._head[1:])
+        body = min(self._left, len(data) - size)
+        self._left -= body
+        ends = self._left == 0
+        if ends:
+            self._head = b""
+        return size + body, begins, ends
+
+
+class _Stream:
+    """One stream that is under way."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.requests = _Messages()
+        self.replies = _Messages()
+        self.calls: list[Fault | None] = []
+        """Those without a whole reply, each with its fault."""
+        self.client_is_done = False
+        """All that the server sends is the reply to what the client has sent; until then each message is one."""
+        self._being_answered = 0
+
+    def awaited(self) -> Fault | None:
+        """The fault that the next reply is to meet."""
+        return next((fault for fault in self.calls if fault in AT_REPLY), None)
+
+    def answered(self, frame: _Frame) -> int:
+        """Take note of what the server has sent; how many calls have their whole reply with it."""
+        if frame.ends_stream or frame.kind == RST_STREAM:
+            return len(self.calls)
+        if self.client_is_done:
+            return 0
+        if frame.begins_message:
+            self._being_answered = len(self.calls)
+        if not frame.ends_message:
+            return 0
+        count, self._being_answered = self._being_answered, 0
+        del self.calls[:count]
+        return count
 
 
 class _End(NamedTuple):
@@ -287,7 +384,7 @@ class _End(NamedTuple):
         """The next frame. IncompleteReadError, an EOFError, at the end of the connection."""
         head = await self.reader.readexactly(FRAME_HEAD_BYTES)
         length, kind, flags, stream = int.from_bytes(head[:3]), head[3], head[4], int.from_bytes(head[5:])
-        return _Frame(kind, flags, stream & 0x7FFFFFFF, head + await self.reader.readexactly(length))
+        return _Frame(kind, flags, stream & 0x7FFFFFFF, await self.reader.readexactly(length))
 
     async def send(self, data: bytes) -> None:
         self.writer.write(data)
@@ -312,11 +409,10 @@ class _Connection:
         self.ended = asyncio.Event()
         self.released = asyncio.Event()
         """A late request may go to the server now."""
-        self.calls: dict[int, Fault | None] = {}
-        """The streams that are under way, with the fault that each is to meet at its reply."""
         self._proxy = proxy
         self._client = client
         self._server = server
+        self._streams: dict[int, _Stream] = {}
         self._last_stream = 0
         self._silent = False
         """Nothing passes to the client any more, and only a late request to the server."""
@@ -342,26 +438,42 @@ class _Connection:
         for pump in self._pumps:
             pump.cancel()
 
+    @property
+    def calls_under_way(self) -> int:
+        return sum(len(stream.calls) for stream in self._streams.values())
+
     # --- From the client to the server -------------------------------------------------------------------------------
 
     async def _forward_requests(self) -> None:
         await self._server.send(await self._client.reader.readexactly(PREFACE_BYTES))
         while True:
             frame = await self._client.frame()
-            # Stream ids only grow, and a client sends headers once a stream: such a frame is the beginning of a call.
-            if frame.kind == HEADERS and frame.stream > self._last_stream:
-                self._last_stream = frame.stream
-                fault = self.calls[frame.stream] = self._proxy.next_fault()
-                if fault is Fault.LATE_REQUEST:
-                    return await self._forward_late(frame)
-                if not await self._meet_at_request(frame.stream, fault):
-                    return None
-            elif frame.kind == RST_STREAM:  # the client gave the call up
-                self.calls.pop(frame.stream, None)
-            if not self._silent:
-                await self._forward(self._server, frame)
+            stream = self._stream_of(frame)
+            for part in [frame] if stream is None else frame.cut(stream.requests):
+                if stream is not None and part.begins_message:
+                    fault = self._proxy.next_fault()
+                    stream.calls.append(fault)
+                    if fault is Fault.LATE_REQUEST:
+                        return await self._forward_late(stream, part)
+                    if not await self._meet_at_request(stream, fault):
+                        return None
+                if not self._silent:
+                    await self._forward(self._server, part)
 
-    async def _meet_at_request(self, stream: int, fault: Fault | None) -> bool:
+    def _stream_of(self, frame: _Frame) -> _Stream | None:
+        """The stream of a frame from the client; None if the server has ended it, or it is that of the connection."""
+        # Stream ids only grow, and a client sends headers once a stream: such a frame is its beginning.
+        if frame.kind == HEADERS and frame.stream > self._last_stream:
+            self._last_stream = frame.stream
+            self._streams[frame.stream] = _Stream(frame.stream)
+        if frame.kind == RST_STREAM:  # the client gave up what is under way there
+            self._streams.pop(frame.stream, None)
+        stream = self._streams.get(frame.stream)
+        if stream is not None and frame.ends_stream:
+            stream.client_is_done = True
+        return stream
+
+    async def _meet_at_request(self, stream: _Stream, fault: Fault | None) -> bool:
         """Act on a call that begins; whether its connection lives on."""
         match fault:
             case Fault.CUT_REQUEST:
@@ -378,16 +490,20 @@ class _Connection:
                 self._throttled = True
         return True
 
-    async def _forward_late(self, first: _Frame) -> None:
+    async def _forward_late(self, stream: _Stream, first: _Frame) -> None:
         """Take the whole request, leave the client, and send the request on when told to. The reply ends it all."""
         held = [first]
-        while not (held[-1].stream == first.stream and held[-1].ends_stream):
-            held.append(await self._client.frame())
+        while not held[-1].ends_message:
+            frame = await self._client.frame()
+            if frame.stream == stream.number and frame.kind == DATA:
+                held.append(next(frame.cut(stream.requests)))
         self._silent = True
-        self._strike(first.stream, Fault.LATE_REQUEST)
+        self._strike(stream, Fault.LATE_REQUEST)
         self._proxy.hold_back(self)
         await self._client.close()
         await self.released.wait()
+        # Nothing more comes from a client that is gone. And what has no reply of its own ends with the stream.
+        held[-1] = held[-1]._replace(flags=END_STREAM)
         for frame in held:
             await self._server.send(frame.data)
         await asyncio.Event().wait()
@@ -397,24 +513,28 @@ class _Connection:
     async def _forward_replies(self) -> None:
         while True:
             frame = await self._server.frame()
-            # A server sends the headers of a unary reply when its method has returned: by now it has acted.
-            if frame.kind == HEADERS and self._meet_at_reply(frame.stream):
-                return
-            if not self._silent:
-                self._note_answer(frame)  # before the client can have it, who may look at the statistics next
-                await self._forward(self._client, frame)
+            stream = self._streams.get(frame.stream)
+            for part in [frame] if stream is None else frame.cut(stream.replies):
+                # A server sends the headers of a unary reply when its method has returned: by now it has acted.
+                begins_reply = part.kind == HEADERS or part.begins_message
+                if stream is not None and begins_reply and self._meet_at_reply(stream):
+                    return
+                if not self._silent:
+                    if stream is not None:  # before the client can have it, who may look at the statistics next
+                        self._note_answer(stream, part)
+                    await self._forward(self._client, part)
 
-    def _note_answer(self, frame: _Frame) -> None:
-        if frame.stream in self.calls and (frame.ends_stream or frame.kind == RST_STREAM):
-            del self.calls[frame.stream]
-            self._proxy.statistics.answered += 1
+    def _note_answer(self, stream: _Stream, frame: _Frame) -> None:
+        self._proxy.statistics.answered += stream.answered(frame)
+        if frame.ends_stream or frame.kind == RST_STREAM:
+            self._streams.pop(stream.number, None)
 
-    def _meet_at_reply(self, stream: int) -> bool:
-        """Act on a call that the server answers; whether that ends the connection."""
-        fault = self.calls.get(stream)
+    def _meet_at_reply(self, stream: _Stream) -> bool:
+        """Act on a reply that begins; whether that ends the connection."""
+        fault = stream.awaited()
         if fault is Fault.LATE_REQUEST:
-            return True
-        if fault is not Fault.CUT_REPLY and fault is not Fault.RESET:
+            return self.released.is_set()
+        if fault is None:
             return False
         self._strike(stream, fault)
         if fault is Fault.RESET:
@@ -423,12 +543,13 @@ class _Connection:
 
     # --- Both ways ---------------------------------------------------------------------------------------------------
 
-    def _strike(self, stream: int, fault: Fault) -> None:
+    def _strike(self, stream: _Stream, fault: Fault) -> None:
         statistics = self._proxy.statistics
         statistics.struck[fault] += 1
         if fault in CUTS:
-            statistics.cut_along += len(self.calls) - 1
-            self.calls = {stream: fault}
+            statistics.cut_along += self.calls_under_way - 1
+            stream.calls = [fault]
+            self._streams = {stream.number: stream}
 
     async def _forward(self, to: _End, frame: _Frame) -> None:
         for part in self._slices(frame.data):

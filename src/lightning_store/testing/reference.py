@@ -135,6 +135,13 @@ class ReferenceStore:
             self._follow_worker(attempt)
         return True
 
+    def delete(self, rollout: ReferenceRollout) -> None:
+        """delete_rollouts: who holds one of its attempts has empty hands."""
+        del self.rollouts[rollout.rollout_id]
+        if rollout.rollout_id in self.queue:
+            self.queue.remove(rollout.rollout_id)
+        self.held = {worker_id: None if held in rollout.attempts else held for worker_id, held in self.held.items()}
+
     def beat(self, worker_id: str, now: float) -> None:
         """update_worker."""
         held = self.held.setdefault(worker_id, None)

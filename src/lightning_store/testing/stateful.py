@@ -154,6 +154,14 @@ class StoreStateMachine(RuleBasedStateMachine):
         self._run(self.store.update_rollout(rollout.rollout_id, status=status))
         self.reference.set_by_hand(rollout, status)
 
+    @some_rollout
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        self._tick()
+        rollout = self._draw_rollout(data)
+        assert self._run(self.store.delete_rollouts([rollout.rollout_id])) == [rollout.rollout_id]
+        self.reference.delete(rollout)
+
     @rule(worker_id=st.sampled_from(["w1", "w2", "w3"]))
     def heartbeat(self, worker_id: str) -> None:
         self._tick()

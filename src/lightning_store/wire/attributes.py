@@ -8,74 +8,202 @@ key to the residue there, so that the rest is not held twice (and bytes, which J
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from operator import attrgetter
+from struct import Struct
+from typing import Any, Final
 
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from google.protobuf.message import Message
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue, KeyValueList
 
 from lightning_store.errors import NotJsonError
 from lightning_store.wire.checks import has_utf8, invalid
+from lightning_store.wire.wire_format import delimited, tag_of, varint
 
 Residue = Any
 """JSON value to lay over what OTLP says; None: nothing."""
 
 INT64_MIN: Final = -(2**63)
 INT64_MAX: Final = 2**63 - 1
+UINT64_MAX: Final = 2**64 - 1
 NESTING_MAX: Final = 16
 """Levels of lists and mappings that go into OTLP. protobuf refuses to parse messages deeper than 100, and each level
 takes three; what is deeper is residue."""
 
+STARTS_MAX: Final = 4096
+"""Starts of pairs that are remembered for one field; past it, all are forgotten."""
+START_BYTES_MAX: Final = 128
+PAYLOAD_BYTES_MAX: Final = 1024
+"""Pairs with a larger start or payload are not remembered."""
 
-class KeyValues(Protocol):
-    """A repeated KeyValue field."""
+_KEY: Final = tag_of(KeyValue, "key")
+_VALUE: Final = tag_of(KeyValue, "value")
+_ITEM: Final = tag_of(ArrayValue, "values")
+_STRING: Final = tag_of(AnyValue, "string_value")
+_BOOL: Final = tag_of(AnyValue, "bool_value")
+_INT: Final = tag_of(AnyValue, "int_value")
+_DOUBLE: Final = tag_of(AnyValue, "double_value")
+_ARRAY: Final = tag_of(AnyValue, "array_value")
+_MAPPING: Final = tag_of(AnyValue, "kvlist_value")
+_BYTES: Final = tag_of(AnyValue, "bytes_value")
 
-    def add(self) -> KeyValue: ...
+
+# --- To OTLP: plain values -------------------------------------------------------------------------------------------
+
+_Encode = Callable[[Any], bytes]
+
+
+def _text(value: str) -> bytes:
+    return delimited(_STRING, value.encode())
+
+
+def _int(value: int) -> bytes:
+    if INT64_MIN <= value <= INT64_MAX:
+        return _INT + varint(value & UINT64_MAX)
+    raise OverflowError
+
+
+def _list(value: list[Any]) -> bytes:
+    return delimited(_ARRAY, b"".join([delimited(_ITEM, _SCALARS[type(item)](item)) for item in value]))
+
+
+_SCALARS: Final[Mapping[type[Any], _Encode]] = {
+    str: _text,
+    bool: {value: _BOOL + varint(value) for value in (False, True)}.__getitem__,
+    int: _int,
+    float: partial(Struct(f"<{len(_DOUBLE)}sd").pack, _DOUBLE),
+    bytes: partial(delimited, _BYTES),
+    type(None): lambda _: b"",
+}
+"""How OTLP holds a value of exactly this type. One that it cannot hold is one of the errors below."""
+
+_NOT_PLAIN: Final = (KeyError, OverflowError, UnicodeEncodeError)
 
 
 # --- To OTLP ---------------------------------------------------------------------------------------------------------
 
 
-def write_attributes(attributes: Mapping[str, Any], into: KeyValues, path: str, depth: int = 0) -> Residue:
-    """Add the attributes to ``into``; return the residue by key.
+class KeyValues:
+    """A repeated KeyValue field.
 
-    NotJsonError names the place below ``path`` that neither OTLP nor JSON can hold.
+    The loop over attributes is what most of the time goes into. What stands before a value depends on the key, the type
+    and the size alone, so it is remembered from one span to the next.
     """
-    residues: dict[str, Residue] = {}
-    for key, value in attributes.items():
+
+    def __init__(self, message: type[Message], field: str) -> None:
+        self._tag = tag_of(message, field)
+        texts: dict[str, dict[int, bytes]] = {}
+        others: dict[str, dict[int, bytes]] = {}
+        self._payloads: Mapping[type[Any], tuple[_Encode, dict[str, dict[int, bytes]]]] = {
+            **{kind: (encode, others) for kind, encode in _SCALARS.items()},
+            list: (_list, others),
+            str: (str.encode, texts),
+        }
+        """How the last bytes of a pair are made, by type of value, and what stands before by key and their number."""
+        self._remembered = 0
+
+    def write(self, attributes: Mapping[str, Any], into: list[bytes], path: str, depth: int = 0) -> Residue:
+        """Append the field with these attributes to ``into``; return the residue by key.
+
+        NotJsonError names the place below ``path`` that neither OTLP nor JSON can hold.
+        """
+        residues: dict[str, Residue] = {}
+        payloads = self._payloads
+        for key, value in attributes.items():
+            try:
+                encode, starts = payloads[type(value)]
+                payload = encode(value)
+                into += starts[key][len(payload)], payload
+            except _NOT_PLAIN:
+                residue = self._write_pair(key, value, into, path, depth)
+                if residue is not None:
+                    residues[key] = residue
+        return residues or None
+
+    def merge(self, attributes: Mapping[str, Any], message: Message, path: str) -> Residue:
+        """The same, with the field added to ``message``."""
+        pairs: list[bytes] = []
+        residue = self.write(attributes, pairs, path)
+        if pairs:
+            message.MergeFromString(b"".join(pairs))
+        return residue
+
+    def _write_pair(self, key: str, value: Any, into: list[bytes], path: str, depth: int) -> Residue:
         if not isinstance(key, str):
             raise NotJsonError(f"{path} has the key {key!r} of type {type(key).__name__}; keys are text", path=path)
         if not has_utf8(key):
-            residues[key] = value
-            continue
-        pair = into.add()
-        pair.key = key
-        residue = write_value(value, pair.value, f"{path}.{key}", depth)
-        if residue is not None:
-            residues[key] = residue
-    return residues or None
-
-
-def write_value(value: Any, into: AnyValue, path: str, depth: int = 0) -> Residue:
-    """Set ``into``; return the residue."""
-    if value is None:
-        into.SetInParent()
-    elif isinstance(value, bool):
-        into.bool_value = value
-    elif isinstance(value, str):
-        into.string_value, residue = utf8_and_residue(value)
+            return value
+        encoded, residue = _encode(value, f"{path}.{key}", depth)
+        pair = delimited(self._tag, (delimited(_KEY, key.encode()) if key else b"") + delimited(_VALUE, encoded))
+        into.append(pair)
+        self._remember(key, value, pair)
         return residue
-    elif isinstance(value, int):
-        return _write_int(value, into)
-    elif isinstance(value, float):
-        into.double_value = value
-    elif isinstance(value, bytes):
-        into.bytes_value = value
-    elif isinstance(value, list | tuple | Mapping):
-        return _write_nested(value, into, path, depth)
-    else:
-        kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-        raise NotJsonError(f"{path} is a {kind}; a span holds text, numbers, booleans, bytes, lists, dicts", path=path)
-    return None
+
+    def _remember(self, key: str, value: Any, pair: bytes) -> None:
+        try:
+            encode, starts = self._payloads[type(value)]
+            payload_bytes = len(encode(value))
+        except _NOT_PLAIN:
+            return
+        start = pair[: len(pair) - payload_bytes]
+        if payload_bytes > PAYLOAD_BYTES_MAX or len(start) > START_BYTES_MAX:
+            return
+        if self._remembered >= STARTS_MAX:
+            for _, known in self._payloads.values():
+                known.clear()
+            self._remembered = 0
+        starts.setdefault(str(key), {})[payload_bytes] = start
+        self._remembered += 1
+
+
+_NESTED: Final = KeyValues(KeyValueList, "values")
+
+
+def _encode(value: Any, path: str, depth: int) -> tuple[bytes, Residue]:
+    """The AnyValue of any value, and the residue."""
+    try:
+        return _SCALARS[type(value)](value), None
+    except _NOT_PLAIN:
+        pass
+    if isinstance(value, list | tuple | Mapping):
+        return _encode_nested(value, path, depth)
+    for scalar, encode in _SCALARS.items():
+        if isinstance(value, scalar):
+            try:
+                return encode(value), None
+            except _NOT_PLAIN:
+                return _encode(_nearest(value), path, depth)[0], value
+    kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
+    raise NotJsonError(f"{path} is a {kind}; a span holds text, numbers, booleans, bytes, lists, dicts", path=path)
+
+
+def _encode_nested(
+    value: list[Any] | tuple[Any, ...] | Mapping[str, Any], path: str, depth: int
+) -> tuple[bytes, Residue]:
+    if depth == NESTING_MAX:
+        return _text("(nested too deeply)"), value
+    fields: list[bytes] = []
+    if isinstance(value, Mapping):
+        residue = _NESTED.write(value, fields, path, depth + 1)
+        return delimited(_MAPPING, b"".join(fields)), residue
+    residues: dict[str, Residue] = {}
+    for index, item in enumerate(value):
+        encoded, residue = _encode(item, f"{path}[{index}]", depth + 1)
+        fields.append(delimited(_ITEM, encoded))
+        if residue is not None:
+            residues[str(index)] = residue
+    return delimited(_ARRAY, b"".join(fields)), residues or None
+
+
+def _nearest(value: str | int) -> str | float:
+    """What OTLP can hold in the place of a text or integer that it cannot."""
+    if isinstance(value, str):
+        return utf8_and_residue(value)[0]
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def utf8_and_residue(text: str) -> tuple[str, Residue]:
@@ -85,61 +213,34 @@ def utf8_and_residue(text: str) -> tuple[str, Residue]:
     return text.encode("utf-8", "replace").decode(), text
 
 
-def _write_int(value: int, into: AnyValue) -> Residue:
-    if INT64_MIN <= value <= INT64_MAX:
-        into.int_value = value
-        return None
-    try:
-        into.double_value = float(value)
-    except OverflowError:
-        into.double_value = math.inf if value > 0 else -math.inf
-    return value
-
-
-def _write_nested(
-    value: list[Any] | tuple[Any, ...] | Mapping[str, Any], into: AnyValue, path: str, depth: int
-) -> Residue:
-    if depth == NESTING_MAX:
-        into.string_value = "(nested too deeply)"
-        return value
-    if isinstance(value, Mapping):
-        into.kvlist_value.SetInParent()
-        return write_attributes(value, into.kvlist_value.values, path, depth + 1)
-    into.array_value.SetInParent()
-    residues: dict[str, Residue] = {}
-    for index, item in enumerate(value):
-        residue = write_value(item, into.array_value.values.add(), f"{path}[{index}]", depth + 1)
-        if residue is not None:
-            residues[str(index)] = residue
-    return residues or None
-
-
 # --- From OTLP -------------------------------------------------------------------------------------------------------
 
 
-def read_attributes(pairs: Iterable[KeyValue]) -> dict[str, Any]:
+def read_attributes(pairs: Sequence[KeyValue]) -> dict[str, Any]:
     """The attributes; of a key that is there twice, the last."""
-    return {pair.key: read_value(pair.value) for pair in pairs}
+    # What a value does not hold is empty or 0, which is told sooner than what it does hold. And protobuf copies a
+    # repeated field into a list sooner than it walks through it.
+    return {
+        pair.key: (value := pair.value).string_value or value.int_value or value.double_value or read_value(value)
+        for pair in pairs[:]
+    }
 
 
 def read_value(value: AnyValue) -> Any:
-    """The Python value. A kind that is not known here (OTLP's string table, which traces do not use) reads as None."""
-    match value.WhichOneof("value"):
-        case "string_value":
-            return value.string_value
-        case "int_value":
-            return value.int_value
-        case "double_value":
-            return value.double_value
-        case "bool_value":
-            return value.bool_value
-        case "array_value":
-            return [read_value(item) for item in value.array_value.values]
-        case "kvlist_value":
-            return read_attributes(value.kvlist_value.values)
-        case "bytes_value":
-            return value.bytes_value
-    return None
+    """What ``value`` holds; None for nothing, and for a kind that traces do not use (OTLP's string table)."""
+    reader = _READERS.get(value.WhichOneof("value"))
+    return None if reader is None else reader(value)
+
+
+_READERS: Final[Mapping[str | None, Callable[[AnyValue], Any]]] = {
+    "string_value": attrgetter("string_value"),
+    "int_value": attrgetter("int_value"),
+    "double_value": attrgetter("double_value"),
+    "bool_value": attrgetter("bool_value"),
+    "array_value": lambda value: [read_value(item) for item in value.array_value.values[:]],
+    "kvlist_value": lambda value: read_attributes(value.kvlist_value.values),
+    "bytes_value": attrgetter("bytes_value"),
+}
 
 
 def lay_over(base: Any, residue: Residue, field: str) -> Any:

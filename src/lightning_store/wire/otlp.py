@@ -29,7 +29,8 @@ from lightning_store.errors import InvalidArgumentError
 from lightning_store.v1 import span_pb2
 from lightning_store.wire.attributes import INT64_MAX, read_value
 from lightning_store.wire.checks import invalid
-from lightning_store.wire.spans import SPAN_ID_BYTES, TRACE_ID_BYTES, span_record_from_proto
+from lightning_store.wire.span_parts import SPAN_ID_BYTES, TRACE_ID_BYTES
+from lightning_store.wire.spans import span_record_from_proto
 
 ROLLOUT_ID: Final = "agentlightning.rollout_id"
 ATTEMPT_ID: Final = "agentlightning.attempt_id"

@@ -3,6 +3,7 @@ are. This is the server's way; a client makes and reads objects, with ``lightnin
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Final
@@ -17,6 +18,8 @@ from lightning_store.wire.enums import ATTEMPT_STATUS, ROLLOUT_STATUS, mode_from
 from lightning_store.wire.requests import ATTEMPT_READERS, masked_fields
 from lightning_store.wire.times import optional_timestamp_to_proto, timestamp_to_proto
 
+ROWS_KEPT_MAX: Final = 20_000
+"""Rollouts whose bytes are kept: some 20 MB with inputs of a few hundred bytes."""
 NULL: Final = "null"
 """The input of a rollout that has none."""
 
@@ -113,3 +116,26 @@ def _known_config(
         retry_condition=list(retry_condition),
     )
     return config_to_proto(config)
+
+
+# --- Rows that are asked for again and again -------------------------------------------------------------------------
+
+
+class RowsEncoder:
+    """Serializes rollouts, and keeps the bytes of those that were asked for last: whoever follows a training run asks
+    for the same rows over and over, and few of them have changed."""
+
+    def __init__(self, rows_max: int = ROWS_KEPT_MAX) -> None:
+        self._rows_max = rows_max
+        self._kept: OrderedDict[str, tuple[RolloutRow, bytes]] = OrderedDict()
+
+    def encode(self, row: RolloutRow) -> bytes:
+        rollout_id = row.rollout.rollout_id
+        kept = self._kept.pop(rollout_id, None)
+        # Records are never changed in place: the same objects are the same row.
+        if kept is None or kept[0].rollout is not row.rollout or kept[0].attempt is not row.attempt:
+            kept = (row, rollout_row_to_proto(row).SerializeToString())
+        self._kept[rollout_id] = kept
+        if len(self._kept) > self._rows_max:
+            self._kept.popitem(last=False)
+        return kept[1]

@@ -1,0 +1,43 @@
+"""The command that deletes rollouts from a served store."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import click
+
+from lightning_store.model import RolloutStatus
+from lightning_store_server.cli.options import age, setting
+from lightning_store_server.cli.show import ask, echo_json, on_server
+
+
+@click.command()
+@click.argument("rollout_ids", metavar="[ID]...", nargs=-1)
+@on_server
+@age("--older-than", help="Only rollouts that ended so long ago or longer: 3600s, 15m, 12h, 7d; 0 is all that ended.")
+@setting(
+    "--status",
+    "statuses",
+    type=click.Choice(get_args(RolloutStatus)),
+    multiple=True,
+    help="Only rollouts with this status; may be given several times.",
+)
+def delete(
+    rollout_ids: tuple[str, ...],
+    server: str,
+    timeout: float,
+    as_json: bool,
+    older_than: float | None,
+    statuses: tuple[RolloutStatus, ...],
+) -> None:
+    """Delete rollouts with their attempts and spans: those with these IDs, or those that ended long ago."""
+    if not rollout_ids and older_than is None:
+        raise click.UsageError("say which rollouts: give IDs, or --older-than")
+    deleted = ask(
+        server,
+        timeout,
+        lambda client: client.delete_rollouts(rollout_ids or None, older_than=older_than, status_in=statuses or None),
+    )
+    if as_json:
+        return echo_json({"deleted": deleted})
+    return click.echo(f"deleted {len(deleted)} rollout{'' if len(deleted) == 1 else 's'}")
