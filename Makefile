@@ -17,6 +17,8 @@ SERVE_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 TEST_ARGS ?=
+SOAK_SECONDS ?= 600
+SOAK_SEED ?=
 
 ##@ Use
 
@@ -76,15 +78,19 @@ setup: $(VENV)/.installed-dev ## Create .venv with everything to work on the pro
 
 .PHONY: test
 test: $(VENV)/.installed-dev ## Run the tests (TEST_ARGS="-k f13 …")
-	$(BIN)/python -m pytest -m "not chaos" $(TEST_ARGS)
+	$(BIN)/python -m pytest -m "not chaos and not soak" $(TEST_ARGS)
 
 .PHONY: test-chaos
 test-chaos: $(VENV)/.installed-dev ## Run the long forms of the tests that break connections and processes
 	$(BIN)/python -m pytest -m chaos $(TEST_ARGS)
 
+.PHONY: test-soak
+test-soak: $(VENV)/.installed-dev ## Run 200 runners on a wire that breaks, for ten minutes (SOAK_SECONDS=60)
+	SOAK_SECONDS=$(SOAK_SECONDS) SOAK_SEED=$(SOAK_SEED) $(BIN)/python -m pytest -m soak tests/soak $(TEST_ARGS)
+
 .PHONY: test-fast
 test-fast: $(VENV)/.installed-dev ## Run the tests that neither start processes nor search for examples
-	$(BIN)/python -m pytest -m "not slow and not hypothesis and not chaos" $(TEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow and not hypothesis and not chaos and not soak" $(TEST_ARGS)
 
 .PHONY: test-agentlightning
 test-agentlightning: $(VENV_AGENTLIGHTNING)/.installed ## Run the tests against the real Agent Lightning

@@ -17,7 +17,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 Command = list[str | Path]
-PACKAGES = frozenset({"lightning_store", "lightning_store_server", "lightning_store_client"})
+PACKAGES = frozenset(
+    {"lightning_store", "lightning_store_server", "lightning_store_client", "lightning_store_agentlightning"}
+)
 HIDDEN_VARIABLES = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL")
 RUNS: tuple[tuple[str, tuple[str, ...]], ...] = (("", ("click", "rich", "grpc_reflection")), ("[server]", ()))
 """What is asked for behind the wheel's name, and which packages must not come along."""
@@ -46,7 +48,7 @@ def build(target: Path) -> Path:
 
 
 def check_contents(wheel: Path) -> None:
-    """The three packages, typed and with their stubs, and nothing else at the top."""
+    """The packages, typed and with their stubs, and nothing else at the top."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}

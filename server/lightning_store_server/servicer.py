@@ -429,7 +429,8 @@ def _once(request: Any, context: Context) -> AbstractContextManager[None]:
 def _fingerprint(request: Any) -> str:
     """What the request asks for, in a few characters. Of spans, which are large and have keys of their own, only how
     many and two of them; of a claim not how long it may wait, which is less for a call that is made again."""
-    if type(request) is REQUESTS["AddSpans"]:
+    has_spans = type(request) is REQUESTS["AddSpans"]
+    if has_spans:
         count = len(request.spans)
         content = b"".join([count.to_bytes(8), *request.spans[:1], *request.spans[-1:]])
     else:

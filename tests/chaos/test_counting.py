@@ -14,14 +14,14 @@ from lightning_store import InMemoryLightningStore, LightningStore, PromptTempla
 from lightning_store.model import AttemptedRollout, EnqueueRolloutRequest
 from lightning_store.testing.contract.base import make_span
 from lightning_store.testing.contract.spans import make_readable_span
-from lightning_store.testing.faults import Fault, FaultSchedule
+from lightning_store.testing.faults import Fault, FaultSchedule, FaultStatistics
 from lightning_store_client import LightningStoreClient
 from tests.chaos.flaky import PATIENCE, flaky_wire
 
 CLIENTS = 4
 CALLERS_PER_CLIENT = 4
 LOST = 0.2
-"""The share of calls whose reply is lost. Each takes those down that share its connection, so more are."""
+"""The share of messages whose reply is lost. Each takes those down that share its connection, so more are."""
 
 
 class Ledger:
@@ -135,25 +135,27 @@ class Caller:
         self.ledger.notes[key] = number
 
 
-async def make_calls(store: LightningStore, calls: int, seed: int) -> Ledger:
-    """``calls`` of all kinds, from ``CLIENTS * CALLERS_PER_CLIENT`` callers at once; then the queue is emptied."""
+async def make_calls(
+    store: LightningStore, calls: int, seed: int, clients: int = CLIENTS, callers_per_client: int = CALLERS_PER_CLIENT
+) -> tuple[Ledger, FaultStatistics]:
+    """``calls`` of all kinds, from ``clients * callers_per_client`` callers at once; then the queue is emptied."""
     ledger = Ledger()
     schedule = FaultSchedule.random(seed, {Fault.CUT_REPLY: LOST})
     async with flaky_wire(store, schedule) as proxy, AsyncExitStack() as stack:
-        clients = [
-            await stack.enter_async_context(LightningStoreClient(proxy.endpoint, **PATIENCE)) for _ in range(CLIENTS)
+        made = [
+            await stack.enter_async_context(LightningStoreClient(proxy.endpoint, **PATIENCE)) for _ in range(clients)
         ]
         callers = [
-            Caller(f"caller-{number}", clients[number % CLIENTS], ledger, random.Random(f"{seed}/{number}"))
-            for number in range(CLIENTS * CALLERS_PER_CLIENT)
+            Caller(f"caller-{number}", made[number % clients], ledger, random.Random(f"{seed}/{number}"))
+            for number in range(clients * callers_per_client)
         ]
         share, rest = divmod(calls, len(callers))
         await asyncio.gather(*(caller.run(share + (number < rest)) for number, caller in enumerate(callers)))
         assert ledger.calls.total() == calls
-        assert proxy.statistics.cut > LOST / 2 * calls
-        for claimed in await clients[0].dequeue_many_rollouts(limit=1000):
+        for claimed in await made[0].dequeue_many_rollouts(limit=1000):
             ledger.began(claimed)
-    return ledger
+    assert proxy.statistics.cut > LOST / 2 * proxy.statistics.calls
+    return ledger, proxy.statistics
 
 
 async def check_rollouts(store: LightningStore, ledger: Ledger) -> None:
@@ -190,22 +192,39 @@ async def check_resources(store: LightningStore, ledger: Ledger) -> None:
         assert update.version == len(versions)
 
 
+async def check(store: LightningStore, ledger: Ledger) -> None:
+    await check_rollouts(store, ledger)
+    await check_spans(store, ledger)
+    await check_resources(store, ledger)
+
+
 @pytest.mark.parametrize(
     ("calls", "seed"), [(300, 1), *(pytest.param(2000, seed, marks=pytest.mark.chaos) for seed in (2, 3, 4))]
 )
 @pytest.mark.asyncio
 async def test_nothing_is_lost_and_nothing_doubled(calls: int, seed: int):
     store = InMemoryLightningStore()
-    ledger = await make_calls(store, calls, seed)
-    await check_rollouts(store, ledger)
-    await check_spans(store, ledger)
-    await check_resources(store, ledger)
+    ledger, statistics = await make_calls(store, calls, seed)
+    await check(store, ledger)
+    assert statistics.calls > calls / 3
+
+
+@pytest.mark.parametrize(
+    ("calls", "seed"), [(600, 1), *(pytest.param(8000, seed, marks=pytest.mark.chaos) for seed in (2, 3, 4))]
+)
+@pytest.mark.asyncio
+async def test_nothing_is_lost_and_nothing_doubled_of_calls_that_share_a_message(calls: int, seed: int):
+    """A cut hits all calls of a message, and those of the messages before it that are not answered yet."""
+    store = InMemoryLightningStore()
+    ledger, statistics = await make_calls(store, calls, seed, clients=2, callers_per_client=40)
+    await check(store, ledger)
+    assert statistics.answered < calls / 2
 
 
 @pytest.mark.asyncio
 async def test_a_store_that_replays_nothing_is_caught():
     store = InMemoryLightningStore(replay_entries_max=0)
-    ledger = await make_calls(store, 150, 5)
-    for check in (check_rollouts, check_spans, check_resources):
+    ledger, _ = await make_calls(store, 150, 5)
+    for failing in (check_rollouts, check_spans, check_resources):
         with pytest.raises(AssertionError):
-            await check(store, ledger)
+            await failing(store, ledger)

@@ -13,10 +13,13 @@ from lightning_store.testing import FakeClock, StoreContract
 from lightning_store.testing.contract.attempts import RevivalContract, StatusContract
 from lightning_store.testing.contract.base import ContractBase
 from lightning_store.testing.contract.concurrency import AtomicityContract, ThreadsContract
+from lightning_store.testing.contract.deletion import DeletionContract
+from lightning_store.testing.contract.feed import FeedContract
 from lightning_store.testing.contract.queue import QueueContract
 from lightning_store.testing.contract.resources import ResourcesContract
 from lightning_store.testing.contract.spans import AddingSpansContract, SpanNumbersContract
 from lightning_store.testing.contract.waiting import WaitingContract
+from lightning_store.testing.contract.waiting_for_any import WaitingForAnyContract
 from lightning_store.testing.contract.workers import AssignmentContract, HeartbeatContract
 from lightning_store.testing.faults import Fault, FaultSchedule, FaultStatistics
 from tests.chaos.flaky import PATIENCE, BeatingClient, flaky_wire
@@ -90,6 +93,9 @@ class TestChangesWithEveryFifthReplyLost(
     AssignmentContract,
     HeartbeatContract,
     WaitingContract,
+    WaitingForAnyContract,
+    FeedContract,
+    DeletionContract,
     AtomicityContract,
     ThreadsContract,
 ):

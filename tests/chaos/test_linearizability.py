@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
 from lightning_store import InMemoryLightningStore, LightningStore
+from lightning_store.forwarding import ForwardingStore
 from lightning_store.model import AttemptedRollout
 from lightning_store.replay import part_scope
+from lightning_store.store import LightningStoreCapabilities
 from lightning_store.testing.faults import Fault, FaultSchedule
 from lightning_store.testing.linearizability import StoreModel, Verdict, check_history
 from tests.chaos.flaky import PATIENCE
@@ -69,7 +71,21 @@ async def test_with_retries_no_call_happens_late():
 # --- Broken on purpose -----------------------------------------------------------------------------------------------
 
 
-class ClaimsWithoutRemoval(InMemoryLightningStore):
+class Broken(ForwardingStore):
+    """Has only the public methods: of a store in memory, the server takes what is below them."""
+
+    def __init__(self) -> None:
+        self.inner = InMemoryLightningStore()
+
+    @property
+    def capabilities(self) -> LightningStoreCapabilities:
+        return self.inner.capabilities
+
+    async def _forward(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        return await getattr(self.inner, method)(*args, **kwargs)
+
+
+class ClaimsWithoutRemoval(Broken):
     """What it hands out stays in the queue."""
 
     async def dequeue_many_rollouts(self, **options: Any) -> Sequence[AttemptedRollout]:
@@ -80,7 +96,7 @@ class ClaimsWithoutRemoval(InMemoryLightningStore):
         return claimed
 
 
-class ClaimsInTwoSteps(InMemoryLightningStore):
+class ClaimsInTwoSteps(Broken):
     """It looks first and takes then, so that another call can come between."""
 
     async def dequeue_many_rollouts(self, *, limit: int = 1, **options: Any) -> Sequence[AttemptedRollout]:

@@ -13,7 +13,13 @@ from click.testing import CliRunner
 from lightning_store import InMemoryLightningStore
 from lightning_store_server import ServerConfig
 from lightning_store_server.app import REPLAY_ENTRIES_MAX, REPLAY_WINDOW_SECONDS
-from lightning_store_server.cli.options import parse_bytes, parse_threshold
+from lightning_store_server.cli.options import (
+    Retention,
+    parse_bytes,
+    parse_retention,
+    parse_threshold,
+    parse_time,
+)
 from lightning_store_server.cli.root import root
 from lightning_store_server.cli.serve import serve
 from lightning_store_server.cli.show import endpoint
@@ -57,6 +63,40 @@ def test_parse_threshold_tells_ratios_from_bytes(text: str, value: float) -> Non
 def test_parse_threshold_refuses(text: str) -> None:
     with pytest.raises(click.BadParameter):
         parse_threshold(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "length"),
+    [("90", 90), ("0", 0), ("90s", 90), ("15m", 900), ("1.5h", 5400), ("12 H", 43_200), ("365d", 31_536_000)],
+)
+def test_parse_time(text: str, length: float) -> None:
+    assert parse_time(text) == length
+
+
+@pytest.mark.parametrize("text", ["", "h", "-1s", "1w", "1h30m", "nan", "inf", "1e3", "٣s", "1" * 20])
+def test_parse_time_refuses(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="12h"):
+        parse_time(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("1", Retention(count=1)),
+        (" 10000 ", Retention(count=10_000)),
+        ("3600s", Retention(seconds=3600)),
+        ("0.5h", Retention(seconds=1800)),
+        ("7d", Retention(seconds=604_800)),
+    ],
+)
+def test_parse_retention_tells_how_many_from_how_long(text: str, kept: Retention) -> None:
+    assert parse_retention(text) == kept
+
+
+@pytest.mark.parametrize("text", ["", "0", "0s", "0.0h", "1.5", "-1", "-1h", "1e4", "many", "1" * 30])
+def test_parse_retention_refuses(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="12h"):
+        parse_retention(text)
 
 
 @pytest.mark.parametrize("text", ["localhost:4747", "10.0.0.1:1", "[::1]:65535", "store.example.org:80"])
@@ -137,6 +177,12 @@ def test_variable_that_kubernetes_sets_is_ignored(monkeypatch: pytest.MonkeyPatc
         ("--replay-window", "0"),
         ("--replay-entries-max", "0"),
         ("--eviction-memory-threshold", "1.5"),
+        ("--memory-limit", "1.5"),
+        ("--memory-limit", "most"),
+        ("--retain-finished", "0"),
+        ("--retain-finished", "1.5"),
+        ("--retain-finished", "-1h"),
+        ("--retain-finished", "some"),
         ("--log-level", "loud"),
         ("--log-format", "xml"),
         ("--colour", "red"),

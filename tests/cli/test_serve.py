@@ -124,7 +124,7 @@ def test_thresholds_reach_the_store(run, server, monkeypatch) -> None:
     monkeypatch.setattr(serve_module, "memory_store", memory_store)
     result = run(
         "serve",
-        *("--eviction-memory-threshold", "0.5", "--safe-memory-threshold", "1000"),
+        *("--eviction-memory-threshold", "0.5", "--safe-memory-threshold", "1000", "--memory-limit", "8GiB"),
         *("--replay-window", "60", "--replay-entries-max", "10", "--worker-timeout", "7"),
     )
     assert result.exit_code == 0
@@ -133,9 +133,39 @@ def test_thresholds_reach_the_store(run, server, monkeypatch) -> None:
         "worker_timeout_seconds": 7.0,
         "eviction_memory_threshold": 0.5,
         "safe_memory_threshold": 1000,
+        "memory_limit": 8 * 1024**3,
+        "retain_finished_seconds": None,
+        "retain_finished_count": None,
         "replay_window_seconds": 60.0,
         "replay_entries_max": 10,
     }
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("10000", {"retain_finished_count": 10_000}),
+        ("3600s", {"retain_finished_seconds": 3600}),
+        ("12h", {"retain_finished_seconds": 43_200}),
+    ],
+)
+@pytest.mark.parametrize("by_variable", [True, False])
+def test_what_is_kept_reaches_the_store(run, server, monkeypatch, value, kept, by_variable) -> None:
+    given = {}
+    make = app.memory_store
+
+    def memory_store(**arguments):
+        given.update(arguments)
+        return make(**arguments)
+
+    monkeypatch.setattr(serve_module, "memory_store", memory_store)
+    if by_variable:
+        result = run("serve", env={"LIGHTNING_STORE_RETAIN_FINISHED": value, "LIGHTNING_STORE_MEMORY_LIMIT": "0.5"})
+    else:
+        result = run("serve", "--retain-finished", value, "--memory-limit", "0.5")
+    assert result.exit_code == 0
+    wanted = {"retain_finished_count": None, "retain_finished_seconds": None, "memory_limit": 0.5} | kept
+    assert {name: given[name] for name in wanted} == wanted
 
 
 def test_limits_reach_the_server(run, server) -> None:

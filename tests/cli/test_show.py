@@ -65,6 +65,10 @@ def test_stats(show, show_json, served) -> None:
     table = show("stats")
     assert served.endpoint in table
     assert "64MiB (67108864)" in table
+    for name, limit in (("total_bytes", "memory_limit_bytes"), ("total_span_bytes", "eviction_threshold_bytes")):
+        [line] = [line for line in table.splitlines() if line.startswith(f"{name} ")]
+        assert line.rstrip().endswith(f"% of {limit}")
+        assert answer["statistics"][limit] > answer["statistics"][name] > 0
 
 
 def test_rollouts(show, show_json, served) -> None:

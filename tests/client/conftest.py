@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import defaultdict, deque
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -251,6 +251,10 @@ class HookedStore(ForwardingStore):
 
     async def _forward(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return await self.hooks.get(method, getattr(self.inner, method))(*args, **kwargs)
+
+    def _forward_stream(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AsyncIterator[Any]:
+        stream: AsyncIterator[Any] = getattr(self.inner, method)(*args, **kwargs)
+        return stream
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from lightning_store import (
 )
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.testing.contract.base import make_span
+from lightning_store.testing.contract.feed import collected
 from lightning_store.wire.errors import to_status
 from lightning_store.wire.methods import METHODS, Repeat
 from lightning_store_client import LightningStoreClient
@@ -42,6 +43,7 @@ CALLS = {
     "StartAttempt": lambda store, rollout: store.start_attempt(rollout.rollout_id),
     "UpdateRollout": lambda store, rollout: store.update_rollout(rollout.rollout_id, metadata={"a": 1}),
     "CancelRollouts": lambda store, rollout: store.cancel_rollouts([rollout.rollout_id]),
+    "DeleteRollouts": lambda store, rollout: store.delete_rollouts([rollout.rollout_id]),
     "UpdateAttempt": lambda store, rollout: store.update_attempt(rollout.rollout_id, "latest", metadata={"a": 1}),
     "AddSpans": lambda store, rollout: store.add_span(make_span(rollout)),
     "AllocateSpanSequenceIds": lambda store, rollout: store.get_next_span_sequence_id(rollout.rollout_id, "at"),
@@ -62,6 +64,7 @@ CALLS = {
     "ListWorkers": lambda store, rollout: store.query_workers(),
     "WaitForRollouts": lambda store, rollout: store.wait_for_rollouts(rollout_ids=[rollout.rollout_id], timeout=0),
     "StreamQuery": lambda store, rollout: store.query_rollouts(),
+    "WatchRollouts": lambda store, rollout: collected(store.watch_rollouts(["ro-x"])),
 }
 """A call of the client for each RPC, given a rollout that has an attempt."""
 ONCE = sorted(name for name, method in METHODS.items() if method.repeat is Repeat.ONCE)
@@ -109,6 +112,7 @@ def test_a_lost_reply_is_asked_for_again_under_the_same_id_and_the_call_happens_
     assert rig.clock.slept == [1.0, 2.0, 5.0]
     statistics = asyncio.run(rig.store.statistics())
     grown = {"StartRollout": (4, 2), "EnqueueRollouts": (5, 1), "DequeueRollouts": (3, 2), "StartAttempt": (3, 2)}
+    grown["DeleteRollouts"] = (2, 0)
     expected = grown.get(rpc, (3, 1))
     assert (statistics["total_rollouts"], statistics["total_attempts"]) == expected
     assert statistics["total_resources"] == (rpc in {"AddResources", "UpdateResources"})
@@ -128,7 +132,9 @@ def test_each_call_has_an_id_of_its_own(rig, rpc):
 
 
 @pytest.mark.parametrize("rpc", [rpc for rpc in READ if rpc != "StreamQuery"])
-@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED])
+@pytest.mark.parametrize(
+    "code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED]
+)
 def test_reads_are_sent_again(rig, broken, rpc, code):
     rollout = rollout_in(rig)
     expected = run_call(rig, rpc, rollout)
@@ -174,7 +180,6 @@ def test_the_last_write_that_wins_is_never_sent_again(rig, broken, code):
         (grpc.StatusCode.UNKNOWN, InternalError),
         (grpc.StatusCode.DATA_LOSS, InternalError),
         (grpc.StatusCode.UNIMPLEMENTED, UnsupportedError),
-        (grpc.StatusCode.CANCELLED, StoreError),
         (grpc.StatusCode.ABORTED, StoreError),
         (grpc.StatusCode.PERMISSION_DENIED, StoreError),
         (grpc.StatusCode.UNAUTHENTICATED, StoreError),
@@ -186,6 +191,12 @@ def test_other_failures_are_not_sent_again(rig, broken, rpc, code, error):
     with pytest.raises(error, match="broken by the proxy|cancelled"):
         run_call(rig, rpc, rollout)
     assert rig.proxy.order() == [rpc]
+
+
+def test_a_call_that_the_server_cancelled_is_one_that_it_was_not_there_for(rig, broken):
+    rig.proxy.breaks("EnqueueRollouts", broken(grpc.StatusCode.CANCELLED))
+    with pytest.raises(StoreUnavailableError, match="gave the call up"):
+        run_call(rig, "EnqueueRollouts", None, retry_delays=())
 
 
 def test_an_unknown_id_is_not_asked_for_again(rig):

@@ -24,8 +24,8 @@ SECONDS_MAX = 30
 """After this long a script shows the stacks of its threads and ends; a little later all its processes are killed."""
 SERVE_SECONDS_MAX = 120
 """After this long a server process is killed."""
-SECONDS_PROMPT = 10.0
-"""What is done at once takes no longer than this, on a machine that is busy with other tests."""
+SECONDS_PROMPT = 15.0
+"""What is done at once takes no longer than this on a busy machine; what hangs takes longer, a long poll for one."""
 
 HEADER = """
 from __future__ import annotations
@@ -104,6 +104,10 @@ class Program:
             )
         self._killer = threading.Timer(seconds, self.kill)
         self._killer.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def line(self) -> str:
         """The next line that it prints, without its end."""

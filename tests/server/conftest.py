@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import queue
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -40,6 +40,10 @@ class HookedStore(ForwardingStore):
 
     async def _forward(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return await self.hooks.get(method, getattr(self.inner, method))(*args, **kwargs)
+
+    def _forward_stream(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> AsyncIterator[Any]:
+        stream: AsyncIterator[Any] = getattr(self.inner, method)(*args, **kwargs)
+        return stream
 
 
 @dataclass(frozen=True)

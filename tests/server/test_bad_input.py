@@ -126,6 +126,46 @@ def test_an_empty_batch_is_no_mistake(scene):
     assert len(scene.served.call("EnqueueRollouts", rollout_pb2.EnqueueRolloutsRequest(**ID)).rollouts) == 0
 
 
+# --- Which rollouts to delete, to watch and to wait for --------------------------------------------------------------
+
+
+def delete(field, says, **fields):
+    return Mistake("DeleteRollouts", rollout_pb2.DeleteRolloutsRequest(**ID, **fields), field, says)
+
+
+def watch(field, says, **fields):
+    return Mistake("WatchRollouts", rollout_pb2.WatchRolloutsRequest(**fields), field, says)
+
+
+@each(
+    delete("rollout_id_in.values[1]", "missing", rollout_id_in={"values": ["ro", ""]}),
+    delete("older_than", "must be from 0", older_than=Duration(seconds=-1)),
+    delete("older_than", "nanos", older_than=Duration(nanos=-1)),
+    delete("older_than", "out of range", older_than=Duration(seconds=2**63 - 1)),
+    delete("status_in.values[1]", "unspecified", older_than={}, status_in={"values": [QUEUING, 0]}),
+    delete("status_in.values[0]", "unknown enum number 99", older_than={}, status_in={"values": [99]}),
+    watch("rollout_id_in.values[0]", "missing", rollout_id_in={"values": [""]}),
+    Mistake("WaitForRollouts", rollout_pb2.WaitForRolloutsRequest(return_when=7), "return_when", "enum number 7"),
+)
+def test_selections(scene, mistake):
+    check(scene.served, mistake)
+    assert asyncio.run(scene.served.store.statistics())["total_rollouts"] == 2
+
+
+@pytest.mark.parametrize("fields", [{}, {"status_in": {"values": [QUEUING]}}])
+def test_a_deletion_of_everything_must_be_meant(scene, fields):
+    failure = scene.served.failure("DeleteRollouts", rollout_pb2.DeleteRolloutsRequest(**ID, **fields))
+    assert (failure.code, failure.reason, failure.fields) == ("INVALID_ARGUMENT", "INVALID_ARGUMENT", ["older_than"])
+    assert "neither rollout_ids nor older_than is given" in failure.message
+    assert asyncio.run(scene.served.store.statistics())["total_rollouts"] == 2
+
+
+@pytest.mark.parametrize("after", ["x", "-1", "0123456789ab-1", "1" * 5000])
+def test_a_cursor_that_is_not_the_servers(scene, after):
+    failure = scene.served.failure("WatchRollouts", rollout_pb2.WatchRolloutsRequest(after=after))
+    assert (failure.code, failure.reason, failure.fields) == ("INVALID_ARGUMENT", "CURSOR_UNKNOWN", ["after"])
+
+
 # --- Ids that are missing or not known -------------------------------------------------------------------------------
 
 
@@ -225,6 +265,12 @@ def test_strict_servers_refuse_more(serve):
         ("GetLatestAttempt", rollout_pb2.GetLatestAttemptRequest(rollout_id="no"), "NOT_FOUND", "ROLLOUT_NOT_FOUND"),
         ("ListSpans", span_pb2.ListSpansRequest(rollout_id="no"), "NOT_FOUND", "ROLLOUT_NOT_FOUND"),
         ("WaitForRollouts", rollout_pb2.WaitForRolloutsRequest(rollout_ids=["no"]), "NOT_FOUND", "ROLLOUT_NOT_FOUND"),
+        (
+            "WatchRollouts",
+            rollout_pb2.WatchRolloutsRequest(rollout_id_in={"values": ["no"]}),
+            "NOT_FOUND",
+            "ROLLOUT_NOT_FOUND",
+        ),
         ("EnqueueRollouts", enqueue(resources_id="no"), "NOT_FOUND", "RESOURCES_NOT_FOUND"),
         (
             "UpdateResources",

@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.v1 import server_pb2
-from lightning_store.wire.methods import METHODS, SERVICE
+from lightning_store.wire.methods import METHODS, SERVICE, TRACE_SERVICE
 
 VERSIONS = ["v1", "v1alpha"]
 HEALTH = "grpc.health.v1.Health"
@@ -67,7 +67,7 @@ def test_services_are_listed(served, version):
     reply = reflect(served, version, list_services="")
     listed = {service.name for service in reply.list_services_response.service}
     reflections = {f"grpc.reflection.{version}.ServerReflection" for version in VERSIONS}
-    assert listed == {SERVICE, HEALTH, *reflections}
+    assert listed == {SERVICE, TRACE_SERVICE, HEALTH, *reflections}
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -89,7 +89,12 @@ def test_the_store_is_described_by_symbol_with_all_that_it_needs(served, version
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize(
     "symbol",
-    ["lightning_store.v1.Rollout", HEALTH, *(f"grpc.reflection.{version}.ServerReflection" for version in VERSIONS)],
+    [
+        "lightning_store.v1.Rollout",
+        TRACE_SERVICE,
+        HEALTH,
+        *(f"grpc.reflection.{version}.ServerReflection" for version in VERSIONS),
+    ],
 )
 def test_other_symbols_are_described(served, version, symbol):
     files = described_files(reflect(served, version, file_containing_symbol=symbol))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any, ClassVar
 
 import pytest
@@ -15,6 +16,8 @@ from lightning_store.store import LightningStoreCapabilities
 from lightning_store.testing import FakeClock
 from lightning_store.testing.contract.attempts import RevivalContract
 from lightning_store.testing.contract.base import make_span
+from lightning_store.testing.contract.deletion import DeletedContract, DeletionContract
+from lightning_store.testing.contract.feed import FeedContract
 from lightning_store.testing.contract.queries import SpanQueriesContract
 from lightning_store.testing.contract.queue import QueueContract
 from lightning_store.testing.contract.resources import ResourcesContract
@@ -25,6 +28,7 @@ from lightning_store.testing.contract.spans import (
     SpanNumbersContract,
 )
 from lightning_store.testing.contract.waiting import WaitingContract
+from lightning_store.testing.contract.waiting_for_any import WaitingForAnyContract
 from lightning_store.v1 import server_pb2, span_pb2
 from lightning_store.wire.spans import span_to_proto
 from lightning_store_client import LightningStoreClient
@@ -47,6 +51,15 @@ class OneThreadStore(ForwardingStore):
         assert len(self.threads) == 1, "called from several threads"
         return await getattr(self.inner, method)(*args, **kwargs)
 
+    async def _forward_stream(
+        self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> AsyncIterator[Any]:
+        async with aclosing(getattr(self.inner, method)(*args, **kwargs)) as items:
+            async for item in items:
+                self.threads.add(threading.get_ident())
+                yield item
+        assert len(self.threads) == 1, "called from several threads"
+
 
 class TestServesAnyStore(
     QueueContract,
@@ -58,6 +71,10 @@ class TestServesAnyStore(
     SpanQueriesContract,
     ResourcesContract,
     WaitingContract,
+    WaitingForAnyContract,
+    FeedContract,
+    DeletionContract,
+    DeletedContract,
 ):
     deviations: ClassVar[Mapping[str, str]] = {
         "test_f21_a_duplicate_takes_no_number": "the store numbers a span before it is asked to add it",

@@ -13,6 +13,7 @@ from lightning_store import errors
 ERRORS = [
     "AttemptNotFoundError",
     "CallCancelledError",
+    "CursorUnknownError",
     "InternalError",
     "InvalidArgumentError",
     "InvalidTransitionError",
@@ -50,6 +51,7 @@ MODEL = [
     "Attempt",
     "AttemptStatus",
     "AttemptedRollout",
+    "CompletedRollout",
     "EnqueueRolloutRequest",
     "Event",
     "InstrumentationScope",

@@ -19,7 +19,7 @@ def through_bytes(message):
 
 def _same(found, wanted):
     if isinstance(wanted, BaseModel):
-        return type(found) is type(wanted) and _same(dict(found), dict(wanted))
+        return found.__class__ is wanted.__class__ and _same(dict(found), dict(wanted))
     if isinstance(wanted, dict):
         if not isinstance(found, dict) or found.keys() != wanted.keys():
             return False

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from enum import IntEnum
+from functools import reduce
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -14,11 +17,15 @@ from lightning_store.errors import InvalidArgumentError, NotJsonError
 from lightning_store.model import Span
 from lightning_store.testing import strategies
 from lightning_store.v1 import span_pb2
+from lightning_store.wire.attributes import STARTS_MAX
 from lightning_store.wire.spans import (
     ProtoSpanCodec,
     span_from_proto,
+    span_record_from_bytes,
     span_record_from_proto,
+    span_record_to_bytes,
     span_record_to_proto,
+    span_to_bytes,
     span_to_proto,
 )
 from tests.wire.same import assert_same, through_bytes
@@ -29,6 +36,20 @@ CODEC = ProtoSpanCodec()
 def a_span(**fields):
     values = {"rollout_id": "ro-1", "attempt_id": "at-1", "sequence_id": 3, "trace_id": "ab" * 16, "span_id": "cd" * 8}
     return Span(**{**values, "name": "step", **fields})
+
+
+def an_envelope(**fields):
+    message = span_to_proto(a_span())
+    for name, value in fields.items():
+        setattr(message, name, value)
+    return message
+
+
+def with_otlp(**fields):
+    message = span_to_proto(a_span())
+    for name, value in fields.items():
+        setattr(message.span, name, value)
+    return message
 
 
 @given(strategies.spans())
@@ -65,6 +86,79 @@ def test_the_body_holds_none_of_the_envelope_ids():
     assert not body.HasField("sequence_id")
 
 
+@given(strategies.spans())
+def test_a_record_of_bytes_is_the_record_of_their_message(span):
+    data = span_to_bytes(span)
+    assert span_to_proto(span).SerializeToString() == data
+    record = span_record_from_bytes(data, "span")
+    assert record == span_record_from_proto(span_pb2.Span.FromString(data), "span")
+    assert span_record_to_bytes(record) == data
+
+
+def test_a_record_is_numbered_without_encoding_it_anew():
+    message = span_to_proto(a_span())
+    message.ClearField("sequence_id")
+    record = span_record_from_bytes(message.SerializeToString(), "span")
+    assert record.sequence_id is None
+    numbered = span_pb2.Span.FromString(span_record_to_bytes(replace(record, sequence_id=2**62)))
+    message.sequence_id = 2**62
+    assert numbered == message
+
+
+@pytest.mark.parametrize("order", ["ids last", "a field twice", "a field that is not known"])
+def test_bytes_that_protobuf_would_write_otherwise_are_kept_too(order):
+    span = a_span()
+    ids = span_pb2.Span(rollout_id="ro-1", attempt_id="at-1", sequence_id=3).SerializeToString()
+    body = CODEC.encode(span).body
+    data = {
+        "ids last": body + ids,
+        "a field twice": ids + span_pb2.Span(span={"name": "first"}).SerializeToString() + body + ids,
+        "a field that is not known": ids + body + b"\xfa\x7f\x03new",
+    }[order]
+    record = span_record_from_bytes(data, "span")
+    assert_same(CODEC.decode(record), span)
+    assert (record.rollout_id, record.attempt_id, record.sequence_id) == ("ro-1", "at-1", 3)
+    assert span_record_to_proto(record) == span_pb2.Span.FromString(data)
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\x0a\x02\xff\xfe", span_to_bytes(a_span())[:-1]])
+def test_bytes_that_are_no_span_are_refused(data):
+    with pytest.raises(InvalidArgumentError, match=r"spans\[2\] is malformed") as caught:
+        span_record_from_bytes(data, "spans[2]")
+    assert caught.value.details["field"] == "spans[2]"
+
+
+# --- When a span is decoded ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["message", "record"])
+def test_a_span_is_decoded_when_it_is_looked_into(source):
+    given_span = a_span(attributes={"a": 1})
+    message = span_to_proto(given_span)
+    span = span_from_proto(message, "span") if source == "message" else CODEC.decode(CODEC.encode(given_span))
+    assert type(span) is not Span
+    assert_same(span, given_span)
+    assert type(span) is Span
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (span_pb2.Span(), "spans[2].span"),
+        (an_envelope(sequence_id=-1), "spans[2].sequence_id"),
+        (with_otlp(span_id=b"123"), "spans[2].span.span_id"),
+        (an_envelope(overlay_json='{"name": 5}'), "spans[2].name"),
+    ],
+)
+def test_what_is_wrong_with_a_span_is_told_before_anybody_looks_into_it(message, field):
+    with pytest.raises(InvalidArgumentError) as caught:
+        span_from_proto(message, "spans[2]")
+    assert caught.value.details["field"] == field
+
+
+# --- What is written -------------------------------------------------------------------------------------------------
+
+
 def test_otlp_tools_see_the_span_also_where_there_is_an_overlay():
     span = a_span(attributes={"big": 2**70, "bad": "\ud800x", "fine": 7}, note="extra", start_time=1.7e9)
     message = span_to_proto(span)
@@ -79,6 +173,59 @@ def test_otlp_tools_see_the_span_also_where_there_is_an_overlay():
 def test_bytes_survive_beside_values_that_otlp_cannot_hold():
     span = a_span(attributes={"mixed": [b"\x00\xff", {"big": 2**64, "raw": b"\x01"}]})
     assert CODEC.decode(CODEC.encode(span)).attributes == span.attributes
+
+
+def test_values_of_derived_types_are_written_as_what_they_are_derived_from():
+    class Text(str):
+        __slots__ = ()
+
+    class Real(float):
+        __slots__ = ()
+
+    class Number(IntEnum):
+        SMALL = 7
+        LARGE = 2**70
+
+    derived = {Text("key"): Text("value"), "real": Real(0.5), "small": Number.SMALL, "large": Number.LARGE}
+    span = a_span(attributes={**derived, "list": (Text("a"), Number.SMALL, MappingProxyType({"b": Text("\ud800")}))})
+    found = CODEC.decode(CODEC.encode(span)).attributes
+    plain = {"key": "value", "real": 0.5, "small": 7, "large": 2**70}
+    assert_same(found, {**plain, "list": ["a", 7, {"b": "\ud800"}]})
+
+
+def test_what_is_remembered_of_attributes_does_not_mix_them_up():
+    values = [
+        True,
+        1,
+        1.0,
+        "1",
+        "",
+        "\x01",
+        b"1",
+        b"",
+        None,
+        [],
+        [1],
+        ["1"],
+        [True],
+        [[]],
+        {},
+        -1,
+        127,
+        128,
+        2**62,
+        0.0,
+    ]
+    for _ in range(3):
+        for value in values:
+            for key in ("", "key", "k" * 200):
+                assert_same(CODEC.decode(CODEC.encode(a_span(attributes={key: value}))).attributes, {key: value})
+
+
+def test_any_number_of_keys_and_sizes_can_be_written():
+    for size in range(0, 2 * STARTS_MAX, 100):
+        given_values = {f"key-{size + number}": "x" * (size // 4) for number in range(100)}
+        assert CODEC.decode(CODEC.encode(a_span(attributes=given_values))).attributes == given_values
 
 
 @pytest.mark.parametrize("deep", [20, 90])
@@ -105,6 +252,57 @@ def test_what_cannot_be_held_is_refused_with_its_place(fields, place):
     with pytest.raises(NotJsonError) as caught:
         CODEC.encode(a_span(**fields))
     assert caught.value.details["path"] == place
+
+
+def changed(**fields):
+    """A span with fields that nobody has validated."""
+    span = a_span(
+        context={"trace_id": "ab" * 16, "span_id": "cd" * 8, "is_remote": False, "trace_state": {}},
+        events=[{"name": "e"}],
+        links=[{"context": {"trace_id": "ab" * 16, "span_id": "cd" * 8, "is_remote": False, "trace_state": {}}}],
+    )
+    for name, value in fields.items():
+        *path, last = name.split("__")
+        target = reduce(lambda at, step: at[int(step)] if step.isdecimal() else getattr(at, step), path, span)
+        setattr(target, last, value)
+    return span
+
+
+@pytest.mark.parametrize(
+    "span",
+    [
+        changed(name=5),
+        changed(sequence_id=True),
+        changed(sequence_id=-1),
+        changed(start_time=-1.0),
+        changed(end_time=float("nan")),
+        changed(trace_id=None),
+        changed(attributes=None),
+        changed(events=None),
+        changed(links=7),
+        changed(kind="ODD"),
+        changed(status=None),
+        changed(status__status_code="ODD"),
+        changed(status__description=5),
+        changed(context__trace_state=None),
+        changed(context__trace_state={"a": 1}),
+        changed(context__is_remote="perhaps"),
+        changed(parent={"trace_id": "ab" * 16}),
+        changed(resource=None),
+        changed(resource__attributes=None),
+        changed(resource__schema_url=None),
+        changed(events__0__timestamp=-1.0),
+        changed(events__0__timestamp=1e10),
+        changed(events__0__timestamp=float("inf")),
+        changed(events__0__name=None),
+        changed(links__0__context=None),
+        changed(links__0__attributes=[]),
+        Span.model_construct(rollout_id="ro-1", attempt_id="at-1", sequence_id=1, span_id="cd" * 8),
+    ],
+)
+def test_a_span_that_was_made_illegal_is_refused_before_it_is_stored(span):
+    with pytest.raises(InvalidArgumentError, match=r"^span"):
+        CODEC.encode(span)
 
 
 def test_times_that_are_not_whole_nanoseconds_come_back_exactly():
@@ -140,20 +338,6 @@ def test_trace_flags_are_in_otlp():
 
 
 # --- From outside ----------------------------------------------------------------------------------------------------
-
-
-def an_envelope(**fields):
-    message = span_to_proto(a_span())
-    for name, value in fields.items():
-        setattr(message, name, value)
-    return message
-
-
-def with_otlp(**fields):
-    message = span_to_proto(a_span())
-    for name, value in fields.items():
-        setattr(message.span, name, value)
-    return message
 
 
 def test_a_plain_otlp_span_is_taken():
