@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -696,7 +697,8 @@ class Engine(LightningStore):
         deleted: list[str] = []
         place: int | None = 0
         while place is not None:
-            with part_scope(f"{place}"):
+            # The first part has the id of the call itself, which nothing else may have then.
+            with part_scope(f"{place}") if place else nullcontext():
                 delete = partial(Step.delete_some, which=which, after=place)
                 place, some = await self._steps.once("delete_rollouts", delete)
             deleted += some

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import queue
 import threading
 from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
@@ -14,17 +16,20 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.message_factory import GetMessageClass
+from google.rpc.status_pb2 import Status
 
 from lightning_store import InMemoryLightningStore, LightningStore
 from lightning_store.forwarding import ForwardingStore
 from lightning_store.store import LightningStoreCapabilities
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.v1 import service_pb2
-from lightning_store.wire.methods import METHODS, SERVICE
+from lightning_store.v1.session_pb2 import SessionCall, SessionReply, SessionRequest, SessionResponse
+from lightning_store.wire.methods import METHODS, REPEATED_METADATA, SERVICE, SESSION
 from lightning_store_client import LightningStoreClient, calls
 from lightning_store_server import LightningStoreServer, ServerConfig
 
 HEALTH_CHECK = "Check"
+DETAILS_KEY = "grpc-status-details-bin"
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,9 @@ class Sent:
     rpc: str
     body: bytes
     seconds_left: float
+    repeated: bool
+    """Whether the client says that it sent this call before."""
+    in_session: bool = False
 
     @property
     def message(self) -> Any:
@@ -56,14 +64,20 @@ class Break:
 
 
 class Proxy(grpc.GenericRpcHandler):
-    """Hands calls on to a server as bytes; breaks those that ``plan`` says, in order, by the name of their method."""
+    """Hands calls on to a server as bytes; breaks those that ``plan`` says, in order, by the name of their method.
+
+    The calls of a session are taken apart: each is noted, broken or handed on by itself. A break of "Session" is one of
+    the stream, as it is opened.
+    """
 
     def __init__(self, endpoint: str) -> None:
         self.sent: list[Sent] = []
+        self.sessions: list[ProxiedSession] = []
+        """All that were opened."""
         self.plan: dict[str, deque[Break]] = defaultdict(deque)
         self._noted = threading.Condition()
         self._channel = grpc.insecure_channel(endpoint, options=[("grpc.use_local_subchannel_pool", 1)])
-        self._server = grpc.server(ThreadPoolExecutor(8), handlers=[self], options=[("grpc.so_reuseport", 0)])
+        self._server = grpc.server(ThreadPoolExecutor(32), handlers=[self], options=[("grpc.so_reuseport", 0)])
         self.endpoint = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self._server.start()
 
@@ -90,36 +104,46 @@ class Proxy(grpc.GenericRpcHandler):
         """The methods of all attempts, probes of the health included."""
         return [sent.rpc for sent in self.sent]
 
+    def note(self, sent: Sent) -> Break | None:
+        """Take note of an attempt; how it is to be broken."""
+        with self._noted:
+            self.sent.append(sent)
+            self._noted.notify_all()
+        return self.next_break(sent.rpc)
+
+    def next_break(self, rpc: str) -> Break | None:
+        return self.plan[rpc].popleft() if self.plan[rpc] else None
+
+    def hand_on(self, path: str, body: bytes, timeout: float | None, repeated: bool) -> Any:
+        """The call to the server, as a future of its reply."""
+        metadata = (REPEATED_METADATA,) if repeated else ()
+        return self._channel.unary_unary(path).future(body, timeout=timeout, metadata=metadata)
+
     def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler:
         path = handler_call_details.method
-        method = METHODS.get(path.rpartition("/")[2]) if SERVICE in path else None
-        if method is not None and method.streams:
+        rpc = path.rpartition("/")[2]
+        if rpc == SESSION:
+            return grpc.stream_stream_rpc_method_handler(self._session)
+        if SERVICE in path and METHODS[rpc].streams:
             return grpc.unary_stream_rpc_method_handler(lambda body, context: self._stream(path, body, context))
         return grpc.unary_unary_rpc_method_handler(lambda body, context: self._unary(path, body, context))
 
     def _note(self, path: str, body: bytes, context: Any) -> Break | None:
-        rpc = path.rpartition("/")[2]
-        with self._noted:
-            self.sent.append(Sent(rpc, body, context.time_remaining()))
-            self._noted.notify_all()
-        return self.plan[rpc].popleft() if self.plan[rpc] else None
+        repeated = REPEATED_METADATA in tuple(map(tuple, context.invocation_metadata()))
+        return self.note(Sent(path.rpartition("/")[2], body, context.time_remaining(), repeated))
 
     def _unary(self, path: str, body: bytes, context: Any) -> bytes:
         broken = self._note(path, body, context)
         if broken is not None and not broken.lose_reply:
             _abort(context, broken)
-        call = self._channel.unary_unary(path).future(body, timeout=_timeout(context))
+        call = self.hand_on(path, body, _timeout(context), self.sent[-1].repeated)
         if not context.add_callback(call.cancel):
             call.cancel()  # the caller is gone already
-        try:
-            reply: bytes = call.result()
-        except grpc.RpcError:
-            _abort(context, Break(call.code(), call.details(), metadata=tuple(call.trailing_metadata())))
-        except grpc.FutureCancelledError:
-            _abort(context, Break(grpc.StatusCode.CANCELLED))
-        if broken is not None:
-            _abort(context, broken)
-        return reply
+        reply, failure = _outcome(call)
+        if failure is None and broken is None:
+            return reply
+        _abort(context, broken or failure)
+        raise AssertionError("aborting raises")
 
     def _stream(self, path: str, body: bytes, context: Any) -> Iterator[bytes]:
         broken = self._note(path, body, context)
@@ -128,6 +152,88 @@ class Proxy(grpc.GenericRpcHandler):
                 _abort(context, broken)
             yield reply
 
+    def _session(self, bodies: Iterator[bytes], context: Any) -> Iterator[bytes]:
+        broken = self.next_break(SESSION)
+        if broken is not None:
+            _abort(context, broken)
+        session = ProxiedSession(self)
+        self.sessions.append(session)
+        if not context.add_callback(session.end):
+            session.end()
+        threading.Thread(target=session.take, args=(bodies,), daemon=True).start()
+        for reply in iter(session.replies.get, None):
+            if isinstance(reply, Break):
+                _abort(context, reply)
+            yield SessionResponse(replies=[reply]).SerializeToString()
+
+
+class ProxiedSession:
+    """The calls of one session, each handed on by itself."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self._under_way: dict[int, Any] = {}
+        self.replies: queue.SimpleQueue[SessionReply | Break | None] = queue.SimpleQueue()
+        """To be sent; None ends the stream well, and a break otherwise."""
+        self.messages: list[SessionRequest] = []
+        """All that came."""
+
+    def end(self, broken: Break | None = None) -> None:
+        """End the stream; the server does not come to hear of it."""
+        self.replies.put(broken)
+
+    def take(self, bodies: Iterator[bytes]) -> None:
+        with contextlib.suppress(Exception):  # whatever gRPC raises here when the client is gone
+            for body in bodies:
+                request = SessionRequest.FromString(body)
+                self.messages.append(request)
+                for call in request.calls:
+                    self._begin(call)
+                for id_ in request.cancelled_ids:
+                    self._cancel(id_)
+        self.end()
+        for id_ in list(self._under_way):
+            self._cancel(id_)
+
+    def _cancel(self, id_: int) -> None:
+        call = self._under_way.pop(id_, None)
+        if call is not None:
+            call.cancel()
+
+    def _begin(self, call: SessionCall) -> None:
+        seconds = call.timeout_ms / 1000 if call.timeout_ms else float("inf")
+        broken = self._proxy.note(Sent(call.method, call.request, seconds, call.repeated, in_session=True))
+        if broken is not None and not broken.lose_reply:
+            self.replies.put(_error_reply(call.id, broken))
+            return
+        timeout = seconds if call.timeout_ms else None
+        made = self._proxy.hand_on(f"/{SERVICE}/{call.method}", call.request, timeout, call.repeated)
+        self._under_way[call.id] = made
+        made.add_done_callback(lambda _: self._finish(call.id, made, broken))
+
+    def _finish(self, id_: int, made: Any, broken: Break | None) -> None:
+        if self._under_way.pop(id_, None) is None:
+            return  # it was called off
+        reply, failure = _outcome(made)
+        failed = broken or failure
+        self.replies.put(SessionReply(id=id_, response=reply) if failed is None else _error_reply(id_, failed))
+
+
+def _outcome(call: Any) -> tuple[bytes, Break | None]:
+    """The reply, or how the call failed."""
+    try:
+        return call.result(), None
+    except grpc.RpcError:
+        return b"", Break(call.code(), call.details(), metadata=tuple(call.trailing_metadata()))
+    except grpc.FutureCancelledError:
+        return b"", Break(grpc.StatusCode.CANCELLED)
+
+
+def _error_reply(id_: int, broken: Break) -> SessionReply:
+    details = dict(broken.metadata).get(DETAILS_KEY)
+    plain = Status(code=broken.code.value[0], message=broken.message)
+    return SessionReply(id=id_, error=plain if details is None else Status.FromString(details))
+
 
 def _timeout(context: Any) -> float | None:
     """What is left of the caller's deadline; gRPC tells the lack of one as hundreds of years."""
@@ -135,7 +241,8 @@ def _timeout(context: Any) -> float | None:
     return seconds if seconds < 1e9 else None
 
 
-def _abort(context: Any, broken: Break) -> None:
+def _abort(context: Any, broken: Break | None) -> None:
+    assert broken is not None
     context.set_trailing_metadata(broken.metadata)
     context.abort(broken.code, broken.message)
 

@@ -10,7 +10,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.v1 import server_pb2
-from lightning_store.wire.methods import METHODS, SERVICE, TRACE_SERVICE
+from lightning_store.wire.methods import METHODS, SERVICE, SESSION, TRACE_SERVICE
 
 VERSIONS = ["v1", "v1alpha"]
 HEALTH = "grpc.health.v1.Health"
@@ -74,7 +74,7 @@ def test_services_are_listed(served, version):
 def test_the_store_is_described_by_symbol_with_all_that_it_needs(served, version):
     files = described_files(reflect(served, version, file_containing_symbol=SERVICE))
     [service] = files["lightning_store/v1/service.proto"].service
-    assert {method.name for method in service.method} == METHODS.keys()
+    assert {method.name for method in service.method} == {*METHODS, SESSION}
     wanted = {dependency for file in files.values() for dependency in file.dependency}
     missing = wanted - files.keys()
     while missing:

@@ -44,6 +44,7 @@ class Scene:
             "DequeueRollouts": {"limit": 2, "worker_id": "w2"},
             "StartAttempt": {"rollout_id": self.queued[1].rollout_id, "worker_id": "w2"},
             "CancelRollouts": {"rollout_ids": [running]},
+            "DeleteRollouts": {"rollout_id_in": {"values": [self.queued[2].rollout_id]}},
             "UpdateRollout": {
                 "rollout_id": running,
                 "update": {"status": rollout_pb2.ROLLOUT_STATUS_REQUEUING, "metadata_json": '{"x": 1}'},
@@ -140,6 +141,7 @@ OTHER_REQUESTS = {
     "StartAttempt": {"rollout_id": "ro-no"},
     "UpdateRollout": {"rollout_id": "ro-no"},
     "CancelRollouts": {"rollout_ids": ["ro-no"]},
+    "DeleteRollouts": {"rollout_id_in": {"values": ["ro-no"]}},
     "UpdateAttempt": {"rollout_id": "ro-no", "latest": True},
     "AddSpans": {},
     "AllocateSpanSequenceIds": {"keys": [{"rollout_id": "ro-no", "attempt_id": "a"}]},

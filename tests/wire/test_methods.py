@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import pytest
+from google.protobuf.message_factory import GetMessageClass
+
 from lightning_store.v1 import service_pb2
-from lightning_store.wire.methods import BY_PATH, METHODS, SERVICE, Repeat
+from lightning_store.wire.methods import BY_PATH, METHODS, REPLIES, REQUESTS, SERVICE, SESSION, Repeat
 
 RPCS = service_pb2.DESCRIPTOR.services_by_name["LightningStoreService"].methods_by_name
 
 
-def test_every_rpc_is_in_the_table_and_nothing_else():
-    assert set(METHODS) == set(RPCS)
-    own = {f"/lightning_store.v1.LightningStoreService/{name}" for name in RPCS}
+def test_every_rpc_but_that_of_sessions_is_in_the_table_and_nothing_else():
+    assert set(METHODS) == set(RPCS) - {SESSION}
+    own = {f"/lightning_store.v1.LightningStoreService/{name}" for name in METHODS}
     assert set(BY_PATH) == own | {"/opentelemetry.proto.collector.trace.v1.TraceService/Export"}
     assert SERVICE == "lightning_store.v1.LightningStoreService"
 
@@ -21,12 +24,23 @@ def test_exactly_the_once_methods_carry_a_request_id():
 
 
 def test_streams_are_told():
-    assert {name for name, rpc in RPCS.items() if rpc.server_streaming} == {
-        m.name for m in METHODS.values() if m.streams
-    }
-    assert not any(rpc.client_streaming for rpc in RPCS.values())
+    streams = {name for name, rpc in RPCS.items() if rpc.server_streaming}
+    assert streams == {method.name for method in METHODS.values() if method.streams} | {SESSION}
+    assert {name for name, rpc in RPCS.items() if rpc.client_streaming} == {SESSION}
 
 
 def test_every_method_has_a_deadline_and_only_waiting_is_a_long_poll():
     assert all(method.deadline_seconds > 0 for method in METHODS.values())
     assert {method.name for method in METHODS.values() if method.long_poll} == {"DequeueRollouts", "WaitForRollouts"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_each_method_has_its_request_and_its_reply(name):
+    assert REPLIES[name] is GetMessageClass(RPCS[name].output_type)
+    request = GetMessageClass(RPCS[name].input_type)()
+    taken = REQUESTS[name].FromString(request.SerializeToString())
+    assert type(taken) is type(request) or taken.SerializeToString() == b""
+
+
+def test_those_of_all_methods_and_of_no_others_are_known():
+    assert REQUESTS.keys() == REPLIES.keys() == METHODS.keys()

@@ -23,6 +23,7 @@ from google.protobuf.message import Message
 from lightning_store.errors import (
     CallCancelledError,
     MessageTooLargeError,
+    StoreError,
     StoreTimeoutError,
     StoreUnavailableError,
     UnsupportedError,
@@ -122,7 +123,7 @@ class Session:
                 self._outbox.put(id_)
                 self._end_if_idle()
         if answer.HasField("error"):
-            raise error_from_proto(answer.error)
+            raise _error_of(answer.error)
         return answer.response
 
     def _give_up(self, id_: int, timeout: float) -> None:
@@ -185,7 +186,7 @@ class Session:
         if isinstance(error, MessageTooLargeError):  # of several calls together; each of them may be small enough
             return SessionUnsupported(repeated=True)
         if isinstance(error, CallCancelledError) and not self._closed:
-            return StoreUnavailableError(f"The server gave the connection up: {error}")
+            return _given_up(error)
         return error
 
     def _hand_over(self, response: SessionResponse) -> None:
@@ -235,6 +236,16 @@ class Session:
         self._responses.resume()
         if self._holds_sender:
             self._sending.release()
+
+
+def _error_of(status: Any) -> StoreError:
+    """A call that ends as cancelled, though nobody did, and not by the store, is one that the server did not make."""
+    error = error_from_proto(status)
+    return _given_up(error) if isinstance(error, CallCancelledError) and not status.details else error
+
+
+def _given_up(error: CallCancelledError) -> StoreUnavailableError:
+    return StoreUnavailableError(f"The server gave the call up: {error}")
 
 
 def _milliseconds(timeout: float) -> int:

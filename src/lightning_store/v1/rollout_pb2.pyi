@@ -1243,7 +1243,7 @@ class DeleteRolloutsRequest(_message.Message):
 
     @_builtins.property
     def older_than(self) -> _duration_pb2.Duration:
-        """Rollouts that have been terminal for longer than this. Absent: however long, and also those that are not terminal."""
+        """Rollouts that have been terminal for so long or longer. Absent: however long, and also those that are not terminal."""
 
     @_builtins.property
     def status_in(self) -> Global___RolloutStatusSet:

@@ -38,8 +38,10 @@ def tag_of(message: type[Message], field: str) -> bytes:
 
 def varint(number: int) -> bytes:
     """A number that is not negative: seven bits a byte, the lowest first."""
-    if number < len(_SMALL):
-        return _SMALL[number]
+    return _SMALL[number] if number < _SMALL_MAX else _varint(number)
+
+
+def _varint(number: int) -> bytes:
     encoded = bytearray()
     while number > 0x7F:
         encoded.append(number & 0x7F | 0x80)
@@ -48,13 +50,14 @@ def varint(number: int) -> bytes:
     return bytes(encoded)
 
 
-_SMALL: Final[list[bytes]] = []
-_SMALL.extend([varint(number) for number in range(2048)])
+_SMALL_MAX: Final = 2048
+_SMALL: Final = [_varint(number) for number in range(_SMALL_MAX)]
 
 
 def delimited(tag: bytes, value: bytes) -> bytes:
     """A field that is text, bytes or a message."""
-    return tag + varint(len(value)) + value
+    size_bytes = len(value)
+    return tag + (_SMALL[size_bytes] if size_bytes < _SMALL_MAX else _varint(size_bytes)) + value
 
 
 def delimited_parts(tag: bytes, parts: list[bytes]) -> bytes:

@@ -366,6 +366,7 @@ ID_CALLS: Final[dict[str, IdCall]] = {
     "update_attempt-attempt": lambda store, one, id_: store.update_attempt(one.rollout_id, id_, status="failed"),
     "update_worker": lambda store, one, id_: store.update_worker(id_),
     "cancel_rollouts": lambda store, one, id_: store.cancel_rollouts([one.rollout_id, id_]),
+    "delete_rollouts": lambda store, one, id_: store.delete_rollouts([one.rollout_id, id_]),
     "wait_for_rollouts": lambda store, one, id_: store.wait_for_rollouts(rollout_ids=[id_], timeout=0),
 }
 """Each method that takes an id, called with it."""

@@ -1,0 +1,23 @@
+"""Agent Lightning on this store: ``Trainer(store=GrpcLightningStore("localhost:4747"), …)``.
+
+* :class:`GrpcLightningStore`: the store behind a server, for every process of a training run.
+* :class:`InProcessLightningStore`: the store in this process's memory.
+* :class:`GrpcExecutionStrategy`: the algorithm serves its store, runner processes are clients of it.
+* :class:`AdaptedStore`: any ``lightning_store.LightningStore`` as an ``agentlightning.LightningStore``.
+
+``docs/agent_lightning.md`` tells how to use them.
+"""
+
+from __future__ import annotations
+
+try:
+    import agentlightning as agentlightning
+except ImportError as error:
+    raise ImportError("this needs Agent Lightning: pip install 'lightning-store-grpc[agentlightning]'") from error
+
+from lightning_store_agentlightning.adapter import AdaptedStore
+from lightning_store_agentlightning.in_process import InProcessLightningStore
+from lightning_store_agentlightning.remote import GrpcLightningStore
+from lightning_store_agentlightning.strategy import GrpcExecutionStrategy
+
+__all__ = ["AdaptedStore", "GrpcExecutionStrategy", "GrpcLightningStore", "InProcessLightningStore"]

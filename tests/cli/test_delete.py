@@ -1,0 +1,87 @@
+"""The command that deletes rollouts."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from lightning_store import InMemoryLightningStore
+from lightning_store_server import LightningStoreServer
+
+
+class Scene:
+    """A served store with three rollouts that ended, as succeeded, failed and cancelled, and one that waits."""
+
+    def __init__(self, run) -> None:
+        self.store = InMemoryLightningStore()
+        self.server = LightningStoreServer(self.store, port=0)
+        self._run = run
+
+    async def start(self) -> None:
+        await self.server.start()
+        self.ids = [(await self.store.enqueue_rollout(number)).rollout_id for number in range(4)]
+        for rollout_id, status in zip(self.ids, ("succeeded", "failed", "cancelled"), strict=False):
+            await self.store.update_rollout(rollout_id, status=status)
+
+    def delete(self, *arguments: str) -> str:
+        result = self._run("delete", *arguments, "--server", self.server.endpoint)
+        assert (result.exit_code, result.stderr) == (0, "")
+        return result.stdout
+
+    def left(self) -> list[str]:
+        return [rollout.rollout_id for rollout in asyncio.run(self.store.query_rollouts())]
+
+
+@pytest.fixture
+def scene(run) -> Iterator[Scene]:
+    scene = Scene(run)
+    asyncio.run(scene.start())
+    yield scene
+    asyncio.run(scene.server.stop())
+
+
+def test_by_id(scene) -> None:
+    assert scene.delete(scene.ids[3], "ro-x") == "deleted 1 rollout\n"
+    assert scene.left() == scene.ids[:3]
+
+
+def test_by_age(scene) -> None:
+    assert scene.delete("--older-than", "1d") == "deleted 0 rollouts\n"
+    assert scene.delete("--older-than", "0") == "deleted 3 rollouts\n"
+    assert scene.left() == scene.ids[3:]
+
+
+def test_by_status(scene) -> None:
+    output = scene.delete("--older-than", "0s", "--status", "failed", "--status", "cancelled", "--json")
+    assert json.loads(output) == {"deleted": scene.ids[1:3]}
+    assert scene.left() == [scene.ids[0], scene.ids[3]]
+
+
+def test_by_id_and_status(scene) -> None:
+    assert scene.delete(*scene.ids, "--status", "queuing") == "deleted 1 rollout\n"
+    assert scene.left() == scene.ids[:3]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "give IDs, or --older-than"),
+        (("--status", "failed"), "give IDs, or --older-than"),
+        (("--older-than", "-1h"), "12h"),
+        (("--older-than", "0", "--status", "done"), "done"),
+    ],
+)
+def test_what_is_not_said_is_not_guessed(run, arguments, says) -> None:
+    result = run("delete", *arguments)
+    assert result.exit_code == 2
+    assert says in result.stderr
+
+
+def test_a_store_that_is_not_there(run, scene) -> None:
+    asyncio.run(scene.server.stop())
+    result = run("delete", "ro-x", "--server", scene.server.endpoint, "--timeout", "1")
+    assert result.exit_code == 1
+    assert "no answer from a store" in result.stderr

@@ -1,0 +1,86 @@
+"""Numbers that must not grow: memory, threads, file descriptors and tasks, of the server and of its callers."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import threading
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+MIB: Final = 1024 * 1024
+SAMPLE_SECONDS: Final = 0.5
+GROWTH_MAX: Final = 1.1
+"""The highest value of the last third of the run, against that of the third before it."""
+SLACK: Final = 10.0
+"""And so much more: with small numbers a few more mean nothing."""
+TREND_MAX: Final = 0.05
+"""By how much memory may grow over the second half of a long run, as a line through its values has it."""
+SHORT_RUN_SECONDS: Final = 45.0
+"""A run that is shorter tells nothing."""
+LONG_RUN_SECONDS: Final = 300.0
+
+
+class Gauges:
+    """Samples of each number."""
+
+    def __init__(self, server: psutil.Process, server_tasks: Path) -> None:
+        """``server_tasks`` is a file in which the server writes how many tasks it has."""
+        own = psutil.Process()
+        self._read: dict[str, Callable[[], float]] = {
+            "server RSS MiB": lambda: server.memory_info().rss / MIB,
+            "server threads": server.num_threads,
+            "server descriptors": server.num_fds,
+            "server tasks": lambda: float(server_tasks.read_text() or 0),
+            "client RSS MiB": lambda: own.memory_info().rss / MIB,
+            "client threads": threading.active_count,
+            "client descriptors": own.num_fds,
+            "client tasks": lambda: len(asyncio.all_tasks()),
+        }
+        self.samples: defaultdict[str, list[float]] = defaultdict(list)
+
+    async def sample(self) -> None:
+        """Until cancelled."""
+        while True:
+            for name, read in self._read.items():
+                self.samples[name].append(read())
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+    def growing(self) -> list[str]:
+        """What is not flat, in words."""
+        if len(self.samples["server RSS MiB"]) * SAMPLE_SECONDS < SHORT_RUN_SECONDS:
+            return []
+        found = [_growth(name, values) for name, values in self.samples.items()]
+        found.append(_trend("server RSS MiB", self.samples["server RSS MiB"]))
+        return [text for text in found if text]
+
+    def table(self) -> str:
+        """The highest of each third."""
+        return "\n".join(
+            f"  {name:20}" + "".join(f"{max(third, default=0):10.1f}" for third in _thirds(values))
+            for name, values in self.samples.items()
+        )
+
+
+def _thirds(values: list[float]) -> tuple[list[float], list[float], list[float]]:
+    third = len(values) // 3
+    return values[:third], values[third : 2 * third], values[2 * third :]
+
+
+def _growth(name: str, values: list[float]) -> str:
+    _, middle, last = _thirds(values)
+    allowed = max(middle, default=0) * GROWTH_MAX + SLACK
+    return f"{name} grows: {max(last):.1f} after {max(middle):.1f}" if max(last, default=0) > allowed else ""
+
+
+def _trend(name: str, values: list[float]) -> str:
+    half = values[len(values) // 2 :]
+    if len(values) * SAMPLE_SECONDS < LONG_RUN_SECONDS:
+        return ""
+    slope = statistics.linear_regression(range(len(half)), half).slope
+    growth = slope * len(half) / statistics.mean(half)
+    return f"{name} grows by {growth:.1%} over the second half" if growth > TREND_MAX else ""

@@ -1,0 +1,123 @@
+"""The indices of the memory backend against the plainest thing that does the same, and that they stay small."""
+
+from __future__ import annotations
+
+from unittest import mock
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from lightning_store.backends import indices
+from lightning_store.backends.base import Completion
+from lightning_store.backends.indices import SLACK, CompletionLog, Deadlines
+
+IDS = st.sampled_from("abcdefgh")
+MANY = 5 * SLACK
+LITTLE_SLACK = 10
+
+
+class CompletionLogMachine(RuleBasedStateMachine):
+    """A list in which a rollout stands once, at its last completion."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._slack = mock.patch.object(indices, "SLACK", LITTLE_SLACK)
+        self._slack.start()
+        self.log = CompletionLog()
+        self.plain: list[Completion] = []
+        self.position = 0
+
+    def teardown(self) -> None:
+        self._slack.stop()
+
+    def forget_plainly(self, rollout_id: str) -> None:
+        self.plain = [one for one in self.plain if one.rollout_id != rollout_id]
+
+    @rule(rollout_id=IDS, time=st.floats(0, 100))
+    def note(self, rollout_id: str, time: float) -> None:
+        self.position += 1
+        self.forget_plainly(rollout_id)
+        self.plain.append(Completion(rollout_id, self.position, time))
+        self.log.note(rollout_id, time)
+
+    @rule(rollout_id=IDS)
+    def forget(self, rollout_id: str) -> None:
+        self.forget_plainly(rollout_id)
+        self.log.forget(rollout_id)
+
+    @rule(rollout_id=IDS, times=st.integers(1, 2 * LITTLE_SLACK))
+    def end_again_and_again(self, rollout_id: str, times: int) -> None:
+        for _ in range(times):
+            self.note(rollout_id, 0.0)
+
+    @rule(share=st.floats(0, 1.1))
+    def read_after(self, share: float) -> None:
+        position = int(self.position * share)
+        assert list(self.log.after(position)) == [one for one in self.plain if one.position > position]
+
+    @invariant()
+    def it_is_as_the_list(self) -> None:
+        assert list(self.log.after(0)) == self.plain
+        assert (len(self.log), self.log.position) == (len(self.plain), self.position)
+        completions = {one.rollout_id: one for one in self.plain}
+        assert all(self.log.get(rollout_id) == completions.get(rollout_id) for rollout_id in "abcdefgh")
+
+    @invariant()
+    def it_is_small(self) -> None:
+        assert len(self.log._log) <= 2 * len(self.plain) + LITTLE_SLACK
+
+
+TestCompletionLog = CompletionLogMachine.TestCase
+TestCompletionLog.settings = settings(max_examples=50)
+
+
+def test_completions_that_are_forgotten_leave_little_behind() -> None:
+    log = CompletionLog()
+    for number in range(MANY):
+        log.note(f"ro-{number}", 0.0)
+    for number in reversed(range(MANY)):
+        log.forget(f"ro-{number}")
+        assert len(log._log) <= 2 * number + SLACK
+    assert list(log.after(0)) == []
+    assert log.position == MANY
+
+
+def test_the_oldest_is_found_at_once_however_many_went_before_it() -> None:
+    log = CompletionLog()
+    for number in range(MANY):
+        log.note(f"ro-{number}", 0.0)
+    for number in range(MANY - 1):
+        log.forget(f"ro-{number}")
+        assert next(log.after(0)).rollout_id == f"ro-{number + 1}"
+    assert log._log[log._first].rollout_id == f"ro-{MANY - 1}"
+
+
+@given(st.lists(st.tuples(IDS, st.none() | st.integers(0, 20))), st.integers(0, 21), st.integers(1, 8))
+def test_deadlines_come_up_in_order(changes: list[tuple[str, int | None]], now: int, limit: int) -> None:
+    deadlines, plain = Deadlines(), {}
+    for rollout_id, time in changes:
+        deadlines.set(rollout_id, time)
+        plain[rollout_id] = time
+    due = sorted((time, rollout_id) for rollout_id, time in plain.items() if time is not None and time < now)
+    taken = deadlines.take(now, limit)
+    assert [plain[rollout_id] for rollout_id in taken] == [time for time, _ in due[:limit]]
+    assert set(taken) <= {rollout_id for _, rollout_id in due}
+    left = [time for rollout_id, time in plain.items() if time is not None and rollout_id not in taken]
+    earliest = deadlines.earliest()
+    assert earliest is None or earliest <= min(left, default=earliest)
+    assert earliest is not None or not left
+
+
+def test_deadlines_that_are_taken_back_leave_little_behind() -> None:
+    deadlines = Deadlines()
+    for number in range(MANY):
+        deadlines.set(f"ro-{number}", 1e6 + number)
+        deadlines.set(f"ro-{number}", None)
+        assert max(len(deadlines._heap), len(deadlines._entry)) <= SLACK
+    for number in range(MANY):
+        deadlines.set(f"ro-{number}", 1e6 + number)
+    for number in range(1, MANY):
+        deadlines.set(f"ro-{number}", None)
+    assert max(len(deadlines._heap), len(deadlines._entry)) <= SLACK + 2
+    assert deadlines.take(2e6, MANY) == ["ro-0"]
