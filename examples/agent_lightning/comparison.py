@@ -17,9 +17,9 @@ from examples.agent_lightning.training import Plan, Trained, train
 
 REFERENCE: Final[StoreKind] = "agentlightning"
 TITLES: Final[Mapping[StoreKind, str]] = {
-    REFERENCE: "Agent Lightning's own",
-    "in-process": "ours, in process",
-    "grpc": "ours, over gRPC",
+    REFERENCE: "Agent Lightning",
+    "in-process": "ours in process",
+    "grpc": "ours over gRPC",
 }
 
 _DIFFERENCES_SHOWN_MAX: Final = 5
@@ -32,7 +32,7 @@ def compare(plan: Plan, output: Path, console: Console, server: str | None = Non
     """Run ``plan`` on each store and print what came of it as a table. Whether it was the same on all."""
     runs: dict[StoreKind, Trained] = {}
     for kind, title in TITLES.items():
-        console.print(f"\nOn the store that is {title}:")
+        console.print(f"\nStore: {title}")
         runs[kind] = train(plan, kind, output / kind, console, server)
     console.print()
     console.print(table(runs))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import logging
 import signal
@@ -25,6 +26,8 @@ DEFAULT_OUTPUT: Final = PROJECT_ROOT / "out" / "agent_lightning"
 LOG_NAME: Final = "agent_lightning.log"
 EVALUATIONS: Final = 3
 """On the way; one more comes before."""
+COMPARED_PROBLEMS: Final = 200
+"""The first ones. More would take longer, and not tell more."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -126,6 +129,8 @@ def _run(options: argparse.Namespace, problems: ProblemSet) -> int:
         seed=options.seed,
         evaluate_every=options.steps if options.compare else -(-options.steps // EVALUATIONS),
     )
+    if options.compare:
+        problems = dataclasses.replace(problems, problems=problems.problems[:COMPARED_PROBLEMS])
     plan = training.Plan(problems, settings, options.runners, unreliable=options.compare)
     if options.compare:
         return 0 if comparison.compare(plan, options.output, console, options.server) else 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import agentlightning as agl
 from rich.console import Console
@@ -16,7 +17,7 @@ from examples.svamp_demo.algorithm import Settings
 from examples.svamp_demo.problems import ProblemSet
 from examples.svamp_demo.report import Report, Summary
 
-POLL_SECONDS = 0.05
+POLL_SECONDS: Final = 0.05
 """How often runners ask Agent Lightning's own store for work; asking ours waits for it."""
 
 
@@ -47,8 +48,8 @@ def train(plan: Plan, kind: StoreKind, output: Path, console: Console, server: s
     """
     report = Report(output)
     algorithm = Reinforce(plan.settings, report, console)
-    agent = UnreliableAgent() if plan.unreliable else WordProblemAgent()
-    tracer = agl.OtelTracer()
+    agent: agl.LitAgent[Any] = UnreliableAgent() if plan.unreliable else WordProblemAgent()
+    tracer = agl.OtelTracer()  # type: ignore[no-untyped-call]
     learn_from, held_out = plan.problems.split(plan.settings.seed)
     with opened(kind, plan.runners, output, server) as (store, strategy):
         trainer = agl.Trainer(

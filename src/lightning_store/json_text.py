@@ -73,7 +73,15 @@ def _may_be_unreadable(text: str) -> bool:
     """Whether the text may be deeper, or have a number of more digits, than the parser takes."""
     if text.count("[") + text.count("{") > DEPTH_MAX:
         return True
-    return len(text) > DIGITS_MAX and _LONG_NUMBER.search(text) is not None
+    return _has_long_number(text)
+
+
+def _has_long_number(text: str) -> bool:
+    """Looks around every ``DIGITS_MAX``-th character, one of which such a number covers: a search takes much longer."""
+    return any(
+        text[place].isdigit() and _LONG_NUMBER.search(text, max(0, place - DIGITS_MAX), place + DIGITS_MAX)
+        for place in range(DIGITS_MAX - 1, len(text), DIGITS_MAX)
+    )
 
 
 def _is_recursion(error: ValueError) -> bool:

@@ -151,8 +151,10 @@ def _attributes(source: Any) -> Attributes:
     """A copy that is plain JSON, less the bytes that OpenTelemetry allows besides."""
     if not isinstance(source, Mapping):
         return {}
-    # The SDK's own mapping copies itself much faster than anybody walks through it.
-    copied: Mapping[Any, Any] = source.copy() if hasattr(source, "copy") else dict(source)
+    copy = getattr(
+        source, "copy", None
+    )  # the SDK's own mapping copies itself much faster than anybody walks through it
+    copied = copy() if callable(copy) else dict(source)
     return {
         key if type(key) is str else str(key): value if type(value) in _SCALARS else _plain(value)
         for key, value in copied.items()

@@ -105,11 +105,15 @@ class Trainer:
         except TimeoutError:
             left = await self._store.query_rollouts(rollout_id_in=list(accounts.keys() - read))
             self._ledger.violate("rollouts are stuck", trainer=self.name, left=list(left))
-        for rollout_id in accounts.keys() - read:
-            account = accounts[rollout_id]
-            if not 0 < account.told_at < self._ledger.clock.monotonic() - self._retain_seconds + 1:
-                self._ledger.violate("a wait left out a rollout", rollout_id=rollout_id, told=account.told)
+        for account in accounts.values():
+            if account.rollout_id not in read and not self._may_be_expired(account):
+                self._ledger.violate("a wait left out a rollout", account=account)
         await self._dispose(accounts)
+
+    def _may_be_expired(self, account: Account) -> bool:
+        """Whether the retention may have deleted it by now."""
+        ended_at = account.ended_at
+        return ended_at is not None and self._ledger.clock.now() - ended_at > self._retain_seconds - 1
 
     async def _cancel_some(self, accounts: dict[str, Account]) -> None:
         if self._rng.random() > CANCELLING_SHARE:
@@ -155,11 +159,12 @@ class Trainer:
                 yield completed.rollout
 
     async def _read(self, account: Account, rollout: Rollout) -> None:
+        handed_out = dict(account.attempts)
         attempts = await self._store.query_attempts(account.rollout_id)
         acknowledged = dict(account.stored)
         spans = await self._store.query_spans(account.rollout_id)
         if attempts:
-            self._ledger.check(account, rollout, attempts)
+            self._ledger.check(account, rollout, handed_out, attempts)
             self._ledger.check_spans(account, acknowledged, spans)
         elif not account.cancelled:
             self._ledger.violate("a finished rollout has no attempts", rollout=rollout)
@@ -172,8 +177,9 @@ class Trainer:
                 for account in accounts.values():
                     await account.told_by_all.wait()
         except TimeoutError:
-            untold = {one.rollout_id: one.told for one in accounts.values() if not one.told_by_all.is_set()}
-            self._ledger.violate("a feed did not tell of rollouts", untold=untold)
+            left = [one for one in accounts.values() if not one.told_by_all.is_set()]
+            if untold := [one for one in left if not self._may_be_expired(one)]:
+                self._ledger.violate("a feed did not tell of rollouts", untold=untold)
         for account in accounts.values():
             account.gone = True
         retained = (
@@ -182,13 +188,15 @@ class Trainer:
             else [account.rollout_id for account in accounts.values() if not account.cancelled]
         )
         self._ledger.done["left to retention"] += len(retained)
-        await self._delete([rollout_id for rollout_id in accounts if rollout_id not in retained])
+        await self._delete([account for account in accounts.values() if account.rollout_id not in retained])
         self._ledger.close(accounts)
 
-    async def _delete(self, rollout_ids: list[str]) -> None:
+    async def _delete(self, accounts: Sequence[Account]) -> None:
+        rollout_ids = [account.rollout_id for account in accounts]
         deleted = await self._store.delete_rollouts(rollout_ids)
-        if not set(deleted) <= set(rollout_ids):
-            self._ledger.violate("others were deleted", deleted=deleted, rollout_ids=rollout_ids)
+        left_out = [one for one in accounts if one.rollout_id not in deleted and not self._may_be_expired(one)]
+        if left_out or not set(deleted) <= set(rollout_ids):
+            self._ledger.violate("not what was asked for was deleted", deleted=deleted, left_out=left_out)
         if left := await self._store.query_rollouts(rollout_id_in=rollout_ids):
             self._ledger.violate("a deletion has no effect", left=list(left))
         with suppress(RolloutNotFoundError):  # what a strict store says

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from lightning_store.clock import Clock, SystemClock
-from lightning_store.errors import RolloutNotFoundError
+from lightning_store.errors import RolloutNotFoundError, SpansRejectedError
 from lightning_store.model import Attempt, AttemptedRollout, AttemptStatus, CompletedRollout, Rollout, Span
 from tests.soak.measured import Latencies
 
@@ -47,8 +47,8 @@ class Account:
     """Numbers of the spans that are acknowledged, by id."""
     told: dict[str, list[str]] = field(default_factory=dict)
     """The statuses that each feed has told."""
-    told_at: float = 0.0
-    """When one did first, on the monotonic clock."""
+    ended_at: float | None = None
+    """When it ended, as told first."""
     told_by_all: asyncio.Event = field(default_factory=asyncio.Event)
     cancelled: bool = False
     """Somebody has asked to cancel it."""
@@ -143,8 +143,9 @@ class Ledger:
         """Ends quietly where the rollout is unknown, if it may be."""
         try:
             yield
-        except RolloutNotFoundError as error:
-            if not account.gone:
+        except (RolloutNotFoundError, SpansRejectedError) as error:
+            causes = [one.error for one in error.rejected] if isinstance(error, SpansRejectedError) else [error]
+            if not account.gone or not all(isinstance(cause, RolloutNotFoundError) for cause in causes):
                 self.violate("a rollout was lost", rollout_id=account.rollout_id, error=error)
             self.done["late reports refused"] += 1
 
@@ -196,7 +197,7 @@ class Ledger:
             if rollout.end_time < self._last_end[feed]:
                 self.violate("a feed is out of order", end_time=rollout.end_time, last=self._last_end[feed], **facts)
             self._last_end[feed] = rollout.end_time
-        account.told_at = account.told_at or self.clock.monotonic()
+        account.ended_at = account.ended_at or rollout.end_time
         self.done["completions told"] += 1
         if len(account.told) == len(self._feeds):
             account.told_by_all.set()
@@ -222,16 +223,18 @@ class Ledger:
 
     # --- A finished rollout, as it is stored -------------------------------------------------------------------------
 
-    def check(self, account: Account, rollout: Rollout, attempts: Sequence[Attempt]) -> None:
-        """A rollout that a wait or a feed gave, and its attempts read after that."""
+    def check(
+        self, account: Account, rollout: Rollout, handed_out: dict[str, int], attempts: Sequence[Attempt]
+    ) -> None:
+        """A rollout that a wait or a feed gave, and its attempts read after that and after some were handed out."""
         facts = {"rollout_id": account.rollout_id, "status": rollout.status}
         if rollout.status not in TERMINAL or rollout.end_time is None:
             self.violate("a wait gave a rollout that is not finished", **facts)
         if [attempt.sequence_id for attempt in attempts] != list(range(1, len(attempts) + 1)):
             self.violate("attempts are not dense", attempts=attempts, **facts)
         stored = {attempt.attempt_id: attempt.sequence_id for attempt in attempts}
-        if not account.attempts.items() <= stored.items():
-            self.violate("an attempt was lost", handed_out=account.attempts, stored=stored, **facts)
+        if not handed_out.items() <= stored.items():
+            self.violate("an attempt was lost", handed_out=handed_out, stored=stored, **facts)
         # The answer to a claim may still be on its way when the attempt is over.
         self._unclaimed.update((one.attempt_id, one) for one in attempts if one.attempt_id not in account.attempts)
         if rollout.status == "cancelled" and not account.cancelled:

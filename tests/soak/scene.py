@@ -30,7 +30,7 @@ TRAINERS: Final = 25
 END_SECONDS_MAX: Final = 150.0
 """For what is under way when the time is up."""
 
-RETAIN_SECONDS: Final = 40.0
+RETAIN_SECONDS: Final = 45.0
 SERVER: Final[dict[str, object]] = {
     "--replay-window": 35,  # a little longer than a call may take, all its attempts together
     "--worker-timeout": 5,

@@ -181,3 +181,14 @@ class TestValues:
         with pytest.raises(InvalidArgumentError, match="^payload is not valid JSON: ") as caught:
             loads(text, "payload")
         assert caught.value.details == {"field": "payload"}
+
+
+@pytest.mark.parametrize("before", [0, 1, DIGITS_MAX - 1, DIGITS_MAX, 10_000])
+@pytest.mark.parametrize(("digits", "refused"), [(DIGITS_MAX, False), (DIGITS_MAX + 1, True)])
+def test_a_number_that_is_too_long_is_found_wherever_it_stands(before: int, digits: int, refused: bool):
+    value = ["x" * before, 10 ** (digits - 1)]
+    if refused:
+        with pytest.raises(NotJsonError):
+            dumps(value, "input")
+    else:
+        assert loads(dumps(value, "input"), "input") == value

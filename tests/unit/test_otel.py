@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -132,6 +133,33 @@ def test_test_doubles_will_do():
     span = converted(double)
     assert (span.name, span.span_id, span.start_time, span.attributes) == ("double", "0" * 15 + "2", 1e9, {"a": 1})
     assert (span.links, span.scope, span.kind, span.model_extra) == ([], None, None, {})
+
+
+def test_attributes_may_be_any_mapping():
+    class Pairs(Mapping):
+        def __init__(self, **pairs):
+            self._pairs = pairs
+
+        def __getitem__(self, key):
+            return self._pairs[key]
+
+        def __iter__(self):
+            return iter(self._pairs)
+
+        def __len__(self):
+            return len(self._pairs)
+
+    attributes = Pairs(a=1, b=("x", Pairs(c=(True,))), d=None)
+    assert converted(SimpleNamespace(attributes=attributes)).attributes == {
+        "a": 1,
+        "b": ["x", {"c": [True]}],
+        "d": None,
+    }
+    assert converted(SimpleNamespace(attributes={1: 2})).attributes == {"1": 2}
+    odd = SimpleNamespace(
+        kind=SimpleNamespace(name=["CLIENT"]), status=SimpleNamespace(status_code=SimpleNamespace(name={}))
+    )
+    assert (converted(odd).kind, converted(odd).status.status_code) == (None, "UNSET")
 
 
 def test_later_changes_of_the_source_do_not_show(tracer):

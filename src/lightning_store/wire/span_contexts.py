@@ -71,7 +71,7 @@ def told_of_parent(context: SpanContext | None, ids: Ids, trace_state: str, flag
 def _is_usual(context: SpanContext, trace_id: str, span_id: str) -> bool:
     """Whether it says nothing beyond the ids, which need not be worked out."""
     usual = {"trace_id": trace_id, "span_id": span_id, "is_remote": False, "trace_state": {}}
-    return context.__dict__ == usual and not context.__pydantic_extra__
+    return plain_context(context) == usual
 
 
 def plain_context(context: SpanContext) -> Mapping[str, Any]:

@@ -52,6 +52,7 @@ def _varint(number: int) -> bytes:
 
 _SMALL_MAX: Final = 2048
 _SMALL: Final = [_varint(number) for number in range(_SMALL_MAX)]
+"""Varints that are looked up, which is most sizes."""
 
 
 def delimited(tag: bytes, value: bytes) -> bytes:
