@@ -37,6 +37,10 @@ serve: $(VENV)/.installed-server ## Run the server (SERVE_ARGS="--port 5000 …"
 demo: $(VENV)/.installed-demo ## Train a small agent through the store (DEMO_ARGS="--data FILE …")
 	$(BIN)/python -m examples.svamp_demo $(DEMO_ARGS)
 
+.PHONY: demo-agentlightning
+demo-agentlightning: $(VENV_AGENTLIGHTNING)/.installed ## … as an Agent Lightning program (DEMO_ARGS="--compare …")
+	$(VENV_AGENTLIGHTNING)/bin/python -m examples.agent_lightning $(DEMO_ARGS)
+
 ##@ Measure it
 
 .PHONY: bench

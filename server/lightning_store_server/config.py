@@ -100,6 +100,8 @@ class ServerConfig:
             ("grpc.max_send_message_length", -1),
             ("grpc.keepalive_time_ms", int(self.keepalive_seconds * 1000)),
             ("grpc.keepalive_timeout_ms", int(self.keepalive_timeout_seconds * 1000)),
+            # What a probe waits for its answer where TCP stays open; by itself the setting above does not decide that.
+            ("grpc.http2.ping_timeout_ms", int(self.keepalive_timeout_seconds * 1000)),
             ("grpc.keepalive_permit_without_calls", 1),
             # Clients probe too; answer them instead of cutting them off as abusive.
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),

@@ -83,9 +83,9 @@ def test_bad_data_ends_the_demo_before_anything_starts(tmp_path, capfd):
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["grpc", "in-process"])
 def test_a_short_run(store, run, tmp_path):
-    assert run("--steps", "3", "--store", store) == 0
+    assert run("--steps", "2", "--store", store) == 0
     summary = Summary.model_validate_json((tmp_path / SUMMARY_NAME).read_text())
-    assert (summary.rollouts, summary.failed) == (3 * 6 + 4 * HELD_OUT, 0)
+    assert (summary.rollouts, summary.failed) == (2 * 6 + 3 * HELD_OUT, 0)
     assert (tmp_path / PLOT_NAME).exists()
 
 
@@ -97,12 +97,12 @@ def test_a_server_that_runs_already(endpoint, run, tmp_path):
 
 @pytest.mark.slow
 def test_all_stores_give_the_same(run, capfd):
-    assert run("--compare", "--steps", "3") == 0
+    assert run("--compare", "--steps", "2") == 0
     printed = capfd.readouterr().out
     rows = {line.split("  ")[1].strip(): line.split()[-3:] for line in printed.splitlines() if line.startswith("  ")}
     for name in ("rollouts", "attempts", "spans", "rewards", "checksum of the weights"):
         assert len(set(rows[name])) == 1, printed
-    assert f"of {3 * 6 + 2 * HELD_OUT} rollouts: the same on all stores" in printed
+    assert f"of {2 * 6 + 2 * HELD_OUT} rollouts: the same on all stores" in printed
 
 
 def test_differences_are_told(tmp_path):

@@ -29,15 +29,6 @@ def test_rollout_updates_set_exactly_what_was_given(update):
     assert (request.request_id, request.rollout_id) == ("q", "r")
 
 
-@given(strategies.attempt_updates(), strategies.ids())
-def test_attempt_updates_set_exactly_what_was_given(update, attempt_id):
-    request = through_bytes(requests.update_attempt_to_proto("q", "r", attempt_id, update))
-    found = requests.update_attempt_from_proto(request)
-    assert found.model_fields_set == update.model_fields_set
-    assert_same(found, update)
-    assert requests.attempt_from_request(request) == attempt_id
-
-
 def test_the_masks_know_every_field():
     rollout = RolloutUpdate(input=1, mode=None, resources_id=None, status="failed", config=RolloutConfig(), metadata={})
     mask = requests.update_rollout_to_proto("q", "r", rollout).update_mask

@@ -17,7 +17,7 @@ from lightning_store.errors import InvalidArgumentError, NotJsonError
 from lightning_store.model import Span
 from lightning_store.testing import strategies
 from lightning_store.v1 import span_pb2
-from lightning_store.wire.attributes import STARTS_MAX
+from lightning_store.wire.attributes import REMEMBERED_MAX, SIZES_MAX
 from lightning_store.wire.spans import (
     ProtoSpanCodec,
     span_from_proto,
@@ -217,9 +217,15 @@ def test_what_is_remembered_of_attributes_does_not_mix_them_up():
 
 
 def test_any_number_of_keys_and_sizes_can_be_written():
-    for size in range(0, 2 * STARTS_MAX, 100):
-        given_values = {f"key-{size + number}": "x" * (size // 4) for number in range(100)}
+    for start in range(0, REMEMBERED_MAX + 200, 100):
+        given_values = {f"key-{start + number}": "x" * number for number in range(100)}
         assert CODEC.decode(CODEC.encode(a_span(attributes=given_values))).attributes == given_values
+
+
+@pytest.mark.parametrize("size", [0, 1, SIZES_MAX, SIZES_MAX + 1, 2047, 2048, 2**14])
+def test_values_of_any_size_can_be_written(size):
+    for value in ("x" * size, "é" * size, b"x" * size, [True] * size, ["é"] * size):
+        assert_same(CODEC.decode(CODEC.encode(a_span(attributes={"key": value}))).attributes, {"key": value})
 
 
 @pytest.mark.parametrize("deep", [20, 90])

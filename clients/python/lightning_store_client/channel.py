@@ -72,10 +72,7 @@ class Connection:
         self.has_sessions = True
         """Whether the server offers them, as far as is known."""
         self._session: Session | None = None
-        self._sessions: list[Session] = []
-        """That one, and those before it on which calls are still under way."""
-        # Their threads would keep them alive, and so the connection, for ever.
-        weakref.finalize(self, _close_all, self._sessions).atexit = False
+        self._closing_session: weakref.finalize[..., Any] | None = None
         self._starting = threading.Lock()
         self.health = health_pb2_grpc.HealthStub(self.channel)
 
@@ -94,18 +91,19 @@ class Connection:
         with _gate.lock:
             session = Session(lambda requests: _begin(stub.Session, requests, math.inf))
             _gate.watch(session)
-        self._sessions[:] = [session, *(one for one in self._sessions if not one.over)]
+        # Its threads would keep it alive, and so the connection, for ever.
+        if self._closing_session is not None:
+            self._closing_session.detach()
+        self._closing_session = weakref.finalize(self, session.close)
+        self._closing_session.atexit = False
         return session
 
     def close(self) -> None:
         """Calls that are under way end as cancelled."""
-        _close_all(self._sessions)
+        session = self._session
+        if session is not None:
+            session.close()
         self.channel.close()
-
-
-def _close_all(sessions: list[Session]) -> None:
-    for session in sessions:
-        session.close()
 
 
 class Connector:
@@ -170,6 +168,7 @@ _inherited: list[Connection] = []
 
 FORK_SECONDS_MAX: Final = 5.0
 """What a fork waits for our own threads. gRPC waits as long for its threads."""
+NUDGE_SECONDS: Final = 0.005
 
 
 class _ForkGate:
@@ -188,6 +187,7 @@ class _ForkGate:
         self.lock = threading.RLock()
         self._streams: weakref.WeakSet[Session | Replies] = weakref.WeakSet()
         self._paused: list[Session | Replies] = []
+        self._nudging: _Nudging | None = None
         self._times_closed = 0
 
     def stand(self) -> None:
@@ -209,18 +209,28 @@ class _ForkGate:
     def _before(self) -> None:
         self.lock.acquire()
         self._times_closed += 1
-        if self._times_closed > 1:
-            return
+        if self._times_closed == 1:
+            self._pause()
+        elif self._nudging is not None:  # gRPC has been asked in between
+            self._nudging.stop()
+
+    def _pause(self) -> None:
         for channel in _open_channels():
             cygrpc.fork_unregister_channel(channel)
         until = now() + FORK_SECONDS_MAX
         for stream in list(self._streams):
             stream.pause(until)
             self._paused.append(stream)
+        if any(not stream.over for stream in self._paused):
+            self._nudging = _Nudging(_open_channels())
 
     def _in_parent(self) -> None:
         self._times_closed -= 1
         if self._times_closed == 0:
+            if self._nudging is not None:
+                self._nudging.stop()
+                self._nudging.wait_for_threads()
+                self._nudging = None
             while self._paused:
                 self._paused.pop().resume()
             for channel in _open_channels():
@@ -231,6 +241,41 @@ class _ForkGate:
         self._reset()
         for connector in list(_connectors):
             connector.after_fork()
+
+
+class _Nudging:
+    """Gives gRPC's threads something to do until ``stop``: one that waits for a reply looks whether it is to make way for
+    a fork each time that something has happened, but otherwise once a second."""
+
+    def __init__(self, channels: list[grpc.Channel]) -> None:
+        self._calls = [channel.unary_unary("/nothing/Nothing", None, None) for channel in channels]
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._nudge, name="lightning-store-fork", daemon=True)
+        self._thread.start()
+
+    def _nudge(self) -> None:
+        while not self._stopped.wait(NUDGE_SECONDS):
+            self._make_calls()
+
+    def _make_calls(self) -> list[Any]:
+        """That have failed before they are sent."""
+        made = []
+        for call in self._calls:
+            with contextlib.suppress(ValueError):  # the channel was closed meanwhile
+                made.append(call.future(b"", timeout=0))
+        return made
+
+    def stop(self) -> None:
+        """Return when it does nothing any more. May be called again."""
+        self._stopped.set()
+        self._thread.join()
+
+    def wait_for_threads(self) -> None:
+        """Return when gRPC's threads are at work again. At the next fork it would take those that are not for threads
+        that have made way already, though they may still come."""
+        for made in self._make_calls():
+            with contextlib.suppress(grpc.FutureTimeoutError, grpc.FutureCancelledError):
+                made.exception(FORK_SECONDS_MAX)
 
 
 def _open_channels() -> list[grpc.Channel]:

@@ -30,7 +30,7 @@ from lightning_store.errors import (
 )
 from lightning_store.v1.session_pb2 import SessionCall, SessionReply, SessionRequest, SessionResponse
 from lightning_store.wire.errors import error_from_proto, from_rpc_error
-from lightning_store_client.streams import Replies, now, wait_until
+from lightning_store_client.streams import Replies, now
 
 CALL_BYTES_MAX: Final = 1024 * 1024
 """A larger request goes by itself, so that it does not hold up the others."""
@@ -38,8 +38,6 @@ MESSAGE_BYTES_MAX: Final = CALL_BYTES_MAX
 """Calls of one message, but for the last of them. Far less than servers take: a message that is too large ends the
 stream."""
 TIMEOUT_MS_MAX: Final = 2**32 - 1
-FINISH_SECONDS: Final = 0.1
-"""What calls that are under way get to finish when the process is to fork."""
 
 
 class _Waiting(NamedTuple):
@@ -84,7 +82,7 @@ class Session:
 
     @property
     def ended(self) -> bool:
-        """Whether it takes no more calls; those that it took may still be under way."""
+        """Whether it takes no more calls."""
         return self._end is not None
 
     @property
@@ -121,7 +119,6 @@ class Session:
                 timer.cancel()
             if self._waiting.pop(id_, None) is not None:
                 self._outbox.put(id_)
-                self._end_if_idle()
         if answer.HasField("error"):
             raise _error_of(answer.error)
         return answer.response
@@ -198,11 +195,6 @@ class Session:
                 by_loop[waiting.loop].append((waiting.reply, reply))
         for loop, replies in by_loop.items():
             _call_soon(loop, _settle, replies)
-        self._end_if_idle()
-
-    def _end_if_idle(self) -> None:
-        if self.ended and not self._waiting:
-            self._outbox.put(None)
 
     def _fail_all(self, error: Exception) -> None:
         """Each gets an error of its own, to which its traceback can be attached."""
@@ -214,19 +206,13 @@ class Session:
     # --- While the process forks -------------------------------------------------------------------------------------
 
     def pause(self, until: float) -> None:
-        """Take no more calls, and keep both threads out of gRPC until ``resume``. Returns when they are, at the time
-        ``until`` of the system's clock at the latest.
+        """Keep both threads out of gRPC until ``resume``. Returns when they are, at the time ``until`` of the system's
+        clock at the latest.
 
         gRPC holds a call locked while it waits at a fork to send more of it, and then waits for whoever needs the call.
-        And it looks but once a second whether it is to make way for a fork, while it has anything to wait for: so the
-        stream is given up unless calls are under way that take longer.
+        A session on which no call is under way is ended: the less there is of gRPC at a fork, the better.
         """
-        with self._ending:
-            if self._end is None:
-                self._end = SessionRetired()
-        wait_until(lambda: not self._waiting, min(until, now() + FINISH_SECONDS))
-        if not self._waiting:
-            self._call.cancel()
+        self._retire_if_idle()
         self._holds_sender = self._sending.acquire(timeout=max(0.0, until - now()))
         if not self._holds_sender:
             self._call.cancel()  # the server takes nothing any more
@@ -236,6 +222,13 @@ class Session:
         self._responses.resume()
         if self._holds_sender:
             self._sending.release()
+
+    def _retire_if_idle(self) -> None:
+        with self._ending:
+            if self._waiting or self._end is not None:
+                return
+            self._end = SessionRetired()
+        self._call.cancel()
 
 
 def _error_of(status: Any) -> StoreError:

@@ -46,6 +46,11 @@ class Replies(Iterator[Any]):
         finally:
             self._asking = False
 
+    @property
+    def over(self) -> bool:
+        """Whether the call has ended."""
+        return self._call._state.code is not None
+
     def pause(self, until: float) -> None:
         """Let the reader ask for no reply until ``resume``. Returns when it is outside gRPC, or does no more than wait
         there, and at the time ``until`` at the latest."""

@@ -31,11 +31,11 @@ NESTING_MAX: Final = 16
 """Levels of lists and mappings that go into OTLP. protobuf refuses to parse messages deeper than 100, and each level
 takes three; what is deeper is residue."""
 
-STARTS_MAX: Final = 4096
-"""Starts of pairs that are remembered for one field; past it, all are forgotten."""
-START_BYTES_MAX: Final = 128
-PAYLOAD_BYTES_MAX: Final = 1024
-"""Pairs with a larger start or payload are not remembered."""
+REMEMBERED_MAX: Final = 8192
+"""Beginnings of pairs that are remembered for one field; past it, all are forgotten."""
+KEY_CHARS_MAX: Final = 128
+SIZES_MAX: Final = 1024
+"""Pairs with longer keys and those with more bytes of value begin anew each time."""
 
 _KEY: Final = tag_of(KeyValue, "key")
 _VALUE: Final = tag_of(KeyValue, "value")
@@ -52,6 +52,8 @@ _BYTES: Final = tag_of(AnyValue, "bytes_value")
 # --- To OTLP: plain values -------------------------------------------------------------------------------------------
 
 _Encode = Callable[[Any], bytes]
+_Starts = dict[str, dict[int, bytes]]
+"""By key and size."""
 
 
 def _text(value: str) -> bytes:
@@ -87,20 +89,20 @@ _NOT_PLAIN: Final = (KeyError, OverflowError, UnicodeEncodeError)
 class KeyValues:
     """A repeated KeyValue field.
 
-    The loop over attributes is what most of the time goes into. What stands before a value depends on the key, the type
-    and the size alone, so it is remembered from one span to the next.
+    The loop over attributes is where most of the time goes. What stands before a value in its pair depends on the key
+    and on the value's kind and size alone, so it is remembered from one span to the next.
     """
 
     def __init__(self, message: type[Message], field: str) -> None:
         self._tag = tag_of(message, field)
-        texts: dict[str, dict[int, bytes]] = {}
-        others: dict[str, dict[int, bytes]] = {}
-        self._payloads: Mapping[type[Any], tuple[_Encode, dict[str, dict[int, bytes]]]] = {
-            **{kind: (encode, others) for kind, encode in _SCALARS.items()},
-            list: (_list, others),
-            str: (str.encode, texts),
+        self._texts: _Starts = {}
+        self._others: _Starts = {}
+        self._payloads: Mapping[type[Any], tuple[_Encode, _Starts]] = {
+            **{kind: (encode, self._others) for kind, encode in _SCALARS.items()},
+            list: (_list, self._others),
+            str: (str.encode, self._texts),
         }
-        """How the last bytes of a pair are made, by type of value, and what stands before by key and their number."""
+        """By type of value: how the last bytes of a pair are made, a text or an AnyValue, and what is before them."""
         self._remembered = 0
 
     def write(self, attributes: Mapping[str, Any], into: list[bytes], path: str, depth: int = 0) -> Residue:
@@ -114,46 +116,43 @@ class KeyValues:
             try:
                 encode, starts = payloads[type(value)]
                 payload = encode(value)
-                into += starts[key][len(payload)], payload
+                into += starts[key].get(len(payload)) or self._start(key, starts, len(payload)), payload
             except _NOT_PLAIN:
-                residue = self._write_pair(key, value, into, path, depth)
+                residue = self._write_other(key, value, into, path, depth)
                 if residue is not None:
                     residues[key] = residue
         return residues or None
 
-    def merge(self, attributes: Mapping[str, Any], message: Message, path: str) -> Residue:
-        """The same, with the field added to ``message``."""
-        pairs: list[bytes] = []
-        residue = self.write(attributes, pairs, path)
-        if pairs:
-            message.MergeFromString(b"".join(pairs))
-        return residue
-
-    def _write_pair(self, key: str, value: Any, into: list[bytes], path: str, depth: int) -> Residue:
+    def _write_other(self, key: str, value: Any, into: list[bytes], path: str, depth: int) -> Residue:
+        """Append a pair whose key is new, or whose value is not plain."""
         if not isinstance(key, str):
             raise NotJsonError(f"{path} has the key {key!r} of type {type(key).__name__}; keys are text", path=path)
         if not has_utf8(key):
             return value
+        if key not in self._texts and len(key) <= KEY_CHARS_MAX:
+            self._make_room()
+            self._texts[str(key)], self._others[str(key)] = {}, {}
         encoded, residue = _encode(value, f"{path}.{key}", depth)
-        pair = delimited(self._tag, (delimited(_KEY, key.encode()) if key else b"") + delimited(_VALUE, encoded))
-        into.append(pair)
-        self._remember(key, value, pair)
+        into += self._start(key, self._others, len(encoded)), encoded
         return residue
 
-    def _remember(self, key: str, value: Any, pair: bytes) -> None:
-        try:
-            encode, starts = self._payloads[type(value)]
-            payload_bytes = len(encode(value))
-        except _NOT_PLAIN:
-            return
-        start = pair[: len(pair) - payload_bytes]
-        if payload_bytes > PAYLOAD_BYTES_MAX or len(start) > START_BYTES_MAX:
-            return
-        if self._remembered >= STARTS_MAX:
-            for _, known in self._payloads.values():
-                known.clear()
+    def _start(self, key: str, starts: _Starts, size_bytes: int) -> bytes:
+        """What stands before the last ``size_bytes`` of a pair."""
+        text_start = _STRING + varint(size_bytes) if starts is self._texts else b""
+        value_start = _VALUE + varint(len(text_start) + size_bytes) + text_start
+        pair_start = delimited(_KEY, key.encode()) + value_start if key else value_start
+        start = self._tag + varint(len(pair_start) + size_bytes) + pair_start
+        if size_bytes <= SIZES_MAX and key in starts:
+            self._make_room()
+            starts.setdefault(str(key), {})[size_bytes] = start
+        return start
+
+    def _make_room(self) -> None:
+        """For one more thing to remember."""
+        if self._remembered >= REMEMBERED_MAX:
+            self._texts.clear()
+            self._others.clear()
             self._remembered = 0
-        starts.setdefault(str(key), {})[payload_bytes] = start
         self._remembered += 1
 
 

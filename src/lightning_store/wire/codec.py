@@ -116,17 +116,6 @@ def new_rollout_to_proto(request: EnqueueRolloutRequest, prefix: str = "") -> ro
     )
 
 
-def new_rollout_from_proto(message: rollout_pb2.NewRollout, field: str) -> EnqueueRolloutRequest:
-    values = {
-        "input": input_from_proto(message, field),
-        "mode": mode_from_proto(message.mode, f"{field}.mode"),
-        "resources_id": message.resources_id if message.HasField("resources_id") else None,
-        "config": config_from_proto(message.config, f"{field}.config") if message.HasField("config") else None,
-        "metadata": metadata_from_proto(message, field),
-    }
-    return validated(EnqueueRolloutRequest, values, field)
-
-
 def config_to_proto(config: RolloutConfig) -> rollout_pb2.RolloutConfig:
     return rollout_pb2.RolloutConfig(
         timeout=optional_duration_to_proto(config.timeout_seconds),

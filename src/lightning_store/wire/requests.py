@@ -108,11 +108,6 @@ def update_attempt_to_proto(
     return request
 
 
-def update_attempt_from_proto(request: rollout_pb2.UpdateAttemptRequest) -> AttemptUpdate:
-    values = masked_fields(request.update, request.update_mask, _ATTEMPT_PATHS, ATTEMPT_READERS)
-    return validated(AttemptUpdate, values, "update")
-
-
 def _mask_to_proto(given: set[str], paths: Mapping[str, str]) -> FieldMask:
     return FieldMask(paths=[path for path, name in paths.items() if name in given])
 
