@@ -53,14 +53,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--server", metavar="HOST:PORT", help="use this running server instead of starting one")
     parser.add_argument("--runners", type=_positive, default=2, metavar="N", help="runner processes (%(default)s)")
-    parser.add_argument("--steps", type=_positive, metavar="N", help="training steps (30; to compare: 6)")
+    parser.add_argument("--steps", type=_positive, metavar="N", help="training steps (24; to compare: 6)")
     parser.add_argument("--batch-size", type=_positive, metavar="N", help="rollouts a step (32; to compare: 16)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="split, order and draws (%(default)s)")
     parser.add_argument(
         "--output", type=Path, default=DEFAULT_OUTPUT, metavar="DIR", help="log, plot, … (out/agent_lightning)"
     )
     options = parser.parse_args(arguments)
-    options.steps = options.steps or (6 if options.compare else 30)
+    options.steps = options.steps or (6 if options.compare else 24)
     options.batch_size = options.batch_size or (16 if options.compare else 32)
     if options.server is not None and options.store != "grpc":
         parser.error(f"--server is for our store over gRPC, not for --store {options.store}")

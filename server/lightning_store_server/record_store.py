@@ -3,7 +3,6 @@ are read and written here. What is called rarely needs no such form."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -124,7 +123,7 @@ class _Adapter:
             return record
         with part_scope(f"number-{index}"):
             number = await self._store.get_next_span_sequence_id(record.rollout_id, record.attempt_id)
-        return dataclasses.replace(record, sequence_id=number)
+        return record._replace(sequence_id=number)
 
     async def _add(self, spans: Sequence[Span]) -> list[SpanOutcome]:
         errors: dict[int, SpanOutcome] = {}

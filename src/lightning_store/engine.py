@@ -6,7 +6,6 @@ The rules that change records are in ``lightning_store.step``, the status rules 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -262,7 +261,7 @@ class Engine(LightningStore):
         span = Span.from_opentelemetry(readable_span, rollout_id, attempt_id, sequence_id or 0)
         record = self._codec.encode(span)
         if sequence_id is None:
-            record = dataclasses.replace(record, sequence_id=None)
+            record = record._replace(sequence_id=None)
         [outcome] = await self.add_span_records([record])
         if outcome.error is not None:
             raise outcome.error

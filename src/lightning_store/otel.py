@@ -6,7 +6,7 @@ than OpenTelemetry's own, reads as the default.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
@@ -151,13 +151,11 @@ def _attributes(source: Any) -> Attributes:
     """A copy that is plain JSON, less the bytes that OpenTelemetry allows besides."""
     if not isinstance(source, Mapping):
         return {}
-    copy = getattr(
-        source, "copy", None
-    )  # the SDK's own mapping copies itself much faster than anybody walks through it
-    copied = copy() if callable(copy) else dict(source)
+    # The SDK's own mapping copies itself much faster than anybody walks through it.
+    copy: Callable[[], Mapping[Any, Any]] = getattr(source, "copy", lambda: source)
     return {
         key if type(key) is str else str(key): value if type(value) in _SCALARS else _plain(value)
-        for key, value in copied.items()
+        for key, value in copy().items()
     }
 
 

@@ -6,7 +6,7 @@ import math
 import uuid
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from lightning_store import lifecycle, workers
@@ -477,7 +477,7 @@ class Step:
 
     async def _numbered(self, span: SpanRecord) -> SpanRecord:
         if span.sequence_id is None:
-            return replace(span, sequence_id=(await self.allocate([span.rollout_id]))[0])
+            return span._replace(sequence_id=(await self.allocate([span.rollout_id]))[0])
         await self.tx.raise_sequence(span.rollout_id, span.sequence_id)
         return span
 

@@ -46,6 +46,7 @@ def in_fork(work: Callable[[], T], *, meanwhile: Callable[[int, Connection], obj
         assert failure is None, failure
         return result
     finally:
+        process.kill()  # it may have no session of its own yet
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.join()

@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lightning_store import InMemoryLightningStore, LightningStore, StoreTimeoutError, StoreUnavailableError
 from lightning_store.forwarding import ForwardingStore
 from lightning_store.store import LightningStoreCapabilities
-from lightning_store.testing import FakeClock
+from lightning_store.testing import SAFETY_SECONDS, FakeClock
 from lightning_store.testing.contract.base import within_safety
-from lightning_store.testing.faults import CUTS, Fault, FaultProxy, FaultSchedule, FaultStatistics
+from lightning_store.testing.faults import (
+    CUTS,
+    DATA,
+    END_STREAM,
+    Fault,
+    FaultProxy,
+    FaultSchedule,
+    FaultStatistics,
+    _Frame,
+    _Messages,
+)
+from lightning_store.v1.query_pb2 import StreamQueryRequest
+from lightning_store.v1.rollout_pb2 import EnqueueRolloutsRequest, ListRolloutsRequest, NewRollout
+from lightning_store.v1.service_pb2_grpc import LightningStoreServiceStub
 from lightning_store_client import LightningStoreClient
 from lightning_store_server import LightningStoreServer
 from tests.chaos.flaky import PATIENCE
@@ -233,6 +252,110 @@ async def test_a_client_that_tries_again_gets_through_and_its_calls_happen_once(
             await client.enqueue_rollout(number)
         assert [rollout.input for rollout in await store.query_rollouts()] == list(range(10))
         assert proxy.statistics.struck[fault] >= 9
+
+
+# --- Calls that share a stream, and calls that do not ----------------------------------------------------------------
+
+
+@pytest.mark.asyncio
+async def test_calls_that_are_made_at_once_are_one_call_of_the_proxy():
+    async with wire() as (store, proxy, client):
+        await asyncio.gather(*(client.enqueue_rollout(number) for number in range(100)))
+        assert store.calls["enqueue_many_rollouts"] == 100
+        assert 1 <= proxy.statistics.calls < 50
+        assert proxy.statistics.connections == 1
+
+
+@pytest.mark.asyncio
+async def test_callers_that_take_turns_are_counted_and_hit_one_by_one():
+    async with wire(None, None, Fault.CUT_REPLY) as (store, proxy, client):
+        for number in range(2):
+            await client.enqueue_rollout(number)
+        with pytest.raises(StoreUnavailableError):
+            await client.enqueue_rollout(2)
+        for number in range(3, 6):
+            await client.enqueue_rollout(number)
+        assert store.calls["enqueue_many_rollouts"] == 6
+        struck = Counter({Fault.CUT_REPLY: 1})
+        assert proxy.statistics == FaultStatistics(connections=2, calls=6, answered=5, struck=struck)
+
+
+@asynccontextmanager
+async def raw_stub(proxy: FaultProxy) -> AsyncIterator[Any]:
+    """Calls through it are streams of their own."""
+    async with grpc.aio.insecure_channel(proxy.endpoint, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        yield LightningStoreServiceStub(channel)
+
+
+def enqueueing() -> EnqueueRolloutsRequest:
+    """A request of one rollout, which takes several frames."""
+    rollout = NewRollout(input_json='"' + "x" * 100_000 + '"')
+    return EnqueueRolloutsRequest(request_id=uuid.uuid4().hex, rollouts=[rollout])
+
+
+@pytest.mark.parametrize(
+    ("fault", "acted"), [(Fault.CUT_REQUEST, 0), (Fault.CUT_REPLY, 1), (Fault.RESET, 1), (Fault.LATE_REQUEST, 0)]
+)
+@pytest.mark.asyncio
+async def test_a_call_by_itself_is_hit_as_one_of_a_session_is(fault: Fault, acted: int):
+    async with wire(None, fault) as (store, proxy, _), raw_stub(proxy) as stub:
+        assert len((await stub.EnqueueRollouts(enqueueing())).rollouts) == 1
+        with pytest.raises(grpc.RpcError) as caught:
+            await stub.EnqueueRollouts(enqueueing(), timeout=SAFETY_SECONDS)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert store.calls["enqueue_many_rollouts"] == 1 + acted
+        struck = Counter({fault: 1})
+        assert proxy.statistics == FaultStatistics(connections=1, calls=2, answered=1, struck=struck)
+        assert await within_safety(proxy.deliver_late_requests()) == (fault is Fault.LATE_REQUEST)
+        assert store.calls["enqueue_many_rollouts"] == 2 - (fault is Fault.CUT_REQUEST)
+
+
+@pytest.mark.asyncio
+async def test_a_streamed_reply_is_one_reply():
+    query = StreamQueryRequest(rollouts=ListRolloutsRequest())
+    async with wire(None, None, Fault.CUT_REPLY) as (_, proxy, _), raw_stub(proxy) as stub:
+        await stub.EnqueueRollouts(enqueueing())
+        assert len([reply async for reply in stub.StreamQuery(query)]) >= 1
+        assert (proxy.statistics.calls, proxy.statistics.answered) == (2, 2)
+        with pytest.raises(grpc.RpcError):
+            _ = [reply async for reply in stub.StreamQuery(query, timeout=SAFETY_SECONDS)]
+        assert (proxy.statistics.calls, proxy.statistics.answered) == (3, 2)
+
+
+@pytest.mark.asyncio
+async def test_a_late_message_that_only_calls_others_off_is_delivered_too():
+    clock = FakeClock()
+    async with wire(None, None, Fault.LATE_REQUEST, clock=clock) as (store, proxy, client):
+        [wait] = await parked(client, clock, 1)
+        wait.cancel()
+        async with asyncio.timeout(SAFETY_SECONDS):
+            while not proxy.statistics.struck:  # noqa: ASYNC110 - it happens in another thread
+                await asyncio.sleep(0)
+        assert clock.pending()
+        assert await within_safety(proxy.deliver_late_requests()) == 1
+        assert not clock.pending()
+        assert store.calls["wait_for_rollouts"] == 1
+
+
+@given(st.data(), st.lists(st.binary(max_size=20), max_size=8))
+def test_messages_are_told_apart_however_they_are_framed(data: st.DataObject, bodies: list[bytes]):
+    sent = b"".join(b"\0" + len(body).to_bytes(4) + body for body in bodies)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(sent)), max_size=10)))
+    messages = _Messages()
+    received: list[bytes] = []
+    for start, end in itertools.pairwise([0, *cuts, len(sent)]):
+        frame = _Frame(DATA, END_STREAM, 1, sent[start:end])
+        parts = list(frame.cut(messages))
+        assert b"".join(part.payload for part in parts) == frame.payload
+        assert [part.ends_stream for part in parts] == [False] * (len(parts) - 1) + [True]
+        for part in parts:
+            received += [b""] * part.begins_message
+            if part.payload:
+                received[-1] += part.payload
+            if part.ends_message:
+                assert received[-1][5:] == bodies[len(received) - 1]
+    assert b"".join(received) == sent
+    assert len(received) == len(bodies)
 
 
 # --- The proxy itself ------------------------------------------------------------------------------------------------

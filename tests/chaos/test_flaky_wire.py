@@ -118,20 +118,15 @@ DEVIATIONS = {
 }
 
 
-CROWDED = DEVIATIONS | {
-    "test_f31_any_number_of_ids_and_waiters": "of 120 calls on one connection one or two get through between two cuts",
-}
-
-
 @pytest.mark.chaos
 class TestEverySecondReplyLost(EveryNth, StoreContract):
-    deviations = CROWDED
+    deviations = DEVIATIONS
     nth = 2
 
 
 @pytest.mark.chaos
 class TestEveryThirdReplyLost(EveryNth, StoreContract):
-    deviations = CROWDED
+    deviations = DEVIATIONS
     nth = 3
 
 
@@ -143,14 +138,14 @@ class TestEverySeventhReplyLost(EveryNth, StoreContract):
 
 @pytest.mark.chaos
 class TestEveryThirdRequestLost(EveryNth, StoreContract):
-    deviations = CROWDED
+    deviations = DEVIATIONS
     nth = 3
     faults = (Fault.CUT_REQUEST,)
 
 
 @pytest.mark.chaos
 class TestEveryThirdCallLostOneWayOrAnother(EveryNth, StoreContract):
-    deviations = CROWDED
+    deviations = DEVIATIONS
     nth = 3
     faults = (Fault.CUT_REPLY, Fault.CUT_REQUEST, Fault.RESET)
 

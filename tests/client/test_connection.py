@@ -19,7 +19,7 @@ from lightning_store import (
     StoreError,
     StoreUnavailableError,
 )
-from lightning_store.testing import SAFETY_SECONDS
+from lightning_store.testing import SAFETY_SECONDS, FaultProxy
 from lightning_store.v1 import server_pb2
 from lightning_store_client import LightningStoreClient
 
@@ -278,5 +278,24 @@ def test_a_closed_client_can_be_pickled(rig):
         await client.close()
         async with pickle.loads(pickle.dumps(client)) as copy:
             assert await copy.healthy()
+
+    asyncio.run(scenario())
+
+
+class SlowToAccept(FaultProxy):
+    """Takes up a connection a while after it was made, as a busy server does, or one on another continent."""
+
+    async def _accept(self, reader, writer):
+        await asyncio.sleep(0.3)
+        await super()._accept(reader, writer)
+
+
+def test_a_connection_may_take_its_time_to_begin(rig):
+    async def scenario():
+        async with (
+            SlowToAccept(rig.server.endpoint) as proxy,
+            LightningStoreClient(proxy.endpoint, retry_delays=()) as client,
+        ):
+            assert (await client.statistics())["total_rollouts"] == 0
 
     asyncio.run(scenario())

@@ -12,9 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
+from google.protobuf.message import DecodeError
 
 from lightning_store import (
     InMemoryLightningStore,
+    InternalError,
     MessageTooLargeError,
     RolloutNotFoundError,
     StoreError,
@@ -23,7 +25,7 @@ from lightning_store import (
 )
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.wire.methods import SESSION
-from lightning_store_client import LightningStoreClient, channel
+from lightning_store_client import LightningStoreClient, calls, channel
 from lightning_store_client.session import CALL_BYTES_MAX, MESSAGE_BYTES_MAX
 from lightning_store_server import LightningStoreServer
 
@@ -156,6 +158,22 @@ def test_an_error_is_that_of_its_call_alone(rig):
         assert not any(isinstance(outcome, Exception) for outcome in outcomes[::2])
 
     asyncio.run(scenario())
+
+
+class NoMessage:
+    """The type of a reply that is never one."""
+
+    @staticmethod
+    def FromString(data):
+        raise DecodeError("wire type 7")
+
+
+def test_a_reply_that_is_no_message_is_a_failure_of_the_server(rig, monkeypatch):
+    monkeypatch.setattr(calls, "REPLIES", {"GetStatistics": NoMessage})
+    with pytest.raises(
+        InternalError, match="GetStatistics: the reply is no message of this method's type: wire type 7"
+    ):
+        asyncio.run(rig.client().statistics())
 
 
 # --- Large requests --------------------------------------------------------------------------------------------------

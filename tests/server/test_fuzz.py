@@ -25,6 +25,7 @@ from lightning_store.lifecycle import QUEUED
 from lightning_store.testing import SAFETY_SECONDS, FakeClock
 from lightning_store.testing.contract.base import make_span, retrying
 from lightning_store.v1 import service_pb2
+from lightning_store.v1.session_pb2 import SessionCall, SessionRequest
 from lightning_store.wire.methods import METHODS
 
 EXAMPLES = 60
@@ -231,6 +232,19 @@ class Fuzzed:
         assert code in LEGAL, f"{rpc}: {code}, {said}"
         return code.name
 
+    def send_together(self, calls: list[tuple[str, Message]]) -> None:
+        """In one message of a session. Each is answered, as it may be by itself."""
+        made = [
+            SessionCall(id=number, method=rpc, request=message.SerializeToString())
+            for number, (rpc, message) in enumerate(calls)
+        ]
+        stream = self.served.stub.Session(iter([SessionRequest(calls=made)]), timeout=SAFETY_SECONDS)
+        replies = [reply for response in stream for reply in response.replies]
+        assert sorted(reply.id for reply in replies) == list(range(len(calls)))
+        for reply in replies:
+            code = reply.error.code
+            assert code in {0, *(legal.value[0] for legal in LEGAL)}, f"{calls[reply.id][0]}: {reply.error}"
+
     async def check(self) -> None:
         """Statistics tell what the lists show, each list can be read whole, and who is queued can be claimed once."""
         store = self.store
@@ -278,17 +292,49 @@ def test_any_message_gets_an_answer(fuzzed: Fuzzed, rpc: str) -> None:
     assert seen["OK"] > 0, f"none of the messages got past the checks: {seen}"
 
 
-def test_any_sequence_of_calls_leaves_the_data_sound(fuzzed: Fuzzed) -> None:
-    one_call = st.sampled_from(sorted(METHODS)).flatmap(
+def calls_of(fuzzed: Fuzzed, rpcs: list[str]) -> st.SearchStrategy[list[tuple[str, Message]]]:
+    one_call = st.sampled_from(rpcs).flatmap(
         lambda rpc: st.tuples(st.just(rpc), fuzzed.messages.of(SERVICE.methods_by_name[rpc].input_type))
     )
+    return st.lists(one_call, min_size=3, max_size=6)
 
+
+def test_any_sequence_of_calls_leaves_the_data_sound(fuzzed: Fuzzed) -> None:
     @FUZZ
-    @given(st.lists(one_call, min_size=3, max_size=6))
+    @given(calls_of(fuzzed, sorted(METHODS)))
     def fire(calls: list[tuple[str, Message]]) -> None:
         for rpc, message in calls:
             fuzzed.send(rpc, message)
         asyncio.run(fuzzed.check())
+
+    fire()
+    assert fuzzed.served.health() == "SERVING"
+
+
+def test_any_calls_of_a_session_leave_the_data_sound(fuzzed: Fuzzed) -> None:
+    @FUZZ
+    @given(calls_of(fuzzed, sorted(METHODS)))
+    def fire(calls: list[tuple[str, Message]]) -> None:
+        fuzzed.send_together(calls)
+        asyncio.run(fuzzed.check())
+
+    fire()
+    assert fuzzed.served.health() == "SERVING"
+
+
+def test_any_message_on_a_session_is_answered_or_ends_it(fuzzed: Fuzzed) -> None:
+    sessions = st.lists(fuzzed.messages.of(SessionRequest.DESCRIPTOR), max_size=4)
+
+    @FUZZ
+    @given(sessions)
+    def fire(requests: list[Message]) -> None:
+        stream = fuzzed.served.stub.Session(iter(requests), timeout=SAFETY_SECONDS)
+        try:
+            for _ in stream:
+                pass
+        except grpc.RpcError as error:
+            code, said = code_and_details(error)
+            assert code is grpc.StatusCode.INVALID_ARGUMENT, said
 
     fire()
     assert fuzzed.served.health() == "SERVING"

@@ -11,7 +11,7 @@ from lightning_store import LLM, InMemoryLightningStore, LightningStoreThreaded
 from lightning_store.testing import FakeClock
 from lightning_store.testing.contract.base import make_span, retrying
 from lightning_store.v1 import resources_pb2, rollout_pb2, server_pb2, span_pb2, worker_pb2
-from lightning_store.wire.methods import METHODS, Repeat
+from lightning_store.wire.methods import METHODS, SESSION, Repeat
 from lightning_store.wire.spans import span_to_proto
 
 ONCE = sorted(name for name, method in METHODS.items() if method.repeat is Repeat.ONCE)
@@ -232,4 +232,4 @@ def test_only_methods_of_this_class_have_request_ids():
     service = rollout_pb2.DESCRIPTOR.pool.FindServiceByName("lightning_store.v1.LightningStoreService")
     with_id = {method.name for method in service.methods if "request_id" in method.input_type.fields_by_name}
     assert with_id == set(ONCE)
-    assert {method.name for method in service.methods} == METHODS.keys()
+    assert {method.name for method in service.methods} == {*METHODS, SESSION} | {SESSION}

@@ -44,7 +44,7 @@ OPTIONS: Final = [
     ("grpc.enable_http_proxy", 0),  # a store is reached directly, not through the proxy for the web
     ("grpc.use_local_subchannel_pool", 1),  # a new client starts afresh, not with another's connection backoff
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # what one attempt to connect may take; a refusal is tried again sooner
     ("grpc.max_reconnect_backoff_ms", 1000),
     # A connection that falls silent is given up, so that calls are made again on another within their deadline of 30 s.
     ("grpc.keepalive_time_ms", 10_000),
@@ -244,8 +244,8 @@ class _ForkGate:
 
 
 class _Nudging:
-    """Gives gRPC's threads something to do until ``stop``: one that waits for a reply looks whether it is to make way for
-    a fork each time that something has happened, but otherwise once a second."""
+    """Gives gRPC's threads something to do until ``stop``: one that waits for a reply looks whether it is to make way
+    for a fork each time that something has happened, but otherwise once a second."""
 
     def __init__(self, channels: list[grpc.Channel]) -> None:
         self._calls = [channel.unary_unary("/nothing/Nothing", None, None) for channel in channels]

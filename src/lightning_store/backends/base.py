@@ -84,8 +84,7 @@ class AttemptRecord(NamedTuple):
         return ATTEMPT_OVERHEAD_BYTES + len(self.metadata_json or "")
 
 
-@dataclass(frozen=True, slots=True)
-class SpanRecord:
+class SpanRecord(NamedTuple):
     """A stored span: the fields that are looked up, and all the rest encoded by a :class:`SpanCodec`."""
 
     rollout_id: str

@@ -142,9 +142,10 @@ class KeyValues:
         value_start = _VALUE + varint(len(text_start) + size_bytes) + text_start
         pair_start = delimited(_KEY, key.encode()) + value_start if key else value_start
         start = self._tag + varint(len(pair_start) + size_bytes) + pair_start
-        if size_bytes <= SIZES_MAX and key in starts:
+        known = starts.get(key)
+        if known is not None and size_bytes <= SIZES_MAX:
             self._make_room()
-            starts.setdefault(str(key), {})[size_bytes] = start
+            known[size_bytes] = start
         return start
 
     def _make_room(self) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 from functools import partial
+from sys import intern
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
@@ -136,13 +137,13 @@ def _columns(message: span_pb2.Span, field: str) -> _Columns:
     _check(message, field)
     otlp = message.span
     return (
-        rollout_id,
-        attempt_id,
+        intern(rollout_id),  # one copy for all spans that have it
+        intern(attempt_id),
         sequence_id,
-        otlp.trace_id.hex(),
+        intern(otlp.trace_id.hex()),
         otlp.span_id.hex(),
         otlp.parent_span_id.hex() or None,
-        otlp.name,
+        intern(otlp.name),
         read_time(otlp.start_time_unix_nano),
         read_time(otlp.end_time_unix_nano),
     )
