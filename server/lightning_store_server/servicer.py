@@ -25,7 +25,7 @@ from lightning_store.wire import codec, enums, queries, records, requests, selec
 from lightning_store.wire.checks import require, required_text
 from lightning_store.wire.errors import span_outcome_to_proto
 from lightning_store.wire.frames import frame_of
-from lightning_store.wire.methods import METHODS, REPEATED_METADATA, REQUESTS, Method
+from lightning_store.wire.methods import METHODS, REPEATED_METADATA, Method
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.feeds import FeedRuns
 from lightning_store_server.interceptors import Context, seconds_left
@@ -429,8 +429,7 @@ def _once(request: Any, context: Context) -> AbstractContextManager[None]:
 def _fingerprint(request: Any) -> str:
     """What the request asks for, in a few characters. Of spans, which are large and have keys of their own, only how
     many and two of them; of a claim not how long it may wait, which is less for a call that is made again."""
-    has_spans = type(request) is REQUESTS["AddSpans"]
-    if has_spans:
+    if request.DESCRIPTOR.name == span.AddSpansRequest.DESCRIPTOR.name:  # or a frame of it
         count = len(request.spans)
         content = b"".join([count.to_bytes(8), *request.spans[:1], *request.spans[-1:]])
     else:
