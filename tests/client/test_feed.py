@@ -262,7 +262,8 @@ class CountingStore(ForwardingStore):
 
 async def test_a_slow_reader_holds_back_its_own_feed_and_nothing_else(stack: AsyncExitStack):
     inner = InMemoryLightningStore()
-    made = await inner.enqueue_many_rollouts([EnqueueRolloutRequest(input="x" * 20_000)] * 1200)
+    # Half of them are more than the 16 MiB or so that gRPC and the network hold between the two ends at most.
+    made = await inner.enqueue_many_rollouts([EnqueueRolloutRequest(input="x" * 60_000)] * 1200)
     ids = [one.rollout_id for one in await inner.cancel_rollouts([one.rollout_id for one in made])]
     async with stack:
         store = CountingStore(inner)

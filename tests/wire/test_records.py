@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_store import json_text
@@ -95,13 +95,15 @@ def test_a_change_of_an_attempt_sets_exactly_what_was_given(update, attempt_id):
 
 
 class TestRowsEncoder:
-    @given(st.lists(strategies.attempted_rollouts(), min_size=1, max_size=5))
+    @settings(max_examples=20)
+    @given(st.lists(strategies.attempted_rollouts(), min_size=1, max_size=4))
     def test_the_bytes_are_those_of_the_row(self, rollouts):
         encoder = records.RowsEncoder(rows_max=2)
         rows = [row_of(rollout) for rollout in rollouts]
         for row in [*rows, *rows]:
             assert encoder.encode(row) == records.rollout_row_to_proto(row).SerializeToString()
 
+    @settings(max_examples=20)
     @given(strategies.attempted_rollouts())
     def test_a_row_that_changed_is_made_anew(self, rollout):
         encoder = records.RowsEncoder()
