@@ -57,6 +57,7 @@ def test_two_programs(tmp_path):
         assert ended.code == 0, ended.errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["theirs", "ours"])
 def test_roles_with_a_server_of_its_own(endpoint, kind, monkeypatch):
     """Agent Lightning's strategy takes the roles too; the store is the same in all processes."""
