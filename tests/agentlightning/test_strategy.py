@@ -22,6 +22,8 @@ from lightning_store_agentlightning import (
 from tests.agentlightning.forks import in_fork, tell
 from tests.processes.programs import free_port
 
+pytestmark = pytest.mark.slow
+
 READY = multiprocessing.get_context("fork").Event()
 """Set by a runner that has got to where the test wants it."""
 QUICK = {"graceful_timeout": 0.3, "terminate_timeout": 0.3}

@@ -25,6 +25,8 @@ from tests.agentlightning.programs import (
 )
 from tests.processes.programs import free_port
 
+pytestmark = pytest.mark.slow
+
 
 def shared_memory(managed_store=False):
     return SharedMemoryExecutionStrategy(n_runners=1, main_thread="algorithm", managed_store=managed_store)
