@@ -67,8 +67,8 @@ class UnansweringStore(ForwardingStore):
         return self.inner.capabilities
 
     async def _forward(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        if method == "query_workers" and next(self._is_first_page):
-            return await self.inner.query_workers(*args, **kwargs)
+        if method not in TAKEN or (method == "query_workers" and next(self._is_first_page)):
+            return await getattr(self.inner, method)(*args, **kwargs)
         with self._noted(method):
             if method in ("enqueue_many_rollouts", "query_workers"):
                 await asyncio.Event().wait()
