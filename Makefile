@@ -17,6 +17,7 @@ SERVE_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 TEST_ARGS ?=
+TEST_JOBS ?= auto
 SOAK_SECONDS ?= 600
 SOAK_SEED ?=
 
@@ -81,8 +82,8 @@ bench-document: $(VENV)/.installed-bench ## Write the reference results into doc
 setup: $(VENV)/.installed-dev ## Create .venv with everything to work on the project
 
 .PHONY: test
-test: $(VENV)/.installed-dev ## Run the tests (TEST_ARGS="-k f13 …")
-	$(BIN)/python -m pytest -m "not chaos and not soak" $(TEST_ARGS)
+test: $(VENV)/.installed-dev ## Run the tests (TEST_ARGS="-k f13 …"), on all cores (TEST_JOBS=0: in one process)
+	$(BIN)/python -m pytest -n $(TEST_JOBS) -m "not chaos and not soak" $(TEST_ARGS)
 
 .PHONY: test-chaos
 test-chaos: $(VENV)/.installed-dev ## Run the long forms of the tests that break connections and processes

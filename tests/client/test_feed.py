@@ -266,7 +266,7 @@ async def test_a_slow_reader_holds_back_its_own_feed_and_nothing_else(
     # What gRPC takes ahead of its reader grows with the speed of the line otherwise, to tens of megabytes on this one.
     monkeypatch.setattr(channel, "OPTIONS", [*channel.OPTIONS, ("grpc.http2.bdp_probe", 0)])
     inner = InMemoryLightningStore()
-    made = await inner.enqueue_many_rollouts([EnqueueRolloutRequest(input="x" * 60_000)] * 300)
+    made = await inner.enqueue_many_rollouts([EnqueueRolloutRequest(input="x" * 60_000)] * 600)
     ids = [one.rollout_id for one in await inner.cancel_rollouts([one.rollout_id for one in made])]
     async with stack:
         store = CountingStore(inner)

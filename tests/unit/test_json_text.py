@@ -165,7 +165,7 @@ class TestValues:
             ({"a": {None: 1}}, "payload.a", "the key None of type NoneType"),
             (b"text", "payload", "a value of type bytes"),
             ([0, ({1},)], "payload[1][0]", "a value of type set"),
-            ({"a": {"b": [1, object()]}}, "payload.a.b[1]", "a value of type object"),
+            ({"a": {"b": [1, Ellipsis]}}, "payload.a.b[1]", "a value of type ellipsis"),
             ({"a": 1j}, "payload.a", "a value of type complex"),
         ],
         ids=str,
