@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import uuid
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from lightning_store.errors import (
     RolloutNotFoundError,
     StoreError,
 )
+from lightning_store.ids import new_hex
 from lightning_store.model import AttemptStatus, RolloutStatus
 from lightning_store.snapshots import Claim
 
@@ -98,7 +98,7 @@ class Effects:
 
 
 def new_id(prefix: str, digits: int) -> str:
-    return f"{prefix}-{uuid.uuid4().hex[:digits]}"
+    return f"{prefix}-{new_hex(digits)}"
 
 
 class Step:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +16,7 @@ from lightning_store.errors import (
     SpansRejectedError,
     StoreError,
 )
+from lightning_store.ids import new_hex
 from lightning_store.model import (
     UNSET,
     Attempt,
@@ -594,7 +594,7 @@ class LightningStoreClient(LightningStore):
 
 def _new_request_id() -> str:
     """Made once for each call, before its first attempt."""
-    return uuid.uuid4().hex
+    return new_hex(32)
 
 
 def _new_rollout(

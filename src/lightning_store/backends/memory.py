@@ -6,7 +6,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
-import uuid
 from collections import OrderedDict
 from collections.abc import Collection, Iterable
 from typing import Any, Final, NamedTuple
@@ -26,6 +25,7 @@ from lightning_store.backends.base import (
 )
 from lightning_store.backends.indices import SLACK, CompletionLog, Deadlines
 from lightning_store.backends.query import is_plain, page_of_all, select
+from lightning_store.ids import new_hex
 from lightning_store.lifecycle import TERMINAL
 
 REPLAY_WINDOW_SECONDS: Final = 600.0
@@ -83,7 +83,7 @@ class MemoryBackend(Backend):
         replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
         replay_entries_max: int = REPLAY_ENTRIES_MAX,
     ) -> None:
-        self._store_id = uuid.uuid4().hex[:12]
+        self._store_id = new_hex(12)
         self._replay_window_seconds = replay_window_seconds
         self._transaction = MemoryTransaction(replay_window_seconds, replay_entries_max)
 

@@ -8,7 +8,6 @@ raises the class that the store raised. It also carries ``BadRequest`` where ``d
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, cast
 
@@ -43,6 +42,7 @@ from lightning_store.errors import (
     UnsortableFieldError,
     UnsupportedError,
 )
+from lightning_store.ids import new_hex
 from lightning_store.v1 import span_pb2
 from lightning_store.wire.checks import invalid, of_validation_error
 from lightning_store.wire.times import duration_from_proto, duration_to_proto
@@ -157,7 +157,7 @@ def as_store_error(error: Exception) -> StoreError:
 
 
 def _incident() -> InternalError:
-    incident_id = uuid.uuid4().hex[:12]
+    incident_id = new_hex(12)
     message = f"The server failed on this call; its log has the cause under incident {incident_id}"
     return InternalError(message, incident_id=incident_id)
 
