@@ -34,6 +34,7 @@ from lightning_store_server.record_store import records_of
 
 T = TypeVar("T")
 
+ADD_SPANS_FRAME = frame_of(span.AddSpansRequest)
 REQUEST_ID_CHARS_MAX = 128
 REPLY_MARGIN_SECONDS = 0.5
 """A wait ends this long before its caller's deadline, or half way to it, so that the answer arrives in time."""
@@ -429,7 +430,7 @@ def _once(request: Any, context: Context) -> AbstractContextManager[None]:
 def _fingerprint(request: Any) -> str:
     """What the request asks for, in a few characters. Of spans, which are large and have keys of their own, only how
     many and two of them; of a claim not how long it may wait, which is less for a call that is made again."""
-    if request.DESCRIPTOR.name == span.AddSpansRequest.DESCRIPTOR.name:  # or a frame of it
+    if isinstance(request, ADD_SPANS_FRAME):
         count = len(request.spans)
         content = b"".join([count.to_bytes(8), *request.spans[:1], *request.spans[-1:]])
     else:

@@ -1,13 +1,16 @@
 """Sessions: many calls of the unary methods on one stream. What surrounds a call here is what surrounds it elsewhere: a
-place for it, errors as statuses, an access log when asked for; its caller sees to its deadline."""
+place for it, errors as statuses, an access log when asked for; its caller sees to its deadline.
+
+Calls are made as they are read, a few at a stretch, and the replies of those are sent while the next ones are made.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import aclosing
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import grpc
 import grpc.aio
@@ -20,11 +23,15 @@ from lightning_store.wire.errors import error_to_proto, to_status
 from lightning_store.wire.methods import METHODS, REPEATED_METADATA, SERVICE, SESSION, Method, Repeat
 from lightning_store_server.admission import Admission, Slot
 from lightning_store_server.config import ServerConfig
+from lightning_store_server.eager import begin
 from lightning_store_server.interceptors import Context, Rpc, is_cancelled, log_call, shown_error
 from lightning_store_server.servicer import StoreServicer
 
 MESSAGE_BYTES_MAX: Final = 8 * 1024 * 1024
 """Replies of one message, but for the last of them."""
+CALLS_AT_A_STRETCH: Final = 16
+"""Calls that are begun before others get their turn, the sending of replies among them: with all at once, the caller
+would wait while the server works, and the server while the caller does."""
 PATH: Final = f"/{SERVICE}/{SESSION}"
 
 
@@ -36,6 +43,8 @@ class SessionServicer(StoreServicer):
         self._calls = _Calls(
             {name: self._rpc(method) for name, method in METHODS.items() if not method.streams}, admission
         )
+        self._begin = begin if self._records is store else asyncio.create_task
+        """How a call is begun: at once if it is known what the store does before it waits."""
         self._access_log = config.access_log
         self._sessions: set[_Session] = set()
 
@@ -51,7 +60,7 @@ class SessionServicer(StoreServicer):
         self, request_iterator: AsyncIterator[SessionRequest], context: Context
     ) -> AsyncIterator[SessionResponse]:
         peer = context.peer() if self._access_log else None
-        session = _Session(self._calls, request_iterator, peer)
+        session = _Session(self._calls, self._begin, request_iterator, peer)
         self._sessions.add(session)
         if self._draining:
             session.take_no_more()
@@ -67,6 +76,9 @@ class SessionServicer(StoreServicer):
             session.abandon()
 
 
+Begin: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None] | None"]
+
+
 class _Ended(NamedTuple):
     """A call that ended, and the place that it keeps until its reply is sent."""
 
@@ -77,17 +89,17 @@ class _Ended(NamedTuple):
 class _CallContext:
     """What a method asks of its gRPC context, for one call of a session."""
 
-    __slots__ = ("_deadline", "_repeated")
+    __slots__ = ("_call",)
 
     def __init__(self, call: SessionCall) -> None:
-        self._deadline = asyncio.get_running_loop().time() + call.timeout_ms / 1000 if call.timeout_ms else None
-        self._repeated = call.repeated
+        self._call = call
 
     def time_remaining(self) -> float | None:
-        return None if self._deadline is None else self._deadline - asyncio.get_running_loop().time()
+        """As of when the call came: a method asks before it waits."""
+        return self._call.timeout_ms / 1000 if self._call.timeout_ms else None
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
-        return (REPEATED_METADATA,) if self._repeated else ()
+        return (REPEATED_METADATA,) if self._call.repeated else ()
 
 
 class _Calls:
@@ -131,14 +143,26 @@ def _name_of(call: SessionCall) -> str:
     return call.method if method is None else method.path
 
 
-class _Session:
-    """One stream: reads calls, runs each in a task of its own, and collects what they end with."""
+class _UnderWay:
+    """A call whose reply is waited for."""
 
-    def __init__(self, calls: _Calls, requests: AsyncIterator[SessionRequest], logged_peer: str | None) -> None:
+    __slots__ = ("task",)
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[None] | None = None
+        """In which it goes on, once it had to wait."""
+
+
+class _Session:
+    """One stream: reads calls, begins each, and collects what they end with."""
+
+    def __init__(
+        self, calls: _Calls, begin: Begin, requests: AsyncIterator[SessionRequest], logged_peer: str | None
+    ) -> None:
         self._calls = calls
+        self._begin_coroutine = begin
         self._logged_peer = logged_peer
-        self._under_way: dict[int, asyncio.Task[None]] = {}
-        """By id: the calls whose reply is waited for."""
+        self._under_way: dict[int, _UnderWay] = {}
         self._ended: list[_Ended] = []
         self._changed = asyncio.Event()
         self._draining = False
@@ -151,10 +175,13 @@ class _Session:
         try:
             with contextlib.suppress(grpc.aio.BaseError):
                 async for request in requests:
-                    for call in request.calls:
-                        self._begin(call)
-                    for id_ in request.cancelled_ids:
+                    called_off = set(request.cancelled_ids)
+                    for id_ in called_off:
                         self._cancel(id_)
+                    for begun, call in enumerate(one for one in request.calls if one.id not in called_off):
+                        if begun and begun % CALLS_AT_A_STRETCH == 0:
+                            await asyncio.sleep(0)
+                        self._begin(call)
         except DecodeError as error:
             self._failure = InvalidArgumentError(f"what came is no SessionRequest: {error}")
         except Exception as error:
@@ -168,17 +195,18 @@ class _Session:
             self._ended.append(_Ended(SessionReply(id=call.id, error=error_to_proto(error)), None))
             self._changed.set()
         else:
-            self._under_way[call.id] = asyncio.ensure_future(self._run(call))
+            under_way = self._under_way[call.id] = _UnderWay()
+            under_way.task = self._begin_coroutine(self._run(call, under_way))
 
     def _cancel(self, id_: int) -> None:
-        task = self._under_way.pop(id_, None)
-        if task is not None:
-            task.cancel()
+        under_way = self._under_way.pop(id_, None)
+        if under_way is not None:
+            _give_up(under_way)
             self._changed.set()
 
-    async def _run(self, call: SessionCall) -> None:
+    async def _run(self, call: SessionCall, under_way: _UnderWay) -> None:
         ended = await self._make(call)
-        if self._under_way.get(call.id) is asyncio.current_task():
+        if self._under_way.get(call.id) is under_way:
             del self._under_way[call.id]
             self._ended.append(ended)
             self._changed.set()
@@ -224,10 +252,15 @@ class _Session:
     def abandon(self) -> None:
         """The stream is over: nobody waits for what is under way."""
         self._reading.cancel()
-        under_way, self._under_way = self._under_way, {}
-        for task in under_way.values():
-            task.cancel()
+        given_up, self._under_way = self._under_way, {}
+        for under_way in given_up.values():
+            _give_up(under_way)
         _leave(self._ended)
+
+
+def _give_up(under_way: _UnderWay) -> None:
+    if under_way.task is not None:
+        under_way.task.cancel()
 
 
 def _runs(ended: list[_Ended]) -> Iterator[list[_Ended]]:

@@ -11,8 +11,7 @@ A store that does not read ``current_request`` gives at-least-once where a retry
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import NamedTuple
 
@@ -30,29 +29,34 @@ class Request(NamedTuple):
 _request: ContextVar[Request | None] = ContextVar("lightning_store_request", default=None)
 
 
-@contextmanager
-def request_scope(request_id: str, fingerprint: str = "", *, repeated: bool = False) -> Iterator[None]:
+class _Scope:
+    """Sets the request for as long as it is entered. (A class, since every call enters one.)"""
+
+    __slots__ = ("_request", "_token")
+
+    def __init__(self, request: Request | None) -> None:
+        self._request = request
+
+    def __enter__(self) -> None:
+        self._token = _request.set(self._request)
+
+    def __exit__(self, *_: object) -> None:
+        _request.reset(self._token)
+
+
+def request_scope(request_id: str, fingerprint: str = "", *, repeated: bool = False) -> AbstractContextManager[None]:
     """The one call that is made inside carries ``request_id``; again with another ``fingerprint``, it is refused.
 
     A call that came to nothing (an empty claim, a refusal) is remembered only if it is ``repeated``: then the earlier
     one may arrive later, and must not act when nobody expects it any more.
     """
-    token = _request.set(Request(request_id, fingerprint, repeated))
-    try:
-        yield
-    finally:
-        _request.reset(token)
+    return _Scope(Request(request_id, fingerprint, repeated))
 
 
-@contextmanager
-def part_scope(part: str) -> Iterator[None]:
+def part_scope(part: str) -> AbstractContextManager[None]:
     """For one of several calls that together answer the present request: it gets an id of its own, derived from it."""
     request = _request.get()
-    token = _request.set(None if request is None else request._replace(id=f"{request.id}/{part}"))
-    try:
-        yield
-    finally:
-        _request.reset(token)
+    return _Scope(None if request is None else request._replace(id=f"{request.id}/{part}"))
 
 
 def current_request() -> Request | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
@@ -24,7 +23,7 @@ from lightning_store.errors import (
 from lightning_store.wire.errors import from_rpc_error
 from lightning_store.wire.methods import METHODS, REPEATED_METADATA, REPLIES, SERVICE, Method, Repeat
 from lightning_store.wire.times import duration_to_proto
-from lightning_store_client.channel import Connection, Connector, call_unary, replies_of
+from lightning_store_client.channel import Connector, call_unary, replies_of
 from lightning_store_client.retry import RetryPolicy, is_retriable, jittered
 from lightning_store_client.session import CALL_BYTES_MAX, SessionRetired, SessionUnsupported
 
@@ -53,25 +52,33 @@ class Calls:
 
         StoreError of the class that the store behind the server raised, or StoreUnavailableError, StoreTimeoutError.
         """
-        size_bytes = request.ByteSize()
-        if size_bytes > self._max_message_bytes:
-            raise _too_large(rpc, size_bytes, self._max_message_bytes)
         method = METHODS[rpc]
+        data = request.SerializeToString()
+        if len(data) > self._max_message_bytes:
+            raise _too_large(rpc, len(data), self._max_message_bytes)
         wait_until = self._clock.monotonic() + wait_seconds
 
-        async def attempt(seconds: float, repeated: bool) -> Any:
+        def attempt(seconds: float, repeated: bool) -> Awaitable[Any]:
+            nonlocal data
             if repeated and wait_seconds > 0:
                 getattr(request, method.wait_field).CopyFrom(duration_to_proto(self._left(wait_until)))
-            return await self._send(rpc, request, size_bytes, seconds, repeated)
+                data = request.SerializeToString()
+            return self._send(rpc, request, data, seconds, repeated)
 
         return await self._funnel(method, attempt, wait_seconds)
 
-    async def _send(self, rpc: str, request: Message, size_bytes: int, seconds: float, repeated: bool) -> Any:
-        """Once: with other calls on one stream, or by itself if it is large or the server cannot do otherwise."""
+    async def _send(self, rpc: str, request: Message, data: bytes, seconds: float, repeated: bool) -> Any:
+        """Once: with other calls on one stream, or by itself if it is large or the server cannot do otherwise. ``data``
+        is the serialized request."""
         connection = self._connector.get()
-        if connection.has_sessions and size_bytes <= CALL_BYTES_MAX:
+        while connection.has_sessions and len(data) <= CALL_BYTES_MAX:
             try:
-                return await _in_session(connection, rpc, request, seconds, repeated)
+                reply = await connection.session().call(rpc, data, seconds, repeated=repeated)
+                return REPLIES[rpc].FromString(reply)
+            except SessionRetired:
+                continue
+            except DecodeError as error:
+                raise InternalError(f"{rpc}: the reply is no message of this method's type: {error}") from None
             except SessionUnsupported as unsupported:
                 connection.has_sessions = False
                 repeated = repeated or unsupported.repeated
@@ -177,17 +184,6 @@ class Calls:
 def _is_of_store(error: Any) -> bool:
     """Whether the status is of the server's making, and not of gRPC's."""
     return any(key == STATUS_DETAILS_KEY for key, _ in error.trailing_metadata() or ())
-
-
-async def _in_session(connection: Connection, rpc: str, request: Message, seconds: float, repeated: bool) -> Any:
-    while True:
-        with contextlib.suppress(SessionRetired):
-            reply = await connection.session().call(rpc, request, seconds, repeated=repeated)
-            break
-    try:
-        return REPLIES[rpc].FromString(reply)
-    except DecodeError as error:
-        raise InternalError(f"{rpc}: the reply is no message of this method's type: {error}") from None
 
 
 def _too_large(rpc: str, size_bytes: int, max_message_bytes: int) -> MessageTooLargeError:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
 
 import grpc
-from google.protobuf.message import Message
 
 from lightning_store.errors import (
     CallCancelledError,
@@ -90,8 +89,8 @@ class Session:
         """Whether nothing of it is left."""
         return not self._thread.is_alive()
 
-    async def call(self, method: str, request: Message, timeout: float, *, repeated: bool) -> bytes:
-        """The serialized reply to ``request``. Cancelling cancels the call.
+    async def call(self, method: str, request: bytes, timeout: float, *, repeated: bool) -> bytes:
+        """The reply to ``request``, both serialized. Cancelling cancels the call.
 
         StoreError if it fails: StoreTimeoutError after ``timeout`` seconds, StoreUnavailableError if the stream ends.
         SessionUnsupported and SessionRetired if the call is to be made otherwise.
@@ -102,7 +101,7 @@ class Session:
         message = SessionCall(
             id=id_,
             method=method,
-            request=request.SerializeToString(),
+            request=request,
             timeout_ms=_milliseconds(timeout),
             repeated=repeated,
         )
