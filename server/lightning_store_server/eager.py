@@ -4,7 +4,6 @@ the event loop. (Python has that as ``eager_start`` of a task, from 3.12 on.)"""
 from __future__ import annotations
 
 import asyncio
-import types
 from collections.abc import Coroutine, Generator
 from contextvars import copy_context
 from typing import Any, TypeVar
@@ -24,20 +23,26 @@ def begin(coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T] | None:
         awaited = context.run(coroutine.send, None)
     except StopIteration:
         return None
-    return asyncio.get_running_loop().create_task(_go_on(coroutine, awaited), context=context)
+    rest = _Rest(coroutine, awaited)
+    return asyncio.get_running_loop().create_task(rest, context=context)
 
 
-@types.coroutine
-def _go_on(coroutine: Coroutine[Any, Any, T], awaited: Any) -> Generator[Any, Any, T]:
-    """``coroutine`` from where it waits for ``awaited``."""
-    try:
-        while True:
-            try:
-                sent = yield awaited
-            except BaseException as error:
-                awaited = coroutine.throw(error)
-            else:
-                awaited = coroutine.send(sent)
-    except StopIteration as end:
-        result: T = end.value
-        return result
+class _Rest(Coroutine[Any, Any, T]):
+    """A coroutine from where it waits for ``awaited``, which its task is told first."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], awaited: Any) -> None:
+        self._coroutine = coroutine
+        self._awaited = [awaited]
+
+    def send(self, value: Any) -> Any:
+        return self._awaited.pop() if self._awaited else self._coroutine.send(value)
+
+    def throw(self, *error: Any) -> Any:
+        self._awaited.clear()  # cancelled before its task had a turn
+        return self._coroutine.throw(*error)
+
+    def close(self) -> None:
+        self._coroutine.close()
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        return self._coroutine.__await__()

@@ -34,7 +34,10 @@ from lightning_store.wire.spans import ProtoSpanCodec
 
 @runtime_checkable
 class RecordStore(Protocol):
-    """The methods of a LightningStore that are called most, on records. Their arguments have been checked."""
+    """The methods of a LightningStore that are called most, on records. Their arguments have been checked.
+
+    No method of such a store asks for the current task before it first waits: see :mod:`lightning_store_server.eager`.
+    """
 
     async def start_rollout_record(self, new: NewRollout, worker_id: str | None) -> Claim: ...
 

@@ -260,8 +260,8 @@ async def test_a_client_that_tries_again_gets_through_and_its_calls_happen_once(
 @pytest.mark.asyncio
 async def test_calls_that_are_made_at_once_are_one_call_of_the_proxy():
     async with wire() as (store, proxy, client):
-        await asyncio.gather(*(client.enqueue_rollout(number) for number in range(100)))
-        assert store.calls["enqueue_many_rollouts"] == 100
+        await asyncio.gather(*(client.start_rollout(number) for number in range(100)))
+        assert store.calls["start_rollout"] == 100
         assert 1 <= proxy.statistics.calls < 50
         assert proxy.statistics.connections == 1
 

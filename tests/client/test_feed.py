@@ -89,7 +89,8 @@ async def test_a_feed_that_is_cut_at_any_place_misses_nothing_and_tells_nothing_
                     ids += await many_ended(line.store, chance.randint(1, 10))
             assert [one.rollout.rollout_id for one in follower.told] == ids
             assert len({one.cursor for one in follower.told}) == len(ids)
-        assert line.proxy.statistics.connections > 1  # how many more depends on how far the feed was ahead of its reader
+        # How many depends on how far ahead of its reader a feed is.
+        assert line.proxy.statistics.connections > 1
 
 
 @pytest.mark.parametrize("fault", [Fault.CUT_REPLY, Fault.CUT_REQUEST, Fault.RESET])

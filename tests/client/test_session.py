@@ -84,7 +84,7 @@ def test_threads_with_loops_of_their_own_share_one_session(rig):
 
     async def work(number):
         barrier.wait(SAFETY_SECONDS)
-        await asyncio.gather(*(client.enqueue_rollout([number, n]) for n in range(calls)))
+        await asyncio.gather(*(client.start_rollout([number, n]) for n in range(calls)))
 
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(lambda number: asyncio.run(work(number)), range(threads)))
@@ -98,7 +98,7 @@ def test_threads_with_loops_of_their_own_share_one_session(rig):
 def test_calls_that_are_made_at_once_share_messages(rig):
     async def scenario():
         client = rig.client()
-        await asyncio.gather(*(client.enqueue_rollout(number) for number in range(200)))
+        await asyncio.gather(*(client.start_rollout(number) for number in range(200)))
 
     asyncio.run(scenario())
     [session] = rig.proxy.sessions

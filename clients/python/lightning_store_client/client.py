@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_store import arguments
@@ -57,6 +58,7 @@ from lightning_store.wire.frames import frame_of
 from lightning_store_client.calls import Calls
 from lightning_store_client.channel import MAX_MESSAGE_BYTES, MIB, Connector
 from lightning_store_client.endpoint import checked_endpoint
+from lightning_store_client.gathering import Gathering
 from lightning_store_client.retry import RetryPolicy
 from lightning_store_client.worker import Stats, WorkerSession
 
@@ -71,6 +73,8 @@ SPAN_FRAME_BYTES = 16
 """What a span adds to its message beside its own size, at most."""
 ADD_SPANS_FRAME = frame_of(span.AddSpansRequest)
 """What AddSpans is sent as: its spans are bytes already."""
+GATHERED_BYTES_MAX = 64 * 1024
+"""An item that is larger goes in a call of its own, so that it does not hold up the others."""
 REQUEST_FRAME_BYTES = 40
 """What a request id adds to its message."""
 
@@ -111,6 +115,9 @@ class LightningStoreClient(LightningStore):
         self._span_bytes_max = max_message_bytes - REQUEST_FRAME_BYTES
         policy = RetryPolicy.of(timeout, retry_delays, health_retry_delays)
         self._calls = Calls(self._connector, policy, self._clock, max_message_bytes)
+        self._enqueueing = Gathering(partial(_enqueue, self._calls))
+        self._adding_spans = Gathering(partial(_add_spans, self._calls))
+        self._numbering = Gathering(partial(_allocate, self._calls))
 
     def __repr__(self) -> str:
         return f"LightningStoreClient({self.endpoint!r})"
@@ -182,18 +189,15 @@ class LightningStoreClient(LightningStore):
         config: RolloutConfig | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Rollout:
-        return (await self._enqueue([_new_rollout(input, mode, resources_id, config, metadata)]))[0]
+        new = _new_rollout(input, mode, resources_id, config, metadata)
+        if new.ByteSize() > GATHERED_BYTES_MAX:
+            return (await _enqueue(self._calls, [new]))[0]
+        return await self._enqueueing.call(new)
 
     async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
         checked = arguments.checked_requests(rollouts)
-        return await self._enqueue(
-            [codec.new_rollout_to_proto(request, f"rollouts[{i}].") for i, request in enumerate(checked)]
-        )
-
-    async def _enqueue(self, rollouts: Sequence[rollout.NewRollout]) -> list[Rollout]:
-        request = rollout.EnqueueRolloutsRequest(request_id=_new_request_id(), rollouts=rollouts)
-        reply = await self._calls.unary("EnqueueRollouts", request)
-        return [codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts]
+        new = [codec.new_rollout_to_proto(request, f"rollouts[{i}].") for i, request in enumerate(checked)]
+        return await _enqueue(self._calls, new)
 
     async def dequeue_rollout(self, worker_id: str | None = None, *, max_wait: float = 0.0) -> AttemptedRollout | None:
         claimed = await self.dequeue_many_rollouts(limit=1, worker_id=worker_id, max_wait=max_wait)
@@ -226,8 +230,7 @@ class LightningStoreClient(LightningStore):
 
     async def add_span(self, span: Span) -> Span | None:
         arguments.check_spans([span])
-        [outcome] = await self._add_spans([spans.span_to_bytes(span)])
-        return None if _stored_sequence_id(outcome) is None else span
+        return None if await self._add_span(spans.span_to_bytes(span)) is None else span
 
     async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
         arguments.check_spans(spans)
@@ -277,31 +280,37 @@ class LightningStoreClient(LightningStore):
     ) -> Span | None:
         converted = Span.from_opentelemetry(readable_span, rollout_id, attempt_id, sequence_id or 0)
         message = spans.span_to_bytes(converted, numbered=sequence_id is not None)
-        [outcome] = await self._add_spans([message])
-        stored = _stored_sequence_id(outcome)
+        stored = await self._add_span(message)
         if stored is None:
             return None
         converted.sequence_id = stored
         return converted
 
+    async def _add_span(self, message: bytes) -> int | None:
+        """The span's number; None for a duplicate."""
+        if len(message) > GATHERED_BYTES_MAX:
+            [outcome] = await _add_spans(self._calls, [message])
+        else:
+            outcome = await self._adding_spans.call(message)
+        return _stored_sequence_id(outcome)
+
     async def _add_spans(self, messages: Sequence[bytes]) -> list[span.SpanOutcome]:
         """One outcome for each, in order. Sent in batches; each batch is stored once, however often it is sent."""
         outcomes: list[span.SpanOutcome] = []
         for batch in _batches(messages, min(SPAN_BATCH_BYTES, self._span_bytes_max)):
-            request = ADD_SPANS_FRAME(request_id=_new_request_id(), spans=batch)
-            outcomes.extend((await self._calls.unary("AddSpans", request)).outcomes)
+            outcomes.extend(await _add_spans(self._calls, batch))
         return outcomes
 
     async def get_next_span_sequence_id(self, rollout_id: str, attempt_id: str) -> int:
-        return (await self.get_many_span_sequence_ids([(rollout_id, attempt_id)]))[0]
+        arguments.check_id("rollout_id", rollout_id)
+        arguments.check_id("attempt_id", attempt_id)
+        return await self._numbering.call((rollout_id, attempt_id))
 
     async def get_many_span_sequence_ids(self, rollout_attempt_ids: Sequence[tuple[str, str]]) -> Sequence[int]:
         for rollout_id, attempt_id in rollout_attempt_ids:
             arguments.check_id("rollout_id", rollout_id)
             arguments.check_id("attempt_id", attempt_id)
-        keys = [span.AttemptKey(rollout_id=rollout_id, attempt_id=id_) for rollout_id, id_ in rollout_attempt_ids]
-        request = span.AllocateSpanSequenceIdsRequest(request_id=_new_request_id(), keys=keys)
-        return list((await self._calls.unary("AllocateSpanSequenceIds", request)).sequence_ids)
+        return await _allocate(self._calls, rollout_attempt_ids)
 
     # --- Queries -----------------------------------------------------------------------------------------------------
 
@@ -590,6 +599,24 @@ class LightningStoreClient(LightningStore):
         which = selections.Deletion(rollout_ids=rollout_ids, older_than=older_than, status_in=status_in)
         request = selections.deletion_to_proto(_new_request_id(), which)
         return list((await self._calls.unary("DeleteRollouts", request)).rollout_ids)
+
+
+async def _enqueue(calls: Calls, rollouts: Sequence[rollout.NewRollout]) -> list[Rollout]:
+    request = rollout.EnqueueRolloutsRequest(request_id=_new_request_id(), rollouts=rollouts)
+    reply = await calls.unary("EnqueueRollouts", request)
+    return [codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts]
+
+
+async def _add_spans(calls: Calls, messages: Sequence[bytes]) -> Sequence[span.SpanOutcome]:
+    request = ADD_SPANS_FRAME(request_id=_new_request_id(), spans=messages)
+    outcomes: Sequence[span.SpanOutcome] = (await calls.unary("AddSpans", request)).outcomes
+    return outcomes
+
+
+async def _allocate(calls: Calls, rollout_attempt_ids: Sequence[tuple[str, str]]) -> list[int]:
+    keys = [span.AttemptKey(rollout_id=rollout_id, attempt_id=id_) for rollout_id, id_ in rollout_attempt_ids]
+    request = span.AllocateSpanSequenceIdsRequest(request_id=_new_request_id(), keys=keys)
+    return list((await calls.unary("AllocateSpanSequenceIds", request)).sequence_ids)
 
 
 def _new_request_id() -> str:
