@@ -65,6 +65,7 @@ from lightning_store.snapshots import (
     attempt_of,
     attempted_rollout_of,
     resources_of,
+    rollout_at_first_look,
     rollout_of,
     rollout_with_attempt,
     worker_of,
@@ -323,7 +324,7 @@ class Engine(LightningStore):
             limit=limit,
             offset=offset,
         )
-        return PaginatedResult(await _converted(rollout_with_attempt, rows.items), limit, offset, rows.total)
+        return PaginatedResult(list(map(rollout_at_first_look, rows.items)), limit, offset, rows.total)
 
     async def query_rollout_records(
         self,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 from lightning_store import json_text
 from lightning_store.backends.base import AttemptRecord, ResourcesRecord, RolloutRecord, RolloutRow, WorkerRecord
+from lightning_store.lazy import lazy
 from lightning_store.model import (
     Attempt,
     AttemptedRollout,
@@ -37,6 +39,11 @@ def attempted_rollout_of(claim: Claim) -> AttemptedRollout:
 def rollout_with_attempt(row: RolloutRow) -> Rollout:
     """An AttemptedRollout where there is an attempt, a Rollout where there is none."""
     return rollout_of(row.rollout) if row.attempt is None else attempted_rollout_of(Claim(row.rollout, row.attempt))
+
+
+def rollout_at_first_look(row: RolloutRow) -> Rollout:
+    """The same, made of the row when somebody looks into it."""
+    return lazy(Rollout if row.attempt is None else AttemptedRollout, partial(rollout_with_attempt, row))
 
 
 def attempt_of(record: AttemptRecord) -> Attempt:

@@ -338,7 +338,7 @@ class LightningStoreClient(LightningStore):
             limit=limit,
             offset=offset,
         )
-        return await self._query("ListRollouts", "rollouts", request, codec.rollout_from_proto, limit, offset)
+        return await self._query("ListRollouts", "rollouts", request, codec.rollout_at_first_look, limit, offset)
 
     async def query_attempts(
         self,

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from google.protobuf.message import Message
 
 from lightning_store import json_text
+from lightning_store.lazy import lazy
 from lightning_store.model import (
     KNOWN_RESOURCES,
     Attempt,
@@ -95,6 +96,12 @@ def rollout_from_proto(message: rollout_pb2.Rollout, field: str) -> Rollout:
         raise invalid(f"{field}.latest_attempt.rollout_id", f"is {attempt.rollout_id!r}, not {message.rollout_id!r}")
     values["attempt"] = attempt
     return construct(AttemptedRollout, values)
+
+
+def rollout_at_first_look(message: rollout_pb2.Rollout, field: str) -> Rollout:
+    """The same, made of the message when somebody looks into it; what is wrong with the message is told then."""
+    model = AttemptedRollout if message.HasField("latest_attempt") else Rollout
+    return lazy(model, partial(rollout_from_proto, message, field))
 
 
 def attempted_rollout_from_proto(message: rollout_pb2.Rollout, field: str) -> AttemptedRollout:

@@ -19,6 +19,7 @@ from typing import Any, Final
 from google.protobuf.message import DecodeError
 
 from lightning_store.backends.base import SpanRecord
+from lightning_store.lazy import lazy
 from lightning_store.model import Span
 from lightning_store.v1 import span_pb2
 from lightning_store.wire.attributes import lay_over
@@ -31,7 +32,6 @@ from lightning_store.wire.checks import (
     text_to_proto,
     validated,
 )
-from lightning_store.wire.lazy_spans import lazy_span
 from lightning_store.wire.span_body import columns_of, encode_span, read_span
 from lightning_store.wire.span_parts import (
     SPAN_ID_BYTES,
@@ -62,7 +62,7 @@ class ProtoSpanCodec:
 
     def decode(self, record: SpanRecord) -> Span:
         """A span that is decoded at the first look into it. That cannot fail: each record was made or checked here."""
-        return lazy_span(partial(_span_of_record, record))
+        return lazy(Span, partial(_span_of_record, record))
 
 
 def _span_of_record(record: SpanRecord) -> Span:
@@ -172,7 +172,7 @@ def span_from_proto(message: span_pb2.Span, field: str) -> Span:
         return _decoded(message, field)
     not_negative(message.sequence_id, f"{field}.sequence_id")
     _check(message, field)
-    return lazy_span(partial(_span_of, message, {}, field))
+    return lazy(Span, partial(_span_of, message, {}, field))
 
 
 def _decoded(message: span_pb2.Span, field: str) -> Span:

@@ -436,7 +436,7 @@ class UpdatingContract(ContractBase):
     async def test_f09_without_an_attempt_it_is_a_rollout(self, store: LightningStore) -> None:
         made = await store.enqueue_rollout("task")
         assert type(await store.get_rollout_by_id(made.rollout_id)) is Rollout
-        assert [type(row) for row in await store.query_rollouts()] == [Rollout]
+        assert [row.__class__ for row in await store.query_rollouts()] == [Rollout]
 
     async def test_f09_with_an_attempt_it_carries_the_latest(self, store: LightningStore) -> None:
         first = await store.start_rollout("task", config=retrying())

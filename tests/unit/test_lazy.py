@@ -14,8 +14,8 @@ import pytest
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from pydantic_core import to_json
 
+from lightning_store.lazy import lazy
 from lightning_store.model import Span, SpanContext
-from lightning_store.wire.lazy_spans import lazy_span
 from tests.wire.same import assert_same
 
 
@@ -26,7 +26,7 @@ def a_span(**fields: Any) -> Span:
 
 
 def undecoded(**fields: Any) -> Span:
-    return lazy_span(lambda: a_span(**fields))
+    return lazy(Span, lambda: a_span(**fields))
 
 
 def decoded(span: Span) -> bool:
@@ -154,7 +154,7 @@ def test_it_is_decoded_once_and_what_it_was_decoded_from_is_let_go():
 
     source = Source()
     reference = weakref.ref(source)
-    span = lazy_span(source.decode)
+    span = lazy(Span, source.decode)
     del source
     assert (span.name, span.sequence_id) == ("step", 3)
     assert Source.calls == 1
@@ -169,7 +169,7 @@ def test_threads_that_look_at_once_see_one_object():
         both_decode.wait()
         return a_span()
 
-    span = lazy_span(decode)
+    span = lazy(Span, decode)
     seen: list[dict[str, Any]] = []
 
     def look() -> None:

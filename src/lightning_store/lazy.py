@@ -1,0 +1,64 @@
+"""Objects that are made when somebody first looks into them: of those that a query returns, many are only passed on.
+
+Such an object is of a private subclass of its model until an attribute of it is asked for, in whatever way, be it by
+copying, comparing, printing or pickling. Then its fields are filled in, and the model itself becomes its class. Nobody
+can tell but by ``type(…)`` before that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from types import new_class
+from typing import Any, Final, TypeVar
+
+from pydantic import BaseModel
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+_STATE: Final = ("__dict__", "__pydantic_extra__", "__pydantic_fields_set__")
+"""What a model without private attributes consists of."""
+
+
+def lazy(model: type[ModelT], make: Callable[[], ModelT]) -> ModelT:
+    """An object of ``model`` that becomes what ``make`` returns. What that raises is raised at each look."""
+    made: ModelT = object.__new__(_lazy_class(model))
+    object.__setattr__(made, "__pydantic_private__", {"make": make})
+    return made
+
+
+@cache
+def _lazy_class(model: type[ModelT]) -> type[ModelT]:
+    """What :func:`lazy` makes. Methods of models do their work because each begins with an attribute of ``self``; those
+    below are the ones that begin with ``type(self)``."""
+
+    def __getattribute__(self: ModelT, name: str) -> Any:
+        _fill_in(self, model)
+        return getattr(self, name)
+
+    def __copy__(self: ModelT) -> ModelT:
+        _fill_in(self, model)
+        return self.__copy__()
+
+    def __deepcopy__(self: ModelT, memo: dict[int, Any] | None = None) -> ModelT:
+        _fill_in(self, model)
+        return self.__deepcopy__(memo)
+
+    methods = (__getattribute__, __copy__, __deepcopy__)
+    names = {"__module__": model.__module__, "__qualname__": model.__qualname__}
+    body = {**names, **{method.__name__: method for method in methods}}
+    return new_class(model.__name__, (model,), {"defer_build": True}, lambda namespace: namespace.update(body))
+
+
+def _fill_in(lazily: ModelT, model: type[ModelT]) -> None:
+    """Make it what it stands for. Threads may do so at the same time: they agree on the result of who was first."""
+    source = object.__getattribute__(lazily, "__pydantic_private__")
+    if source is None:
+        return
+    made = source.get("made")
+    if made is None:
+        made = source.setdefault("made", source["make"]())
+    for name in _STATE:
+        object.__setattr__(lazily, name, object.__getattribute__(made, name))
+    object.__setattr__(lazily, "__class__", model)
+    object.__setattr__(lazily, "__pydantic_private__", None)
