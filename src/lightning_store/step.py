@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from lightning_store import lifecycle, workers
 from lightning_store.backends.base import (
@@ -46,6 +46,9 @@ class SpanOutcome(NamedTuple):
 
     sequence_id: int | None = None
     error: StoreError | None = None
+
+
+DUPLICATE: Final = SpanOutcome()
 
 
 @dataclass(frozen=True, slots=True)
@@ -444,24 +447,31 @@ class Step:
         refusals: dict[tuple[str, str], StoreError | None] = {}
         touched: dict[tuple[str, str], None] = {}
         total_bytes = 0
-        for span, size_bytes in spans:
+        for given, size_bytes in spans:
+            span = given
             key = (span.rollout_id, span.attempt_id)
             if key not in refusals:
                 refusals[key] = await self._refusal(*key)
             if (refusal := refusals[key]) is not None:
                 outcomes.append(SpanOutcome(error=refusal))
                 continue
-            if await self.tx.has_span(span.rollout_id, span.attempt_id, span.span_id):
-                outcomes.append(SpanOutcome())
+            if span.sequence_id is None:
+                if await self.tx.has_span(span.rollout_id, span.attempt_id, span.span_id):
+                    outcomes.append(DUPLICATE)
+                    continue
+                try:
+                    [number] = await self.allocate([span.rollout_id])
+                except StoreError as error:
+                    outcomes.append(SpanOutcome(error=error))
+                    continue
+                span = span._replace(sequence_id=number)
+            stored_bytes = await self.tx.insert_span(span, size_bytes)
+            if stored_bytes is None:
+                outcomes.append(DUPLICATE)
                 continue
-            try:
-                numbered = await self._numbered(span)
-            except StoreError as error:
-                outcomes.append(SpanOutcome(error=error))
-                continue
-            total_bytes = await self.tx.insert_span(numbered, size_bytes)
+            total_bytes = stored_bytes
             touched[key] = None
-            outcomes.append(SpanOutcome(sequence_id=numbered.sequence_id))
+            outcomes.append(SpanOutcome(span.sequence_id))
         for rollout_id, attempt_id in touched:
             await self._sign_of_life(await self.attempt(rollout_id, attempt_id), moves=True)
         return outcomes, total_bytes
@@ -474,12 +484,6 @@ class Step:
         except StoreError as error:
             return error
         return None
-
-    async def _numbered(self, span: SpanRecord) -> SpanRecord:
-        if span.sequence_id is None:
-            return span._replace(sequence_id=(await self.allocate([span.rollout_id]))[0])
-        await self.tx.raise_sequence(span.rollout_id, span.sequence_id)
-        return span
 
     async def _sign_of_life(self, attempt: AttemptRecord, *, moves: bool) -> None:
         """Refresh the heartbeat of an attempt. A span (``moves``) also begins or revives it."""

@@ -238,11 +238,11 @@ class LightningStoreClient(LightningStore):
         stored: dict[int, Span] = {}
         outcomes = await self._add_spans(list(encoded.values()))
         for index, outcome in zip(encoded, outcomes, strict=True):
-            try:
-                if _stored_sequence_id(outcome) is not None:
-                    stored[index] = spans[index]
-            except StoreError as error:
-                rejected.append(RejectedSpan(index, spans[index].span_id, error))
+            result = span_outcome_from_proto(outcome, "outcomes")
+            if isinstance(result, StoreError):
+                rejected.append(RejectedSpan(index, spans[index].span_id, result))
+            elif result is not None:
+                stored[index] = spans[index]
         in_order = list(stored.values())
         if rejected:
             rejected.sort(key=lambda one: one.index)

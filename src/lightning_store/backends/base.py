@@ -307,8 +307,11 @@ class Transaction(ABC):
     async def has_span(self, rollout_id: str, attempt_id: str, span_id: str) -> bool: ...
 
     @abstractmethod
-    async def insert_span(self, span: SpanRecord, size_bytes: int) -> int:
-        """Store it and return the bytes of all stored spans. Its key is not stored yet; ``sequence_id`` is set."""
+    async def insert_span(self, span: SpanRecord, size_bytes: int) -> int | None:
+        """Store it and return the bytes of all stored spans; None if its key is stored already, and nothing changed.
+
+        Its ``sequence_id`` is set; the rollout's span counter moves up to that if it is below.
+        """
 
     @abstractmethod
     async def list_spans(self, rollout_id: str, attempt_id: str | None, query: Query) -> Rows[SpanRecord]: ...
@@ -320,10 +323,6 @@ class Transaction(ABC):
     @abstractmethod
     async def next_sequence(self, rollout_id: str) -> int:
         """Move the rollout's span counter on by one and return the new number."""
-
-    @abstractmethod
-    async def raise_sequence(self, rollout_id: str, sequence_id: int) -> None:
-        """Move the rollout's span counter up to ``sequence_id`` if it is below."""
 
     @abstractmethod
     async def evict_spans(self, excess_bytes: int, *, unfinished: bool) -> list[str]:

@@ -251,13 +251,18 @@ class MemoryTransaction(Transaction):
         entry = self._rollouts.get(rollout_id)
         return entry is not None and (attempt_id, span_id) in entry.spans
 
-    async def insert_span(self, span: SpanRecord, size_bytes: int) -> int:
+    async def insert_span(self, span: SpanRecord, size_bytes: int) -> int | None:
         entry = self._rollouts[span.rollout_id]
+        key = (span.attempt_id, span.span_id)
+        if key in entry.spans:
+            return None
         if not entry.spans:
             self._with_spans[span.rollout_id] = None
             if entry.record.status in TERMINAL:
                 self._note_end(entry)
-        entry.spans[span.attempt_id, span.span_id] = span
+        entry.spans[key] = span
+        assert span.sequence_id is not None
+        entry.sequence = max(entry.sequence, span.sequence_id)
         entry.span_bytes += size_bytes
         self._spans += 1
         self._span_bytes += size_bytes
@@ -277,10 +282,6 @@ class MemoryTransaction(Transaction):
         entry = self._rollouts[rollout_id]
         entry.sequence += 1
         return entry.sequence
-
-    async def raise_sequence(self, rollout_id: str, sequence_id: int) -> None:
-        entry = self._rollouts[rollout_id]
-        entry.sequence = max(entry.sequence, sequence_id)
 
     async def evict_spans(self, excess_bytes: int, *, unfinished: bool) -> list[str]:
         evicted: list[str] = []

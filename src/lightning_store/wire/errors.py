@@ -273,9 +273,9 @@ def span_outcome_to_proto(sequence_id: int | None, error: Exception | None) -> s
 
 def span_outcome_from_proto(message: span_pb2.SpanOutcome, field: str) -> int | StoreError | None:
     """The sequence id of a span that is stored, the error of one that was refused, None for a duplicate."""
+    if message.HasField("stored"):  # nearly all are
+        return message.stored.sequence_id
     match message.WhichOneof("outcome"):
-        case "stored":
-            return message.stored.sequence_id
         case "duplicate":
             return None
         case "rejected":

@@ -235,7 +235,31 @@ _RESOURCE_SCHEMA_URL: Final = tag_of(span_pb2.Span, "resource_schema_url")
 
 
 def write_resource(resource: OtelResource, into: list[bytes]) -> Residue:
-    """Write the fields of the envelope that tell the resource."""
+    """Write the fields of the envelope that tell the resource.
+
+    A process has one resource, for very many spans: the last one, if it was texts alone, is not encoded again.
+    """
+    global _last_resource  # noqa: PLW0603  # one object, so that threads see both halves of it or neither
+    values = resource.__dict__
+    if resource.__pydantic_extra__ or values["schema_url"] != "":
+        return _write_resource(resource, into)
+    attributes = values["attributes"]
+    known, encoded = _last_resource
+    if attributes == known:  # and so of texts: nothing else is equal to a text
+        into.append(encoded)
+        return None
+    parts: list[bytes] = []
+    residue = _write_resource(resource, parts)
+    if residue is None and all(type(value) is str for value in attributes.values()):
+        _last_resource = (dict(attributes), b"".join(parts))
+    into += parts
+    return residue
+
+
+_last_resource: tuple[dict[str, str], bytes] = ({}, b"")
+
+
+def _write_resource(resource: OtelResource, into: list[bytes]) -> Residue:
     fields: list[bytes] = []
     values, extras = resource.__dict__, extras_of(resource)
     attributes = _RESOURCE_ATTRIBUTES.write(values["attributes"], fields, "span.resource.attributes")
