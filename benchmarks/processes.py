@@ -183,11 +183,16 @@ async def _start_python(
         )
 
 
+NO_BYTECODE: Final = "PYTHONDONTWRITEBYTECODE"
+"""Processes do without it: what is installed has been compiled, so imports are measured without compiling."""
+
+
 def environment(side: Side) -> dict[str, str]:
     """The variables of a process of this side."""
     paths = [*map(str, side.paths), *filter(None, [os.environ.get("PYTHONPATH")])]
+    inherited = {name: value for name, value in os.environ.items() if name != NO_BYTECODE}
     return {
-        **os.environ,
+        **inherited,
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONUNBUFFERED": "1",
         # Without it importing Agent Lightning asks the network for a price list, and waits for it.

@@ -48,8 +48,9 @@ class Watchdog:
         if deadline is None:
             return
         here = asyncio.get_running_loop()
-        self._arm(deadline)
-        for loop in list(self._waiting):
+        if self._needs(here, deadline):
+            self._arm(deadline)
+        for loop in list(self._waiting) if self._waiting else ():
             if loop is not here and self._needs(loop, deadline):
                 with contextlib.suppress(RuntimeError):  # it was closed while somebody waited on it
                     loop.call_soon_threadsafe(self._arm, deadline)

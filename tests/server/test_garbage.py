@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lightning_store_server.garbage import PAUSE_SECONDS_MAX, GarbageWatch
+from lightning_store_server.garbage import PAUSE_SECONDS_MAX, YOUNGER_COLLECTIONS, GarbageWatch
 
 
 @pytest.fixture
@@ -42,8 +42,9 @@ def test_short_collections_are_left_alone(seconds: list[float]):
 
 
 def test_afterwards_all_is_as_before():
-    callbacks = list(gc.callbacks)
+    callbacks, thresholds = list(gc.callbacks), gc.get_threshold()
     with GarbageWatch():
         assert gc.get_freeze_count() > 0
-    assert gc.callbacks == callbacks
+        assert gc.get_threshold()[2] == YOUNGER_COLLECTIONS
+    assert (gc.callbacks, gc.get_threshold()) == (callbacks, thresholds)
     assert gc.get_freeze_count() == 0

@@ -10,11 +10,52 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from lightning_store.backends import indices
 from lightning_store.backends.base import Completion
-from lightning_store.backends.indices import SLACK, CompletionLog, Deadlines
+from lightning_store.backends.indices import SLACK, CompletionLog, Deadlines, Fifo
 
 IDS = st.sampled_from("abcdefgh")
 MANY = 5 * SLACK
 LITTLE_SLACK = 10
+
+
+class FifoMachine(RuleBasedStateMachine):
+    """A list in which an id stands once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._slack = mock.patch.object(indices, "SLACK", LITTLE_SLACK)
+        self._slack.start()
+        self.fifo = Fifo()
+        self.plain: list[str] = []
+
+    def teardown(self) -> None:
+        self._slack.stop()
+        while self.plain:
+            assert self.fifo.pop() == self.plain.pop(0)
+        assert self.fifo.pop() is None
+
+    @rule(id_=IDS)
+    def push(self, id_: str) -> None:
+        self.fifo.push(id_)
+        if id_ not in self.plain:
+            self.plain.append(id_)
+
+    @rule()
+    def pop(self) -> None:
+        assert self.fifo.pop() == (self.plain.pop(0) if self.plain else None)
+
+    @rule(id_=IDS, times=st.integers(1, 3 * LITTLE_SLACK))
+    def leave_again_and_again(self, id_: str, times: int) -> None:
+        for _ in range(times):
+            self.push(id_)
+            self.fifo.discard(id_)
+            self.plain.remove(id_)
+
+    @invariant()
+    def it_holds_little_that_is_out_of_date(self) -> None:
+        assert len(self.fifo._line) <= 2 * len(self.plain) + LITTLE_SLACK + len(set("abcdefgh"))
+
+
+TestFifo = FifoMachine.TestCase
 
 
 class CompletionLogMachine(RuleBasedStateMachine):

@@ -13,6 +13,7 @@ import itertools
 import math
 import queue
 import threading
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple
@@ -40,10 +41,12 @@ TIMEOUT_MS_MAX: Final = 2**32 - 1
 
 
 class _Waiting(NamedTuple):
-    """Who waits for a reply, and on which event loop."""
+    """Who waits for a reply, on which event loop, for how long and until when of that loop's clock."""
 
     loop: asyncio.AbstractEventLoop
     reply: asyncio.Future[SessionReply]
+    timeout: float
+    until: float
 
 
 class SessionUnsupported(Exception):
@@ -66,6 +69,8 @@ class Session:
         """``begin`` starts the streaming call."""
         self._ids = itertools.count(1)
         self._waiting: dict[int, _Waiting] = {}
+        self._looks: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
+        """When each loop looks which of its calls took too long: one timer for all of them, since nearly none does."""
         self._outbox: queue.SimpleQueue[SessionCall | int | None] = queue.SimpleQueue()
         self._end: Exception | None = None
         self._ending = threading.Lock()
@@ -98,6 +103,7 @@ class Session:
         loop = asyncio.get_running_loop()
         reply: asyncio.Future[SessionReply] = loop.create_future()
         id_ = next(self._ids)
+        until = loop.time() + timeout
         message = SessionCall(
             id=id_,
             method=method,
@@ -108,25 +114,43 @@ class Session:
         with self._ending:
             if self._end is not None:
                 raise copy.copy(self._end)
-            self._waiting[id_] = _Waiting(loop, reply)
+            self._waiting[id_] = _Waiting(loop, reply, timeout, until)
             self._outbox.put(message)
-        timer = None if math.isinf(timeout) else loop.call_later(timeout, self._give_up, id_, timeout)
+        look = self._looks.get(loop)
+        if look is None or look.when() > until:
+            self._look_at(until, loop)
         try:
             answer = await reply
         finally:
-            if timer is not None:
-                timer.cancel()
             if self._waiting.pop(id_, None) is not None:
                 self._outbox.put(id_)
         if answer.HasField("error"):
             raise _error_of(answer.error)
         return answer.response
 
-    def _give_up(self, id_: int, timeout: float) -> None:
-        waiting = self._waiting.get(id_)
-        if waiting is not None and not waiting.reply.done():
-            message = f"The deadline of {timeout:.3g} s passed before the server answered"
-            waiting.reply.set_exception(StoreTimeoutError(message))
+    def _look_at(self, time: float, loop: asyncio.AbstractEventLoop) -> None:
+        """See to it that the calls of this loop, the present one, are looked at then."""
+        for closed in [other for other in list(self._looks) if other.is_closed()]:
+            self._looks.pop(closed, None)
+        former = self._looks.pop(loop, None)
+        if former is not None:
+            former.cancel()
+        if not math.isinf(time):
+            self._looks[loop] = loop.call_at(time, _look, weakref.ref(self), loop)
+
+    def _give_up_overdue(self, loop: asyncio.AbstractEventLoop) -> None:
+        """End the calls of this loop that took too long, and look again when the next one will have."""
+        now = loop.time()
+        next_time = math.inf
+        for waiting in list(self._waiting.values()):
+            if waiting.loop is not loop or waiting.reply.done():
+                continue
+            if waiting.until > now:
+                next_time = min(next_time, waiting.until)
+            else:
+                message = f"The deadline of {waiting.timeout:.3g} s passed before the server answered"
+                waiting.reply.set_exception(StoreTimeoutError(message))
+        self._look_at(next_time, loop)
 
     def close(self) -> None:
         """End the stream; calls that are under way end as cancelled."""
@@ -242,6 +266,12 @@ def _given_up(error: CallCancelledError) -> StoreUnavailableError:
 
 def _milliseconds(timeout: float) -> int:
     return 0 if math.isinf(timeout) else max(1, min(int(timeout * 1000), TIMEOUT_MS_MAX))
+
+
+def _look(session: weakref.ref[Session], loop: asyncio.AbstractEventLoop) -> None:
+    alive = session()
+    if alive is not None:
+        alive._give_up_overdue(loop)
 
 
 def _call_soon(loop: asyncio.AbstractEventLoop, callback: Callable[..., None], *args: Any) -> None:

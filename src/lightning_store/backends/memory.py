@@ -6,7 +6,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Collection, Iterable
 from typing import Any, Final, NamedTuple
 
@@ -23,7 +23,7 @@ from lightning_store.backends.base import (
     Transaction,
     WorkerRecord,
 )
-from lightning_store.backends.indices import SLACK, CompletionLog, Deadlines
+from lightning_store.backends.indices import SLACK, CompletionLog, Deadlines, Fifo
 from lightning_store.backends.query import is_plain, page_of_all, select
 from lightning_store.ids import new_hex
 from lightning_store.lifecycle import TERMINAL
@@ -55,6 +55,7 @@ class _Rollout:
 class _Reply(NamedTuple):
     """What was answered to a request."""
 
+    request_id: str
     at: float
     operation: str
     reply: Any
@@ -106,7 +107,7 @@ class MemoryTransaction(Transaction):
         self._lock = threading.Lock()
         self._rollouts: dict[str, _Rollout] = {}
         self._by_status: dict[str, dict[str, None]] = {}
-        self._queue: OrderedDict[str, None] = OrderedDict()
+        self._queue = Fifo()
         self._attempts = 0
         self._ordinals = itertools.count()
         self._completions = CompletionLog()
@@ -119,7 +120,9 @@ class MemoryTransaction(Transaction):
         self._resources: dict[str, ResourcesRecord] = {}
         self._latest_resources: str | None = None
         self._workers: dict[str, WorkerRecord] = {}
-        self._replies: OrderedDict[str, _Reply] = OrderedDict()
+        self._replies: dict[str, _Reply] = {}
+        self._replies_in_order: deque[_Reply] = deque()
+        """The oldest first, with some that are out of date. (An OrderedDict stops for long when it grows.)"""
         self._reply_bytes = 0
         self._replay_window_seconds = replay_window_seconds
         self._replay_entries_max = replay_entries_max
@@ -173,7 +176,7 @@ class MemoryTransaction(Transaction):
     async def delete_rollout(self, rollout_id: str) -> None:
         entry = self._rollouts.pop(rollout_id)
         del self._by_status[entry.record.status][rollout_id]
-        self._queue.pop(rollout_id, None)
+        self._queue.discard(rollout_id)
         self._deadlines.set(rollout_id, None)
         self._completions.forget(rollout_id)
         self._drop_spans(entry)
@@ -203,13 +206,13 @@ class MemoryTransaction(Transaction):
     # The queue
 
     async def push_queue(self, rollout_id: str) -> None:
-        self._queue.setdefault(rollout_id)
+        self._queue.push(rollout_id)
 
     async def pop_queue(self) -> str | None:
-        return self._queue.popitem(last=False)[0] if self._queue else None
+        return self._queue.pop()
 
     async def leave_queue(self, rollout_id: str) -> None:
-        self._queue.pop(rollout_id, None)
+        self._queue.discard(rollout_id)
 
     # Attempts
 
@@ -369,17 +372,20 @@ class MemoryTransaction(Transaction):
     async def remember_reply(self, request_id: str, operation: str, reply: Any, at: float) -> None:
         former = self._replies.pop(request_id, None)
         self._reply_bytes -= 0 if former is None else former.size_bytes
-        remembered = _Reply(at, operation, reply, _size_bytes(reply))
+        remembered = _Reply(request_id, at, operation, reply, _size_bytes(reply))
         self._replies[request_id] = remembered
+        self._replies_in_order.append(remembered)
         self._reply_bytes += remembered.size_bytes
-        while self._replies:
-            oldest = next(iter(self._replies.values()))
+        while self._replies_in_order:
+            oldest = self._replies_in_order[0]
             expired = at - oldest.at > self._replay_window_seconds
             too_many = len(self._replies) > self._replay_entries_max or self._reply_bytes > REPLAY_BYTES_MAX
             if not expired and not too_many:
                 return
-            self._replies.popitem(last=False)
-            self._reply_bytes -= oldest.size_bytes
+            self._replies_in_order.popleft()
+            if self._replies.get(oldest.request_id) is oldest:
+                del self._replies[oldest.request_id]
+                self._reply_bytes -= oldest.size_bytes
 
     async def counts(self) -> Counts:
         return Counts(
