@@ -16,7 +16,7 @@ from typing import Any, Final
 
 FULL_COLLECTION: Final = 2
 YOUNGER_COLLECTIONS: Final = 2
-"""How many of the next lower kind come before each full collection. Python's own 10 let 80,000 objects gather while much
+"""How many of the next lower kind come before each full collection. With 10, as usual, 80,000 objects gather while much
 is being stored, which take 100 ms to walk; 20,000 take 20 ms."""
 PAUSE_SECONDS_MAX: Final = 0.01
 """A full collection that takes longer is the last one to see what is there."""

@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import math
 import os
+import sys
 import threading
 import weakref
 from collections import deque
@@ -94,7 +95,7 @@ class Connection:
         # Its threads would keep it alive, and so the connection, for ever.
         if self._closing_session is not None:
             self._closing_session.detach()
-        self._closing_session = weakref.finalize(self, session.close)
+        self._closing_session = weakref.finalize(self, _close_forgotten, session)
         self._closing_session.atexit = False
         return session
 
@@ -104,6 +105,13 @@ class Connection:
         if session is not None:
             session.close()
         self.channel.close()
+
+
+def _close_forgotten(session: Session) -> None:
+    """Of a connection that nobody closed. When Python ends there is nothing to do, and nothing that could be done:
+    gRPC's threads are gone, with whatever they held locked."""
+    if not sys.is_finalizing():
+        session.close()
 
 
 class Connector:
