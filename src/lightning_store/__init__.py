@@ -6,6 +6,8 @@ between processes and machines, run ``lightning-store-grpc serve`` and use ``lig
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from lightning_store.clock import Clock, SystemClock
 from lightning_store.errors import (
     AttemptNotFoundError,
@@ -31,7 +33,6 @@ from lightning_store.errors import (
     UnsortableFieldError,
     UnsupportedError,
 )
-from lightning_store.in_memory import InMemoryLightningStore
 from lightning_store.model import (
     LLM,
     UNSET,
@@ -64,6 +65,9 @@ from lightning_store.model import (
 from lightning_store.replay import request_scope
 from lightning_store.store import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
 from lightning_store.threaded import LightningStoreThreaded
+
+if TYPE_CHECKING:
+    from lightning_store.in_memory import InMemoryLightningStore
 
 __all__ = [
     "LLM",
@@ -124,3 +128,15 @@ __all__ = [
     "WorkerStatus",
     "request_scope",
 ]
+
+
+if not TYPE_CHECKING:  # or any name would do for type checkers
+
+    def __getattr__(name: str) -> Any:
+        """The store in memory is imported when somebody asks for it: a client does without its engine."""
+        if name != "InMemoryLightningStore":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from lightning_store.in_memory import InMemoryLightningStore
+
+        globals()[name] = InMemoryLightningStore
+        return InMemoryLightningStore

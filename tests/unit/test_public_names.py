@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import inspect
 import pickle
+import subprocess
+import sys
+
+import pytest
 
 import lightning_store
 import lightning_store_client
@@ -102,3 +106,13 @@ def test_public_names_of_the_client() -> None:
 
 def test_unset_stays_one_object_when_pickled() -> None:
     assert pickle.loads(pickle.dumps(lightning_store.UNSET)) is lightning_store.UNSET
+
+
+def test_a_client_does_without_the_engine() -> None:
+    program = "import sys, lightning_store_client; print('lightning_store.engine' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"False\n"
+
+
+def test_an_unknown_name_is_named() -> None:
+    with pytest.raises(AttributeError, match="lightning_store.*NoSuchStore"):
+        getattr(lightning_store, "NoSuchStore")  # noqa: B009  # type checkers know that it is not there

@@ -268,8 +268,8 @@ def _milliseconds(timeout: float) -> int:
     return 0 if math.isinf(timeout) else max(1, min(int(timeout * 1000), TIMEOUT_MS_MAX))
 
 
-def _look(session: weakref.ref[Session], loop: asyncio.AbstractEventLoop) -> None:
-    alive = session()
+def _look(session: weakref.ref[Any], loop: asyncio.AbstractEventLoop) -> None:
+    alive: Session | None = session()
     if alive is not None:
         alive._give_up_overdue(loop)
 
