@@ -1,4 +1,5 @@
-"""How long it takes until something can be done: a server, an import, a first call. Each in a fresh process."""
+"""What is measured by a fresh process each time: how long it takes until something can be done (a server, an import, a
+first call), and what a message costs that is nothing but gRPC."""
 
 from __future__ import annotations
 
@@ -11,14 +12,15 @@ from typing import Final
 from benchmarks.bench import ROUNDS_ENOUGH, Bench, Opened, in_turn
 from benchmarks.processes import CellError, environment
 from benchmarks.records import Spread
-from benchmarks.sides import Side
+from benchmarks.sides import OURS, Side
 from benchmarks.stores import Family
 
 SERVE_CELL: Final = "serve_ready"
 CLIENT_CELL: Final = "import_client"
 STORE_CELL: Final = "import_store"
 FIRST_CALL_CELL: Final = "first_call"
-CELLS: Final = (SERVE_CELL, CLIENT_CELL, STORE_CELL, FIRST_CALL_CELL)
+BARE_CELL: Final = "bare_stream"
+CELLS: Final = (SERVE_CELL, CLIENT_CELL, STORE_CELL, FIRST_CALL_CELL, BARE_CELL)
 
 PROGRAM_SECONDS_MAX: Final = 60.0
 
@@ -43,6 +45,7 @@ async def main():
 
 print(asyncio.run(main()))
 """
+_BARE: Final = "from benchmarks.bare import main; main()"
 _MODULES: Final[dict[tuple[str, Family], str]] = {
     (CLIENT_CELL, "lightning_store"): "lightning_store_client",
     (CLIENT_CELL, "agentlightning"): "agentlightning.store.client_server",
@@ -56,6 +59,8 @@ async def run(bench: Bench, cell: str) -> None:
     if cell == FIRST_CALL_CELL:
         async with bench.opened("wire", bench.options.sides) as opened:
             await _measure(bench, cell, opened)
+    elif cell == BARE_CELL:
+        await _measure(bench, cell, [Opened(side) for side in bench.options.sides if side.name == OURS])
     else:
         await _measure(bench, cell, [Opened(side) for side in bench.options.sides])
 
@@ -64,7 +69,8 @@ async def _measure(bench: Bench, cell: str, opened: list[Opened]) -> None:
     outcomes = await in_turn(opened, min(bench.options.rounds, ROUNDS_ENOUGH) + 1, partial(_seconds, bench, cell))
     for one in opened:
         outcome = outcomes[one.side.name]
-        metrics = {"seconds": Spread.of(outcome.results[1:])} if outcome.failure is None else {}
+        unit = "p50_ms" if cell == BARE_CELL else "seconds"
+        metrics = {unit: Spread.of(outcome.results[1:])} if outcome.failure is None else {}
         bench.add(cell, "wire", one.side, metrics=metrics, failure=outcome.failure)
 
 
@@ -76,6 +82,8 @@ async def _seconds(bench: Bench, cell: str, one: Opened) -> float:
     if cell == FIRST_CALL_CELL:
         assert one.server is not None
         return await _printed(one.side, _FIRST_CALL.format(family=one.side.family, endpoint=one.server.endpoint))
+    if cell == BARE_CELL:
+        return await _printed(one.side, _BARE)
     return await _printed(one.side, _IMPORT.format(module=_MODULES[cell, one.side.family]))
 
 

@@ -38,7 +38,10 @@ class _Rest(Coroutine[Any, Any, T]):
         return self._awaited.pop() if self._awaited else self._coroutine.send(value)
 
     def throw(self, *error: Any) -> Any:
-        self._awaited.clear()  # cancelled before its task had a turn
+        for awaited in self._awaited:  # the task is cancelled before its first turn, and has not seen this
+            if awaited is not None:
+                awaited.cancel()
+        self._awaited.clear()
         return self._coroutine.throw(*error)
 
     def close(self) -> None:

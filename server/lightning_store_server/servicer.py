@@ -381,6 +381,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         try:
             return await wait
         except asyncio.CancelledError:
+            wait.cancel()  # as this call is, if not by it
             if self._draining and wait.cancelled():
                 raise StoreUnavailableError("the server is shutting down; wait again when it is back") from None
             raise

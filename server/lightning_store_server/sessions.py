@@ -44,7 +44,7 @@ class SessionServicer(StoreServicer):
         self._calls = _Calls(
             {name: self._rpc(method) for name, method in METHODS.items() if not method.streams}, admission
         )
-        self._begin = begin if isinstance(store, RecordStore) else asyncio.create_task
+        self._begin = begin if _is_known(store) else asyncio.create_task
         """How a call is begun: at once if it is known what the store does before it waits."""
         self._access_log = config.access_log
         self._sessions: set[_Session] = set()
@@ -78,6 +78,11 @@ class SessionServicer(StoreServicer):
 
 
 Begin: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None] | None"]
+
+
+def _is_known(store: LightningStore) -> bool:
+    """Whether its methods are those of a RecordStore, and none of somebody's subclass."""
+    return isinstance(store, RecordStore) and type(store).__module__.startswith("lightning_store.")
 
 
 class _Ended(NamedTuple):
@@ -176,9 +181,7 @@ class _Session:
         try:
             with contextlib.suppress(grpc.aio.BaseError):
                 async for request in requests:
-                    called_off = set(request.cancelled_ids)
-                    for id_ in called_off:
-                        self._cancel(id_)
+                    called_off = {id_ for id_ in request.cancelled_ids if not self._cancel(id_)}
                     for begun, call in enumerate(one for one in request.calls if one.id not in called_off):
                         if begun and begun % CALLS_AT_A_STRETCH == 0:
                             await asyncio.sleep(0)
@@ -199,11 +202,14 @@ class _Session:
             under_way = self._under_way[call.id] = _UnderWay()
             under_way.task = self._begin_coroutine(self._run(call, under_way))
 
-    def _cancel(self, id_: int) -> None:
+    def _cancel(self, id_: int) -> bool:
+        """Whether the call was under way."""
         under_way = self._under_way.pop(id_, None)
-        if under_way is not None:
-            _give_up(under_way)
-            self._changed.set()
+        if under_way is None:
+            return False
+        _give_up(under_way)
+        self._changed.set()
+        return True
 
     async def _run(self, call: SessionCall, under_way: _UnderWay) -> None:
         ended = await self._make(call)

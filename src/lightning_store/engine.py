@@ -324,7 +324,7 @@ class Engine(LightningStore):
             limit=limit,
             offset=offset,
         )
-        return PaginatedResult(list(map(rollout_at_first_look, rows.items)), limit, offset, rows.total)
+        return PaginatedResult(await _converted(rollout_at_first_look, rows.items), limit, offset, rows.total)
 
     async def query_rollout_records(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
+import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from lightning_store import InvalidTypeError, RolloutNotFoundError, StoreUnavailableError
-from lightning_store.errors import InvalidArgumentError, MessageTooLargeError
+from lightning_store.errors import CallCancelledError, InternalError, InvalidArgumentError, MessageTooLargeError
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.testing.contract.base import make_span
 from lightning_store_client import LightningStoreClient
@@ -96,15 +97,21 @@ async def test_each_event_loop_has_turns_of_its_own():
     together = threading.Barrier(4)
 
     async def calls(number: int) -> None:
-        together.wait(SAFETY_SECONDS)
-        for _ in range(100):
+        for _ in range(10):
             assert await gathering.call(number) == (number, threading.get_ident())
 
     def run(number: int) -> None:
-        asyncio.run(calls(number))
+        together.wait(SAFETY_SECONDS)
+        for _ in range(20):
+            asyncio.run(calls(number))
 
-    with ThreadPoolExecutor(4) as pool:
-        await asyncio.gather(*(asyncio.get_running_loop().run_in_executor(pool, run, n) for n in range(4)))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            await asyncio.gather(*(asyncio.get_running_loop().run_in_executor(pool, run, n) for n in range(4)))
+    finally:
+        sys.setswitchinterval(interval)
 
 
 async def test_a_loop_that_was_closed_in_the_middle_of_a_turn_is_forgotten():
@@ -139,7 +146,11 @@ async def test_what_is_too_large_together_goes_one_by_one():
     assert await asyncio.gather(*map(Gathering(sender).call, [1, 2])) == [2, 4]
 
 
-@pytest.mark.parametrize("failure", [StoreUnavailableError("down"), ValueError("a bug")], ids=["lost", "unexpected"])
+@pytest.mark.parametrize(
+    "failure",
+    [StoreUnavailableError("down"), InternalError("incident"), CallCancelledError("stopped"), ValueError("a bug")],
+    ids=lambda failure: type(failure).__name__,
+)
 async def test_a_failure_of_the_call_is_everyones_and_it_is_not_made_again(failure: Exception):
     sender = Sender()
     sender.failure = failure
@@ -147,6 +158,28 @@ async def test_a_failure_of_the_call_is_everyones_and_it_is_not_made_again(failu
     assert [(type(result), str(result)) for result in results] == [(type(failure), str(failure))] * 3
     assert len({id(result) for result in results}) == 3, "each can get a traceback of its own"
     assert sender.calls == [[1, 2, 3]]
+
+
+async def test_one_that_is_cancelled_while_all_are_refused_is_not_sent_again():
+    sender = Sender()
+    sender.may_answer.clear()
+    gathering = Gathering(sender)
+    calls = [asyncio.create_task(gathering.call(number)) for number in (1, -2, 3)]
+    await sender.begun.wait()
+    calls[2].cancel()
+    sender.may_answer.set()
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert [type(result) for result in results] == [int, InvalidArgumentError, asyncio.CancelledError]
+    assert sender.calls == [[1, -2, 3], [1], [-2]]
+
+
+async def test_an_answer_for_fewer_than_were_sent_is_an_error_of_all():
+    async def answer(numbers: Sequence[int]) -> Sequence[int]:
+        return numbers[1:]
+
+    results = await asyncio.gather(*map(Gathering(answer).call, [1, 2, 3]), return_exceptions=True)
+    assert [str(result) for result in results] == ["the server answered for 2 of 3 items"] * 3
+    assert {type(result) for result in results} == {InternalError}
 
 
 async def test_cancelling_one_is_nothing_to_the_others():

@@ -73,6 +73,20 @@ async def test_it_can_be_cancelled_wherever_it_waits(turns: int):
     assert len(ended) == 1
 
 
+async def test_what_it_waits_for_is_cancelled_with_it_before_its_first_turn():
+    inner: list[asyncio.Task[bool]] = []
+
+    async def work() -> None:
+        inner.append(asyncio.create_task(asyncio.Event().wait()))
+        await inner[0]
+
+    task = begin(work())
+    assert task is not None
+    task.cancel()
+    await asyncio.wait([task, *inner])
+    assert (task.cancelled(), inner[0].cancelled()) == (True, True)
+
+
 async def test_an_error_later_is_that_of_the_task():
     async def work() -> None:
         await asyncio.sleep(0)

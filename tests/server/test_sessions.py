@@ -445,6 +445,21 @@ def test_calls_of_a_client_that_vanishes_leave_their_places(waiting, open_stream
     assert asyncio.run(inner.get_rollout_by_id(made.rollout_id)).status == "queuing"
 
 
+@pytest.mark.parametrize("seconds", [0.0, 0.001, 0.05])
+def test_waits_of_a_client_that_vanishes_claim_nothing_later(served, open_stream, seconds):
+    """Of the store in memory, whose calls are begun without a task of their own; more of them than at one stretch."""
+    stream = open_stream(served)
+    wait = Duration(seconds=20)
+    claims = (rollout_pb2.DequeueRolloutsRequest(request_id=f"{n}", limit=1, max_wait=wait) for n in range(100))
+    stream.send(*(call_of(number, "DequeueRollouts", claim) for number, claim in enumerate(claims)))
+    threading.Event().wait(seconds)
+    stream.rpc.cancel()
+    settle(served)
+    until(served, lambda: not served.store._steps.claimants._waiting)
+    made = asyncio.run(served.store.enqueue_rollout("task"))
+    assert asyncio.run(served.store.get_rollout_by_id(made.rollout_id)).status == "queuing"
+
+
 SIZE_BYTES = 700_000
 """Some of them are more than gRPC and the network take on the way to a reader who does not read."""
 UNREAD = 64

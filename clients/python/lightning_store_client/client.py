@@ -73,7 +73,7 @@ SPAN_FRAME_BYTES = 16
 """What a span adds to its message beside its own size, at most."""
 ADD_SPANS_FRAME = frame_of(span.AddSpansRequest)
 """What AddSpans is sent as: its spans are bytes already."""
-GATHERED_BYTES_MAX = 64 * 1024
+GATHERED_BYTES_MAX = 16 * 1024
 """An item that is larger goes in a call of its own, so that it does not hold up the others."""
 REQUEST_FRAME_BYTES = 40
 """What a request id adds to its message."""
@@ -191,13 +191,15 @@ class LightningStoreClient(LightningStore):
     ) -> Rollout:
         new = _new_rollout(input, mode, resources_id, config, metadata)
         if new.ByteSize() > GATHERED_BYTES_MAX:
-            return (await _enqueue(self._calls, [new]))[0]
-        return await self._enqueueing.call(new)
+            [queued] = await _enqueue(self._calls, [new])
+        else:
+            queued = await self._enqueueing.call(new)
+        return codec.rollout_from_proto(queued, "rollouts")
 
     async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
         checked = arguments.checked_requests(rollouts)
         new = [codec.new_rollout_to_proto(request, f"rollouts[{i}].") for i, request in enumerate(checked)]
-        return await _enqueue(self._calls, new)
+        return [codec.rollout_from_proto(queued, "rollouts") for queued in await _enqueue(self._calls, new)]
 
     async def dequeue_rollout(self, worker_id: str | None = None, *, max_wait: float = 0.0) -> AttemptedRollout | None:
         claimed = await self.dequeue_many_rollouts(limit=1, worker_id=worker_id, max_wait=max_wait)
@@ -601,10 +603,10 @@ class LightningStoreClient(LightningStore):
         return list((await self._calls.unary("DeleteRollouts", request)).rollout_ids)
 
 
-async def _enqueue(calls: Calls, rollouts: Sequence[rollout.NewRollout]) -> list[Rollout]:
+async def _enqueue(calls: Calls, rollouts: Sequence[rollout.NewRollout]) -> Sequence[rollout.Rollout]:
     request = rollout.EnqueueRolloutsRequest(request_id=_new_request_id(), rollouts=rollouts)
-    reply = await calls.unary("EnqueueRollouts", request)
-    return [codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts]
+    queued: Sequence[rollout.Rollout] = (await calls.unary("EnqueueRollouts", request)).rollouts
+    return queued
 
 
 async def _add_spans(calls: Calls, messages: Sequence[bytes]) -> Sequence[span.SpanOutcome]:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
-from lightning_store.errors import StoreError
-from lightning_store_client.retry import is_retriable
+from lightning_store.errors import InternalError, InvalidArgumentError, InvalidTypeError
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
 
 ITEMS_MAX: Final = 32
 """Items of one call, so that the server has something to do while the next ones are being made."""
+REFUSALS: Final = (InvalidArgumentError, InvalidTypeError)
+"""What a call is refused with before anything is done for it: for one item, or for all of them being too large at once."""
 
 
 class _Turn(Generic[ItemT, ResultT]):
@@ -35,7 +36,8 @@ class Gathering(Generic[ItemT, ResultT]):
     others."""
 
     def __init__(self, send: Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT]]]) -> None:
-        """``send`` makes one call: a result for each item, in order, or an error if none of them had any effect."""
+        """``send`` makes one call: a result for each item, in order, or an error. One of :data:`REFUSALS` means that
+        nothing was done for any of them."""
         self._send = send
         self._turns: dict[asyncio.AbstractEventLoop, _Turn[ItemT, ResultT]] = {}
         """Those that are being gathered."""
@@ -45,12 +47,13 @@ class Gathering(Generic[ItemT, ResultT]):
         return Gathering, (self._send,)
 
     async def call(self, item: ItemT) -> ResultT:
-        """The result of ``item``; StoreError if there is none."""
+        """The result of ``item``, or the error that was made of it."""
         loop = asyncio.get_running_loop()
         turn = self._turns.get(loop)
         if turn is None:
-            for closed in [other for other in self._turns if other.is_closed()]:
-                del self._turns[closed]
+            for other in list(self._turns):  # other threads have turns of their own
+                if other.is_closed():
+                    self._turns.pop(other, None)
             turn = self._turns[loop] = _Turn()
             loop.call_soon(self._end, turn, loop)
         result: asyncio.Future[ResultT] = loop.create_future()
@@ -66,37 +69,37 @@ class Gathering(Generic[ItemT, ResultT]):
             raise
 
     def _end(self, turn: _Turn[ItemT, ResultT], loop: asyncio.AbstractEventLoop) -> None:
-        if turn.sending is None:
-            del self._turns[loop]
-            turn.sending = loop.create_task(self._deliver(turn))
+        if turn.sending is not None:
+            return
+        del self._turns[loop]
+        if not all(result.done() for result in turn.results):
+            turn.sending = loop.create_task(self._deliver(turn.items, turn.results))
 
-    async def _deliver(self, turn: _Turn[ItemT, ResultT]) -> None:
-        wanted = [index for index, result in enumerate(turn.results) if not result.done()]
-        items = [turn.items[index] for index in wanted]
-        waiting = [turn.results[index] for index in wanted]
+    async def _deliver(self, items: Sequence[ItemT], results: Sequence[asyncio.Future[ResultT]]) -> None:
+        """Send the items whose callers are still there, and give each what became of its own."""
+        waiting = {index: result for index, result in enumerate(results) if not result.done()}
         try:
-            for result, found in zip(waiting, await self._results(items), strict=True):
+            found = await self._send([items[index] for index in waiting]) if waiting else []
+            if len(found) != len(waiting):
+                raise InternalError(f"the server answered for {len(found)} of {len(waiting)} items")
+            for result, value in zip(waiting.values(), found, strict=True):
                 if not result.done():
-                    _settle(result, found)
+                    result.set_result(value)
+        except REFUSALS as error:
+            if len(waiting) > 1:
+                await asyncio.gather(*(self._deliver([items[index]], [result]) for index, result in waiting.items()))
+            else:
+                _fail(waiting.values(), error)
+        except Exception as error:
+            _fail(waiting.values(), error)
         except BaseException:
-            for result in waiting:
+            for result in waiting.values():
                 result.cancel()
             raise
 
-    async def _results(self, items: Sequence[ItemT]) -> Sequence[ResultT | Exception]:
-        try:
-            return await self._send(items) if items else []
-        except StoreError as error:
-            if len(items) == 1 or is_retriable(error):
-                return [error, *(copy.copy(error) for _ in items[1:])]
-        except Exception as error:
-            return [error, *(copy.copy(error) for _ in items[1:])]
-        # It may be about one of them, or about all of them being too large together.
-        return [result for item in items for result in await self._results([item])]
 
-
-def _settle(result: asyncio.Future[ResultT], found: ResultT | Exception) -> None:
-    if isinstance(found, Exception):
-        result.set_exception(found)
-    else:
-        result.set_result(found)
+def _fail(results: Iterable[asyncio.Future[ResultT]], error: Exception) -> None:
+    """Each gets an error of its own, to which its traceback can be attached."""
+    for result in results:
+        if not result.done():
+            result.set_exception(copy.copy(error))

@@ -71,7 +71,9 @@ class SessionRequest(_message.Message):
 
     @_builtins.property
     def cancelled_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Calls that nobody waits for any more. They end without a reply if they have not ended yet."""
+        """Calls that nobody waits for any more, those of this message included. They end without a reply if they have not ended
+        yet.
+        """
 
     def __init__(
         self,
