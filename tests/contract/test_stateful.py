@@ -31,6 +31,6 @@ class OverTheWire(StoreStateMachine):
 
 
 TestInProcess = InProcess.TestCase
-TestInProcess.settings = settings(max_examples=60, stateful_step_count=50)
+TestInProcess.settings = settings(max_examples=40, stateful_step_count=50)
 TestOverTheWire = pytest.mark.slow(OverTheWire.TestCase)
-TestOverTheWire.settings = settings(max_examples=30, stateful_step_count=30)
+TestOverTheWire.settings = settings(max_examples=20, stateful_step_count=30)

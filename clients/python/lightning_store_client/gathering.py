@@ -19,7 +19,7 @@ ResultT = TypeVar("ResultT")
 ITEMS_MAX: Final = 32
 """Items of one call, so that the server has something to do while the next ones are being made."""
 REFUSALS: Final = (InvalidArgumentError, InvalidTypeError)
-"""What a call is refused with before anything is done for it: for one item, or for all of them being too large at once."""
+"""What a call is refused with before anything is done for it, be it for one item or for their size together."""
 
 
 class _Turn(Generic[ItemT, ResultT]):
