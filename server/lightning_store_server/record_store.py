@@ -109,17 +109,15 @@ class _Adapter:
         return _attempt_record_of(await self._store.update_attempt(rollout_id, attempt_id, **fields))
 
     async def add_span_records(self, records: Sequence[SpanRecord]) -> Sequence[SpanOutcome]:
-        outcomes: dict[int, SpanOutcome] = {}
-        spans: dict[int, Span] = {}
+        numbered: list[Span | StoreError] = []
         for index, record in enumerate(records):
             try:
-                spans[index] = self._codec.decode(await self._numbered(record, index))
+                numbered.append(self._codec.decode(await self._numbered(record, index)))
             except StoreError as error:
-                outcomes[index] = SpanOutcome(error=error)
+                numbered.append(error)
         with part_scope("spans"):
-            added = await self._add(list(spans.values()))
-        outcomes.update(zip(spans, added, strict=True))
-        return [outcomes[index] for index in range(len(records))]
+            added = iter(await self._add([one for one in numbered if not isinstance(one, StoreError)]))
+        return [one if isinstance(one, StoreError) else next(added) for one in numbered]
 
     async def _numbered(self, record: SpanRecord, index: int) -> SpanRecord:
         if record.sequence_id is not None:
@@ -129,15 +127,15 @@ class _Adapter:
         return record._replace(sequence_id=number)
 
     async def _add(self, spans: Sequence[Span]) -> list[SpanOutcome]:
-        errors: dict[int, SpanOutcome] = {}
+        errors: dict[int, StoreError] = {}
         try:
             stored = await self._store.add_many_spans(spans)
         except SpansRejectedError as error:
             stored = error.stored
-            errors = {rejected.index: SpanOutcome(error=rejected.error) for rejected in error.rejected}
+            errors = {rejected.index: rejected.error for rejected in error.rejected}
         kept = {_key(span): span.sequence_id for span in stored}
         # The first of two equal keys in one batch is the one that was stored, so each key is taken once.
-        return [errors.get(index) or SpanOutcome(kept.pop(_key(span), None)) for index, span in enumerate(spans)]
+        return [errors.get(index) or kept.pop(_key(span), None) for index, span in enumerate(spans)]
 
     async def query_span_records(self, rollout_id: str, **query: Any) -> Rows[SpanRecord]:
         result = await self._store.query_spans(rollout_id, **query)

@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager
 from importlib.metadata import version
 from typing import Any, TypeVar
 
+from lightning_store.backends.base import SpanRecord
 from lightning_store.errors import InvalidArgumentError, StoreError, StoreUnavailableError
 from lightning_store.model import AttemptedRollout, CompletedRollout, Rollout, Worker
 from lightning_store.replay import request_scope
-from lightning_store.step import SpanOutcome
 from lightning_store.store import LightningStore
 from lightning_store.v1 import resources_pb2 as resources
 from lightning_store.v1 import rollout_pb2 as rollout
@@ -162,20 +162,12 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
 
     async def AddSpans(self, request: Any, context: Context) -> span.AddSpansResponse:
         """The request is a frame: its spans are bytes."""
-        outcomes: dict[int, SpanOutcome] = {}
-        legal_spans = []
-        for index, message in enumerate(request.spans):
-            try:
-                legal_spans.append(spans.span_record_from_bytes(message, f"spans[{index}]"))
-            except StoreError as error:
-                outcomes[index] = SpanOutcome(error=error)
+        read = [_span_record(message, f"spans[{index}]") for index, message in enumerate(request.spans)]
         with _once(request, context):
-            added = await self._records.add_span_records(legal_spans)
-        legal = (index for index in range(len(request.spans)) if index not in outcomes)
-        outcomes.update(zip(legal, added, strict=True))
-        in_order = (outcomes[index] for index in range(len(request.spans)))
-        replies = [span_outcome_to_proto(outcome.sequence_id, outcome.error) for outcome in in_order]
-        return span.AddSpansResponse(outcomes=replies)
+            legal = [one for one in read if not isinstance(one, StoreError)]
+            added = iter(await self._records.add_span_records(legal))
+        outcomes = [one if isinstance(one, StoreError) else next(added) for one in read]
+        return span.AddSpansResponse(outcomes=map(span_outcome_to_proto, outcomes))
 
     async def AllocateSpanSequenceIds(
         self, request: span.AllocateSpanSequenceIdsRequest, context: Context
@@ -400,6 +392,14 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             else:
                 reply.rollouts.append(message)
         return reply
+
+
+def _span_record(message: bytes, field: str) -> SpanRecord | StoreError:
+    """The record of a serialized span, or what is wrong with it."""
+    try:
+        return spans.span_record_from_bytes(message, field)
+    except StoreError as error:
+        return error
 
 
 def _completed_to_bytes(completed: CompletedRollout) -> bytes:

@@ -226,27 +226,18 @@ class Engine(LightningStore):
 
     async def add_span(self, span: Span) -> Span | None:
         arguments.check_spans([span])
-        [outcome] = await self.add_span_records([self._codec.encode(span)])
-        if outcome.error is not None:
-            raise outcome.error
-        return None if outcome.sequence_id is None else span
+        return None if await self._add_span_record(self._codec.encode(span)) is None else span
 
     async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
         arguments.check_spans(spans)
-        records: list[SpanRecord] = []
-        outcomes: dict[int, SpanOutcome] = {}
-        for index, span in enumerate(spans):
-            try:
-                records.append(self._codec.encode(span))
-            except StoreError as error:
-                outcomes[index] = SpanOutcome(error=error)
-        encoded = (index for index in range(len(spans)) if index not in outcomes)
-        outcomes.update(zip(list(encoded), await self.add_span_records(records), strict=True))
-        stored = [span for index, span in enumerate(spans) if outcomes[index].sequence_id is not None]
+        encoded = [self._encoded(span) for span in spans]
+        added = iter(await self.add_span_records([one for one in encoded if not isinstance(one, StoreError)]))
+        outcomes = [one if isinstance(one, StoreError) else next(added) for one in encoded]
+        stored = [span for span, outcome in zip(spans, outcomes, strict=True) if isinstance(outcome, int)]
         rejected = [
-            RejectedSpan(index, span.span_id, refusal)
-            for index, span in enumerate(spans)
-            if (refusal := outcomes[index].error) is not None
+            RejectedSpan(index, spans[index].span_id, outcome)
+            for index, outcome in enumerate(outcomes)
+            if isinstance(outcome, StoreError)
         ]
         if rejected:
             raise SpansRejectedError.of(rejected, stored, len(spans))
@@ -263,13 +254,25 @@ class Engine(LightningStore):
         record = self._codec.encode(span)
         if sequence_id is None:
             record = record._replace(sequence_id=None)
-        [outcome] = await self.add_span_records([record])
-        if outcome.error is not None:
-            raise outcome.error
-        if outcome.sequence_id is None:
+        number = await self._add_span_record(record)
+        if number is None:
             return None
-        span.sequence_id = outcome.sequence_id
+        span.sequence_id = number
         return span
+
+    def _encoded(self, span: Span) -> SpanRecord | StoreError:
+        """The record of a span, or why it cannot be stored."""
+        try:
+            return self._codec.encode(span)
+        except StoreError as error:
+            return error
+
+    async def _add_span_record(self, record: SpanRecord) -> int | None:
+        """The number under which it is stored; None for a duplicate."""
+        [outcome] = await self.add_span_records([record])
+        if isinstance(outcome, StoreError):
+            raise outcome
+        return outcome
 
     async def add_span_records(self, records: Sequence[SpanRecord]) -> Sequence[SpanOutcome]:
         """Store encoded spans, whatever codec made them; one outcome for each, in order. Refusals are not raised."""

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, TypeAlias
 
 from lightning_store import lifecycle, workers
 from lightning_store.backends.base import (
@@ -41,14 +41,10 @@ DELETION_BATCH = 500
 """Rollouts that one step deletes, for the same reason."""
 
 
-class SpanOutcome(NamedTuple):
-    """What became of one span: stored (``sequence_id`` is set), refused (``error`` is set), or neither: a duplicate."""
+SpanOutcome: TypeAlias = int | StoreError | None
+"""What became of one span: the sequence id under which it is stored, why it was refused, or None for a duplicate.
 
-    sequence_id: int | None = None
-    error: StoreError | None = None
-
-
-DUPLICATE: Final = SpanOutcome()
+No class of its own: outcomes are remembered for as long as calls may be repeated, one for each span."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -453,25 +449,25 @@ class Step:
             if key not in refusals:
                 refusals[key] = await self._refusal(*key)
             if (refusal := refusals[key]) is not None:
-                outcomes.append(SpanOutcome(error=refusal))
+                outcomes.append(refusal)
                 continue
             if span.sequence_id is None:
                 if await self.tx.has_span(span.rollout_id, span.attempt_id, span.span_id):
-                    outcomes.append(DUPLICATE)
+                    outcomes.append(None)
                     continue
                 try:
                     [number] = await self.allocate([span.rollout_id])
                 except StoreError as error:
-                    outcomes.append(SpanOutcome(error=error))
+                    outcomes.append(error)
                     continue
                 span = span._replace(sequence_id=number)
             stored_bytes = await self.tx.insert_span(span, size_bytes)
             if stored_bytes is None:
-                outcomes.append(DUPLICATE)
+                outcomes.append(None)
                 continue
             total_bytes = stored_bytes
             touched[key] = None
-            outcomes.append(SpanOutcome(span.sequence_id))
+            outcomes.append(span.sequence_id)
         for rollout_id, attempt_id in touched:
             await self._sign_of_life(await self.attempt(rollout_id, attempt_id), moves=True)
         return outcomes, total_bytes

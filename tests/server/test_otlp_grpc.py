@@ -25,7 +25,6 @@ from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, TraceFlags,
 
 from lightning_store import InMemoryLightningStore, ResourceExhaustedError, StoreUnavailableError
 from lightning_store.model import Span
-from lightning_store.step import SpanOutcome
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.wire.methods import TRACE_EXPORT
 from lightning_store.wire.otlp import ATTEMPT_ID, ROLLOUT_ID, SEQUENCE_ID
@@ -273,7 +272,7 @@ class Refusing(InMemoryLightningStore):
 
     async def add_span_records(self, records):
         outcomes = await super().add_span_records(records[:1])
-        return [*outcomes, *(SpanOutcome(error=self.errors.pop(0)) for _ in records[1:])]
+        return [*outcomes, *(self.errors.pop(0) for _ in records[1:])]
 
 
 @pytest.mark.parametrize("error", [exhausted(1.0), StoreUnavailableError("away")])

@@ -268,7 +268,7 @@ def test_an_error_of_grpc_without_a_status():
 @pytest.mark.parametrize("cls", every_class())
 def test_every_rejection_comes_back_as_its_class(cls):
     error = cls("refused", rollout_id="r", incident_id="i")
-    message = span_pb2.SpanOutcome.FromString(span_outcome_to_proto(None, error).SerializeToString())
+    message = span_pb2.SpanOutcome.FromString(span_outcome_to_proto(error).SerializeToString())
     found = span_outcome_from_proto(message, "outcomes[0]")
     assert isinstance(found, StoreError)
     assert type(found) is cls
@@ -276,14 +276,14 @@ def test_every_rejection_comes_back_as_its_class(cls):
 
 
 def test_other_outcomes():
-    assert span_outcome_from_proto(span_outcome_to_proto(0, None), "o") == 0
-    assert span_outcome_from_proto(span_outcome_to_proto(7, None), "o") == 7
-    assert span_outcome_from_proto(span_outcome_to_proto(None, None), "o") is None
+    assert span_outcome_from_proto(span_outcome_to_proto(0), "o") == 0
+    assert span_outcome_from_proto(span_outcome_to_proto(7), "o") == 7
+    assert span_outcome_from_proto(span_outcome_to_proto(None), "o") is None
     with pytest.raises(InvalidArgumentError, match=r"^outcomes\[2\]\.outcome is missing"):
         span_outcome_from_proto(span_pb2.SpanOutcome(), "outcomes[2]")
 
 
 def test_a_rejection_for_a_fault_of_the_server_keeps_it_to_itself():
-    message = span_outcome_to_proto(None, KeyError("SECRET"))
+    message = span_outcome_to_proto(KeyError("SECRET"))
     assert message.rejected.reason == "INTERNAL"
     assert "SECRET" not in str(message)

@@ -58,7 +58,7 @@ class TraceIngest:
             else:
                 records[span.path] = span.record
         outcomes = await self._spans.add_span_records(list(records.values())) if records else ()
-        errors = {path: one.error for path, one in zip(records, outcomes, strict=True) if one.error is not None}
+        errors = {path: one for path, one in zip(records, outcomes, strict=True) if isinstance(one, StoreError)}
         for error in errors.values():
             if may_pass(error):
                 raise error

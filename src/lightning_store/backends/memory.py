@@ -47,9 +47,13 @@ class _Rollout:
         self.attempts: dict[str, AttemptRecord] = {}
         self.latest: str | None = None
         self.sequence = 0
-        self.spans: dict[tuple[str, str], SpanRecord] = {}
+        self.spans: dict[str | tuple[str, str], SpanRecord] = {}
         self.span_bytes = 0
         self.evicted = False
+
+    def span_key(self, attempt_id: str, span_id: str) -> str | tuple[str, str]:
+        """Its key among all spans of the rollout; a short one in the first attempt, which is the only one as a rule."""
+        return span_id if attempt_id == next(iter(self.attempts), None) else (attempt_id, span_id)
 
 
 class _Reply(NamedTuple):
@@ -64,6 +68,8 @@ class _Reply(NamedTuple):
 
 def _size_bytes(reply: Any) -> int:
     """About what a reply keeps in memory: the payloads of its records, and a little for each object."""
+    if reply is None or isinstance(reply, int):  # of a span, which has the same number
+        return 8
     if isinstance(reply, list) or type(reply) is tuple:  # a record is a tuple too
         return sum(map(_size_bytes, reply))
     reply = getattr(reply, "rollout", reply)
@@ -252,11 +258,11 @@ class MemoryTransaction(Transaction):
 
     async def has_span(self, rollout_id: str, attempt_id: str, span_id: str) -> bool:
         entry = self._rollouts.get(rollout_id)
-        return entry is not None and (attempt_id, span_id) in entry.spans
+        return entry is not None and entry.span_key(attempt_id, span_id) in entry.spans
 
     async def insert_span(self, span: SpanRecord, size_bytes: int) -> int | None:
         entry = self._rollouts[span.rollout_id]
-        key = (span.attempt_id, span.span_id)
+        key = entry.span_key(span.attempt_id, span.span_id)
         if key in entry.spans:
             return None
         if not entry.spans:

@@ -260,15 +260,15 @@ def _too_large(size_bytes: int, limit_bytes: int) -> MessageTooLargeError:
 # --- Outcomes of single spans ----------------------------------------------------------------------------------------
 
 
-def span_outcome_to_proto(sequence_id: int | None, error: Exception | None) -> span_pb2.SpanOutcome:
-    """Stored under ``sequence_id``, refused for ``error``, or with neither a duplicate."""
-    if error is not None:
-        shown = as_store_error(error)
-        rejected = span_pb2.RejectedSpan(reason=shown.reason, message=_message_of(shown), details=_details_of(shown))
-        return span_pb2.SpanOutcome(rejected=rejected)
-    if sequence_id is not None:
-        return span_pb2.SpanOutcome(stored=span_pb2.StoredSpan(sequence_id=sequence_id))
-    return span_pb2.SpanOutcome(duplicate=span_pb2.DuplicateSpan())
+def span_outcome_to_proto(outcome: int | Exception | None) -> span_pb2.SpanOutcome:
+    """Stored under a sequence id, refused for a reason, or None for a duplicate."""
+    if isinstance(outcome, int):
+        return span_pb2.SpanOutcome(stored=span_pb2.StoredSpan(sequence_id=outcome))
+    if outcome is None:
+        return span_pb2.SpanOutcome(duplicate=span_pb2.DuplicateSpan())
+    shown = as_store_error(outcome)
+    rejected = span_pb2.RejectedSpan(reason=shown.reason, message=_message_of(shown), details=_details_of(shown))
+    return span_pb2.SpanOutcome(rejected=rejected)
 
 
 def span_outcome_from_proto(message: span_pb2.SpanOutcome, field: str) -> int | StoreError | None:

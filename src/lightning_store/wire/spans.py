@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Container
 from functools import partial
-from sys import intern
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
@@ -44,6 +43,9 @@ from lightning_store.wire.times import TIME_MAX_NANOS
 from lightning_store.wire.wire_format import delimited, tag_of, varint
 
 ENVELOPE_IDS: Final = ("rollout_id", "attempt_id", "sequence_id")
+
+SHARED_TEXTS_MAX: Final = 10_000
+"""Ids and names that are looked for among those of earlier spans; past it, all are forgotten."""
 
 _Columns = tuple[str, str, int | None, str, str, str | None, str, float | None, float | None]
 """Of an envelope, in which the number may be missing."""
@@ -137,16 +139,31 @@ def _columns(message: span_pb2.Span, field: str) -> _Columns:
     _check(message, field)
     otlp = message.span
     return (
-        intern(rollout_id),  # one copy for all spans that have it
-        intern(attempt_id),
+        _shared(rollout_id),
+        _shared(attempt_id),
         sequence_id,
-        intern(otlp.trace_id.hex()),
+        _shared(otlp.trace_id.hex()),
         otlp.span_id.hex(),
-        otlp.parent_span_id.hex() or None,
-        intern(otlp.name),
+        _shared(otlp.parent_span_id.hex()) or None,
+        _shared(otlp.name),
         read_time(otlp.start_time_unix_nano),
         read_time(otlp.end_time_unix_nano),
     )
+
+
+_texts: dict[str, str] = {}
+
+
+def _shared(text: str) -> str:
+    """The same object for the same text, as long as it is used now and then: many spans have it. (What ``sys.intern``
+    keeps, some versions of Python keep for ever.)"""
+    known = _texts.get(text)
+    if known is not None:
+        return known
+    if len(_texts) >= SHARED_TEXTS_MAX:
+        _texts.clear()
+    _texts[text] = text
+    return text
 
 
 def span_to_bytes(span: Span, *, numbered: bool = True) -> bytes:
