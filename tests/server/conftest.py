@@ -82,10 +82,13 @@ class Served:
         self.store = store
         self.server = LightningStoreServer(store, port=0, config=config)
         asyncio.run(self.server.start())
-        self.channel = grpc.insecure_channel(
-            self.server.endpoint,
-            options=[("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)],
-        )
+        # How much gRPC reads ahead of its caller grows with the speed of the line, unless it does not look at that.
+        options = [
+            ("grpc.max_receive_message_length", -1),
+            ("grpc.use_local_subchannel_pool", 1),
+            ("grpc.http2.bdp_probe", 0),
+        ]
+        self.channel = grpc.insecure_channel(self.server.endpoint, options=options)
         self.stub = service_pb2_grpc.LightningStoreServiceStub(self.channel)
         self.health_stub = health_pb2_grpc.HealthStub(self.channel)
 

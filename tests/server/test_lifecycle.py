@@ -238,7 +238,7 @@ def test_no_thread_is_left_after_a_stop():
         await server.start()
         assert threading.active_count() > before
         await server.stop()
-        assert threading.active_count() == before
+        assert threading.active_count() <= before  # or fewer: those of other tests may be ending
 
     asyncio.run(scenario())
 

@@ -126,7 +126,11 @@ def settle(served):
 @contextmanager
 def other_client(served):
     """A stub on a connection of its own."""
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", -1)]
+    options = [
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.http2.bdp_probe", 0),
+    ]
     with grpc.insecure_channel(served.server.endpoint, options=options) as channel:
         yield service_pb2_grpc.LightningStoreServiceStub(channel)
 
