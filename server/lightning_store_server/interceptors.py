@@ -106,7 +106,7 @@ class AdmissionInterceptor(MethodInterceptor):
                 async for message in messages:
                     reply = rpc.encode(message)
                     slot.reply(len(reply))
-                    await _write(context, reply)
+                    await write(context, reply)
                     slot.sent(len(reply))
 
         return call
@@ -149,7 +149,7 @@ def _serialized(reply: Message) -> bytes:
     return reply.SerializeToString()
 
 
-async def _write(context: Context, reply: bytes) -> None:
+async def write(context: Context, reply: Any) -> None:
     """Returns when the reader has room for it: a slow one holds up its own call and no other."""
     try:
         await context.write(reply)

@@ -24,7 +24,7 @@ from lightning_store.wire.methods import METHODS, REPEATED_METADATA, SERVICE, SE
 from lightning_store_server.admission import Admission, Slot
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.eager import begin
-from lightning_store_server.interceptors import Context, Rpc, is_cancelled, log_call, shown_error
+from lightning_store_server.interceptors import Context, Rpc, is_cancelled, log_call, shown_error, write
 from lightning_store_server.record_store import RecordStore
 from lightning_store_server.servicer import StoreServicer
 
@@ -57,9 +57,10 @@ class SessionServicer(StoreServicer):
         for session in self._sessions:
             session.take_no_more()
 
-    async def Session(
+    # It writes by itself, as gRPC lets it: the generated base knows only generators.
+    async def Session(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
         self, request_iterator: AsyncIterator[SessionRequest], context: Context
-    ) -> AsyncIterator[SessionResponse]:
+    ) -> None:
         peer = context.peer() if self._access_log else None
         session = _Session(self._calls, self._begin, request_iterator, peer)
         self._sessions.add(session)
@@ -68,7 +69,7 @@ class SessionServicer(StoreServicer):
         try:
             async with aclosing(session.responses()) as responses:
                 async for response in responses:
-                    yield response
+                    await write(context, response)
         except Exception as error:
             status = to_status(shown_error(PATH, error))
             await context.abort(status.code, status.message, status.trailing_metadata)

@@ -8,6 +8,7 @@ import errno
 import socket
 import threading
 
+import psutil
 import pytest
 
 from lightning_store import InMemoryLightningStore
@@ -21,8 +22,9 @@ def make_server(port=0, **config):
 
 
 def is_listening(port):
-    with contextlib.closing(socket.socket()) as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+    """Whether this process is: when it stops, another that runs tests may take the port."""
+    connections = psutil.Process().net_connections("tcp")
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == port for one in connections)
 
 
 async def reachable(server):
