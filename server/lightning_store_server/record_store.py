@@ -25,9 +25,9 @@ from lightning_store.model import (
     Rollout,
     Span,
 )
+from lightning_store.outcomes import SpanOutcome, add_legal
 from lightning_store.replay import part_scope
 from lightning_store.snapshots import Claim
-from lightning_store.step import SpanOutcome
 from lightning_store.store import LightningStore
 from lightning_store.wire.spans import ProtoSpanCodec
 
@@ -116,8 +116,7 @@ class _Adapter:
             except StoreError as error:
                 numbered.append(error)
         with part_scope("spans"):
-            added = iter(await self._add([one for one in numbered if not isinstance(one, StoreError)]))
-        return [one if isinstance(one, StoreError) else next(added) for one in numbered]
+            return await add_legal(numbered, self._add)
 
     async def _numbered(self, record: SpanRecord, index: int) -> SpanRecord:
         if record.sequence_id is not None:

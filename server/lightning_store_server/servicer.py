@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from lightning_store.backends.base import SpanRecord
 from lightning_store.errors import InvalidArgumentError, StoreError, StoreUnavailableError
 from lightning_store.model import AttemptedRollout, CompletedRollout, Rollout, Worker
+from lightning_store.outcomes import add_legal
 from lightning_store.replay import request_scope
 from lightning_store.store import LightningStore
 from lightning_store.v1 import resources_pb2 as resources
@@ -164,9 +165,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         """The request is a frame: its spans are bytes."""
         read = [_span_record(message, f"spans[{index}]") for index, message in enumerate(request.spans)]
         with _once(request, context):
-            legal = [one for one in read if not isinstance(one, StoreError)]
-            added = iter(await self._records.add_span_records(legal))
-        outcomes = [one if isinstance(one, StoreError) else next(added) for one in read]
+            outcomes = await add_legal(read, self._records.add_span_records)
         return span.AddSpansResponse(outcomes=map(span_outcome_to_proto, outcomes))
 
     async def AllocateSpanSequenceIds(

@@ -25,9 +25,7 @@ from lightning_store.backends.base import (
 )
 from lightning_store.clock import Clock, SystemClock
 from lightning_store.errors import (
-    RejectedSpan,
     SpansEvictedError,
-    SpansRejectedError,
     StoreError,
 )
 from lightning_store.feed import Feed, cursor_of, position_of
@@ -58,6 +56,7 @@ from lightning_store.model import (
     WorkerStatus,
     given,
 )
+from lightning_store.outcomes import SpanOutcome, add_legal, stored_number, stored_of
 from lightning_store.replay import current_request, part_scope
 from lightning_store.runner import Runner
 from lightning_store.snapshots import (
@@ -70,7 +69,7 @@ from lightning_store.snapshots import (
     rollout_with_attempt,
     worker_of,
 )
-from lightning_store.step import Deletion, Policy, SpanOutcome, Step
+from lightning_store.step import Deletion, Policy, Step
 from lightning_store.store import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
 
 if TYPE_CHECKING:
@@ -230,18 +229,8 @@ class Engine(LightningStore):
 
     async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
         arguments.check_spans(spans)
-        encoded = [self._encoded(span) for span in spans]
-        added = iter(await self.add_span_records([one for one in encoded if not isinstance(one, StoreError)]))
-        outcomes = [one if isinstance(one, StoreError) else next(added) for one in encoded]
-        stored = [span for span, outcome in zip(spans, outcomes, strict=True) if isinstance(outcome, int)]
-        rejected = [
-            RejectedSpan(index, spans[index].span_id, outcome)
-            for index, outcome in enumerate(outcomes)
-            if isinstance(outcome, StoreError)
-        ]
-        if rejected:
-            raise SpansRejectedError.of(rejected, stored, len(spans))
-        return stored
+        outcomes = await add_legal([self._encoded(span) for span in spans], self.add_span_records)
+        return stored_of(spans, outcomes)
 
     async def add_otel_span(
         self,
@@ -270,9 +259,7 @@ class Engine(LightningStore):
     async def _add_span_record(self, record: SpanRecord) -> int | None:
         """The number under which it is stored; None for a duplicate."""
         [outcome] = await self.add_span_records([record])
-        if isinstance(outcome, StoreError):
-            raise outcome
-        return outcome
+        return stored_number(outcome)
 
     async def add_span_records(self, records: Sequence[SpanRecord]) -> Sequence[SpanOutcome]:
         """Store encoded spans, whatever codec made them; one outcome for each, in order. Refusals are not raised."""

@@ -128,12 +128,10 @@ class Runner:
 
     def _tell(self, effects: Effects) -> None:
         """Wake who waits for what a step did."""
-        if effects.queued:
-            self.claimants.notify(effects.queued)
-        if effects.ended or effects.deleted:
-            self.waiters.notify(effects.ended)
-            self.waiters.notify(effects.deleted)
-            self.watchers.notify(effects.ended, effects.deleted)
+        self.waiters.notify(effects.ended)
+        self.waiters.notify(effects.deleted)
+        self.claimants.notify(effects.queued)
+        self.watchers.notify(effects.ended, effects.deleted)
 
     async def _look_at_deadlines(self) -> None:
         """A step that is only about deadlines, which every step looks at first."""

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 from lightning_store import lifecycle, workers
 from lightning_store.backends.base import (
@@ -31,6 +31,7 @@ from lightning_store.errors import (
 )
 from lightning_store.ids import new_hex
 from lightning_store.model import AttemptStatus, RolloutStatus
+from lightning_store.outcomes import SpanOutcome
 from lightning_store.snapshots import Claim
 
 SEQUENCE_MAX = 2**63 - 1
@@ -39,12 +40,6 @@ EXPIRY_BATCH = 500
 """Overdue attempts that one step gives up: as many as hold up other calls for some milliseconds only."""
 DELETION_BATCH = 500
 """Rollouts that one step deletes, for the same reason."""
-
-
-SpanOutcome: TypeAlias = int | StoreError | None
-"""What became of one span: the sequence id under which it is stored, why it was refused, or None for a duplicate.
-
-No class of its own: outcomes are remembered for as long as calls may be repeated, one for each span."""
 
 
 @dataclass(frozen=True, slots=True)

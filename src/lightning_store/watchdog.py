@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from lightning_store.clock import Clock, Timer
+from lightning_store.loops import forget_closed
 
 SLACK_SECONDS: Final = 0.001
 """How long after a deadline the watchdog wakes: a deadline counts once the clock is past it."""
@@ -48,9 +49,8 @@ class Watchdog:
         if deadline is None:
             return
         here = asyncio.get_running_loop()
-        if self._needs(here, deadline):
-            self._arm(deadline)
-        for loop in list(self._waiting) if self._waiting else ():
+        self._arm(deadline)
+        for loop in list(self._waiting):
             if loop is not here and self._needs(loop, deadline):
                 with contextlib.suppress(RuntimeError):  # it was closed while somebody waited on it
                     loop.call_soon_threadsafe(self._arm, deadline)
@@ -66,8 +66,7 @@ class Watchdog:
         former = self._armed.pop(loop, None)
         if former is not None:
             former[1].cancel()
-        for closed in [other for other in list(self._armed) if other.is_closed()]:
-            self._armed.pop(closed, None)
+        forget_closed(self._armed)
         delay = min(max(0.0, deadline - self._clock.now()) + SLACK_SECONDS, SLEEP_SECONDS_MAX)
         self._armed[loop] = (deadline, self._clock.call_later(delay, self._wake))
 

@@ -13,8 +13,6 @@ from lightning_store.clock import Clock, SystemClock
 from lightning_store.errors import (
     InvalidArgumentError,
     MessageTooLargeError,
-    RejectedSpan,
-    SpansRejectedError,
     StoreError,
 )
 from lightning_store.ids import new_hex
@@ -43,6 +41,7 @@ from lightning_store.model import (
     WorkerStatus,
     given,
 )
+from lightning_store.outcomes import SpanOutcome, add_legal, stored_number, stored_of
 from lightning_store.store import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
 from lightning_store.v1 import resources_pb2 as resources
 from lightning_store.v1 import rollout_pb2 as rollout
@@ -236,34 +235,16 @@ class LightningStoreClient(LightningStore):
 
     async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
         arguments.check_spans(spans)
-        encoded, rejected = self._encode(spans)
-        stored: dict[int, Span] = {}
-        outcomes = await self._add_spans(list(encoded.values()))
-        for index, outcome in zip(encoded, outcomes, strict=True):
-            result = span_outcome_from_proto(outcome, "outcomes")
-            if isinstance(result, StoreError):
-                rejected.append(RejectedSpan(index, spans[index].span_id, result))
-            elif result is not None:
-                stored[index] = spans[index]
-        in_order = list(stored.values())
-        if rejected:
-            rejected.sort(key=lambda one: one.index)
-            raise SpansRejectedError.of(rejected, in_order, len(spans))
-        return in_order
+        return stored_of(spans, await add_legal([self._encoded(span) for span in spans], self._add_spans))
 
-    def _encode(self, given_spans: Sequence[Span]) -> tuple[dict[int, bytes], list[RejectedSpan]]:
-        """Serialized spans by index, and what cannot be sent."""
-        encoded: dict[int, bytes] = {}
-        rejected: list[RejectedSpan] = []
-        for index, one in enumerate(given_spans):
-            try:
-                message = spans.span_to_bytes(one)
-                self._check_size(message)
-            except StoreError as error:
-                rejected.append(RejectedSpan(index, one.span_id, error))
-            else:
-                encoded[index] = message
-        return encoded, rejected
+    def _encoded(self, span: Span) -> bytes | StoreError:
+        """The serialized span, or why it cannot be sent."""
+        try:
+            message = spans.span_to_bytes(span)
+            self._check_size(message)
+        except StoreError as error:
+            return error
+        return message
 
     def _check_size(self, message: bytes) -> None:
         size_bytes = len(message)
@@ -294,13 +275,14 @@ class LightningStoreClient(LightningStore):
             [outcome] = await _add_spans(self._calls, [message])
         else:
             outcome = await self._adding_spans.call(message)
-        return _stored_sequence_id(outcome)
+        return stored_number(span_outcome_from_proto(outcome, "outcomes"))
 
-    async def _add_spans(self, messages: Sequence[bytes]) -> list[span.SpanOutcome]:
+    async def _add_spans(self, messages: Sequence[bytes]) -> list[SpanOutcome]:
         """One outcome for each, in order. Sent in batches; each batch is stored once, however often it is sent."""
-        outcomes: list[span.SpanOutcome] = []
+        outcomes: list[SpanOutcome] = []
         for batch in _batches(messages, min(SPAN_BATCH_BYTES, self._span_bytes_max)):
-            outcomes.extend(await _add_spans(self._calls, batch))
+            added = await _add_spans(self._calls, batch)
+            outcomes.extend(span_outcome_from_proto(outcome, "outcomes") for outcome in added)
         return outcomes
 
     async def get_next_span_sequence_id(self, rollout_id: str, attempt_id: str) -> int:
@@ -634,14 +616,6 @@ def _new_rollout(
     metadata: Mapping[str, Any] | None,
 ) -> rollout.NewRollout:
     return codec.new_rollout_to_proto(arguments.rollout_request(input, mode, resources_id, config, metadata))
-
-
-def _stored_sequence_id(outcome: span.SpanOutcome) -> int | None:
-    """The number of a stored span, None for a duplicate; the error of a rejected one is raised."""
-    result = span_outcome_from_proto(outcome, "outcomes")
-    if isinstance(result, StoreError):
-        raise result
-    return result
 
 
 def _batches(messages: Sequence[bytes], bytes_max: int) -> Iterator[list[bytes]]:

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 from lightning_store.errors import InternalError, InvalidArgumentError, InvalidTypeError
+from lightning_store.loops import forget_closed
 
 ItemT = TypeVar("ItemT")
 ResultT = TypeVar("ResultT")
@@ -51,9 +52,7 @@ class Gathering(Generic[ItemT, ResultT]):
         loop = asyncio.get_running_loop()
         turn = self._turns.get(loop)
         if turn is None:
-            for other in list(self._turns):  # other threads have turns of their own
-                if other.is_closed():
-                    self._turns.pop(other, None)
+            forget_closed(self._turns)
             turn = self._turns[loop] = _Turn()
             loop.call_soon(self._end, turn, loop)
         result: asyncio.Future[ResultT] = loop.create_future()

@@ -28,6 +28,7 @@ from lightning_store.errors import (
     StoreUnavailableError,
     UnsupportedError,
 )
+from lightning_store.loops import forget_closed
 from lightning_store.v1.session_pb2 import SessionCall, SessionReply, SessionRequest, SessionResponse
 from lightning_store.wire.errors import error_from_proto, from_rpc_error
 from lightning_store_client.streams import Replies, now
@@ -130,8 +131,7 @@ class Session:
 
     def _look_at(self, time: float, loop: asyncio.AbstractEventLoop) -> None:
         """See to it that the calls of this loop, the present one, are looked at then."""
-        for closed in [other for other in list(self._looks) if other.is_closed()]:
-            self._looks.pop(closed, None)
+        forget_closed(self._looks)
         former = self._looks.pop(loop, None)
         if former is not None:
             former.cancel()
