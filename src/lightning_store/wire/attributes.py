@@ -7,6 +7,7 @@ key to the residue there, so that the rest is not held twice (and bytes, which J
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -36,6 +37,7 @@ REMEMBERED_MAX: Final = 8192
 KEY_CHARS_MAX: Final = 128
 SIZES_MAX: Final = 1024
 """Pairs with longer keys and those with more bytes of value begin anew each time."""
+SMALL_INTS: Final = 2048
 
 _KEY: Final = tag_of(KeyValue, "key")
 _VALUE: Final = tag_of(KeyValue, "value")
@@ -52,18 +54,19 @@ _BYTES: Final = tag_of(AnyValue, "bytes_value")
 # --- To OTLP: plain values -------------------------------------------------------------------------------------------
 
 _Encode = Callable[[Any], bytes]
-_Starts = dict[str, dict[int, bytes]]
-"""By key and size."""
 
 
 def _text(value: str) -> bytes:
     return delimited(_STRING, value.encode())
 
 
-def _int(value: int) -> bytes:
-    if INT64_MIN <= value <= INT64_MAX:
-        return _INT + varint(value & UINT64_MAX)
-    raise OverflowError
+class _Ints(dict[int, bytes]):
+    """What is small is looked up."""
+
+    def __missing__(self, value: int) -> bytes:
+        if INT64_MIN <= value <= INT64_MAX:
+            return _INT + varint(value & UINT64_MAX)
+        raise OverflowError
 
 
 def _list(value: list[Any]) -> bytes:
@@ -73,7 +76,7 @@ def _list(value: list[Any]) -> bytes:
 _SCALARS: Final[Mapping[type[Any], _Encode]] = {
     str: _text,
     bool: {value: _BOOL + varint(value) for value in (False, True)}.__getitem__,
-    int: _int,
+    int: _Ints({value: _INT + varint(value) for value in range(SMALL_INTS)}).__getitem__,
     float: partial(Struct(f"<{len(_DOUBLE)}sd").pack, _DOUBLE),
     bytes: partial(delimited, _BYTES),
     type(None): lambda _: b"",
@@ -94,16 +97,16 @@ class KeyValues:
     """
 
     def __init__(self, message: type[Message], field: str) -> None:
-        self._tag = tag_of(message, field)
-        self._texts: _Starts = {}
-        self._others: _Starts = {}
-        self._payloads: Mapping[type[Any], tuple[_Encode, _Starts]] = {
+        self.tag = tag_of(message, field)
+        self._texts: dict[str, _Starts] = {}
+        self._others: dict[str, _Starts] = {}
+        self._payloads: Mapping[type[Any], tuple[_Encode, Mapping[str, _Starts]]] = {
             **{kind: (encode, self._others) for kind, encode in _SCALARS.items()},
             list: (_list, self._others),
             str: (str.encode, self._texts),
         }
         """By type of value: how the last bytes of a pair are made, a text or an AnyValue, and what is before them."""
-        self._remembered = 0
+        self._remembered = itertools.count(1)
 
     def write(self, attributes: Mapping[str, Any], into: list[bytes], path: str, depth: int = 0) -> Residue:
         """Append the field with these attributes to ``into``; return the residue by key.
@@ -116,7 +119,7 @@ class KeyValues:
             try:
                 encode, starts = payloads[type(value)]
                 payload = encode(value)
-                into += starts[key].get(len(payload)) or self._start(key, starts, len(payload)), payload
+                into += starts[key][len(payload)], payload
             except _NOT_PLAIN:
                 residue = self._write_other(key, value, into, path, depth)
                 if residue is not None:
@@ -129,32 +132,46 @@ class KeyValues:
             raise NotJsonError(f"{path} has the key {key!r} of type {type(key).__name__}; keys are text", path=path)
         if not has_utf8(key):
             return value
-        if key not in self._texts and len(key) <= KEY_CHARS_MAX:
-            self._make_room()
-            self._texts[str(key)], self._others[str(key)] = {}, {}
         encoded, residue = _encode(value, f"{path}.{key}", depth)
-        into += self._start(key, self._others, len(encoded)), encoded
+        into += self._others_of(str(key))[len(encoded)], encoded
         return residue
 
-    def _start(self, key: str, starts: _Starts, size_bytes: int) -> bytes:
-        """What stands before the last ``size_bytes`` of a pair."""
-        text_start = _STRING + varint(size_bytes) if starts is self._texts else b""
-        value_start = _VALUE + varint(len(text_start) + size_bytes) + text_start
-        pair_start = delimited(_KEY, key.encode()) + value_start if key else value_start
-        start = self._tag + varint(len(pair_start) + size_bytes) + pair_start
-        known = starts.get(key)
-        if known is not None and size_bytes <= SIZES_MAX:
-            self._make_room()
-            known[size_bytes] = start
-        return start
+    def _others_of(self, key: str) -> _Starts:
+        """From now on the key is known, for texts as well, unless it is long."""
+        known = self._others.get(key)
+        if known is not None:
+            return known
+        others = _Starts(self, key, b"")
+        if len(key) <= KEY_CHARS_MAX:
+            self.make_room()
+            self._texts[key], self._others[key] = _Starts(self, key, _STRING), others
+        return others
 
-    def _make_room(self) -> None:
+    def make_room(self) -> None:
         """For one more thing to remember."""
-        if self._remembered >= REMEMBERED_MAX:
+        if next(self._remembered) % REMEMBERED_MAX == 0:
             self._texts.clear()
             self._others.clear()
-            self._remembered = 0
-        self._remembered += 1
+
+
+class _Starts(dict[int, bytes]):
+    """What stands before the last bytes of a pair with a given key, by how many they are."""
+
+    def __init__(self, field: KeyValues, key: str, value_tag: bytes) -> None:
+        """``value_tag`` is that of an AnyValue whose kind the last bytes do not tell themselves."""
+        super().__init__()
+        self._field = field
+        self._key_field = delimited(_KEY, key.encode()) if key else b""
+        self._value_tag = value_tag
+
+    def __missing__(self, size_bytes: int) -> bytes:
+        value_start = self._value_tag + varint(size_bytes) if self._value_tag else b""
+        pair_start = self._key_field + _VALUE + varint(len(value_start) + size_bytes) + value_start
+        start = self._field.tag + varint(len(pair_start) + size_bytes) + pair_start
+        if size_bytes <= SIZES_MAX:
+            self._field.make_room()
+            self[size_bytes] = start
+        return start
 
 
 _NESTED: Final = KeyValues(KeyValueList, "values")

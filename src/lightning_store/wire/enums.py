@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, Generic, TypeVar
 
 from lightning_store.model import (
@@ -27,6 +27,12 @@ class EnumTable(Generic[NameT, NumberT]):
     def __init__(self, numbers: Mapping[NameT, NumberT]) -> None:
         self._numbers: Mapping[str, NumberT] = {str(name): number for name, number in numbers.items()}
         self._names: Mapping[int, NameT] = {int(number): name for name, number in numbers.items()}
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._names
+
+    def items(self) -> Iterable[tuple[str, NumberT]]:
+        return self._numbers.items()
 
     def to_proto(self, name: NameT, field: str) -> NumberT:
         try:

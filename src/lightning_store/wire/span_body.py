@@ -6,10 +6,11 @@ A writer writes the OTLP part, and puts into the overlay exactly what a reader w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache, partial
 from itertools import product
 from operator import itemgetter
 from types import NoneType
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, TypeVar
 
 from opentelemetry.proto.trace.v1 import trace_pb2
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -18,7 +19,7 @@ from lightning_store import json_text
 from lightning_store.errors import StoreError
 from lightning_store.model import TIME_MAX_SECONDS, Counter, Span, SpanContext, Time
 from lightning_store.v1 import span_pb2
-from lightning_store.wire.attributes import INT64_MAX, KeyValues, Residue, read_attributes
+from lightning_store.wire.attributes import INT64_MAX, REMEMBERED_MAX, KeyValues, Residue, read_attributes
 from lightning_store.wire.checks import invalid
 from lightning_store.wire.span_contexts import TRACE_FLAGS, context_values, told_of_own, told_of_parent
 from lightning_store.wire.span_parts import (
@@ -26,8 +27,8 @@ from lightning_store.wire.span_parts import (
     SPAN_KIND,
     TRACE_ID_BYTES,
     extras_of,
+    id_field,
     joined,
-    raw_id,
     read_counts,
     read_event,
     read_link,
@@ -35,6 +36,7 @@ from lightning_store.wire.span_parts import (
     read_scope,
     read_status,
     read_time,
+    text_field,
     write_count,
     write_event,
     write_link,
@@ -44,7 +46,7 @@ from lightning_store.wire.span_parts import (
     write_text,
     write_time,
 )
-from lightning_store.wire.wire_format import delimited, delimited_parts, tag_of, varint
+from lightning_store.wire.wire_format import delimited, tag_of, varint
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -71,11 +73,8 @@ _USUAL_TYPES: Final = frozenset(
 
 # --- To OTLP ---------------------------------------------------------------------------------------------------------
 
-_TRACE_ID: Final = tag_of(trace_pb2.Span, "trace_id") + varint(TRACE_ID_BYTES)
-_SPAN_ID: Final = tag_of(trace_pb2.Span, "span_id") + varint(SPAN_ID_BYTES)
+_SPAN_ID: Final = tag_of(trace_pb2.Span, "span_id")
 _TRACE_STATE: Final = tag_of(trace_pb2.Span, "trace_state")
-_PARENT_SPAN_ID: Final = tag_of(trace_pb2.Span, "parent_span_id") + varint(SPAN_ID_BYTES)
-_NAME: Final = tag_of(trace_pb2.Span, "name")
 _KIND: Final = tag_of(trace_pb2.Span, "kind")
 _START_TIME: Final = tag_of(trace_pb2.Span, "start_time_unix_nano")
 _END_TIME: Final = tag_of(trace_pb2.Span, "end_time_unix_nano")
@@ -85,20 +84,20 @@ _EVENTS: Final = tag_of(trace_pb2.Span, "events")
 _DROPPED_EVENTS: Final = tag_of(trace_pb2.Span, "dropped_events_count")
 _LINKS: Final = tag_of(trace_pb2.Span, "links")
 _DROPPED_LINKS: Final = tag_of(trace_pb2.Span, "dropped_links_count")
-_STATUS: Final = tag_of(trace_pb2.Span, "status")
 _FLAGS: Final = tag_of(trace_pb2.Span, "flags")
 _SPAN: Final = tag_of(span_pb2.Span, "span")
 _HAS_CONTEXT: Final = tag_of(span_pb2.Span, "has_context") + varint(True)
 _HAS_PARENT: Final = tag_of(span_pb2.Span, "has_parent") + varint(True)
 _OVERLAY: Final = tag_of(span_pb2.Span, "overlay_json")
 
+_remembering: Final = lru_cache(REMEMBERED_MAX)
+"""Of what many spans have, the field is made once."""
+_trace_id_field: Final = _remembering(partial(id_field, tag_of(trace_pb2.Span, "trace_id"), TRACE_ID_BYTES))
+_parent_id_field: Final = _remembering(partial(id_field, tag_of(trace_pb2.Span, "parent_span_id"), SPAN_ID_BYTES))
+_name_field: Final = _remembering(partial(text_field, tag_of(trace_pb2.Span, "name")))
 
-class EncodedSpan(NamedTuple):
-    """A span as its columns and the envelope without its ids."""
-
-    columns: Columns
-    body: bytes
-    has_overlay: bool
+EncodedSpan = tuple[Columns, list[bytes], bool]
+"""A span as its columns, the envelope without its ids in parts, and whether that has an overlay."""
 
 
 def encode_span(span: Span) -> EncodedSpan:
@@ -136,14 +135,15 @@ def _check_columns(columns: Columns) -> None:
 def _encode(span: Span, columns: Columns) -> EncodedSpan:
     """With the fields of the envelope in the order of their numbers."""
     fields, extras = span.__dict__, extras_of(span)  # asking a model for its fields one by one would take longer
-    own, parent = fields["context"], fields["parent"]
+    own = fields["context"]
     otlp: list[bytes] = []
     residues: dict[str, Residue] = {}
-    flags, has_parent = _write_identity(columns, own, parent, otlp, residues)
+    flags, has_parent = _write_identity(columns, own, fields["parent"], otlp, residues)
     _write_rest(fields, columns, otlp, residues, extras)
     if flags:
         otlp.append(_FLAGS + flags.to_bytes(4, "little"))
-    envelope = [delimited_parts(_SPAN, otlp)]
+    message = b"".join(otlp)
+    envelope = [_SPAN, varint(len(message)), message]
     residues["resource"] = write_resource(fields["resource"], envelope)
     residues["scope"] = write_scope(fields["scope"], envelope)
     if own is not None:
@@ -153,7 +153,7 @@ def _encode(span: Span, columns: Columns) -> EncodedSpan:
     overlay = joined(residues, extras)
     if overlay is not None:
         envelope.append(delimited(_OVERLAY, json_text.dumps(overlay, "span").encode()))
-    return EncodedSpan(columns, b"".join(envelope), overlay is not None)
+    return columns, envelope, overlay is not None
 
 
 def _write_identity(
@@ -165,28 +165,20 @@ def _write_identity(
 ) -> tuple[int, bool]:
     """Write ids and trace state; return OTLP's flags and whether the envelope has a parent."""
     _, _, _, trace_id, span_id, parent_id, _, _, _ = columns
-    raw_trace_id, raw_span_id = raw_id(trace_id, TRACE_ID_BYTES), raw_id(span_id, SPAN_ID_BYTES)
-    raw_parent_id = raw_id(parent_id, SPAN_ID_BYTES)
-    ids = (
-        trace_id if raw_trace_id else "",
-        span_id if raw_span_id else "",
-        parent_id if parent_id and raw_parent_id else "",
-    )
-    trace_state, flags, residues["context"] = told_of_own(own, ids)
-    has_parent, flags, residues["parent"] = told_of_parent(parent, ids, trace_state, flags)
-    if raw_trace_id:
-        into += _TRACE_ID, raw_trace_id
-    else:
-        residues["trace_id"] = trace_id
-    if raw_span_id:
-        into += _SPAN_ID, raw_span_id
-    else:
-        residues["span_id"] = span_id
-    write_text(_TRACE_STATE, trace_state, into)
-    if raw_parent_id:
-        into += _PARENT_SPAN_ID, raw_parent_id
-    else:
-        residues["parent_id"] = parent_id
+    trace_id_field, parent_id_field = _trace_id_field(trace_id), _parent_id_field(parent_id)
+    span_id_field = id_field(_SPAN_ID, SPAN_ID_BYTES, span_id)
+    if not trace_id_field:
+        residues["trace_id"], trace_id = trace_id, ""
+    if not span_id_field:
+        residues["span_id"], span_id = span_id, ""
+    if not parent_id_field:
+        residues["parent_id"], parent_id = parent_id, ""
+    trace_state, flags, residues["context"] = told_of_own(own, trace_id, span_id)
+    has_parent, flags, residues["parent"] = told_of_parent(parent, trace_id, parent_id or "", trace_state, flags)
+    into += trace_id_field, span_id_field
+    if trace_state:
+        write_text(_TRACE_STATE, trace_state, into)
+    into.append(parent_id_field)
     return flags, has_parent
 
 
@@ -199,24 +191,28 @@ def _write_rest(
 ) -> None:
     """Write what OTLP's span has between trace state and flags; counts are taken out of ``extras``."""
     _, _, _, _, _, _, name, start_time, end_time = columns
-    residues["name"] = write_text(_NAME, name, into)
+    name_field, residues["name"] = _name_field(name)
+    into.append(name_field)
     if fields["kind"] is not None:
         into.append(_KIND + varint(SPAN_KIND.to_proto(fields["kind"], "span.kind")))
     residues["start_time"] = write_time(_START_TIME, start_time, into)
     residues["end_time"] = write_time(_END_TIME, end_time, into)
     residues["attributes"] = _ATTRIBUTES.write(_mapping(fields["attributes"]), into, "span.attributes")
-    write_count(_DROPPED_ATTRIBUTES, "dropped_attributes_count", extras, into)
+    if extras:
+        write_count(_DROPPED_ATTRIBUTES, "dropped_attributes_count", extras, into)
     if fields["events"] != []:
         residues["events"] = _write_each(write_event, _EVENTS, fields["events"], into, "span.events")
-    write_count(_DROPPED_EVENTS, "dropped_events_count", extras, into)
+    if extras:
+        write_count(_DROPPED_EVENTS, "dropped_events_count", extras, into)
     if fields["links"] != []:
         residues["links"] = _write_each(write_link, _LINKS, fields["links"], into, "span.links")
-    write_count(_DROPPED_LINKS, "dropped_links_count", extras, into)
-    residues["status"] = write_status(_STATUS, fields["status"], into)
+    if extras:
+        write_count(_DROPPED_LINKS, "dropped_links_count", extras, into)
+    residues["status"] = write_status(fields["status"], into)
 
 
 def _mapping(attributes: Any) -> Mapping[str, Any]:
-    if not isinstance(attributes, Mapping):
+    if type(attributes) is not dict and not isinstance(attributes, Mapping):  # the second takes much longer
         raise invalid("span.attributes", f"is {attributes!r}; it must be a mapping")
     return attributes
 

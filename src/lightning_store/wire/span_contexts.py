@@ -34,15 +34,13 @@ def context_values(trace_id: str, span_id: str, trace_state: str, flags: int) ->
     return values
 
 
-Ids = tuple[str, str, str]
-"""Of the trace, of the span, and of its parent, in hex; empty where OTLP does not hold them."""
+def told_of_own(context: SpanContext | None, trace_id: str, span_id: str) -> tuple[str, int, Residue]:
+    """The trace state and flags that tell of the context of a span itself, and the residue.
 
-
-def told_of_own(context: SpanContext | None, ids: Ids) -> tuple[str, int, Residue]:
-    """The trace state and flags that tell of the context of a span itself, and the residue."""
+    The ids are those that OTLP holds of the span; empty where it does not.
+    """
     if context is None:
         return "", 0, None
-    trace_id, span_id, _ = ids
     if _is_usual(context, trace_id, span_id):
         return "", SAMPLED, None
     plain = plain_context(context)
@@ -50,14 +48,15 @@ def told_of_own(context: SpanContext | None, ids: Ids) -> tuple[str, int, Residu
     return trace_state, flags, difference(context_values(trace_id, span_id, trace_state, flags), plain)
 
 
-def told_of_parent(context: SpanContext | None, ids: Ids, trace_state: str, flags: int) -> tuple[bool, int, Residue]:
+def told_of_parent(
+    context: SpanContext | None, trace_id: str, parent_id: str, trace_state: str, flags: int
+) -> tuple[bool, int, Residue]:
     """Whether OTLP tells of the context of a span's parent, the flags with what they tell of it, and the residue.
 
     As a rule a span takes over the trace state and trace flags of its parent.
     """
     if context is None:
         return False, flags, None
-    trace_id, _, parent_id = ids
     if not trace_state and flags == SAMPLED and _is_usual(context, trace_id, parent_id):
         return True, flags | HAS_IS_REMOTE, None
     plain = plain_context(context)

@@ -28,7 +28,7 @@ from lightning_store.wire.span_contexts import (
     remote_flags,
     trace_flags,
 )
-from lightning_store.wire.times import TIME_MAX_NANOS, from_nanos, to_nanos
+from lightning_store.wire.times import EXACT_FROM_SECONDS, TIME_MAX_NANOS, from_nanos, to_nanos
 from lightning_store.wire.wire_format import delimited, delimited_parts, tag_of, varint
 
 TRACE_ID_BYTES: Final = 16
@@ -55,23 +55,29 @@ STATUS_CODE: Final = EnumTable(
 # --- Ids, texts, times -----------------------------------------------------------------------------------------------
 
 
-def raw_id(value: str | None, size_bytes: int) -> bytes:
-    """The bytes of an id that is lower-case hex of the right length; none for any other."""
+def id_field(tag: bytes, size_bytes: int, value: str | None) -> bytes:
+    """The field of an id that is lower-case hex of the right length; empty for any other."""
     if value is None or len(value) != 2 * size_bytes:
         return b""
     try:
         raw = bytes.fromhex(value)
     except ValueError:
         return b""
-    return raw if raw.hex() == value else b""
+    return delimited(tag, raw) if raw.hex() == value else b""
+
+
+def text_field(tag: bytes, text: str) -> tuple[bytes, Residue]:
+    """The field of a text that is "" where it is absent, and the residue."""
+    if text == "":
+        return b"", None
+    text, residue = utf8_and_residue(text)
+    return delimited(tag, text.encode()), residue
 
 
 def write_text(tag: bytes, text: str, into: list[bytes]) -> Residue:
     """Write a text that is "" where it is absent."""
-    if text == "":
-        return None
-    text, residue = utf8_and_residue(text)
-    into.append(delimited(tag, text.encode()))
+    field, residue = text_field(tag, text)
+    into.append(field)
     return residue
 
 
@@ -91,7 +97,7 @@ def write_time(tag: bytes, seconds: float | None, into: list[bytes]) -> Residue:
         raise ValueError(f"{seconds} is past the last time, {TIME_MAX_SECONDS} seconds")
     if nanos:
         into.append(tag + nanos.to_bytes(8, "little"))
-    return None if nanos and from_nanos(nanos) == seconds else seconds
+    return None if nanos and (seconds >= EXACT_FROM_SECONDS or from_nanos(nanos) == seconds) else seconds
 
 
 def read_time(nanos: int) -> float | None:
@@ -137,19 +143,28 @@ def _write_optional(field: KeyValues, attributes: Mapping[str, Any] | None, into
 
 _MESSAGE: Final = tag_of(trace_pb2.Status, "message")
 _CODE: Final = tag_of(trace_pb2.Status, "code")
+_STATUS: Final = tag_of(trace_pb2.Span, "status")
 
 
-def write_status(tag: bytes, status: TraceStatus, into: list[bytes]) -> Residue:
-    values, extras = status.__dict__, extras_of(status)
-    code = STATUS_CODE.to_proto(values["status_code"], "span.status.status_code")
-    code_field = _CODE + varint(code) if code else b""
-    if values["description"] is None:
-        into.append(delimited(tag, code_field))
-        return extras or None
+def _code_field(code: int) -> bytes:
+    return _CODE + varint(code) if code else b""
+
+
+_BARE_STATUS: Final = {name: delimited(_STATUS, _code_field(code)) for name, code in STATUS_CODE.items()}
+"""The field of a status without a description, by its code."""
+
+
+def write_status(status: TraceStatus, into: list[bytes]) -> Residue:
+    values, extras = status.__dict__, status.__pydantic_extra__
+    code, description = values["status_code"], values["description"]
+    if description is None and code in _BARE_STATUS:
+        into.append(_BARE_STATUS[code])
+        return dict(extras) if extras else None
     fields: list[bytes] = []
-    residues = {"description": write_optional_text(_MESSAGE, values["description"], fields)}
-    into.append(delimited_parts(tag, [*fields, code_field]))
-    return joined(residues, extras)
+    residues = {"description": write_optional_text(_MESSAGE, description, fields)}
+    fields.append(_code_field(STATUS_CODE.to_proto(code, "span.status.status_code")))
+    into.append(delimited_parts(_STATUS, fields))
+    return joined(residues, extras_of(status))
 
 
 def read_status(status: trace_pb2.Status) -> dict[str, Any]:
@@ -201,15 +216,16 @@ _LINK_FLAGS: Final = tag_of(trace_pb2.Span.Link, "flags")
 
 def write_link(tag: bytes, link: Link, into: list[bytes], path: str) -> Residue:
     context = plain_context(link.context)
-    trace_id, span_id = raw_id(context["trace_id"], TRACE_ID_BYTES), raw_id(context["span_id"], SPAN_ID_BYTES)
+    trace_id, span_id = context["trace_id"], context["span_id"]
+    trace_id_field = id_field(_LINK_TRACE_ID, TRACE_ID_BYTES, trace_id)
+    span_id_field = id_field(_LINK_SPAN_ID, SPAN_ID_BYTES, span_id)
     trace_state, flags = format_trace_state(context["trace_state"]), trace_flags(context) | remote_flags(context)
     extras = extras_of(link)
-    fields = [delimited(_LINK_TRACE_ID, trace_id)] if trace_id else []
-    if span_id:
-        fields.append(delimited(_LINK_SPAN_ID, span_id))
+    fields = [trace_id_field, span_id_field]
     write_text(_LINK_TRACE_STATE, trace_state, fields)
+    told = context_values(trace_id if trace_id_field else "", span_id if span_id_field else "", trace_state, flags)
     residues = {
-        "context": difference(context_values(trace_id.hex(), span_id.hex(), trace_state, flags), context),
+        "context": difference(told, context),
         "attributes": _write_optional(_LINK_ATTRIBUTES, link.attributes, fields, f"{path}.attributes"),
     }
     write_count(_LINK_DROPPED, "dropped_attributes_count", extras, fields)

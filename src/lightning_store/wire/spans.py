@@ -12,7 +12,7 @@ the overlay alone, and only to check it.
 from __future__ import annotations
 
 from collections.abc import Container
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
@@ -44,11 +44,13 @@ from lightning_store.wire.wire_format import delimited, tag_of, varint
 
 ENVELOPE_IDS: Final = ("rollout_id", "attempt_id", "sequence_id")
 
-SHARED_TEXTS_MAX: Final = 10_000
-"""Ids and names that are looked for among those of earlier spans; past it, all are forgotten."""
+SHARED_MAX: Final = 10_000
+SHARED_CHARS_MAX: Final = 256
+"""Ids and names that are looked for among those of earlier spans: how many, and how long at most."""
 
+_OtlpColumns = tuple[str, str, str | None, str, float | None, float | None]
 _Columns = tuple[str, str, int | None, str, str, str | None, str, float | None, float | None]
-"""Of an envelope, in which the number may be missing."""
+"""Of an envelope, in which the number may be missing: what stands outside of OTLP's part, and what that has."""
 
 
 class ProtoSpanCodec:
@@ -56,9 +58,9 @@ class ProtoSpanCodec:
 
     def encode(self, span: Span) -> SpanRecord:
         """NotJsonError (a TypeError) or InvalidArgumentError names what neither OTLP nor JSON can hold."""
-        encoded = encode_span(span)
-        record = SpanRecord(*encoded.columns, encoded.body)
-        if encoded.has_overlay:  # where parts of a span that were changed by hand may be, which nobody has looked at
+        columns, envelope, has_overlay = encode_span(span)
+        record = SpanRecord(*columns, b"".join(envelope))
+        if has_overlay:  # where parts of a span that were changed by hand may be, which nobody has looked at
             _span_of_record(record)
         return record
 
@@ -91,8 +93,20 @@ def span_record_to_proto(record: SpanRecord) -> span_pb2.Span:
 
 def _ids(rollout_id: str, attempt_id: str, sequence_id: int | None) -> bytes:
     """The first fields of an envelope."""
-    ids = delimited(_ROLLOUT_ID, rollout_id.encode()) + delimited(_ATTEMPT_ID, attempt_id.encode())
+    if len(rollout_id) + len(attempt_id) <= SHARED_CHARS_MAX:
+        ids = _shared_ids(rollout_id, attempt_id)
+    else:
+        ids = _attempt_ids(rollout_id, attempt_id)
     return ids if sequence_id is None else ids + _SEQUENCE_ID + varint(sequence_id)
+
+
+def _attempt_ids(rollout_id: str, attempt_id: str) -> bytes:
+    """Those that all spans of an attempt have."""
+    fields = ((_ROLLOUT_ID, rollout_id, "span.rollout_id"), (_ATTEMPT_ID, attempt_id, "span.attempt_id"))
+    return b"".join([delimited(tag, text_to_proto(text, field).encode()) for tag, text, field in fields])
+
+
+_shared_ids: Final = lru_cache(SHARED_MAX)(_attempt_ids)
 
 
 def span_record_from_proto(message: span_pb2.Span, field: str) -> SpanRecord:
@@ -128,51 +142,33 @@ def _without_ids(data: bytes, message: span_pb2.Span, columns: _Columns) -> byte
 
 def _columns(message: span_pb2.Span, field: str) -> _Columns:
     """The columns of an envelope, which has been checked then."""
-    rollout_id, attempt_id = message.rollout_id, message.attempt_id
-    if not rollout_id or not attempt_id:
+    rollout_id, attempt_id, sequence_id = message.rollout_id, message.attempt_id, message.sequence_id
+    if not rollout_id or not attempt_id or sequence_id < 0:
         required_text(rollout_id, f"{field}.rollout_id")
         required_text(attempt_id, f"{field}.attempt_id")
-    sequence_id = not_negative(message.sequence_id, f"{field}.sequence_id") if message.HasField("sequence_id") else None
-    if message.overlay_json:
-        span = _decoded(message, field)
-        return rollout_id, attempt_id, sequence_id, *columns_of(span.__dict__)[3:]
-    _check(message, field)
-    otlp = message.span
-    return (
-        _shared(rollout_id),
-        _shared(attempt_id),
-        sequence_id,
-        _shared(otlp.trace_id.hex()),
-        otlp.span_id.hex(),
-        _shared(otlp.parent_span_id.hex()) or None,
-        _shared(otlp.name),
-        read_time(otlp.start_time_unix_nano),
-        read_time(otlp.end_time_unix_nano),
-    )
-
-
-_texts: dict[str, str] = {}
+        not_negative(sequence_id, f"{field}.sequence_id")
+    given_number = sequence_id if sequence_id or message.HasField("sequence_id") else None
+    columns = columns_of(_decoded(message, field).__dict__)[3:] if message.overlay_json else _checked(message, field)
+    return _shared(rollout_id), _shared(attempt_id), given_number, *columns
 
 
 def _shared(text: str) -> str:
     """The same object for the same text, as long as it is used now and then: many spans have it. (What ``sys.intern``
     keeps, some versions of Python keep for ever.)"""
-    known = _texts.get(text)
-    if known is not None:
-        return known
-    if len(_texts) >= SHARED_TEXTS_MAX:
-        _texts.clear()
-    _texts[text] = text
+    return _shared_text(text) if len(text) <= SHARED_CHARS_MAX else text
+
+
+@lru_cache(SHARED_MAX)
+def _shared_text(text: str) -> str:
     return text
 
 
 def span_to_bytes(span: Span, *, numbered: bool = True) -> bytes:
     """The serialized envelope with its ids, unless not ``numbered`` with its sequence id; errors as of
     :meth:`ProtoSpanCodec.encode`."""
-    rollout_id = text_to_proto(span.rollout_id, "span.rollout_id")
-    attempt_id = text_to_proto(span.attempt_id, "span.attempt_id")
-    encoded = encode_span(span)
-    return _ids(rollout_id, attempt_id, encoded.columns[2] if numbered else None) + encoded.body
+    columns, envelope, _ = encode_span(span)
+    rollout_id, attempt_id, sequence_id, *_ = columns
+    return b"".join([_ids(rollout_id, attempt_id, sequence_id if numbered else None), *envelope])
 
 
 def span_to_proto(span: Span) -> span_pb2.Span:
@@ -188,13 +184,13 @@ def span_from_proto(message: span_pb2.Span, field: str) -> Span:
     if message.overlay_json:
         return _decoded(message, field)
     not_negative(message.sequence_id, f"{field}.sequence_id")
-    _check(message, field)
+    _checked(message, field)
     return lazy(Span, partial(_span_of, message, {}, field))
 
 
 def _decoded(message: span_pb2.Span, field: str) -> Span:
     overlay = _overlay_of(message, field)
-    _check(message, field, overlay)
+    _checked(message, field, overlay)
     return _span_of(message, overlay, field)
 
 
@@ -219,23 +215,38 @@ def _overlay_of(message: span_pb2.Span, field: str) -> dict[str, Any]:
     return overlay
 
 
-def _check(message: span_pb2.Span, field: str, overlaid: Container[str] = ()) -> None:
-    """Whether there is an OTLP part that can be read. An id may be missing only where the overlay has it."""
+def _checked(message: span_pb2.Span, field: str, overlaid: Container[str] = ()) -> _OtlpColumns:
+    """The columns of the OTLP part, if there is one that can be read. An id may be missing only where the overlay has
+    it."""
     require(message, "span", f"{field}.span")
     otlp = message.span
-    _check_id(otlp.trace_id, TRACE_ID_BYTES, field, "trace_id", required="trace_id" not in overlaid)
-    _check_id(otlp.span_id, SPAN_ID_BYTES, field, "span_id", required="span_id" not in overlaid)
-    _check_id(otlp.parent_span_id, SPAN_ID_BYTES, field, "parent_span_id")
-    _check_time(otlp.start_time_unix_nano, field, "start_time_unix_nano")
-    _check_time(otlp.end_time_unix_nano, field, "end_time_unix_nano")
-    STATUS_CODE.from_proto(otlp.status.code, f"{field}.span.status.code")
-    if otlp.kind:
-        SPAN_KIND.from_proto(otlp.kind, f"{field}.span.kind")
+    trace_id, span_id, parent_id = otlp.trace_id, otlp.span_id, otlp.parent_span_id
+    start_nanos, end_nanos = otlp.start_time_unix_nano, otlp.end_time_unix_nano
+    code, kind = otlp.status.code, otlp.kind
+    if len(trace_id) != TRACE_ID_BYTES or len(span_id) != SPAN_ID_BYTES or len(parent_id) not in (0, SPAN_ID_BYTES):
+        _check_id(trace_id, TRACE_ID_BYTES, field, "trace_id", required="trace_id" not in overlaid)
+        _check_id(span_id, SPAN_ID_BYTES, field, "span_id", required="span_id" not in overlaid)
+        _check_id(parent_id, SPAN_ID_BYTES, field, "parent_span_id")
+    if start_nanos > TIME_MAX_NANOS or end_nanos > TIME_MAX_NANOS:
+        _check_time(start_nanos, field, "start_time_unix_nano")
+        _check_time(end_nanos, field, "end_time_unix_nano")
+    if code not in STATUS_CODE:
+        STATUS_CODE.from_proto(code, f"{field}.span.status.code")
+    if kind:
+        SPAN_KIND.from_proto(kind, f"{field}.span.kind")
     for index, event in enumerate(otlp.events[:]):
         _check_time(event.time_unix_nano, field, f"events[{index}].time_unix_nano")
     for index, link in enumerate(otlp.links[:]):
         _check_id(link.trace_id, TRACE_ID_BYTES, field, f"links[{index}].trace_id")
         _check_id(link.span_id, SPAN_ID_BYTES, field, f"links[{index}].span_id")
+    return (
+        _shared_text(trace_id.hex()),
+        span_id.hex(),
+        _shared_text(parent_id.hex()) or None,
+        _shared(otlp.name),
+        read_time(start_nanos),
+        read_time(end_nanos),
+    )
 
 
 def _check_id(value: bytes, size_bytes: int, field: str, name: str, *, required: bool = False) -> None:

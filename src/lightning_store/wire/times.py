@@ -1,7 +1,7 @@
 """Seconds as float, and what the wire has for them: nanoseconds as integers, Timestamp and Duration.
 
-A float on the way to nanoseconds and back is exactly the same from 2**23 seconds on (April 1970), since there the next
-float is more than a nanosecond away. Smaller ones come back to the nearest nanosecond.
+A float on the way to nanoseconds and back is exactly the same from ``EXACT_FROM_SECONDS`` on (April 1970), since there
+the next float is more than a nanosecond away. Smaller ones come back to the nearest nanosecond.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from lightning_store.model import TIME_MAX_SECONDS
 from lightning_store.wire.checks import invalid
 
 NANOS_PER_SECOND: Final = 10**9
+EXACT_FROM_SECONDS: Final = 2**23
 TIME_MAX_NANOS: Final = TIME_MAX_SECONDS * NANOS_PER_SECOND
 
 
