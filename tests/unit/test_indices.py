@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
 from unittest import mock
 
 from hypothesis import given, settings
@@ -10,11 +11,50 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from lightning_store.backends import indices
 from lightning_store.backends.base import Completion
-from lightning_store.backends.indices import SLACK, CompletionLog, Deadlines, Fifo
+from lightning_store.backends.indices import BLOCK, SHARDS, SLACK, Blocks, CompletionLog, Deadlines, Fifo, Shards
 
 IDS = st.sampled_from("abcdefgh")
 MANY = 5 * SLACK
 LITTLE_SLACK = 10
+
+
+class Entry(NamedTuple):
+    ordinal: int
+
+
+@given(st.lists(st.tuples(st.sampled_from(["set", "pop"]), IDS, st.integers())))
+def test_shards_are_a_dictionary(changes: list[tuple[str, str, int]]) -> None:
+    shards: Shards[int] = Shards()
+    plain: dict[str, int] = {}
+    for change, id_, value in changes:
+        if change == "set":
+            shards[id_] = plain[id_] = value
+        else:
+            assert shards.pop(id_) == plain.pop(id_, None)
+        assert (len(shards), shards.get(id_), id_ in shards) == (len(plain), plain.get(id_), id_ in plain)
+    assert all(shards[id_] == value for id_, value in plain.items())
+
+
+@given(st.sets(st.integers(0, 5 * BLOCK)), st.data())
+def test_blocks_are_in_order(ordinals: set[int], data: st.DataObject) -> None:
+    blocks: Blocks[Entry] = Blocks()
+    for ordinal in sorted(ordinals):
+        blocks.add(Entry(ordinal))
+    removed = data.draw(st.sets(st.sampled_from(sorted(ordinals)))) if ordinals else set()
+    for ordinal in removed:
+        blocks.remove(Entry(ordinal))
+    assert [entry.ordinal for entry in blocks] == sorted(ordinals - removed)
+    assert len(blocks._blocks) == len({ordinal // BLOCK for ordinal in ordinals - removed})
+
+
+def test_no_dictionary_holds_much_of_it() -> None:
+    shards: Shards[Entry] = Shards()
+    blocks: Blocks[Entry] = Blocks()
+    for ordinal in range(MANY):
+        shards[f"ro-{ordinal}"] = Entry(ordinal)
+        blocks.add(Entry(ordinal))
+    assert max(map(len, shards._shards)) < 2 * MANY / SHARDS
+    assert max(map(len, blocks._blocks.values())) == BLOCK
 
 
 class FifoMachine(RuleBasedStateMachine):

@@ -219,7 +219,7 @@ ACTIONS = st.sampled_from(
 
 def counted(data: MemoryTransaction) -> int:
     """All that is stored, added up."""
-    entries = list(data._rollouts.values())
+    entries = list(data._in_order)
     records: list[Any] = [
         *(entry.record for entry in entries),
         *(attempt for entry in entries for attempt in entry.attempts.values()),

@@ -38,7 +38,7 @@ async def kept_without_a_call(store: InMemoryLightningStore) -> list[str]:
     for _ in range(10):
         await asyncio.sleep(0)
     backend: Any = store._backend
-    return list(backend.transaction()._rollouts)
+    return [entry.record.rollout_id for entry in backend.transaction()._in_order]
 
 
 class TestForATime:

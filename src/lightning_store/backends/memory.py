@@ -6,8 +6,9 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
-from collections import deque
-from collections.abc import Collection, Iterable
+from collections import defaultdict, deque
+from collections.abc import Iterable
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from lightning_store.backends.base import (
@@ -23,7 +24,7 @@ from lightning_store.backends.base import (
     Transaction,
     WorkerRecord,
 )
-from lightning_store.backends.indices import SLACK, CompletionLog, Deadlines, Fifo
+from lightning_store.backends.indices import SLACK, Blocks, CompletionLog, Deadlines, Fifo, Shards
 from lightning_store.backends.query import is_plain, page_of_all, select
 from lightning_store.ids import new_hex
 from lightning_store.lifecycle import TERMINAL
@@ -111,8 +112,9 @@ class MemoryTransaction(Transaction):
 
     def __init__(self, replay_window_seconds: float, replay_entries_max: int) -> None:
         self._lock = threading.Lock()
-        self._rollouts: dict[str, _Rollout] = {}
-        self._by_status: dict[str, dict[str, None]] = {}
+        self._rollouts: Shards[_Rollout] = Shards()
+        self._in_order: Blocks[_Rollout] = Blocks()
+        self._by_status: defaultdict[str, Blocks[_Rollout]] = defaultdict(Blocks)
         self._queue = Fifo()
         self._attempts = 0
         self._ordinals = itertools.count()
@@ -149,39 +151,42 @@ class MemoryTransaction(Transaction):
     async def put_rollout(self, rollout: RolloutRecord) -> None:
         entry = self._rollouts.get(rollout.rollout_id)
         if entry is None:
-            self._rollouts[rollout.rollout_id] = _Rollout(rollout, next(self._ordinals))
-            self._by_status.setdefault(rollout.status, {})[rollout.rollout_id] = None
+            entry = self._rollouts[rollout.rollout_id] = _Rollout(rollout, next(self._ordinals))
+            self._in_order.add(entry)
+            self._by_status[rollout.status].add(entry)
             self._other_bytes += rollout.size_bytes
             return
         former, entry.record = entry.record, rollout
         self._other_bytes += rollout.size_bytes - former.size_bytes
         if former.status != rollout.status:
-            del self._by_status[former.status][rollout.rollout_id]
-            self._by_status.setdefault(rollout.status, {})[rollout.rollout_id] = None
+            self._by_status[former.status].remove(entry)
+            self._by_status[rollout.status].add(entry)
         if entry.spans and rollout.status in TERMINAL and rollout.end_time != former.end_time:
             self._note_end(entry)
 
     async def list_rollouts(self, query: Query) -> Rows[RolloutRecord]:
         if is_plain(query):
-            return page_of_all((entry.record for entry in self._rollouts.values()), len(self._rollouts), query)
+            return page_of_all((entry.record for entry in self._in_order), len(self._rollouts), query)
         return select((entry.record for entry in self._candidates(query)), query)
 
     def _candidates(self, query: Query) -> Iterable[_Rollout]:
         """Rollouts that can match, in order of insertion: through an index where each row must pass an "in" filter."""
-        choices = [self._ids(one.field, one.value) for one in query.filters if one.kind == "in"]
+        choices = [self._with_one_of(one.field, one.value) for one in query.filters if one.kind == "in"]
         if (query.logic == "or" and len(query.filters) > 1) or not choices:
-            return self._rollouts.values()
-        entries = [entry for id_ in min(choices, key=len) if (entry := self._rollouts.get(id_)) is not None]
-        return sorted(entries, key=lambda entry: entry.ordinal)
+            return self._in_order
+        fewest = min(choices, key=len)
+        return sorted(fewest, key=attrgetter("ordinal"))
 
-    def _ids(self, field: str, values: frozenset[str]) -> Collection[str]:
+    def _with_one_of(self, field: str, values: frozenset[str]) -> list[_Rollout]:
         if field == "rollout_id":
-            return values
-        return [rollout_id for status in values for rollout_id in self._by_status.get(status, ())]
+            return [entry for rollout_id in values if (entry := self._rollouts.get(rollout_id)) is not None]
+        return [entry for status in values if status in self._by_status for entry in self._by_status[status]]
 
     async def delete_rollout(self, rollout_id: str) -> None:
-        entry = self._rollouts.pop(rollout_id)
-        del self._by_status[entry.record.status][rollout_id]
+        entry = self._rollouts[rollout_id]
+        self._rollouts.pop(rollout_id)
+        self._in_order.remove(entry)
+        self._by_status[entry.record.status].remove(entry)
         self._queue.discard(rollout_id)
         self._deadlines.set(rollout_id, None)
         self._completions.forget(rollout_id)
