@@ -18,6 +18,7 @@ from lightning_store.testing import strategies
 from lightning_store.v1 import span_pb2
 from lightning_store.wire.attributes import REMEMBERED_MAX, SIZES_MAX
 from lightning_store.wire.spans import (
+    COMMON_BYTES_MAX,
     ProtoSpanCodec,
     span_from_proto,
     span_record_from_bytes,
@@ -88,6 +89,28 @@ def test_the_body_holds_none_of_the_envelope_ids():
     assert not body.HasField("sequence_id")
 
 
+SERVICE = {"attributes": {"service.name": "agent", "host.name": "runner-0"}, "schema_url": ""}
+
+
+def test_spans_of_a_process_share_their_resource():
+    first = CODEC.encode(a_span(resource=SERVICE))
+    second = span_record_from_bytes(span_to_bytes(a_span(span_id="ef" * 8, resource=SERVICE)), "span")
+    third = span_record_from_proto(span_to_proto(a_span(span_id="12" * 8, resource=SERVICE)), "span")
+    assert b"runner-0" in first.common
+    assert b"runner-0" not in first.body
+    assert first.common is second.common is third.common
+
+
+@pytest.mark.parametrize("size", [100, 127, 128, 16_383, 16_384, 300_000])
+@pytest.mark.parametrize("resource_size", [1, COMMON_BYTES_MAX, 10 * COMMON_BYTES_MAX])
+def test_spans_of_any_size_come_apart_and_together(size, resource_size):
+    span = a_span(attributes={"text": "x" * size}, resource={"attributes": {"text": "y" * resource_size}})
+    record = span_record_from_bytes(span_to_bytes(span), "span")
+    assert span_record_to_bytes(record) == span_to_bytes(span)
+    assert len(record.common) <= COMMON_BYTES_MAX
+    assert_same(CODEC.decode(record), span)
+
+
 def test_a_record_is_numbered_without_encoding_it_anew():
     message = span_to_proto(a_span())
     message.ClearField("sequence_id")
@@ -102,7 +125,8 @@ def test_a_record_is_numbered_without_encoding_it_anew():
 def test_bytes_that_protobuf_would_write_otherwise_are_kept_too(order):
     span = a_span()
     ids = span_pb2.Span(rollout_id="ro-1", attempt_id="at-1", sequence_id=3).SerializeToString()
-    body = CODEC.encode(span).body
+    *_, body, common = CODEC.encode(span)
+    body += common
     data = {
         "ids last": body + ids,
         "a field twice": ids + span_pb2.Span(span={"name": "first"}).SerializeToString() + body + ids,

@@ -98,11 +98,14 @@ class SpanRecord(NamedTuple):
     start_time: float | None
     end_time: float | None
     body: bytes
+    common: bytes = b""
+    """What follows the body, if it may be what other spans have too, such as the resource of their process: those that
+    are in memory at the same time share it."""
 
     @property
     def size_bytes(self) -> int:
-        """About what it takes in memory."""
-        return len(self.body) + SPAN_OVERHEAD_BYTES
+        """About what it takes in memory, at the most."""
+        return len(self.body) + len(self.common) + SPAN_OVERHEAD_BYTES
 
 
 class ResourcesRecord(NamedTuple):

@@ -4,9 +4,9 @@ How the fields map is told in ``proto/lightning_store/v1/span.proto``. A reader 
 part, lays the overlay over it, and validates. A writer writes the OTLP part, and into the overlay exactly
 what that reader would miss.
 
-A stored span's body is the serialized envelope without its three ids, which are columns of their own: ids and body, one
-after the other, are the envelope. A server passes a span from the wire to the backend and back as bytes; it looks into
-the overlay alone, and only to check it.
+A stored span is the serialized envelope without its three ids, which are columns of their own, in two halves, of which
+spans share the second: ids and halves, one after the other, are the envelope. A server passes a span from the wire to
+the backend and back as bytes; it looks into the overlay alone, and only to check it.
 """
 
 from __future__ import annotations
@@ -40,13 +40,17 @@ from lightning_store.wire.span_parts import (
     read_time,
 )
 from lightning_store.wire.times import TIME_MAX_NANOS
-from lightning_store.wire.wire_format import delimited, tag_of, varint
+from lightning_store.wire.wire_format import delimited, end_of_delimited, tag_of, varint
 
 ENVELOPE_IDS: Final = ("rollout_id", "attempt_id", "sequence_id")
 
 SHARED_MAX: Final = 10_000
 SHARED_CHARS_MAX: Final = 256
 """Ids and names that are looked for among those of earlier spans: how many, and how long at most."""
+
+COMMON_MAX: Final = 1_000
+COMMON_BYTES_MAX: Final = 4_096
+"""The same for what follows OTLP's span."""
 
 _OtlpColumns = tuple[str, str, str | None, str, float | None, float | None]
 _Columns = tuple[str, str, int | None, str, str, str | None, str, float | None, float | None]
@@ -59,7 +63,7 @@ class ProtoSpanCodec:
     def encode(self, span: Span) -> SpanRecord:
         """NotJsonError (a TypeError) or InvalidArgumentError names what neither OTLP nor JSON can hold."""
         columns, envelope, has_overlay = encode_span(span)
-        record = SpanRecord(*columns, b"".join(envelope))
+        record = SpanRecord(*columns, *_halves(b"".join(envelope), 0))
         if has_overlay:  # where parts of a span that were changed by hand may be, which nobody has looked at
             _span_of_record(record)
         return record
@@ -79,11 +83,12 @@ def _span_of_record(record: SpanRecord) -> Span:
 _ROLLOUT_ID: Final = tag_of(span_pb2.Span, "rollout_id")
 _ATTEMPT_ID: Final = tag_of(span_pb2.Span, "attempt_id")
 _SEQUENCE_ID: Final = tag_of(span_pb2.Span, "sequence_id")
+_OTLP_SPAN: Final = tag_of(span_pb2.Span, "span")
 
 
 def span_record_to_bytes(record: SpanRecord) -> bytes:
     """The serialized envelope of a record that came from a function of this module. Nothing is encoded anew."""
-    return _ids(record.rollout_id, record.attempt_id, record.sequence_id) + record.body
+    return b"".join((_ids(record.rollout_id, record.attempt_id, record.sequence_id), record.body, record.common))
 
 
 def span_record_to_proto(record: SpanRecord) -> span_pb2.Span:
@@ -115,7 +120,7 @@ def span_record_from_proto(message: span_pb2.Span, field: str) -> SpanRecord:
     InvalidArgumentError names the field that is missing or malformed.
     """
     columns = _columns(message, field)
-    return SpanRecord(*columns, _without_ids(message.SerializeToString(), message, columns))
+    return _record(message.SerializeToString(), message, columns)
 
 
 def span_record_from_bytes(data: bytes, field: str) -> SpanRecord:
@@ -125,19 +130,36 @@ def span_record_from_bytes(data: bytes, field: str) -> SpanRecord:
     except DecodeError:
         raise invalid(field, "is malformed; it must be a serialized Span") from None
     columns = _columns(message, field)
-    return SpanRecord(*columns, _without_ids(data, message, columns))
+    return _record(data, message, columns)
 
 
-def _without_ids(data: bytes, message: span_pb2.Span, columns: _Columns) -> bytes:
-    """The rest of the envelope ``message``, whose bytes are ``data``."""
-    ids = _ids(*columns[:3])
+def _record(data: bytes, message: span_pb2.Span, columns: _Columns) -> SpanRecord:
+    """Of the envelope ``message``, whose bytes are ``data``."""
+    rollout_id, attempt_id, sequence_id, *_ = columns
+    ids = _ids(rollout_id, attempt_id, sequence_id)
     if data.startswith(ids):  # as everybody writes them, though nobody has to
-        return data[len(ids) :]
+        return SpanRecord(*columns, *_halves(data, len(ids)))
     rest = span_pb2.Span()
     rest.CopyFrom(message)
     for name in ENVELOPE_IDS:
         rest.ClearField(name)
-    return rest.SerializeToString()
+    return SpanRecord(*columns, *_halves(rest.SerializeToString(), 0))
+
+
+def _halves(data: bytes, start: int) -> tuple[bytes, bytes]:
+    """An envelope, from where its ids end, as OTLP's span and what comes after that, which very many spans of a process
+    have in common: resource and scope."""
+    if data.startswith(_OTLP_SPAN, start):
+        middle = end_of_delimited(data, start + len(_OTLP_SPAN))
+        if len(data) - middle <= COMMON_BYTES_MAX:
+            return data[start:middle], _shared_bytes(data[middle:])
+    return data[start:], b""
+
+
+@lru_cache(COMMON_MAX)
+def _shared_bytes(common: bytes) -> bytes:
+    """The same object for the same bytes."""
+    return common
 
 
 def _columns(message: span_pb2.Span, field: str) -> _Columns:

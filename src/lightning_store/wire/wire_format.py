@@ -1,7 +1,7 @@
 """protobuf's wire format, written by hand: filling in messages field by field takes several times as long.
 
 See https://protobuf.dev/programming-guides/encoding. Tags come from the descriptors, so that no number is told twice.
-Reading is left to protobuf.
+Reading is left to protobuf, but for finding where a field of a message that has been read ends.
 """
 
 from __future__ import annotations
@@ -48,6 +48,19 @@ def _varint(number: int) -> bytes:
         number >>= 7
     encoded.append(number)
     return bytes(encoded)
+
+
+def end_of_delimited(data: bytes, start: int) -> int:
+    """Where a field ends whose size stands at ``start``, in data that protobuf has read."""
+    byte = data[start]
+    size_bytes, shift = byte & 0x7F, 7
+    start += 1
+    while byte > 0x7F:
+        byte = data[start]
+        size_bytes |= (byte & 0x7F) << shift
+        shift += 7
+        start += 1
+    return start + size_bytes
 
 
 _SMALL_MAX: Final = 2048
