@@ -374,7 +374,7 @@ class LightningStoreClient(LightningStore):
             limit=limit,
             offset=offset,
         )
-        return await self._query("ListSpans", "spans", request, spans.span_from_proto, limit, offset)
+        return await self._query("ListSpans", "spans", request, spans.span_at_first_look, limit, offset)
 
     async def query_resources(
         self,

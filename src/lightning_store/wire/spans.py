@@ -198,19 +198,16 @@ def span_to_proto(span: Span) -> span_pb2.Span:
     return span_pb2.Span.FromString(span_to_bytes(span))
 
 
-def span_from_proto(message: span_pb2.Span, field: str) -> Span:
-    """The span of an envelope; InvalidArgumentError names the field that is missing or malformed.
+def span_at_first_look(message: span_pb2.Span, field: str) -> Span:
+    """The span of an envelope, made when somebody looks into it.
 
-    Whatever may be wrong with it is found now; a span without an overlay is decoded at the first look into it.
+    What is wrong with the envelope is told then: an InvalidArgumentError names the field that is missing or malformed.
     """
-    if message.overlay_json:
-        return _decoded(message, field)
-    not_negative(message.sequence_id, f"{field}.sequence_id")
-    _checked(message, field)
-    return lazy(Span, partial(_span_of, message, {}, field))
+    return lazy(Span, partial(_decoded, message, field))
 
 
 def _decoded(message: span_pb2.Span, field: str) -> Span:
+    not_negative(message.sequence_id, f"{field}.sequence_id")
     overlay = _overlay_of(message, field)
     _checked(message, field, overlay)
     return _span_of(message, overlay, field)
