@@ -10,6 +10,7 @@ some ten thousand that were stored.
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -34,7 +35,8 @@ class GarbageWatch:
         gc.collect()
         gc.freeze()
         self._former_thresholds = gc.get_threshold()
-        gc.set_threshold(self._former_thresholds[0], *YOUNGER_COLLECTIONS)
+        if sys.version_info < (3, 14):  # from which on each collection takes a part of what is old, and not all at once
+            gc.set_threshold(self._former_thresholds[0], *YOUNGER_COLLECTIONS)
         gc.callbacks.append(self.note)
         return self
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeAlias, TypeVar
 
-from lightning_store.errors import RejectedSpan, SpansRejectedError, StoreError
+from lightning_store.errors import InternalError, RejectedSpan, SpansRejectedError, StoreError
 from lightning_store.model import Span
 
 T = TypeVar("T")
@@ -19,9 +19,15 @@ No class of its own: outcomes are remembered for as long as calls may be repeate
 async def add_legal(
     given: Sequence[T | StoreError], add: Callable[[Sequence[T]], Awaitable[Sequence[SpanOutcome]]]
 ) -> list[SpanOutcome]:
-    """Have ``add`` store what is not refused already; one outcome for each that was given, in order."""
+    """Have ``add`` store what is not refused already; one outcome for each that was given, in order.
+
+    InternalError if ``add`` has not one outcome for each.
+    """
     legal = {index: one for index, one in enumerate(given) if not isinstance(one, StoreError)}
-    added = dict(zip(legal, await add(list(legal.values())), strict=True))
+    outcomes = await add(list(legal.values()))
+    if len(outcomes) != len(legal):
+        raise InternalError(f"the store told of {len(outcomes)} of {len(legal)} spans what became of them")
+    added = dict(zip(legal, outcomes, strict=True))
     return [one if isinstance(one, StoreError) else added[index] for index, one in enumerate(given)]
 
 

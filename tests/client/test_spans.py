@@ -7,7 +7,9 @@ import asyncio
 import pytest
 
 from lightning_store import MessageTooLargeError, SpansRejectedError
+from lightning_store.errors import InternalError
 from lightning_store.testing.contract.base import make_span
+from lightning_store.v1 import span_pb2
 from lightning_store.wire.spans import span_to_proto
 from lightning_store_client import client as client_module
 
@@ -138,3 +140,12 @@ def test_rejections_of_all_batches_are_told_together(rig, monkeypatch):
         assert len(caught.value.stored) == 7
 
     run(rig, scenario)
+
+
+def test_an_answer_that_does_not_tell_of_each_span_is_an_error():
+    class Calls:
+        async def unary(self, method, request):
+            return span_pb2.AddSpansResponse(outcomes=[span_pb2.SpanOutcome()])
+
+    with pytest.raises(InternalError, match="told of 1 of 2 spans"):
+        asyncio.run(client_module._add_spans(Calls(), [b"", b""]))

@@ -91,6 +91,11 @@ class FifoMachine(RuleBasedStateMachine):
             self.plain.remove(id_)
 
     @invariant()
+    def it_is_as_the_list(self) -> None:
+        assert (list(self.fifo), len(self.fifo)) == (self.plain, len(self.plain))
+        assert self.fifo.head() == (self.plain[0] if self.plain else None)
+
+    @invariant()
     def it_holds_little_that_is_out_of_date(self) -> None:
         assert len(self.fifo._line) <= 2 * len(self.plain) + LITTLE_SLACK + len(set("abcdefgh"))
 
@@ -172,6 +177,7 @@ def test_the_oldest_is_found_at_once_however_many_went_before_it() -> None:
         log.forget(f"ro-{number}")
         assert next(log.after(0)).rollout_id == f"ro-{number + 1}"
     assert log._log[log._first].rollout_id == f"ro-{MANY - 1}"
+    assert len(log._log) <= 2 * SLACK
 
 
 @given(st.lists(st.tuples(IDS, st.none() | st.integers(0, 20))), st.integers(0, 21), st.integers(1, 8))

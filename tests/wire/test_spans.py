@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 from functools import reduce
 from types import MappingProxyType
 from typing import Any
+from unittest import mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
+from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue, KeyValueList
 
 from lightning_store.errors import InvalidArgumentError, NotJsonError
 from lightning_store.model import Span
 from lightning_store.testing import strategies
 from lightning_store.v1 import span_pb2
-from lightning_store.wire.attributes import REMEMBERED_MAX, SIZES_MAX
+from lightning_store.wire import attributes
+from lightning_store.wire.attributes import SIZES_MAX, KeyValues, read_attributes
+from lightning_store.wire.remembering import CHARS_MAX, REMEMBERED_MAX, remembering
 from lightning_store.wire.spans import (
     COMMON_BYTES_MAX,
     ProtoSpanCodec,
@@ -28,9 +33,11 @@ from lightning_store.wire.spans import (
     span_to_bytes,
     span_to_proto,
 )
+from lightning_store.wire.times import EXACT_FROM_SECONDS
 from tests.wire.same import assert_same, through_bytes
 
 CODEC = ProtoSpanCodec()
+SERVICE = {"attributes": {"service.name": "agent", "host.name": "runner-0"}, "schema_url": ""}
 
 
 def a_span(**fields):
@@ -83,13 +90,11 @@ def test_a_usual_span_needs_no_overlay(span):
 
 
 def test_the_body_holds_none_of_the_envelope_ids():
-    body = span_pb2.Span.FromString(CODEC.encode(a_span()).body)
+    record = CODEC.encode(a_span(resource=SERVICE))
+    body = span_pb2.Span.FromString(record.body + record.common)
     assert not body.rollout_id
     assert not body.attempt_id
     assert not body.HasField("sequence_id")
-
-
-SERVICE = {"attributes": {"service.name": "agent", "host.name": "runner-0"}, "schema_url": ""}
 
 
 def test_spans_of_a_process_share_their_resource():
@@ -99,6 +104,13 @@ def test_spans_of_a_process_share_their_resource():
     assert b"runner-0" in first.common
     assert b"runner-0" not in first.body
     assert first.common is second.common is third.common
+
+
+def test_what_is_one_spans_alone_is_not_kept_among_what_spans_share():
+    span = a_span(resource=SERVICE, note="an extra field")
+    for record in (CODEC.encode(span), span_record_from_bytes(span_to_bytes(span), "span")):
+        assert record.common == b""
+        assert_same(CODEC.decode(record), span)
 
 
 @pytest.mark.parametrize("size", [100, 127, 128, 16_383, 16_384, 300_000])
@@ -245,6 +257,60 @@ def test_any_number_of_keys_and_sizes_can_be_written():
     for start in range(0, REMEMBERED_MAX + 200, 100):
         given_values = {f"key-{start + number}": "x" * number for number in range(100)}
         assert CODEC.decode(CODEC.encode(a_span(attributes=given_values))).attributes == given_values
+
+
+def test_what_is_remembered_of_keys_and_sizes_is_bounded():
+    field = KeyValues(KeyValueList, "values")
+    for number in range(2 * REMEMBERED_MAX):
+        field.write({f"key-{number}": "x", "key": "x" * (number % SIZES_MAX), "k" * (CHARS_MAX + 1): number}, [], "")
+        assert len(field._texts) + sum(map(len, field._texts.values())) <= REMEMBERED_MAX + 1
+    known = set(field._texts)
+    assert "key" in known
+    for number in range(REMEMBERED_MAX):
+        field.write({"k" * (CHARS_MAX + 1): "x" * (number % SIZES_MAX)}, [], "")
+    assert set(field._texts) == known
+
+
+def test_long_texts_are_not_remembered():
+    made: list[str] = []
+
+    def make(text: str) -> str:
+        made.append(text)
+        return text
+
+    made_of = remembering(make)
+    for text in ("x" * CHARS_MAX, "y" * (CHARS_MAX + 1)):
+        assert [made_of(text), made_of(text)] == [text, text]
+    assert [len(text) for text in made] == [CHARS_MAX, CHARS_MAX + 1, CHARS_MAX + 1]
+
+
+def test_threads_write_the_same_attributes_at_the_same_time():
+    field = KeyValues(KeyValueList, "values")
+
+    def write(seed: int) -> list[dict[str, Any]]:
+        wrong = []
+        for number in range(2000):
+            given_values = {f"key-{(seed + number) * step % 700}": "x" * (number % 97) for step in (1, 3, 7)}
+            into: list[bytes] = []
+            field.write(given_values, into, "")
+            if read_attributes(KeyValueList.FromString(b"".join(into)).values) != given_values:
+                wrong.append(given_values)
+        return wrong
+
+    with mock.patch.object(attributes, "REMEMBERED_MAX", 50), ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(write, range(4))) == [[]] * 4
+
+
+@pytest.mark.parametrize("value", [None, 1, "text", {}, {"\ud801": None}, [None]])
+def test_keys_that_utf8_has_not_keep_their_values(value):
+    given_values = {"\ud800": value, "plain": {"\udfff": value, "x": 1}, "list": [{"\ud800": value}]}
+    assert_same(CODEC.decode(CODEC.encode(a_span(attributes=given_values))).attributes, given_values)
+
+
+@pytest.mark.parametrize("seconds", [math.nextafter(EXACT_FROM_SECONDS, 0), float(EXACT_FROM_SECONDS), 0.1, 0.0, 1e-9])
+def test_times_are_exact_on_both_sides_of_where_nanoseconds_tell_them(seconds):
+    span = a_span(start_time=seconds, end_time=math.nextafter(seconds, math.inf))
+    assert_same(CODEC.decode(CODEC.encode(span)), span)
 
 
 @pytest.mark.parametrize("size", [0, 1, SIZES_MAX, SIZES_MAX + 1, 2047, 2048, 2**14])

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.model import TIME_MAX_SECONDS
 from lightning_store.wire import times
+from lightning_store.wire.times import EXACT_FROM_SECONDS, NANOS_PER_SECOND
 
 
-@given(st.floats(2.0**23, TIME_MAX_SECONDS))
-@example(2.0**23)
+@given(st.floats(EXACT_FROM_SECONDS, TIME_MAX_SECONDS))
+@example(float(EXACT_FROM_SECONDS))
 @example(1.7e9 + 0.1)
 @example(math.nextafter(1e9, 0))
 @example(float(TIME_MAX_SECONDS))
@@ -26,7 +27,7 @@ def test_every_time_from_april_1970_on_is_exact(seconds):
     assert times.from_nanos(times.to_nanos(seconds)) == seconds
 
 
-@given(st.floats(0, 2.0**23))
+@given(st.floats(0, EXACT_FROM_SECONDS))
 @example(0.999999999999)
 def test_earlier_times_are_right_to_the_nanosecond(seconds):
     assert abs(times.timestamp_from_proto(times.timestamp_to_proto(seconds), "t") - seconds) <= 1e-9
@@ -39,7 +40,7 @@ def test_every_message_is_legal_protobuf(nanos):
     assert message.ToJsonString()
 
 
-@given(st.integers(0, 2**23 * 10**9))
+@given(st.integers(0, EXACT_FROM_SECONDS * NANOS_PER_SECOND))
 def test_whole_nanoseconds_come_back_whole(nanos):
     assert times.to_nanos(times.from_nanos(nanos)) == nanos
 

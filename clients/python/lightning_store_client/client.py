@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning_store import arguments
 from lightning_store.clock import Clock, SystemClock
 from lightning_store.errors import (
+    InternalError,
     InvalidArgumentError,
     MessageTooLargeError,
     StoreError,
@@ -594,6 +595,8 @@ async def _enqueue(calls: Calls, rollouts: Sequence[rollout.NewRollout]) -> Sequ
 async def _add_spans(calls: Calls, messages: Sequence[bytes]) -> Sequence[span.SpanOutcome]:
     request = ADD_SPANS_FRAME(request_id=_new_request_id(), spans=messages)
     outcomes: Sequence[span.SpanOutcome] = (await calls.unary("AddSpans", request)).outcomes
+    if len(outcomes) != len(messages):
+        raise InternalError(f"the server told of {len(outcomes)} of {len(messages)} spans what became of them")
     return outcomes
 
 

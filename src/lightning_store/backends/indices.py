@@ -23,12 +23,17 @@ SLACK: Final = 1000
 SHARDS: Final = 64
 BLOCK: Final = 4096
 """Into how many dictionaries entries are spread, and how many numbers one of them has."""
+HASH_HIGH_BITS: Final = 32
 
 ValueT = TypeVar("ValueT")
 
 
 class Shards(Generic[ValueT]):
-    """Values by id, in no order: many small dictionaries, which are rebuilt one by one."""
+    """Values by id, in no order: many small dictionaries, which are rebuilt one by one.
+
+    Which one is told by high bits of the hash: a dictionary begins to look where the low ones say, and would find ids
+    that agree in these all in the same few places.
+    """
 
     def __init__(self) -> None:
         self._shards: tuple[dict[str, ValueT], ...] = tuple({} for _ in range(SHARDS))
@@ -38,27 +43,30 @@ class Shards(Generic[ValueT]):
         return self._count
 
     def __contains__(self, id_: str) -> bool:
-        return id_ in self._shards[hash(id_) % SHARDS]
+        return id_ in self._shard(id_)
 
     def __getitem__(self, id_: str) -> ValueT:
-        return self._shards[hash(id_) % SHARDS][id_]
+        return self._shard(id_)[id_]
 
     def get(self, id_: str) -> ValueT | None:
-        return self._shards[hash(id_) % SHARDS].get(id_)
+        return self._shard(id_).get(id_)
 
     def __setitem__(self, id_: str, value: ValueT) -> None:
-        shard = self._shards[hash(id_) % SHARDS]
+        shard = self._shard(id_)
         self._count -= len(shard)
         shard[id_] = value
         self._count += len(shard)
 
     def pop(self, id_: str) -> ValueT | None:
         """None if it is not there."""
-        shard = self._shards[hash(id_) % SHARDS]
+        shard = self._shard(id_)
         self._count -= len(shard)
         value = shard.pop(id_, None)
         self._count += len(shard)
         return value
+
+    def _shard(self, id_: str) -> dict[str, ValueT]:
+        return self._shards[(hash(id_) >> HASH_HIGH_BITS) % SHARDS]
 
 
 class Numbered(Protocol):
@@ -111,14 +119,28 @@ class Fifo:
             self._line.append((self._next_place, id_))
             self._next_place += 1
 
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[str]:
+        return (id_ for place, id_ in self._line if self._places.get(id_) == place)
+
+    def head(self) -> str | None:
+        """None if there is none."""
+        while self._line:
+            place, id_ = self._line[0]
+            if self._places.get(id_) == place:
+                return id_
+            self._line.popleft()
+        return None
+
     def pop(self) -> str | None:
         """Take the head; None if there is none."""
-        while self._line:
-            place, id_ = self._line.popleft()
-            if self._places.get(id_) == place:
-                self._places.pop(id_)
-                return id_
-        return None
+        id_ = self.head()
+        if id_ is not None:
+            self._line.popleft()
+            self._places.pop(id_)
+        return id_
 
     def discard(self, id_: str) -> None:
         """Take it out, if it is in."""
@@ -130,7 +152,8 @@ class Deadlines:
     """One deadline a rollout at most, in a heap that tolerates entries that are out of date.
 
     A deadline that moves later (each heartbeat does that) leaves its heap entry alone; the entry is pushed back when
-    it comes up. So the heap holds about one entry for each deadline, however often it moves.
+    it comes up. So the heap holds about one entry for each deadline, however often it moves. There are as many as
+    attempts under way.
     """
 
     def __init__(self) -> None:
@@ -225,6 +248,9 @@ class CompletionLog:
         log = self._log
         while self._first < len(log) and not self._is_live(log[self._first]):
             self._first += 1
+        if self._first > max(SLACK, len(log) // 2):  # as when the oldest are deleted: no need to look at the others
+            del log[: self._first]
+            self._first = 0
         if len(log) > 2 * len(self._live) + SLACK:
             self._log = list(filter(self._is_live, log))
             self._first = 0

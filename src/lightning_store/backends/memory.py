@@ -123,7 +123,7 @@ class MemoryTransaction(Transaction):
         self._spans = 0
         self._span_bytes = 0
         self._other_bytes = 0
-        self._with_spans: dict[str, None] = {}
+        self._with_spans = Fifo()
         self._ended: list[tuple[float, int, str]] = []
         self._resources: dict[str, ResourcesRecord] = {}
         self._latest_resources: str | None = None
@@ -271,7 +271,7 @@ class MemoryTransaction(Transaction):
         if key in entry.spans:
             return None
         if not entry.spans:
-            self._with_spans[span.rollout_id] = None
+            self._with_spans.push(span.rollout_id)
             if entry.record.status in TERMINAL:
                 self._note_end(entry)
         entry.spans[key] = span
@@ -314,7 +314,7 @@ class MemoryTransaction(Transaction):
                 continue
             if entry.record.status in TERMINAL and entry.record.end_time == end_time:
                 return entry
-        oldest = next(iter(self._with_spans), None) if unfinished else None
+        oldest = self._with_spans.head() if unfinished else None
         return None if oldest is None else self._rollouts[oldest]
 
     def _drop_spans(self, entry: _Rollout) -> None:
@@ -322,7 +322,7 @@ class MemoryTransaction(Transaction):
         self._span_bytes -= entry.span_bytes
         entry.spans = {}
         entry.span_bytes = 0
-        self._with_spans.pop(entry.record.rollout_id, None)
+        self._with_spans.discard(entry.record.rollout_id)
 
     def _note_end(self, entry: _Rollout) -> None:
         """Make a finished rollout that has spans a candidate for eviction. Entries out of date are skipped later."""

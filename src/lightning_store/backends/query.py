@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import islice
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from lightning_store.backends.base import Filter, Query, Rows
@@ -15,7 +16,7 @@ def select(records: Iterable[T], query: Query) -> Rows[T]:
     """The page of ``records``, given in order of insertion, that ``query`` asks for."""
     rows = [record for record in records if matches(record, query)] if query.filters else list(records)
     if query.sort_by is not None:
-        rows.sort(key=_sort_key(query.sort_by, query.none_first), reverse=query.descending)
+        rows.sort(key=_sort_key(rows, query.sort_by, query.none_first), reverse=query.descending)
     elif query.descending:
         rows.reverse()
     end = None if query.limit < 0 else query.offset + query.limit
@@ -47,9 +48,13 @@ def _passes(record: object, wanted: Filter) -> bool:
     return value is not None and wanted.value in value
 
 
-def _sort_key(field: str, none_first: bool) -> Callable[[Any], tuple[bool, Any]]:
+def _sort_key(records: Iterable[object], field: str, none_first: bool) -> Callable[[Any], Any]:
+    value_of = attrgetter(field)
+    if None not in map(value_of, records):
+        return value_of  # as a rule, and then all of it is done in C
+
     def key(record: object) -> tuple[bool, Any]:
-        value = getattr(record, field)
+        value = value_of(record)
         return ((value is None) != none_first, 0 if value is None else value)
 
     return key

@@ -44,11 +44,9 @@ from lightning_store.model import (
     Worker,
     WorkerStatus,
 )
+from lightning_store.wire.times import EXACT_FROM_SECONDS
 
 T = TypeVar("T")
-
-EXACT_FROM_SECONDS = 2.0**23
-"""From here on a time is told by its nanoseconds exactly."""
 
 # --- Plain values ----------------------------------------------------------------------------------------------------
 

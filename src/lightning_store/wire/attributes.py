@@ -20,6 +20,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyVa
 
 from lightning_store.errors import NotJsonError
 from lightning_store.wire.checks import has_utf8, invalid
+from lightning_store.wire.remembering import CHARS_MAX, REMEMBERED_MAX
 from lightning_store.wire.wire_format import delimited, tag_of, varint
 
 Residue = Any
@@ -32,12 +33,11 @@ NESTING_MAX: Final = 16
 """Levels of lists and mappings that go into OTLP. protobuf refuses to parse messages deeper than 100, and each level
 takes three; what is deeper is residue."""
 
-REMEMBERED_MAX: Final = 8192
-"""Beginnings of pairs that are remembered for one field; past it, all are forgotten."""
-KEY_CHARS_MAX: Final = 128
 SIZES_MAX: Final = 1024
-"""Pairs with longer keys and those with more bytes of value begin anew each time."""
+"""The beginning of a pair with more bytes of value, or with a longer key than is remembered, is made each time. Of what
+is remembered for one field, all is forgotten when it is too much."""
 SMALL_INTS: Final = 2048
+"""Numbers below it are encoded beforehand, which most counts of tokens are."""
 
 _KEY: Final = tag_of(KeyValue, "key")
 _VALUE: Final = tag_of(KeyValue, "value")
@@ -121,31 +121,34 @@ class KeyValues:
                 payload = encode(value)
                 into += starts[key][len(payload)], payload
             except _NOT_PLAIN:
-                residue = self._write_other(key, value, into, path, depth)
-                if residue is not None:
-                    residues[key] = residue
+                self._write_other(key, value, into, residues, path, depth)
         return residues or None
 
-    def _write_other(self, key: str, value: Any, into: list[bytes], path: str, depth: int) -> Residue:
+    def _write_other(
+        self, key: str, value: Any, into: list[bytes], residues: dict[str, Residue], path: str, depth: int
+    ) -> None:
         """Append a pair whose key is new, or whose value is not plain."""
         if not isinstance(key, str):
             raise NotJsonError(f"{path} has the key {key!r} of type {type(key).__name__}; keys are text", path=path)
         if not has_utf8(key):
-            return value
+            residues[key] = value  # also if it is None
+            return
         encoded, residue = _encode(value, f"{path}.{key}", depth)
-        into += self._others_of(str(key))[len(encoded)], encoded
-        return residue
+        into += self._start(str(key), len(encoded)), encoded
+        if residue is not None:
+            residues[key] = residue
 
-    def _others_of(self, key: str) -> _Starts:
+    def _start(self, key: str, size_bytes: int) -> bytes:
         """From now on the key is known, for texts as well, unless it is long."""
         known = self._others.get(key)
         if known is not None:
-            return known
+            return known[size_bytes]
         others = _Starts(self, key, b"")
-        if len(key) <= KEY_CHARS_MAX:
-            self.make_room()
-            self._texts[key], self._others[key] = _Starts(self, key, _STRING), others
-        return others
+        if len(key) > CHARS_MAX:
+            return others.start(size_bytes)
+        self.make_room()
+        self._texts[key], self._others[key] = _Starts(self, key, _STRING), others
+        return others[size_bytes]
 
     def make_room(self) -> None:
         """For one more thing to remember."""
@@ -165,13 +168,16 @@ class _Starts(dict[int, bytes]):
         self._value_tag = value_tag
 
     def __missing__(self, size_bytes: int) -> bytes:
-        value_start = self._value_tag + varint(size_bytes) if self._value_tag else b""
-        pair_start = self._key_field + _VALUE + varint(len(value_start) + size_bytes) + value_start
-        start = self._field.tag + varint(len(pair_start) + size_bytes) + pair_start
+        start = self.start(size_bytes)
         if size_bytes <= SIZES_MAX:
             self._field.make_room()
             self[size_bytes] = start
         return start
+
+    def start(self, size_bytes: int) -> bytes:
+        value_start = self._value_tag + varint(size_bytes) if self._value_tag else b""
+        pair_start = self._key_field + _VALUE + varint(len(value_start) + size_bytes) + value_start
+        return self._field.tag + varint(len(pair_start) + size_bytes) + pair_start
 
 
 _NESTED: Final = KeyValues(KeyValueList, "values")

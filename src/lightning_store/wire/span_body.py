@@ -6,7 +6,7 @@ A writer writes the OTLP part, and puts into the overlay exactly what a reader w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from itertools import product
 from operator import itemgetter
 from types import NoneType
@@ -19,8 +19,9 @@ from lightning_store import json_text
 from lightning_store.errors import StoreError
 from lightning_store.model import TIME_MAX_SECONDS, Counter, Span, SpanContext, Time
 from lightning_store.v1 import span_pb2
-from lightning_store.wire.attributes import INT64_MAX, REMEMBERED_MAX, KeyValues, Residue, read_attributes
+from lightning_store.wire.attributes import INT64_MAX, KeyValues, Residue, read_attributes
 from lightning_store.wire.checks import invalid
+from lightning_store.wire.remembering import remembering
 from lightning_store.wire.span_contexts import TRACE_FLAGS, context_values, told_of_own, told_of_parent
 from lightning_store.wire.span_parts import (
     SPAN_ID_BYTES,
@@ -46,7 +47,7 @@ from lightning_store.wire.span_parts import (
     write_text,
     write_time,
 )
-from lightning_store.wire.wire_format import delimited, tag_of, varint
+from lightning_store.wire.wire_format import delimited, delimited_parts, tag_of, varint
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -90,14 +91,13 @@ _HAS_CONTEXT: Final = tag_of(span_pb2.Span, "has_context") + varint(True)
 _HAS_PARENT: Final = tag_of(span_pb2.Span, "has_parent") + varint(True)
 _OVERLAY: Final = tag_of(span_pb2.Span, "overlay_json")
 
-_remembering: Final = lru_cache(REMEMBERED_MAX)
-"""Of what many spans have, the field is made once."""
-_trace_id_field: Final = _remembering(partial(id_field, tag_of(trace_pb2.Span, "trace_id"), TRACE_ID_BYTES))
-_parent_id_field: Final = _remembering(partial(id_field, tag_of(trace_pb2.Span, "parent_span_id"), SPAN_ID_BYTES))
-_name_field: Final = _remembering(partial(text_field, tag_of(trace_pb2.Span, "name")))
+_trace_id_field: Final = remembering(partial(id_field, tag_of(trace_pb2.Span, "trace_id"), TRACE_ID_BYTES))
+_parent_id_field: Final = remembering(partial(id_field, tag_of(trace_pb2.Span, "parent_span_id"), SPAN_ID_BYTES))
+_name_field: Final = remembering(partial(text_field, tag_of(trace_pb2.Span, "name")))
 
-EncodedSpan = tuple[Columns, list[bytes], bool]
-"""A span as its columns, the envelope without its ids in parts, and whether that has an overlay."""
+EncodedSpan = tuple[Columns, bytes, bytes, bool]
+"""A span as its columns and the two halves of the envelope without its ids: OTLP's span, and what comes after it; and
+whether there is an overlay."""
 
 
 def encode_span(span: Span) -> EncodedSpan:
@@ -142,18 +142,17 @@ def _encode(span: Span, columns: Columns) -> EncodedSpan:
     _write_rest(fields, columns, otlp, residues, extras)
     if flags:
         otlp.append(_FLAGS + flags.to_bytes(4, "little"))
-    message = b"".join(otlp)
-    envelope = [_SPAN, varint(len(message)), message]
-    residues["resource"] = write_resource(fields["resource"], envelope)
-    residues["scope"] = write_scope(fields["scope"], envelope)
+    after: list[bytes] = []
+    residues["resource"] = write_resource(fields["resource"], after)
+    residues["scope"] = write_scope(fields["scope"], after)
     if own is not None:
-        envelope.append(_HAS_CONTEXT)
+        after.append(_HAS_CONTEXT)
     if has_parent:
-        envelope.append(_HAS_PARENT)
+        after.append(_HAS_PARENT)
     overlay = joined(residues, extras)
     if overlay is not None:
-        envelope.append(delimited(_OVERLAY, json_text.dumps(overlay, "span").encode()))
-    return columns, envelope, overlay is not None
+        after.append(delimited(_OVERLAY, json_text.dumps(overlay, "span").encode()))
+    return columns, delimited_parts(_SPAN, otlp), b"".join(after), overlay is not None
 
 
 def _write_identity(
@@ -165,8 +164,8 @@ def _write_identity(
 ) -> tuple[int, bool]:
     """Write ids and trace state; return OTLP's flags and whether the envelope has a parent."""
     _, _, _, trace_id, span_id, parent_id, _, _, _ = columns
-    trace_id_field, parent_id_field = _trace_id_field(trace_id), _parent_id_field(parent_id)
-    span_id_field = id_field(_SPAN_ID, SPAN_ID_BYTES, span_id)
+    trace_id_field, span_id_field = _trace_id_field(trace_id), id_field(_SPAN_ID, SPAN_ID_BYTES, span_id)
+    parent_id_field = b"" if parent_id is None else _parent_id_field(parent_id)
     if not trace_id_field:
         residues["trace_id"], trace_id = trace_id, ""
     if not span_id_field:

@@ -55,9 +55,9 @@ STATUS_CODE: Final = EnumTable(
 # --- Ids, texts, times -----------------------------------------------------------------------------------------------
 
 
-def id_field(tag: bytes, size_bytes: int, value: str | None) -> bytes:
+def id_field(tag: bytes, size_bytes: int, value: str) -> bytes:
     """The field of an id that is lower-case hex of the right length; empty for any other."""
-    if value is None or len(value) != 2 * size_bytes:
+    if len(value) != 2 * size_bytes:
         return b""
     try:
         raw = bytes.fromhex(value)
@@ -155,11 +155,10 @@ _BARE_STATUS: Final = {name: delimited(_STATUS, _code_field(code)) for name, cod
 
 
 def write_status(status: TraceStatus, into: list[bytes]) -> Residue:
-    values, extras = status.__dict__, status.__pydantic_extra__
-    code, description = values["status_code"], values["description"]
+    code, description = status.__dict__["status_code"], status.__dict__["description"]
     if description is None and code in _BARE_STATUS:
         into.append(_BARE_STATUS[code])
-        return dict(extras) if extras else None
+        return extras_of(status) or None
     fields: list[bytes] = []
     residues = {"description": write_optional_text(_MESSAGE, description, fields)}
     fields.append(_code_field(STATUS_CODE.to_proto(code, "span.status.status_code")))

@@ -31,6 +31,7 @@ from lightning_store.wire.checks import (
     text_to_proto,
     validated,
 )
+from lightning_store.wire.remembering import CHARS_MAX, REMEMBERED_MAX, remembering
 from lightning_store.wire.span_body import columns_of, encode_span, read_span
 from lightning_store.wire.span_parts import (
     SPAN_ID_BYTES,
@@ -44,13 +45,9 @@ from lightning_store.wire.wire_format import delimited, end_of_delimited, tag_of
 
 ENVELOPE_IDS: Final = ("rollout_id", "attempt_id", "sequence_id")
 
-SHARED_MAX: Final = 10_000
-SHARED_CHARS_MAX: Final = 256
-"""Ids and names that are looked for among those of earlier spans: how many, and how long at most."""
-
 COMMON_MAX: Final = 1_000
 COMMON_BYTES_MAX: Final = 4_096
-"""The same for what follows OTLP's span."""
+"""How many different things that follow OTLP's span are shared, and how long they are at most."""
 
 _OtlpColumns = tuple[str, str, str | None, str, float | None, float | None]
 _Columns = tuple[str, str, int | None, str, str, str | None, str, float | None, float | None]
@@ -62,8 +59,8 @@ class ProtoSpanCodec:
 
     def encode(self, span: Span) -> SpanRecord:
         """NotJsonError (a TypeError) or InvalidArgumentError names what neither OTLP nor JSON can hold."""
-        columns, envelope, has_overlay = encode_span(span)
-        record = SpanRecord(*columns, *_halves(b"".join(envelope), 0))
+        columns, body, common, has_overlay = encode_span(span)
+        record = SpanRecord(*columns, *_halves(body, common, has_overlay=has_overlay))
         if has_overlay:  # where parts of a span that were changed by hand may be, which nobody has looked at
             _span_of_record(record)
         return record
@@ -98,7 +95,7 @@ def span_record_to_proto(record: SpanRecord) -> span_pb2.Span:
 
 def _ids(rollout_id: str, attempt_id: str, sequence_id: int | None) -> bytes:
     """The first fields of an envelope."""
-    if len(rollout_id) + len(attempt_id) <= SHARED_CHARS_MAX:
+    if len(rollout_id) + len(attempt_id) <= CHARS_MAX:
         ids = _shared_ids(rollout_id, attempt_id)
     else:
         ids = _attempt_ids(rollout_id, attempt_id)
@@ -111,7 +108,7 @@ def _attempt_ids(rollout_id: str, attempt_id: str) -> bytes:
     return b"".join([delimited(tag, text_to_proto(text, field).encode()) for tag, text, field in fields])
 
 
-_shared_ids: Final = lru_cache(SHARED_MAX)(_attempt_ids)
+_shared_ids: Final = lru_cache(REMEMBERED_MAX)(_attempt_ids)
 
 
 def span_record_from_proto(message: span_pb2.Span, field: str) -> SpanRecord:
@@ -137,23 +134,25 @@ def _record(data: bytes, message: span_pb2.Span, columns: _Columns) -> SpanRecor
     """Of the envelope ``message``, whose bytes are ``data``."""
     rollout_id, attempt_id, sequence_id, *_ = columns
     ids = _ids(rollout_id, attempt_id, sequence_id)
-    if data.startswith(ids):  # as everybody writes them, though nobody has to
-        return SpanRecord(*columns, *_halves(data, len(ids)))
-    rest = span_pb2.Span()
-    rest.CopyFrom(message)
-    for name in ENVELOPE_IDS:
-        rest.ClearField(name)
-    return SpanRecord(*columns, *_halves(rest.SerializeToString(), 0))
+    start = len(ids)
+    if not data.startswith(ids):  # as everybody writes them, though nobody has to
+        rest = span_pb2.Span()
+        rest.CopyFrom(message)
+        for name in ENVELOPE_IDS:
+            rest.ClearField(name)
+        data, start = rest.SerializeToString(), 0
+    middle = end_of_delimited(data, start + len(_OTLP_SPAN)) if data.startswith(_OTLP_SPAN, start) else len(data)
+    return SpanRecord(*columns, *_halves(data[start:middle], data[middle:], has_overlay=bool(message.overlay_json)))
 
 
-def _halves(data: bytes, start: int) -> tuple[bytes, bytes]:
-    """An envelope, from where its ids end, as OTLP's span and what comes after that, which very many spans of a process
-    have in common: resource and scope."""
-    if data.startswith(_OTLP_SPAN, start):
-        middle = end_of_delimited(data, start + len(_OTLP_SPAN))
-        if len(data) - middle <= COMMON_BYTES_MAX:
-            return data[start:middle], _shared_bytes(data[middle:])
-    return data[start:], b""
+def _halves(body: bytes, common: bytes, *, has_overlay: bool) -> tuple[bytes, bytes]:
+    """OTLP's span, and what comes after that: resource and scope, which very many spans of a process have in common.
+
+    All is in the first half if the second is one span's alone, as an overlay is, or is large.
+    """
+    if has_overlay or len(common) > COMMON_BYTES_MAX:
+        return body + common, b""
+    return body, _shared_bytes(common)
 
 
 @lru_cache(COMMON_MAX)
@@ -170,27 +169,23 @@ def _columns(message: span_pb2.Span, field: str) -> _Columns:
         required_text(attempt_id, f"{field}.attempt_id")
         not_negative(sequence_id, f"{field}.sequence_id")
     given_number = sequence_id if sequence_id or message.HasField("sequence_id") else None
-    columns = columns_of(_decoded(message, field).__dict__)[3:] if message.overlay_json else _checked(message, field)
+    columns = (
+        columns_of(_decoded(message, field).__dict__)[3:] if message.overlay_json else _otlp_columns(message, field)
+    )
     return _shared(rollout_id), _shared(attempt_id), given_number, *columns
 
 
-def _shared(text: str) -> str:
-    """The same object for the same text, as long as it is used now and then: many spans have it. (What ``sys.intern``
-    keeps, some versions of Python keep for ever.)"""
-    return _shared_text(text) if len(text) <= SHARED_CHARS_MAX else text
-
-
-@lru_cache(SHARED_MAX)
-def _shared_text(text: str) -> str:
-    return text
+_shared: Final = remembering(str)
+"""The same object for the same text: many spans have it. (What ``sys.intern`` keeps, some versions of Python keep for
+ever.)"""
 
 
 def span_to_bytes(span: Span, *, numbered: bool = True) -> bytes:
     """The serialized envelope with its ids, unless not ``numbered`` with its sequence id; errors as of
     :meth:`ProtoSpanCodec.encode`."""
-    columns, envelope, _ = encode_span(span)
+    columns, body, common, _ = encode_span(span)
     rollout_id, attempt_id, sequence_id, *_ = columns
-    return b"".join([_ids(rollout_id, attempt_id, sequence_id if numbered else None), *envelope])
+    return b"".join((_ids(rollout_id, attempt_id, sequence_id if numbered else None), body, common))
 
 
 def span_to_proto(span: Span) -> span_pb2.Span:
@@ -209,7 +204,7 @@ def span_at_first_look(message: span_pb2.Span, field: str) -> Span:
 def _decoded(message: span_pb2.Span, field: str) -> Span:
     not_negative(message.sequence_id, f"{field}.sequence_id")
     overlay = _overlay_of(message, field)
-    _checked(message, field, overlay)
+    _otlp_columns(message, field, overlay)
     return _span_of(message, overlay, field)
 
 
@@ -234,7 +229,7 @@ def _overlay_of(message: span_pb2.Span, field: str) -> dict[str, Any]:
     return overlay
 
 
-def _checked(message: span_pb2.Span, field: str, overlaid: Container[str] = ()) -> _OtlpColumns:
+def _otlp_columns(message: span_pb2.Span, field: str, overlaid: Container[str] = ()) -> _OtlpColumns:
     """The columns of the OTLP part, if there is one that can be read. An id may be missing only where the overlay has
     it."""
     require(message, "span", f"{field}.span")
@@ -259,9 +254,9 @@ def _checked(message: span_pb2.Span, field: str, overlaid: Container[str] = ()) 
         _check_id(link.trace_id, TRACE_ID_BYTES, field, f"links[{index}].trace_id")
         _check_id(link.span_id, SPAN_ID_BYTES, field, f"links[{index}].span_id")
     return (
-        _shared_text(trace_id.hex()),
+        _shared(trace_id.hex()),
         span_id.hex(),
-        _shared_text(parent_id.hex()) or None,
+        _shared(parent_id.hex()) or None,
         _shared(otlp.name),
         read_time(start_nanos),
         read_time(end_nanos),
