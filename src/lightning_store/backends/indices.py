@@ -2,26 +2,21 @@
 
 Python rebuilds a dictionary as a whole each time that it has outgrown its table: with 700,000 entries that takes 50 ms,
 in which nobody is served. An OrderedDict takes three times as long.
-
-Entries out of date are skipped, and dropped in bulk.
 """
 
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left
-from collections import deque
 from collections.abc import Iterator
 from itertools import chain
-from operator import attrgetter
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, TypeVar
 
 from lightning_store.backends.base import Completion
 
 SLACK: Final = 1000
-"""Entries out of date that an index may hold beyond as many as are live."""
+"""Entries out of date that a heap may hold beyond as many as are live."""
 SHARDS: Final = 64
-BLOCK: Final = 4096
+BLOCK: Final = 1024
 """Into how many dictionaries entries are spread, and how many numbers one of them has."""
 HASH_HIGH_BITS: Final = 32
 
@@ -69,18 +64,11 @@ class Shards(Generic[ValueT]):
         return self._shards[(hash(id_) >> HASH_HIGH_BITS) % SHARDS]
 
 
-class Numbered(Protocol):
-    """An entry with a number of its own, later ones with higher numbers."""
-
-    @property
-    def ordinal(self) -> int: ...
-
-
-EntryT = TypeVar("EntryT", bound=Numbered)
+EntryT = TypeVar("EntryT")
 
 
 class Blocks(Generic[EntryT]):
-    """A set of entries: a dictionary for each range of numbers. In order, if they are added in order."""
+    """Entries by number: a dictionary for each range of numbers. In order, if they are added in order."""
 
     def __init__(self) -> None:
         self._blocks: dict[int, dict[int, EntryT]] = {}
@@ -88,20 +76,25 @@ class Blocks(Generic[EntryT]):
     def __iter__(self) -> Iterator[EntryT]:
         return chain.from_iterable(block.values() for block in self._blocks.values())
 
-    def add(self, entry: EntryT) -> None:
-        number = entry.ordinal // BLOCK
-        block = self._blocks.get(number)
+    def __setitem__(self, number: int, entry: EntryT) -> None:
+        block = self._blocks.get(number // BLOCK)
         if block is None:
-            block = self._blocks[number] = {}
-        block[entry.ordinal] = entry
+            block = self._blocks[number // BLOCK] = {}
+        block[number] = entry
 
-    def remove(self, entry: EntryT) -> None:
+    def __delitem__(self, number: int) -> None:
         """KeyError if it is not in."""
-        number = entry.ordinal // BLOCK
-        block = self._blocks[number]
-        del block[entry.ordinal]
+        block = self._blocks[number // BLOCK]
+        del block[number]
         if not block:
-            del self._blocks[number]
+            del self._blocks[number // BLOCK]
+
+    def between(self, first: int, last: int) -> Iterator[EntryT]:
+        """Those with numbers from ``first`` to ``last``, if they were added in order. Must not change meanwhile."""
+        begun = self._blocks.get(first // BLOCK, {})
+        yield from (begun[number] for number in range(first, (first // BLOCK + 1) * BLOCK) if number in begun)
+        for index in range(first // BLOCK + 1, last // BLOCK + 1):
+            yield from self._blocks.get(index, {}).values()
 
 
 class Fifo:
@@ -109,43 +102,38 @@ class Fifo:
 
     def __init__(self) -> None:
         self._places: Shards[int] = Shards()
-        self._line: deque[tuple[int, str]] = deque()
+        self._line: Blocks[str] = Blocks()
         self._next_place = 0
-
-    def push(self, id_: str) -> None:
-        """At the tail; one that is in already keeps its place."""
-        if id_ not in self._places:
-            self._places[id_] = self._next_place
-            self._line.append((self._next_place, id_))
-            self._next_place += 1
 
     def __len__(self) -> int:
         return len(self._places)
 
     def __iter__(self) -> Iterator[str]:
-        return (id_ for place, id_ in self._line if self._places.get(id_) == place)
+        return iter(self._line)
+
+    def push(self, id_: str) -> None:
+        """At the tail; one that is in already keeps its place."""
+        if id_ not in self._places:
+            self._places[id_] = self._next_place
+            self._line[self._next_place] = id_
+            self._next_place += 1
 
     def head(self) -> str | None:
         """None if there is none."""
-        while self._line:
-            place, id_ = self._line[0]
-            if self._places.get(id_) == place:
-                return id_
-            self._line.popleft()
-        return None
+        return next(iter(self._line), None)
 
     def pop(self) -> str | None:
         """Take the head; None if there is none."""
         id_ = self.head()
         if id_ is not None:
-            self._line.popleft()
-            self._places.pop(id_)
+            self.discard(id_)
         return id_
 
     def discard(self, id_: str) -> None:
         """Take it out, if it is in."""
-        if self._places.pop(id_) is not None and len(self._line) > 2 * len(self._places) + SLACK:
-            self._line = deque(entry for entry in self._line if self._places.get(entry[1]) == entry[0])
+        place = self._places.pop(id_)
+        if place is not None:
+            del self._line[place]
 
 
 class Deadlines:
@@ -207,10 +195,8 @@ class CompletionLog:
     """Which rollouts are complete, in the order in which they became so, each at its last completion."""
 
     def __init__(self) -> None:
-        self._log: list[Completion] = []
-        self._first = 0
-        """Everything before this is out of date."""
         self._live: Shards[Completion] = Shards()
+        self._in_order: Blocks[Completion] = Blocks()
         self._position = 0
 
     def __len__(self) -> int:
@@ -222,35 +208,19 @@ class CompletionLog:
         return self._position
 
     def note(self, rollout_id: str, time: float) -> None:
+        self.forget(rollout_id)
         self._position += 1
         completion = Completion(rollout_id, self._position, time)
-        self._live[rollout_id] = completion
-        self._log.append(completion)
-        self._tidy()
+        self._live[rollout_id] = self._in_order[self._position] = completion
 
     def forget(self, rollout_id: str) -> None:
-        if self._live.pop(rollout_id) is not None:
-            self._tidy()
+        former = self._live.pop(rollout_id)
+        if former is not None:
+            del self._in_order[former.position]
 
     def get(self, rollout_id: str) -> Completion | None:
         return self._live.get(rollout_id)
 
     def after(self, position: int) -> Iterator[Completion]:
         """Those past ``position``, in order. The log must not change meanwhile."""
-        start = bisect_left(self._log, position + 1, lo=self._first, key=attrgetter("position"))
-        log = self._log
-        return (log[i] for i in range(start, len(log)) if self._is_live(log[i]))
-
-    def _is_live(self, completion: Completion) -> bool:
-        return self._live.get(completion.rollout_id) is completion
-
-    def _tidy(self) -> None:
-        log = self._log
-        while self._first < len(log) and not self._is_live(log[self._first]):
-            self._first += 1
-        if self._first > max(SLACK, len(log) // 2):  # as when the oldest are deleted: no need to look at the others
-            del log[: self._first]
-            self._first = 0
-        if len(log) > 2 * len(self._live) + SLACK:
-            self._log = list(filter(self._is_live, log))
-            self._first = 0
+        return self._in_order.between(position + 1, self._position)

@@ -152,15 +152,15 @@ class MemoryTransaction(Transaction):
         entry = self._rollouts.get(rollout.rollout_id)
         if entry is None:
             entry = self._rollouts[rollout.rollout_id] = _Rollout(rollout, next(self._ordinals))
-            self._in_order.add(entry)
-            self._by_status[rollout.status].add(entry)
+            self._in_order[entry.ordinal] = entry
+            self._by_status[rollout.status][entry.ordinal] = entry
             self._other_bytes += rollout.size_bytes
             return
         former, entry.record = entry.record, rollout
         self._other_bytes += rollout.size_bytes - former.size_bytes
         if former.status != rollout.status:
-            self._by_status[former.status].remove(entry)
-            self._by_status[rollout.status].add(entry)
+            del self._by_status[former.status][entry.ordinal]
+            self._by_status[rollout.status][entry.ordinal] = entry
         if entry.spans and rollout.status in TERMINAL and rollout.end_time != former.end_time:
             self._note_end(entry)
 
@@ -185,8 +185,8 @@ class MemoryTransaction(Transaction):
     async def delete_rollout(self, rollout_id: str) -> None:
         entry = self._rollouts[rollout_id]
         self._rollouts.pop(rollout_id)
-        self._in_order.remove(entry)
-        self._by_status[entry.record.status].remove(entry)
+        del self._in_order[entry.ordinal]
+        del self._by_status[entry.record.status][entry.ordinal]
         self._queue.discard(rollout_id)
         self._deadlines.set(rollout_id, None)
         self._completions.forget(rollout_id)
