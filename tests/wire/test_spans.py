@@ -271,6 +271,14 @@ def test_what_is_remembered_of_keys_and_sizes_is_bounded():
     assert set(field._texts) == known
 
 
+@pytest.mark.parametrize("code", ["FINE", ["OK"], None])
+def test_a_status_code_that_is_none_is_named(code):
+    span = a_span()
+    span.status.status_code = code
+    with pytest.raises(InvalidArgumentError, match=r"span\.status\.status_code must be one of UNSET, OK, ERROR"):
+        span_to_bytes(span)
+
+
 def test_long_texts_are_not_remembered():
     made: list[str] = []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Final, Generic, TypeVar
 
 from lightning_store.model import (
@@ -30,9 +30,6 @@ class EnumTable(Generic[NameT, NumberT]):
 
     def __contains__(self, number: int) -> bool:
         return number in self._names
-
-    def items(self) -> Iterable[tuple[str, NumberT]]:
-        return self._numbers.items()
 
     def to_proto(self, name: NameT, field: str) -> NumberT:
         try:

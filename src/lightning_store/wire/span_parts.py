@@ -150,18 +150,19 @@ def _code_field(code: int) -> bytes:
     return _CODE + varint(code) if code else b""
 
 
-_BARE_STATUS: Final = {name: delimited(_STATUS, _code_field(code)) for name, code in STATUS_CODE.items()}
+_BARE_STATUS: Final = {code: delimited(_STATUS, _code_field(code)) for code in trace_pb2.Status.StatusCode.values()}
 """The field of a status without a description, by its code."""
 
 
 def write_status(status: TraceStatus, into: list[bytes]) -> Residue:
-    code, description = status.__dict__["status_code"], status.__dict__["description"]
-    if description is None and code in _BARE_STATUS:
+    values = status.__dict__
+    code, description = STATUS_CODE.to_proto(values["status_code"], "span.status.status_code"), values["description"]
+    if description is None:
         into.append(_BARE_STATUS[code])
         return extras_of(status) or None
     fields: list[bytes] = []
     residues = {"description": write_optional_text(_MESSAGE, description, fields)}
-    fields.append(_code_field(STATUS_CODE.to_proto(code, "span.status.status_code")))
+    fields.append(_code_field(code))
     into.append(delimited_parts(_STATUS, fields))
     return joined(residues, extras_of(status))
 

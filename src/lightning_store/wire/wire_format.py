@@ -52,15 +52,12 @@ def _varint(number: int) -> bytes:
 
 def end_of_delimited(data: bytes, start: int) -> int:
     """Where a field ends whose size stands at ``start``, in data that protobuf has read."""
-    byte = data[start]
-    size_bytes, shift = byte & 0x7F, 7
-    start += 1
-    while byte > 0x7F:
-        byte = data[start]
-        size_bytes |= (byte & 0x7F) << shift
+    size_bytes = shift = 0
+    while data[start] > 0x7F:
+        size_bytes |= (data[start] & 0x7F) << shift
         shift += 7
         start += 1
-    return start + size_bytes
+    return start + 1 + (size_bytes | data[start] << shift)
 
 
 _SMALL_MAX: Final = 2048
