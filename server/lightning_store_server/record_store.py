@@ -4,7 +4,8 @@ are read and written here. What is called rarely needs no such form."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from inspect import getattr_static, getmembers, isroutine
+from typing import Any, Final, Protocol, TypeGuard, runtime_checkable
 
 from lightning_store import json_text
 from lightning_store.backends.base import (
@@ -61,8 +62,22 @@ class RecordStore(Protocol):
 
 
 def records_of(store: LightningStore) -> RecordStore:
-    """``store`` itself if it can, else an adapter around its public methods."""
-    return store if isinstance(store, RecordStore) else _Adapter(store)
+    """``store`` itself if it speaks for itself, else an adapter around its public methods."""
+    return store if speaks_in_records(store) else _Adapter(store)
+
+
+def speaks_in_records(store: LightningStore) -> TypeGuard[RecordStore]:
+    """Whether it has the methods on records, and all its public methods are of the class that has those: what a
+    subclass put in their place, or a test on the object, is to be called."""
+    if not isinstance(store, RecordStore):
+        return False
+    kind = next((kind for kind in type(store).__mro__ if RecordStore.claim_records.__name__ in vars(kind)), None)
+    return kind is not None and all(
+        getattr_static(store, name) is getattr_static(kind, name) for name in _PUBLIC_METHODS
+    )
+
+
+_PUBLIC_METHODS: Final = [name for name, _ in getmembers(LightningStore, isroutine) if not name.startswith("_")]
 
 
 class _Adapter:

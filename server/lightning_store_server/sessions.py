@@ -25,7 +25,7 @@ from lightning_store_server.admission import Admission, Slot
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.eager import begin
 from lightning_store_server.interceptors import Context, Rpc, is_cancelled, log_call, shown_error, write
-from lightning_store_server.record_store import RecordStore
+from lightning_store_server.record_store import speaks_in_records
 from lightning_store_server.servicer import StoreServicer
 
 MESSAGE_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -44,7 +44,7 @@ class SessionServicer(StoreServicer):
         self._calls = _Calls(
             {name: self._rpc(method) for name, method in METHODS.items() if not method.streams}, admission
         )
-        self._begin = begin if _is_known(store) else asyncio.create_task
+        self._begin = begin if speaks_in_records(store) else asyncio.create_task
         """How a call is begun: at once if it is known what the store does before it waits."""
         self._access_log = config.access_log
         self._sessions: set[_Session] = set()
@@ -79,11 +79,6 @@ class SessionServicer(StoreServicer):
 
 
 Begin: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None] | None"]
-
-
-def _is_known(store: LightningStore) -> bool:
-    """Whether its methods are those of a RecordStore, and none of somebody's subclass."""
-    return isinstance(store, RecordStore) and type(store).__module__.startswith("lightning_store.")
 
 
 class _Ended(NamedTuple):

@@ -12,7 +12,7 @@ from lightning_store.clock import Clock
 from lightning_store.errors import RequestIdReusedError, ResourceExhaustedError, StoreError
 from lightning_store.memory_limits import MemoryLimits, memory_full
 from lightning_store.replay import Request, current_request
-from lightning_store.step import Effects, Policy, Step
+from lightning_store.step import Effects, Policy, Step, Unfinished
 from lightning_store.waiters import Claimants, Waiters, Watchers
 from lightning_store.watchdog import Watchdog
 
@@ -23,7 +23,7 @@ R = TypeVar("R")
 class _Call(Generic[R]):
     """What is to be run in one step, and how it is replayed."""
 
-    body: Callable[[Step], Awaitable[R]]
+    body: Callable[[Step], Awaitable[R | Unfinished]]
     operation: str = ""
     request: Request | None = None
     """None for a call that may as well run twice."""
@@ -69,12 +69,17 @@ class Runner:
         self.watchers = Watchers()
         self.watchdog = Watchdog(clock, self._look_at_deadlines)
 
-    async def read(self, body: Callable[[Step], Awaitable[R]]) -> R:
+    async def read(self, body: Callable[[Step], Awaitable[R | Unfinished]]) -> R:
         """Run a step that may as well run twice."""
         return await self._run(_Call(body))
 
     async def once(
-        self, operation: str, body: Callable[[Step], Awaitable[R]], *, stores: bool = False, final: bool = True
+        self,
+        operation: str,
+        body: Callable[[Step], Awaitable[R | Unfinished]],
+        *,
+        stores: bool = False,
+        final: bool = True,
     ) -> R:
         """Run a step that must not run twice for one request id; a repeated id gets the first reply again."""
         return await self._run(_Call(body, operation, current_request(), stores, final))
@@ -93,13 +98,14 @@ class Runner:
                     if await step.give_up_overdue() and await step.drop_expendable():
                         reply = await self._perform(step, call, at)
                         self.watchdog.watch(await step.next_deadline())
-                        return reply
+                        if not isinstance(reply, Unfinished):
+                            return reply
             finally:
                 self._tell(effects)
-            await asyncio.sleep(0)  # there was a great deal to do before the call: let others in between
+            await asyncio.sleep(0)  # there was a great deal to do: let others in between
 
-    async def _perform(self, step: Step, call: _Call[R], at: float) -> R:
-        """Run the call's body and remember its reply."""
+    async def _perform(self, step: Step, call: _Call[R], at: float) -> R | Unfinished:
+        """Run the call's body and remember its reply, if there is one yet."""
         try:
             if call.stores:
                 await self._make_room(step)
@@ -110,6 +116,8 @@ class Runner:
             if call.request is not None and call.request.repeated and for_good:
                 await step.tx.remember_reply(call.request.id, call.signature, _Refusal(error), at)
             raise
+        if isinstance(reply, Unfinished):
+            return reply
         if call.request is not None and (reply or (call.request.repeated and call.final)):
             await step.tx.remember_reply(call.request.id, call.signature, reply, at)
         return reply

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum, auto
 from typing import Any
 
 from lightning_store import lifecycle, workers
@@ -40,6 +41,14 @@ EXPIRY_BATCH = 500
 """Overdue attempts that one step gives up: as many as hold up other calls for some milliseconds only."""
 DELETION_BATCH = 500
 """Rollouts that one step deletes, for the same reason."""
+PASSED_OVER_BATCH = 2000
+"""Rollouts that one step takes out of the queue since they wait for nobody any more, for the same reason."""
+
+
+class Unfinished(Enum):
+    """What a step returns that had more to do than one step should: it goes on in another, after others."""
+
+    GO_ON = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +166,8 @@ class Step:
     async def _set_deadline(self, rollout: RolloutRecord, latest: AttemptRecord) -> None:
         times = [limit.time for limit in await self._limits(rollout, latest)]
         if self._has_lease(latest) and rollout.status in lifecycle.ACTIVE and latest.status in lifecycle.ACTIVE:
-            times.append(
-                self.now + self.worker_timeout_seconds
-            )  # to see whether the worker has begun to send heartbeats
+            # To see whether the worker has begun to send heartbeats.
+            times.append(self.now + self.worker_timeout_seconds)
         await self.tx.set_deadline(rollout.rollout_id, min(times, default=None))
 
     def _has_lease(self, attempt: AttemptRecord) -> bool:
@@ -213,12 +221,18 @@ class Step:
         await self.tx.push_queue(rollout_id)
         self.effects.queued += 1
 
-    async def claim(self, limit: int, worker_id: str | None) -> list[Claim]:
+    async def claim(self, limit: int, worker_id: str | None) -> list[Claim] | Unfinished:
+        """Up to ``limit`` rollouts, fewer if there are no more or many to pass over."""
         claims: list[Claim] = []
+        passed_over = 0
         while len(claims) < limit and (rollout_id := await self.tx.pop_queue()) is not None:
             rollout = await self.rollout(rollout_id)
             if rollout.status in lifecycle.QUEUED:
                 claims.append(await self.begin_attempt(rollout, worker_id))
+            elif (passed_over := passed_over + 1) == PASSED_OVER_BATCH:
+                if claims:
+                    break
+                return Unfinished.GO_ON
         if worker_id:
             worker = await self.worker(worker_id)
             asked = worker._replace(last_dequeue_time=self.now) if claims else workers.asked_in_vain(worker, self.now)

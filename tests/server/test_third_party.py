@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
 
-from lightning_store import InMemoryLightningStore, LightningStore, LightningStoreThreaded
+from lightning_store import AttemptedRollout, InMemoryLightningStore, LightningStore, LightningStoreThreaded
 from lightning_store.forwarding import ForwardingStore
 from lightning_store.store import LightningStoreCapabilities
 from lightning_store.testing import FakeClock
@@ -172,3 +173,44 @@ def test_a_store_is_as_strict_on_a_thread_of_its_own(serve):
     )
     assert info.strict
     assert info.replay_window.ToNanoseconds() > 0
+
+
+OVERRIDDEN: dict[str, Callable[[LightningStoreClient, AttemptedRollout], Awaitable[object]]] = {
+    "start_rollout": lambda client, _: client.start_rollout("task"),
+    "enqueue_many_rollouts": lambda client, _: client.enqueue_rollout("task"),
+    "dequeue_many_rollouts": lambda client, _: client.dequeue_rollout(),
+    "start_attempt": lambda client, one: client.start_attempt(one.rollout_id),
+    "get_rollout_by_id": lambda client, one: client.get_rollout_by_id(one.rollout_id),
+    "query_rollouts": lambda client, _: client.query_rollouts(),
+    "update_attempt": lambda client, one: client.update_attempt(one.rollout_id, "latest", status="running"),
+    "update_rollout": lambda client, one: client.update_rollout(one.rollout_id, mode="train"),
+    "add_many_spans": lambda client, one: client.add_span(make_span(one, 1)),
+    "query_spans": lambda client, one: client.query_spans(one.rollout_id),
+}
+
+
+@pytest.mark.parametrize("on", ["class", "object"])
+@pytest.mark.parametrize("method", OVERRIDDEN)
+def test_what_a_subclass_or_an_object_does_otherwise_is_done_so(serve, method, on):
+    calls = []
+
+    async def counted(store, *args, **kwargs):
+        async with asyncio.timeout(60):  # which needs a task of its own
+            calls.append(method)
+            return await getattr(InMemoryLightningStore, method)(store, *args, **kwargs)
+
+    if on == "class":
+        store = type("Subclass", (InMemoryLightningStore,), {method: counted})()
+    else:
+        store = InMemoryLightningStore()
+        setattr(store, method, partial(counted, store))
+    rollout = asyncio.run(store.start_rollout("task"))
+    calls.clear()
+    served = serve(store)
+
+    async def call():
+        async with LightningStoreClient(served.server.endpoint) as client:
+            await OVERRIDDEN[method](client, rollout)
+
+    asyncio.run(call())
+    assert calls == [method]

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Any
 from unittest import mock
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -42,7 +48,7 @@ def test_blocks_are_in_order(numbers: set[int], data: st.DataObject) -> None:
     assert list(blocks) == left
     assert len(blocks._blocks) == len({number // BLOCK for number in left})
     first = data.draw(st.integers(0, 5 * BLOCK))
-    assert list(blocks.between(first, 5 * BLOCK)) == [number for number in left if number >= first]
+    assert list(blocks.since(first)) == [number for number in left if number >= first]
 
 
 def test_no_dictionary_holds_much_of_it() -> None:
@@ -158,13 +164,38 @@ def test_completions_that_are_forgotten_leave_nothing_behind() -> None:
     assert log.position == MANY
 
 
-def test_the_oldest_is_found_at_once_however_many_went_before_it() -> None:
+def instructions(act: Callable[[], object]) -> int:
+    """How many instructions Python runs for ``act``."""
+    count = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        frame.f_trace_opcodes = True
+        count += event == "opcode"
+        return trace
+
+    former = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    finally:
+        sys.settrace(former)
+    return count
+
+
+@pytest.mark.parametrize("position", ["before all", "the last but one"])
+def test_a_look_is_no_more_work_however_many_were_forgotten(position: str) -> None:
     log = CompletionLog()
-    for number in range(MANY):
+    costs = []
+    for number in range(10 * BLOCK):
         log.note(f"ro-{number}", 0.0)
-    for number in range(MANY - 1):
-        log.forget(f"ro-{number}")
-        assert next(log.after(0)).rollout_id == f"ro-{number + 1}"
+        if number:
+            log.forget(f"ro-{number - 1}")
+            after = 0 if position == "before all" else log.position - 1
+            assert [one.rollout_id for one in log.after(after)] == [f"ro-{number}"]
+        if number % (BLOCK // 4) == 7:
+            costs.append(instructions(partial(list, log.after(after))))
+    assert max(costs) < 200
 
 
 @given(st.lists(st.tuples(IDS, st.none() | st.integers(0, 20))), st.integers(0, 21), st.integers(1, 8))

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import pytest
 
-from lightning_store import AttemptedRollout, InMemoryLightningStore, RolloutConfig
+from lightning_store import (
+    AttemptedRollout,
+    EnqueueRolloutRequest,
+    InMemoryLightningStore,
+    PromptTemplate,
+    RolloutConfig,
+)
 from lightning_store.backends import indices, memory
 from lightning_store.backends.memory import MemoryBackend, MemoryTransaction
 from lightning_store.replay import request_scope
@@ -17,7 +24,18 @@ pytestmark = pytest.mark.asyncio
 
 SLACK = 10
 CHANGES = 1000
-REPLY_OVERHEAD_BYTES = 200
+PAYLOAD = {"text": "x" * 10_000}
+CHANGES_WITH_PAYLOADS: dict[str, Callable[[InMemoryLightningStore, AttemptedRollout], Awaitable[object]]] = {
+    "input": lambda store, _: store.enqueue_rollout(PAYLOAD),
+    "metadata": lambda store, _: store.enqueue_rollout("", metadata=PAYLOAD),
+    "many": lambda store, _: store.enqueue_many_rollouts([EnqueueRolloutRequest(input=PAYLOAD)]),
+    "claim": lambda store, _: store.start_rollout(PAYLOAD),
+    "rollout": lambda store, one: store.update_rollout(one.rollout_id, metadata=PAYLOAD),
+    "attempt": lambda store, one: store.update_attempt(one.rollout_id, "latest", metadata=PAYLOAD),
+    "resources": lambda store, _: store.add_resources(
+        {"prompt": PromptTemplate(template=PAYLOAD["text"], engine="f-string")}
+    ),
+}
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +125,9 @@ class TestReplies:
             return (await store.enqueue_rollout("x" * size)).rollout_id
 
     async def test_they_are_bounded_in_bytes(self, monkeypatch: pytest.MonkeyPatch):
-        reply_bytes = 100 + len('""') + REPLY_OVERHEAD_BYTES
+        one = InMemoryLightningStore()
+        await self.enqueue(one, "one")
+        reply_bytes = data_of(one)._reply_bytes
         monkeypatch.setattr(memory, "REPLAY_BYTES_MAX", 5 * reply_bytes)
         store = InMemoryLightningStore()
         first = [await self.enqueue(store, str(number)) for number in range(CHANGES)]
@@ -115,6 +135,16 @@ class TestReplies:
         assert list(data_of(store)._replies) == [str(number) for number in range(CHANGES - 5, CHANGES)]
         assert await self.enqueue(store, str(CHANGES - 5)) == first[CHANGES - 5]
         assert await self.enqueue(store, "0") not in first
+
+    @pytest.mark.parametrize("change", CHANGES_WITH_PAYLOADS.values(), ids=CHANGES_WITH_PAYLOADS)
+    async def test_every_payload_counts(
+        self, change: Callable[[InMemoryLightningStore, AttemptedRollout], Awaitable[object]]
+    ):
+        store = InMemoryLightningStore()
+        started = await store.start_rollout("")
+        with request_scope("r"):
+            await change(store, started)
+        assert 10_000 < data_of(store)._reply_bytes < 11_000
 
     async def test_a_large_one_takes_the_place_of_many(self, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(memory, "REPLAY_BYTES_MAX", 10_000)

@@ -37,6 +37,10 @@ def row_of(rollout: Rollout) -> RolloutRow:
     return RolloutRow(record_of(rollout), attempt)
 
 
+def some_rollout(rollout_id: str, input: str) -> Rollout:
+    return Rollout(rollout_id=rollout_id, input=input, start_time=0.0, config=RolloutConfig())
+
+
 @given(st.one_of(strategies.rollouts(), strategies.attempted_rollouts()))
 def test_a_row_reads_as_the_object_that_it_stands_for(rollout):
     message = through_bytes(records.rollout_row_to_proto(row_of(rollout)))
@@ -98,8 +102,8 @@ class TestRowsEncoder:
     @settings(max_examples=20)
     @given(st.lists(strategies.attempted_rollouts(), min_size=1, max_size=4))
     def test_the_bytes_are_those_of_the_row(self, rollouts):
-        encoder = records.RowsEncoder(rows_max=2)
         rows = [row_of(rollout) for rollout in rollouts]
+        encoder = records.RowsEncoder(kept_bytes_max=2 * rows[0].rollout.size_bytes)
         for row in [*rows, *rows]:
             assert encoder.encode(row) == records.rollout_row_to_proto(row).SerializeToString()
 
@@ -115,3 +119,19 @@ class TestRowsEncoder:
         assert encoder.encode(changed) == records.rollout_row_to_proto(changed).SerializeToString()
         other = row._replace(rollout=row.rollout._replace(status="cancelled"))
         assert encoder.encode(other) == records.rollout_row_to_proto(other).SerializeToString()
+
+    def test_what_is_kept_is_bounded_by_its_size(self):
+        encoder = records.RowsEncoder(kept_bytes_max=100_000)
+        for number, length in enumerate([100, 5000, 20, 20_000] * 20):
+            row = row_of(some_rollout(f"ro-{number}", "x" * length))
+            assert encoder.encode(row) is encoder.encode(row)
+            kept = [one.row.rollout.size_bytes + len(one.data) for one in encoder._kept.values()]
+            assert encoder._kept_bytes == sum(kept) <= 100_000
+        assert len(kept) > 4
+
+    def test_a_large_row_is_not_kept(self):
+        encoder = records.RowsEncoder()
+        small, large = (row_of(some_rollout("ro", "x" * length)) for length in (1, records.KEPT_ROW_BYTES_MAX))
+        for row in (large, small, large):
+            assert encoder.encode(row) == records.rollout_row_to_proto(row).SerializeToString()
+        assert (len(encoder._kept), encoder._kept_bytes) == (0, 0)

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from sys import getsizeof
 from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from lightning_store.model import (
@@ -49,9 +50,14 @@ class RolloutRecord(NamedTuple):
     metadata_json: str | None
 
     @property
+    def payload_bytes(self) -> int:
+        """Of its JSON texts, in memory."""
+        return getsizeof(self.input_json) + getsizeof(self.metadata_json)
+
+    @property
     def size_bytes(self) -> int:
         """About what it takes in memory."""
-        return ROLLOUT_OVERHEAD_BYTES + len(self.input_json) + len(self.metadata_json or "")
+        return ROLLOUT_OVERHEAD_BYTES + self.payload_bytes
 
 
 class NewRollout(NamedTuple):
@@ -79,9 +85,14 @@ class AttemptRecord(NamedTuple):
     metadata_json: str | None
 
     @property
+    def payload_bytes(self) -> int:
+        """Of its JSON text, in memory."""
+        return getsizeof(self.metadata_json)
+
+    @property
     def size_bytes(self) -> int:
         """About what it takes in memory."""
-        return ATTEMPT_OVERHEAD_BYTES + len(self.metadata_json or "")
+        return ATTEMPT_OVERHEAD_BYTES + self.payload_bytes
 
 
 class SpanRecord(NamedTuple):
@@ -118,9 +129,14 @@ class ResourcesRecord(NamedTuple):
     version: int
 
     @property
+    def payload_bytes(self) -> int:
+        """Of its JSON text, in memory."""
+        return getsizeof(self.resources_json)
+
+    @property
     def size_bytes(self) -> int:
         """About what it takes in memory."""
-        return RESOURCES_OVERHEAD_BYTES + len(self.resources_json)
+        return RESOURCES_OVERHEAD_BYTES + self.payload_bytes
 
 
 class WorkerRecord(NamedTuple):
@@ -139,7 +155,7 @@ class WorkerRecord(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """About what it takes in memory."""
-        return WORKER_OVERHEAD_BYTES + len(self.heartbeat_stats_json or "")
+        return WORKER_OVERHEAD_BYTES + getsizeof(self.heartbeat_stats_json)
 
 
 class RolloutRow(NamedTuple):

@@ -89,12 +89,22 @@ class Blocks(Generic[EntryT]):
         if not block:
             del self._blocks[number // BLOCK]
 
-    def between(self, first: int, last: int) -> Iterator[EntryT]:
-        """Those with numbers from ``first`` to ``last``, if they were added in order. Must not change meanwhile."""
-        begun = self._blocks.get(first // BLOCK, {})
-        yield from (begun[number] for number in range(first, (first // BLOCK + 1) * BLOCK) if number in begun)
-        for index in range(first // BLOCK + 1, last // BLOCK + 1):
-            yield from self._blocks.get(index, {}).values()
+    def since(self, first: int) -> Iterator[EntryT]:
+        """Those with numbers from ``first`` on, if they were added in order. Must not change meanwhile.
+
+        However many were deleted before the first and after the last of them costs nothing.
+        """
+        if not self._blocks:
+            return
+        oldest, newest = next(iter(self._blocks)), next(reversed(self._blocks))
+        for index in range(max(first // BLOCK, oldest), newest + 1):
+            block = self._blocks.get(index)
+            if block is None:
+                continue
+            if first <= next(iter(block)):
+                yield from block.values()
+            else:
+                yield from (block[number] for number in range(first, next(reversed(block)) + 1) if number in block)
 
 
 class Fifo:
@@ -223,4 +233,4 @@ class CompletionLog:
 
     def after(self, position: int) -> Iterator[Completion]:
         """Those past ``position``, in order. The log must not change meanwhile."""
-        return self._in_order.between(position + 1, self._position)
+        return self._in_order.since(position + 1)

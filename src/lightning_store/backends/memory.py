@@ -36,6 +36,11 @@ REPLAY_BYTES_MAX: Final = 256 * 1024 * 1024
 REPLAY_ENTRIES_MAX: Final = 200_000
 """Replies remembered at most; the oldest go first."""
 
+RECORD_REPLY_BYTES: Final = 200
+"""Memory of a record that is remembered, beside its payloads."""
+OTHER_REPLY_BYTES: Final = 100
+"""Of anything else in a reply: an id, as a rule."""
+
 
 class _Rollout:
     """All that belongs to one rollout."""
@@ -69,13 +74,11 @@ class _Reply(NamedTuple):
 
 def _size_bytes(reply: Any) -> int:
     """About what a reply keeps in memory: the payloads of its records, and a little for each object."""
-    if reply is None or isinstance(reply, int):  # of a span, which has the same number
-        return 8
-    if isinstance(reply, list) or type(reply) is tuple:  # a record is a tuple too
+    if isinstance(reply, RolloutRecord | AttemptRecord | ResourcesRecord):
+        return RECORD_REPLY_BYTES + reply.payload_bytes
+    if isinstance(reply, list | tuple):
         return sum(map(_size_bytes, reply))
-    reply = getattr(reply, "rollout", reply)
-    payload = getattr(reply, "input_json", None) or getattr(reply, "resources_json", None) or ""
-    return len(payload) + 200
+    return 8 if reply is None or isinstance(reply, int) else OTHER_REPLY_BYTES
 
 
 class MemoryBackend(Backend):

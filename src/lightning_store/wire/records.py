@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from lightning_store import json_text
 from lightning_store.backends.base import AttemptRecord, NewRollout, RolloutRecord, RolloutRow
@@ -18,8 +18,10 @@ from lightning_store.wire.enums import ATTEMPT_STATUS, ROLLOUT_STATUS, mode_from
 from lightning_store.wire.requests import ATTEMPT_READERS, masked_fields
 from lightning_store.wire.times import optional_timestamp_to_proto, timestamp_to_proto
 
-ROWS_KEPT_MAX: Final = 20_000
-"""Rollouts whose bytes are kept: some 20 MB with inputs of a few hundred bytes."""
+KEPT_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Memory for rollouts whose bytes are kept: some 30,000 with inputs of a few hundred bytes."""
+KEPT_ROW_BYTES_MAX: Final = 64 * 1024
+"""A rollout that takes more is not kept: it would have the place of many."""
 NULL: Final = "null"
 """The input of a rollout that has none."""
 
@@ -121,21 +123,42 @@ def _known_config(
 # --- Rows that are asked for again and again -------------------------------------------------------------------------
 
 
+class _Kept(NamedTuple):
+    row: RolloutRow
+    data: bytes
+    size_bytes: int
+    """Of both: the store may have deleted or changed the row since."""
+
+
 class RowsEncoder:
     """Serializes rollouts, and keeps the bytes of those that were asked for last: whoever follows a training run asks
     for the same rows over and over, and few of them have changed."""
 
-    def __init__(self, rows_max: int = ROWS_KEPT_MAX) -> None:
-        self._rows_max = rows_max
-        self._kept: OrderedDict[str, tuple[RolloutRow, bytes]] = OrderedDict()
+    def __init__(self, kept_bytes_max: int = KEPT_BYTES_MAX) -> None:
+        self._kept_bytes_max = kept_bytes_max
+        self._kept_bytes = 0
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        """Those that were asked for last come last."""
 
     def encode(self, row: RolloutRow) -> bytes:
         rollout_id = row.rollout.rollout_id
-        kept = self._kept.pop(rollout_id, None)
+        kept = self._kept.get(rollout_id)
         # Records are never changed in place: the same objects are the same row.
-        if kept is None or kept[0].rollout is not row.rollout or kept[0].attempt is not row.attempt:
-            kept = (row, rollout_row_to_proto(row).SerializeToString())
-        self._kept[rollout_id] = kept
-        if len(self._kept) > self._rows_max:
-            self._kept.popitem(last=False)
-        return kept[1]
+        if kept is not None and kept.row.rollout is row.rollout and kept.row.attempt is row.attempt:
+            self._kept.move_to_end(rollout_id)
+            return kept.data
+        data = rollout_row_to_proto(row).SerializeToString()
+        self._keep(rollout_id, _Kept(row, data, len(data) + row.rollout.size_bytes))
+        return data
+
+    def _keep(self, rollout_id: str, new: _Kept) -> None:
+        former = self._kept.pop(rollout_id, None)
+        if former is not None:
+            self._kept_bytes -= former.size_bytes
+        if new.size_bytes > KEPT_ROW_BYTES_MAX:
+            return
+        self._kept[rollout_id] = new
+        self._kept_bytes += new.size_bytes
+        while self._kept_bytes > self._kept_bytes_max:
+            _, oldest = self._kept.popitem(last=False)
+            self._kept_bytes -= oldest.size_bytes

@@ -1,0 +1,78 @@
+"""A claim that has to pass over very many that wait for nobody any more lets others have their turn meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from lightning_store import EnqueueRolloutRequest, InMemoryLightningStore
+from lightning_store import step as steps
+from lightning_store.replay import request_scope
+
+pytestmark = pytest.mark.asyncio
+
+BATCH = 10
+
+
+@pytest.fixture(autouse=True)
+def little_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "PASSED_OVER_BATCH", BATCH)
+
+
+async def store_with(cancelled: int, queued: int) -> tuple[InMemoryLightningStore, list[str]]:
+    """A store in whose queue are some that were cancelled, and after them some that were not: their ids."""
+    store = InMemoryLightningStore()
+    made = await store.enqueue_many_rollouts([EnqueueRolloutRequest(input=None)] * (cancelled + queued))
+    ids = [rollout.rollout_id for rollout in made]
+    await store.cancel_rollouts(ids[:cancelled])
+    return store, ids[cancelled:]
+
+
+@pytest.mark.parametrize("cancelled", [0, BATCH - 1, BATCH, BATCH + 1, 5 * BATCH])
+async def test_the_first_that_waits_is_claimed(cancelled: int) -> None:
+    store, queued = await store_with(cancelled, 2)
+    for expected in [*queued, None]:
+        claimed = await store.dequeue_rollout(worker_id="w")
+        assert (claimed and claimed.rollout_id) == expected
+
+
+@pytest.mark.parametrize("cancelled", [BATCH, 5 * BATCH])
+async def test_a_queue_without_any_that_waits_is_empty(cancelled: int) -> None:
+    store, _ = await store_with(cancelled, 0)
+    assert await store.dequeue_rollout(worker_id="w") is None
+    worker = await store.get_worker_by_id("w")
+    assert worker is not None
+    assert (worker.status, worker.last_dequeue_time is None) == ("idle", False)
+
+
+async def test_others_have_their_turn() -> None:
+    store, queued = await store_with(10 * BATCH, 1)
+    claim = asyncio.create_task(store.dequeue_rollout())
+    turns = 0
+    while not claim.done():
+        await store.get_rollout_by_id(queued[0])
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns >= 10
+    assert claim.result() is not None
+
+
+async def test_some_are_not_held_back_for_more() -> None:
+    store, first = await store_with(0, 1)
+    made = await store.enqueue_many_rollouts([EnqueueRolloutRequest(input=None)] * (BATCH + 1))
+    await store.cancel_rollouts([one.rollout_id for one in made[:BATCH]])
+    assert [one.rollout_id for one in await store.dequeue_many_rollouts(limit=5)] == first
+    assert [one.rollout_id for one in await store.dequeue_many_rollouts(limit=5)] == [made[BATCH].rollout_id]
+
+
+@pytest.mark.parametrize("queued", [0, 1])
+@pytest.mark.parametrize("max_wait", [0.0, 0.001])
+async def test_a_repeated_claim_gets_the_same_reply(queued: int, max_wait: float) -> None:
+    store, _ = await store_with(3 * BATCH, queued)
+    replies = []
+    for _ in range(2):
+        with request_scope("r", repeated=True):
+            replies.append(await store.dequeue_rollout(max_wait=max_wait))
+    assert replies[0] == replies[1]
+    assert (replies[0] is not None) == bool(queued)
