@@ -141,6 +141,11 @@ class Admission:
         """Apart from the other calls: a heartbeat that is refused makes a worker look dead that is not."""
         self._lanes = {"StreamQuery": self.stream_queries, "UpdateWorker": self.heartbeats}
 
+    @property
+    def at_work(self) -> bool:
+        """Whether calls are under way, other than those that only wait."""
+        return any(lane.count for lane in (self.calls, self.stream_queries, self.heartbeats))
+
     def lane(self, method: Method, request: Any) -> Lane:
         """Where a call belongs. The request, decoded, is looked at only if the method is one of :data:`WAITS`."""
         will_wait = WAITS.get(method.name)

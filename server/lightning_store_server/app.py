@@ -68,9 +68,9 @@ class GrpcServer:
             if http is not None:
                 http.close()
             raise
+        self._http = http
         if http is not None:
             await http.start()
-        self._http = http
 
     def _bind_http(self, port: int) -> HttpListener:
         try:
@@ -114,10 +114,11 @@ class GrpcServer:
         self._servicer.drain()
         loop = asyncio.get_running_loop()
         until = loop.time() + grace
+        at_work = self._admission.at_work
         http_stop = asyncio.ensure_future(self._stop_http(grace))
         await server.stop(grace)
         finished = await http_stop
-        return grace == 0 or (finished and loop.time() < until)
+        return finished and (not at_work or loop.time() < until)
 
     async def _stop_http(self, grace_seconds: float) -> bool:
         return self._http is None or await self._http.stop(grace_seconds)

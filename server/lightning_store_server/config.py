@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -80,8 +81,9 @@ class ServerConfig:
             message = f"port and otlp_http_port are both {self.port}; give two different ports"
             raise InvalidArgumentError(message, field="otlp_http_port")
         for name in POSITIVE:
-            if not getattr(self, name) > 0:
-                raise InvalidArgumentError(f"{name} is {getattr(self, name)}; give more than 0", field=name)
+            if not 0 < getattr(self, name) < math.inf:
+                message = f"{name} is {getattr(self, name)}; give more than 0, and a number that is finite"
+                raise InvalidArgumentError(message, field=name)
         if not self.grace_seconds >= 0:
             raise InvalidArgumentError(f"grace_seconds is {self.grace_seconds}; give 0 or more", field="grace_seconds")
 

@@ -434,7 +434,8 @@ def _fingerprint(request: Any) -> str:
         count = len(request.spans)
         content = b"".join([count.to_bytes(8), *request.spans[:1], *request.spans[-1:]])
     else:
-        if isinstance(request, rollout.DequeueRolloutsRequest):
+        if isinstance(request, rollout.DequeueRolloutsRequest) and request.HasField("max_wait"):
+            request = rollout.DequeueRolloutsRequest.FromString(request.SerializeToString())
             request.ClearField("max_wait")
         content = request.SerializeToString(deterministic=True)
     return hashlib.blake2b(content, digest_size=16).hexdigest()

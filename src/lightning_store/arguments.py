@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Final, get_args
 
@@ -34,12 +34,20 @@ def rollout_request(
 ) -> EnqueueRolloutRequest:
     """The request of these arguments; pydantic.ValidationError where one is not legal."""
     fields = {"input": input, "mode": mode, "resources_id": resources_id, "config": config, "metadata": metadata}
-    return EnqueueRolloutRequest.model_validate(fields)
+    return _sendable(EnqueueRolloutRequest.model_validate(fields), "resources_id")
 
 
 def checked_requests(requests: Sequence[EnqueueRolloutRequest]) -> list[EnqueueRolloutRequest]:
     """The same requests, checked again: their fields may have been set by hand since they were made."""
-    return [EnqueueRolloutRequest.model_validate(dict(request)) for request in requests]
+    return [
+        _sendable(EnqueueRolloutRequest.model_validate(dict(request)), f"rollouts[{index}].resources_id")
+        for index, request in enumerate(requests)
+    ]
+
+
+def _sendable(request: EnqueueRolloutRequest, argument: str) -> EnqueueRolloutRequest:
+    check_text(argument, request.resources_id)
+    return request
 
 
 def named_resources(resources: object) -> dict[str, Resource]:
@@ -51,7 +59,10 @@ def named_resources(resources: object) -> dict[str, Resource]:
         name: value.model_dump(warnings=False) if isinstance(value, Resource) else value
         for name, value in resources.items()
     }
-    return _NAMED_RESOURCES.validate_python(fields)
+    named = _NAMED_RESOURCES.validate_python(fields)
+    for name in named:
+        check_text("resources", name)
+    return named
 
 
 def check_id(argument: str, value: object) -> None:
@@ -60,8 +71,13 @@ def check_id(argument: str, value: object) -> None:
         raise InvalidTypeError(f"{argument} is {value!r}; give text", field=argument)
     if not value:
         raise InvalidArgumentError(f"{argument} is empty", field=argument)
+    check_text(argument, value)
+
+
+def check_text(argument: str, value: str | None) -> None:
+    """ValueError for text that cannot be sent."""
     try:
-        value.encode()
+        (value or "").encode()
     except UnicodeEncodeError:
         raise InvalidArgumentError(f"{argument} is {value!r}, which has no UTF-8 form", field=argument) from None
 
@@ -120,17 +136,25 @@ def worker_name(worker_id: object) -> str | None:
     return str(worker_id)
 
 
-def check_spans(spans: Sequence[object]) -> None:
-    """TypeError unless each of them is a Span."""
+def checked_spans(spans: Iterable[object]) -> list[Span]:
+    """The spans as a list. TypeError unless each of them is a Span."""
+    checked: list[Span] = []
     for index, span in enumerate(spans):
         if not isinstance(span, Span):
             raise InvalidTypeError(f"spans[{index}] is a {type(span).__name__}; give a Span", field=f"spans[{index}]")
+        checked.append(span)
+    return checked
 
 
-def check_wait(argument: str, seconds: float) -> None:
-    """ValueError unless ``seconds`` can be waited for: any number, but not NaN."""
-    if math.isnan(seconds):
+def wait_seconds(argument: str, seconds: float) -> float:
+    """``seconds`` as a float of 0 or more, infinite if it is an integer beyond all floats. ValueError for NaN."""
+    try:
+        waited = float(seconds)
+    except OverflowError:
+        waited = math.inf if seconds > 0 else 0.0
+    if math.isnan(waited):
         raise InvalidArgumentError(f"{argument} is {seconds}; give seconds", field=argument)
+    return max(0.0, waited)
 
 
 def check_heartbeat(worker_id: str, heartbeat_stats: object) -> None:

@@ -183,7 +183,7 @@ class Engine(LightningStore):
     async def dequeue_many_rollouts(
         self, *, limit: int = 1, worker_id: str | None = None, max_wait: float = 0.0
     ) -> Sequence[AttemptedRollout]:
-        arguments.check_wait("max_wait", max_wait)
+        max_wait = arguments.wait_seconds("max_wait", max_wait)
         if limit <= 0:
             return []
         claims = await self.claim_records(limit, arguments.worker_name(worker_id), max_wait)
@@ -197,19 +197,19 @@ class Engine(LightningStore):
             return await self._steps.once("dequeue_rollouts", claim)
         request = current_request()
         until = self._clock.monotonic() + max_wait
-        with self._steps.claimants.register(None if request is None else request.id) as claimant:
+        claimants, watchdog = self._steps.claimants, self._steps.watchdog
+        with claimants.register(None if request is None else request.id) as claimant, watchdog.waiting():
             woken = True
             while True:
-                self._steps.claimants.follow_call(claimant)
+                claimants.follow_call(claimant)
                 left = until - self._clock.monotonic()
                 last_look = left <= 0 or not woken
                 claims = await self._steps.once("dequeue_rollouts", claim, final=last_look)
                 if claims:
-                    self._steps.claimants.answered(claimant)
+                    claimants.answered(claimant)
                 if claims or last_look:
                     return claims
-                with self._steps.watchdog.waiting():
-                    woken = await claimant.wakeup.wait(self._clock, left)
+                woken = await claimant.wakeup.wait(self._clock, left)
 
     async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> AttemptedRollout:
         arguments.check_id("rollout_id", rollout_id)
@@ -224,11 +224,11 @@ class Engine(LightningStore):
     # --- Spans -------------------------------------------------------------------------------------------------------
 
     async def add_span(self, span: Span) -> Span | None:
-        arguments.check_spans([span])
+        [span] = arguments.checked_spans([span])
         return None if await self._add_span_record(self._codec.encode(span)) is None else span
 
     async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
-        arguments.check_spans(spans)
+        spans = arguments.checked_spans(spans)
         outcomes = await add_legal([self._encoded(span) for span in spans], self.add_span_records)
         return stored_of(spans, outcomes)
 
@@ -282,10 +282,11 @@ class Engine(LightningStore):
         return (await self.get_many_span_sequence_ids([(rollout_id, attempt_id)]))[0]
 
     async def get_many_span_sequence_ids(self, rollout_attempt_ids: Sequence[tuple[str, str]]) -> Sequence[int]:
-        rollout_ids = [rollout_id for rollout_id, _ in rollout_attempt_ids]
+        rollout_ids: list[str] = []
         for rollout_id, attempt_id in rollout_attempt_ids:
             arguments.check_id("rollout_id", rollout_id)
             arguments.check_id("attempt_id", attempt_id)
+            rollout_ids.append(rollout_id)
         return await self._steps.once("get_many_span_sequence_ids", lambda step: step.allocate(rollout_ids))
 
     # --- Queries -----------------------------------------------------------------------------------------------------
@@ -570,6 +571,7 @@ class Engine(LightningStore):
         update = RolloutUpdate(
             **given(input=input, mode=mode, resources_id=resources_id, status=status, config=config, metadata=metadata)
         )
+        arguments.check_text("resources_id", update.resources_id)
         columns = {name: getattr(update, name) for name in update.model_fields_set - {"status", "input", "metadata"}}
         columns |= _json_columns(update, "input", "metadata")
         new_status = update.status if "status" in update.model_fields_set else None
@@ -598,6 +600,7 @@ class Engine(LightningStore):
         update = AttemptUpdate(
             **given(status=status, worker_id=worker_id, last_heartbeat_time=last_heartbeat_time, metadata=metadata)
         )
+        arguments.check_text("worker_id", update.worker_id)
         columns = {name: getattr(update, name) for name in update.model_fields_set - {"status", "metadata"}}
         columns |= _json_columns(update, "metadata")
         new_status = update.status if "status" in update.model_fields_set else None
@@ -623,10 +626,11 @@ class Engine(LightningStore):
     ) -> list[Rollout]:
         distinct = arguments.distinct_ids(rollout_ids)
         one_is_enough = arguments.is_any(return_when)
-        until = None if timeout is None else self._clock.monotonic() + max(0.0, timeout)
+        until = None if timeout is None else self._clock.monotonic() + arguments.wait_seconds("timeout", timeout)
         woken = True
+        waiters, watchdog = self._steps.waiters, self._steps.watchdog
         while True:
-            with self._steps.waiters.register(distinct, one_is_enough=one_is_enough) as waiter:
+            with waiters.register(distinct, one_is_enough=one_is_enough) as waiter, watchdog.waiting():
                 ended, unknown = await self._ended_rollouts(distinct)
                 left = None if until is None else until - self._clock.monotonic()
                 done = len(ended) + len(unknown) == len(distinct) or (one_is_enough and ended)
@@ -636,8 +640,7 @@ class Engine(LightningStore):
                     waiter.note_end(rollout_id)
                 for rollout_id in unknown:
                     waiter.pass_over(rollout_id)
-                with self._steps.watchdog.waiting():
-                    woken = await waiter.wait(self._clock, left)
+                woken = await waiter.wait(self._clock, left)
 
     async def _ended_rollouts(self, rollout_ids: Mapping[str, None]) -> tuple[dict[str, RolloutRecord], list[str]]:
         async def select(step: Step) -> tuple[dict[str, RolloutRecord], list[str]]:
@@ -660,14 +663,13 @@ class Engine(LightningStore):
         store_id = self._backend.store_id
         wanted = None if rollout_ids is None else set(arguments.distinct_ids(rollout_ids))
         feed = Feed(wanted, position_of(store_id, after))
-        with self._steps.watchers.register(wanted) as watcher:
+        with self._steps.watchers.register(wanted) as watcher, self._steps.watchdog.waiting():
             while not feed.done:
                 feed.pass_over(watcher.before_look())
                 for told in await self._steps.read(feed.look):
                     yield CompletedRollout(rollout_with_attempt(told.row), cursor_of(store_id, told.position))
                 if feed.caught_up and not feed.done:
-                    with self._steps.watchdog.waiting():
-                        await watcher.wakeup.wait(self._clock, None)
+                    await watcher.wakeup.wait(self._clock, None)
 
     # --- Deleting ----------------------------------------------------------------------------------------------------
 

@@ -48,7 +48,8 @@ def dumps(value: Any, path: str) -> str:
 def loads(text: str, path: str) -> Any:
     """The value of JSON ``text``; :class:`InvalidArgumentError` names ``path`` if it is malformed."""
     try:
-        return from_json(text)
+        # With a text that is not ASCII, Python would keep its UTF-8 form as long as the text itself.
+        return from_json(text if text.isascii() else text.encode())
     except ValueError as error:
         if _is_recursion(error):
             raise InvalidArgumentError(str(_too_deep(path)), field=path) from None

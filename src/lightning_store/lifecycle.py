@@ -14,8 +14,6 @@ TERMINAL: Final[frozenset[str]] = frozenset({"failed", "succeeded", "cancelled"}
 """Rollout statuses that end a wait."""
 REPORTED: Final[frozenset[str]] = frozenset({"failed", "succeeded"})
 """Attempt statuses that a worker reports at its end; after them it is idle."""
-GIVEN_UP: Final[frozenset[str]] = frozenset({"timeout", "unresponsive"})
-"""Attempt statuses that a deadline brings about; nobody knows what its worker is doing."""
 
 
 class Expiry(NamedTuple):

@@ -100,9 +100,7 @@ def one_of(
         return None
     if isinstance(values, str):
         raise InvalidTypeError(f"{argument} is the text {values!r}; give a list", field=argument)
-    for value in values:
-        _text(argument, value)
-    wanted = frozenset(values)
+    wanted = frozenset(_text(argument, value) for value in values)
     if legal is not None and not wanted <= legal:
         unknown, known = (", ".join(sorted(map(repr, names))) for names in (wanted - legal, legal))
         raise InvalidArgumentError(f"{argument} has {unknown}; give some of {known}", field=argument)

@@ -41,6 +41,8 @@ EXPIRY_BATCH = 500
 """Overdue attempts that one step gives up: as many as hold up other calls for some milliseconds only."""
 DELETION_BATCH = 500
 """Rollouts that one step deletes, for the same reason."""
+CLAIM_BYTES = 64 * 1024 * 1024
+"""A claim ends with the rollout whose payloads bring it to so many bytes: its reply has to be one message."""
 PASSED_OVER_BATCH = 2000
 """Rollouts that one step takes out of the queue since they wait for nobody any more, for the same reason."""
 
@@ -222,13 +224,18 @@ class Step:
         self.effects.queued += 1
 
     async def claim(self, limit: int, worker_id: str | None) -> list[Claim] | Unfinished:
-        """Up to ``limit`` rollouts, fewer if there are no more or many to pass over."""
+        """Up to ``limit`` rollouts, fewer if there are no more, they are large, or there are many to pass over."""
         claims: list[Claim] = []
-        passed_over = 0
-        while len(claims) < limit and (rollout_id := await self.tx.pop_queue()) is not None:
+        passed_over = payload_bytes = 0
+        while (
+            len(claims) < limit
+            and payload_bytes < CLAIM_BYTES
+            and (rollout_id := await self.tx.pop_queue()) is not None
+        ):
             rollout = await self.rollout(rollout_id)
             if rollout.status in lifecycle.QUEUED:
                 claims.append(await self.begin_attempt(rollout, worker_id))
+                payload_bytes += rollout.payload_bytes
             elif (passed_over := passed_over + 1) == PASSED_OVER_BATCH:
                 if claims:
                     break

@@ -34,7 +34,8 @@ class Watchdog:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """While the calling task waits for the store, its loop is told of every deadline, whoever set it."""
+        """While the calling task waits for the store, its loop is told of every deadline, whoever set it. Begins before
+        the task looks at the store: the look sees the deadlines that were set by then."""
         loop = asyncio.get_running_loop()
         self._waiting[loop] += 1
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_store.backends.base import AttemptRecord, WorkerRecord
-from lightning_store.lifecycle import GIVEN_UP, REPORTED
+from lightning_store.lifecycle import ACTIVE, REPORTED
 
 
 def holds(worker: WorkerRecord, attempt: AttemptRecord) -> bool:
@@ -56,13 +56,11 @@ def lease_end(worker: WorkerRecord, attempt: AttemptRecord, timeout_seconds: flo
 def follow(worker: WorkerRecord, attempt: AttemptRecord, assigned: bool, now: float) -> WorkerRecord:
     """The worker after ``attempt``, which names it, was changed; ``assigned`` if the change gave it to this worker.
 
-    Only the attempt that it holds changes its status; one that holds nothing takes an unfinished attempt up again.
+    Only the attempt that it holds changes its status. One that it is given takes the place of that, unless it is over.
     """
-    holding = holds(worker, attempt)
-    if attempt.status in REPORTED:
-        return release(worker, now) if holding or assigned else worker
-    if attempt.status in GIVEN_UP:
-        return lose_sight(worker) if holding or assigned else worker
-    if assigned or worker.current_attempt_id is None:
-        return take(worker, attempt, now)
-    return worker
+    holding, empty_handed = holds(worker, attempt), worker.current_attempt_id is None
+    if attempt.status in ACTIVE:
+        return take(worker, attempt, now) if holding or assigned or empty_handed else worker
+    if not holding and not (assigned and empty_handed):
+        return worker
+    return release(worker, now) if attempt.status in REPORTED else lose_sight(worker)

@@ -85,6 +85,7 @@ def test_calls_under_way_finish_and_waits_end(serve: Serve, number: signal.Signa
     ("grace", "signals", "says"),
     [
         ("0.1", [signal.SIGTERM], "calls did not finish within 0.1 s and were cut"),
+        ("0", [signal.SIGTERM], "calls did not finish within 0 s and were cut"),
         ("1000", [signal.SIGTERM, signal.SIGINT], "SIGINT: ending at once"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import queue
 import threading
 from contextlib import contextmanager
@@ -516,3 +517,9 @@ def test_a_limit_of_nothing_is_refused(name):
     with pytest.raises(InvalidArgumentError, match=f"{name} is 0; give more than 0") as caught:
         ServerConfig(**{name: 0})
     assert caught.value.details["field"] == name
+
+
+@pytest.mark.parametrize("name", ["wait_seconds_max", "keepalive_seconds"])
+def test_a_time_without_end_is_refused(name):
+    with pytest.raises(InvalidArgumentError, match=f"{name} is inf; give more than 0, and a number that is finite"):
+        ServerConfig(**{name: math.inf})

@@ -1,4 +1,4 @@
-"""A claim that has to pass over very many that wait for nobody any more lets others have their turn meanwhile."""
+"""Claims of very much: over many that wait for nobody any more, in which others have their turn, or of large ones."""
 
 from __future__ import annotations
 
@@ -76,3 +76,10 @@ async def test_a_repeated_claim_gets_the_same_reply(queued: int, max_wait: float
             replies.append(await store.dequeue_rollout(max_wait=max_wait))
     assert replies[0] == replies[1]
     assert (replies[0] is not None) == bool(queued)
+
+
+async def test_a_claim_is_no_larger_than_a_message_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "CLAIM_BYTES", 10_000)
+    store = InMemoryLightningStore()
+    await store.enqueue_many_rollouts([EnqueueRolloutRequest(input="x" * 4000)] * 5)
+    assert [len(await store.dequeue_many_rollouts(limit=10)) for _ in range(3)] == [3, 2, 0]

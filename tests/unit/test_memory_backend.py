@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ from lightning_store import (
     AttemptedRollout,
     EnqueueRolloutRequest,
     InMemoryLightningStore,
+    InvalidArgumentError,
     PromptTemplate,
     RolloutConfig,
 )
@@ -153,8 +155,11 @@ class TestReplies:
             await self.enqueue(store, str(number))
         await self.enqueue(store, "large", 9_500)
         assert list(data_of(store)._replies) == ["large"]
-        await self.enqueue(store, "larger than all", 20_000)
-        assert (len(data_of(store)._replies), data_of(store)._reply_bytes) == (0, 0)
+        made = await self.enqueue(store, "larger than all", 20_000)
+        assert list(data_of(store)._replies) == ["larger than all"]
+        assert await self.enqueue(store, "larger than all", 20_000) == made
+        await self.enqueue(store, "next")
+        assert list(data_of(store)._replies) == ["next"]
 
     async def test_they_are_bounded_in_number(self):
         store = InMemoryLightningStore(replay_entries_max=3)
@@ -187,3 +192,12 @@ class TestReplies:
         made = await asyncio.gather(*(self.enqueue(store, "r") for _ in range(10)))
         assert len(set(made)) == 1
         assert (await store.statistics())["total_rollouts"] == 1
+
+    @pytest.mark.parametrize(
+        ("setting", "value"),
+        [("replay_window_seconds", value) for value in (-1, float("inf"), float("nan"))] + [("replay_entries_max", 0)],
+    )
+    async def test_what_bounds_nothing_is_refused(self, setting: str, value: Any):
+        with pytest.raises(InvalidArgumentError, match=f"{setting} is {value}; give") as caught:
+            InMemoryLightningStore(**{setting: value})
+        assert caught.value.details["field"] == setting

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
@@ -62,6 +64,42 @@ async def test_a_deadline_does_not_wait_for_the_loop_that_set_it(store: InMemory
     finally:
         released.set()
     assert await blocked
+
+
+WAITS: dict[str, Callable[[InMemoryLightningStore, str], Awaitable[object]]] = {
+    "wait": lambda store, rollout_id: store.wait_for_rollouts(rollout_ids=[rollout_id], timeout=15),
+    "claim": lambda store, _: store.dequeue_rollout(max_wait=15),
+    "feed": lambda store, rollout_id: anext(aiter(store.watch_rollouts([rollout_id]))),
+}
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("name", WAITS)
+async def test_a_deadline_that_is_set_right_after_the_look_is_not_missed(
+    store: InMemoryLightningStore, clock: FakeClock, name: str
+):
+    started = await store.start_rollout("task")
+    retried = RolloutConfig(timeout_seconds=10, max_attempts=2, retry_condition=["timeout"])
+    config = retried if name == "claim" else RolloutConfig(timeout_seconds=10)
+    run, changed = store._steps._run, asyncio.Event()
+
+    async def run_and_set_a_deadline(call: Any) -> Any:
+        reply = await run(call)
+        store._steps._run = run  # type: ignore[method-assign]
+        await asyncio.to_thread(asyncio.run, store.update_rollout(started.rollout_id, config=config))
+        changed.set()
+        return reply
+
+    store._steps._run = run_and_set_a_deadline  # type: ignore[method-assign]
+    waiting = asyncio.ensure_future(WAITS[name](store, started.rollout_id))
+    await asyncio.wait_for(changed.wait(), SAFETY_SECONDS)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    clock.advance(11)
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert waiting.done()
+    assert await waiting
 
 
 @pytest.mark.asyncio

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -96,6 +98,21 @@ def test_a_change_of_an_attempt_sets_exactly_what_was_given(update, attempt_id):
         assert_same(metadata, given_fields.pop("metadata"))
     assert columns == given_fields
     assert requests.attempt_from_request(request) == attempt_id
+
+
+@pytest.mark.parametrize("text", ["a" * 10_000, "é" * 10_000, "中" * 10_000, "a" * 9_999 + "\N{SLIGHTLY SMILING FACE}"])
+def test_a_record_takes_no_more_memory_than_it_counts_whoever_reads_it(text):
+    message = rollout_pb2.NewRollout(input_json=f'"{text}"', metadata_json=f'{{"text": "{text}"}}')
+    new = records.new_rollout_from_proto(through_bytes(message), "rollout")
+    rollout = record_of(some_rollout("ro", ""))._replace(input_json=new.input_json, metadata_json=new.metadata_json)
+    attempt = AttemptRecord("ro", "at", 1, 0.0, None, "running", None, None, new.metadata_json)
+    counted_bytes = rollout.payload_bytes
+    row = records.rollout_row_to_proto(RolloutRow(rollout, attempt))
+    assert (row.input_json, row.latest_attempt.metadata_json) == (new.input_json, new.metadata_json)
+    assert json_text.loads(new.input_json, "input") == text
+    memory_bytes = sys.getsizeof(new.input_json) + sys.getsizeof(new.metadata_json)
+    assert memory_bytes <= counted_bytes + 200 <= 4 * memory_bytes
+    assert rollout.payload_bytes == counted_bytes
 
 
 class TestRowsEncoder:

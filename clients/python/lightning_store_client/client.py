@@ -208,7 +208,7 @@ class LightningStoreClient(LightningStore):
     async def dequeue_many_rollouts(
         self, *, limit: int = 1, worker_id: str | None = None, max_wait: float = 0.0
     ) -> Sequence[AttemptedRollout]:
-        arguments.check_wait("max_wait", max_wait)
+        max_wait = arguments.wait_seconds("max_wait", max_wait)
         if limit <= 0:
             return []
         worker_id = arguments.worker_name(worker_id)
@@ -231,11 +231,11 @@ class LightningStoreClient(LightningStore):
     # --- Spans -------------------------------------------------------------------------------------------------------
 
     async def add_span(self, span: Span) -> Span | None:
-        arguments.check_spans([span])
+        [span] = arguments.checked_spans([span])
         return None if await self._add_span(spans.span_to_bytes(span)) is None else span
 
     async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
-        arguments.check_spans(spans)
+        spans = arguments.checked_spans(spans)
         return stored_of(spans, await add_legal([self._encoded(span) for span in spans], self._add_spans))
 
     def _encoded(self, span: Span) -> bytes | StoreError:

@@ -12,7 +12,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from sys import getsizeof
 from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from lightning_store.model import (
@@ -36,6 +35,16 @@ RESOURCES_OVERHEAD_BYTES: Final = 500
 WORKER_OVERHEAD_BYTES: Final = 500
 
 
+WIDEST_CHAR_BYTES: Final = 4
+
+
+def text_bytes(text: str | None) -> int:
+    """Memory of a text, at the most: one emoji makes all its characters as wide as itself."""
+    if text is None:
+        return 0
+    return len(text) if text.isascii() else WIDEST_CHAR_BYTES * len(text)
+
+
 class RolloutRecord(NamedTuple):
     """A stored rollout. ``config`` is never changed in place."""
 
@@ -52,7 +61,7 @@ class RolloutRecord(NamedTuple):
     @property
     def payload_bytes(self) -> int:
         """Of its JSON texts, in memory."""
-        return getsizeof(self.input_json) + getsizeof(self.metadata_json)
+        return text_bytes(self.input_json) + text_bytes(self.metadata_json)
 
     @property
     def size_bytes(self) -> int:
@@ -87,7 +96,7 @@ class AttemptRecord(NamedTuple):
     @property
     def payload_bytes(self) -> int:
         """Of its JSON text, in memory."""
-        return getsizeof(self.metadata_json)
+        return text_bytes(self.metadata_json)
 
     @property
     def size_bytes(self) -> int:
@@ -131,7 +140,7 @@ class ResourcesRecord(NamedTuple):
     @property
     def payload_bytes(self) -> int:
         """Of its JSON text, in memory."""
-        return getsizeof(self.resources_json)
+        return text_bytes(self.resources_json)
 
     @property
     def size_bytes(self) -> int:
@@ -155,7 +164,7 @@ class WorkerRecord(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """About what it takes in memory."""
-        return WORKER_OVERHEAD_BYTES + getsizeof(self.heartbeat_stats_json)
+        return WORKER_OVERHEAD_BYTES + text_bytes(self.heartbeat_stats_json)
 
 
 class RolloutRow(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable
@@ -26,13 +27,14 @@ from lightning_store.backends.base import (
 )
 from lightning_store.backends.indices import SLACK, Blocks, CompletionLog, Deadlines, Fifo, Shards
 from lightning_store.backends.query import is_plain, page_of_all, select
+from lightning_store.errors import InvalidArgumentError
 from lightning_store.ids import new_hex
 from lightning_store.lifecycle import TERMINAL
 
 REPLAY_WINDOW_SECONDS: Final = 600.0
 """How long a reply is remembered: well beyond the time over which a client retries."""
 REPLAY_BYTES_MAX: Final = 256 * 1024 * 1024
-"""Bytes of remembered replies at most; the oldest go first."""
+"""Bytes of remembered replies at most; the oldest go first, but the last one stays, however large it is."""
 REPLAY_ENTRIES_MAX: Final = 200_000
 """Replies remembered at most; the oldest go first."""
 
@@ -94,6 +96,12 @@ class MemoryBackend(Backend):
         replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
         replay_entries_max: int = REPLAY_ENTRIES_MAX,
     ) -> None:
+        if not 0 <= replay_window_seconds < math.inf:
+            message = f"replay_window_seconds is {replay_window_seconds}; give 0 or more, and a number that is finite"
+            raise InvalidArgumentError(message, field="replay_window_seconds")
+        if replay_entries_max < 1:
+            message = f"replay_entries_max is {replay_entries_max}; give 1 or more"
+            raise InvalidArgumentError(message, field="replay_entries_max")
         self._store_id = new_hex(12)
         self._replay_window_seconds = replay_window_seconds
         self._transaction = MemoryTransaction(replay_window_seconds, replay_entries_max)
@@ -390,7 +398,7 @@ class MemoryTransaction(Transaction):
         self._replies[request_id] = remembered
         self._replies_in_order.append(remembered)
         self._reply_bytes += remembered.size_bytes
-        while self._replies_in_order:
+        while self._replies_in_order[0] is not remembered:
             oldest = self._replies_in_order[0]
             expired = at - oldest.at > self._replay_window_seconds
             too_many = len(self._replies) > self._replay_entries_max or self._reply_bytes > REPLAY_BYTES_MAX

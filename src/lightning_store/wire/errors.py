@@ -151,7 +151,7 @@ def as_store_error(error: Exception) -> StoreError:
         return of_validation_error(error)
     if isinstance(error, TypeError):
         return InvalidTypeError(str(error))
-    if isinstance(error, ValueError):
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeError):  # which nobody raises on purpose
         return InvalidArgumentError(str(error))
     return _incident()
 

@@ -29,14 +29,14 @@ NULL: Final = "null"
 def rollout_record_to_proto(record: RolloutRecord, latest: AttemptRecord | None = None) -> rollout_pb2.Rollout:
     return rollout_pb2.Rollout(
         rollout_id=record.rollout_id,
-        input_json=None if record.input_json == NULL else record.input_json,
+        input_json=None if record.input_json == NULL else _as_utf8(record.input_json),
         start_time=timestamp_to_proto(record.start_time),
         end_time=optional_timestamp_to_proto(record.end_time),
         mode=mode_to_proto(record.mode, "mode"),
         resources_id=record.resources_id,
         status=ROLLOUT_STATUS.to_proto(record.status, "status"),
         config=_config_to_proto(record.config),
-        metadata_json=record.metadata_json,
+        metadata_json=_as_utf8(record.metadata_json),
         latest_attempt=None if latest is None else attempt_record_to_proto(latest),
     )
 
@@ -55,8 +55,13 @@ def attempt_record_to_proto(record: AttemptRecord) -> rollout_pb2.Attempt:
         status=ATTEMPT_STATUS.to_proto(record.status, "status"),
         worker_id=record.worker_id,
         last_heartbeat_time=optional_timestamp_to_proto(record.last_heartbeat_time),
-        metadata_json=record.metadata_json,
+        metadata_json=_as_utf8(record.metadata_json),
     )
+
+
+def _as_utf8(text: str | None) -> Any:
+    """For a string field. With a text that is not ASCII, Python would keep its UTF-8 form as long as the text."""
+    return text if text is None or text.isascii() else text.encode()
 
 
 def new_rollout_from_proto(message: rollout_pb2.NewRollout, field: str) -> NewRollout:

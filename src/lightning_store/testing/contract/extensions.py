@@ -379,6 +379,37 @@ WORKER_CALLS: Final[dict[str, IdCall]] = {
 }
 """Each method that takes the id of a worker, or none."""
 
+TEXT_CALLS: Final[dict[str, Callable[[LightningStore, AttemptedRollout, str], Awaitable[object]]]] = {
+    "start_rollout": lambda store, one, text: store.start_rollout("task", resources_id=text),
+    "enqueue_rollout": lambda store, one, text: store.enqueue_rollout("task", resources_id=text),
+    "enqueue_many_rollouts": lambda store, one, text: store.enqueue_many_rollouts(
+        [EnqueueRolloutRequest(input="task"), EnqueueRolloutRequest(input="task", resources_id=text)]
+    ),
+    "update_rollout": lambda store, one, text: store.update_rollout(one.rollout_id, resources_id=text),
+    "update_attempt": lambda store, one, text: store.update_attempt(one.rollout_id, "latest", worker_id=text),
+    "add_resources": lambda store, one, text: store.add_resources({text: some_llm()["llm"]}),
+    "update_resources": lambda store, one, text: store.update_resources("rs", {text: some_llm()["llm"]}),
+}
+"""Each method that takes text which may be any, or the name of something."""
+
+ITERABLES: Final[dict[str, Callable[[LightningStore, AttemptedRollout], Awaitable[object]]]] = {
+    "enqueue_many_rollouts": lambda store, one: store.enqueue_many_rollouts(
+        EnqueueRolloutRequest(input=number)  # type: ignore[arg-type]
+        for number in range(3)
+    ),
+    "add_many_spans": lambda store, one: store.add_many_spans(
+        make_span(one, number)  # type: ignore[arg-type]
+        for number in (1, 2, 3)
+    ),
+    "get_many_span_sequence_ids": lambda store, one: store.get_many_span_sequence_ids(
+        (one.rollout_id, one.attempt.attempt_id)  # type: ignore[arg-type]
+        for _ in range(3)
+    ),
+    "query_rollouts": lambda store, one: store.query_rollouts(status_in=(status for status in ("preparing",))),  # type: ignore[arg-type]
+    "query_workers": lambda store, one: store.query_workers(status_in=(status for status in ("busy",))),  # type: ignore[arg-type]
+}
+"""Each method that needs its list once only, and how many it then gives: three, or the one that there is."""
+
 NOT_TEXT: Final = (5, None, ["x"])
 NO_IDS: Final = ("", "\ud800")
 
@@ -435,6 +466,19 @@ class IdsContract(ContractBase):
         with pytest.raises(ValueError):
             await WORKER_CALLS[name](store, one, "\ud800")
         assert await contents(store) == before
+
+    @pytest.mark.parametrize("name", TEXT_CALLS)
+    async def test_x_text_that_cannot_be_sent_is_refused(self, store: LightningStore, name: str) -> None:
+        one = await self.filled(store)
+        before = await contents(store)
+        with pytest.raises(ValueError):
+            await TEXT_CALLS[name](store, one, "\ud800")
+        assert await contents(store) == before
+
+    @pytest.mark.parametrize("name", ITERABLES)
+    async def test_x_what_can_be_read_once_is_read_once(self, store: LightningStore, name: str) -> None:
+        one = await self.filled(store)
+        assert len(await ITERABLES[name](store, one)) == (1 if name.startswith("query") else 3)  # type: ignore[arg-type]
 
     @pytest.mark.parametrize("name", WORKER_CALLS)
     async def test_x_no_worker_is_no_record(self, store: LightningStore, name: str) -> None:

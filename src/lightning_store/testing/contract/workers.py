@@ -136,6 +136,29 @@ class AssignmentContract(ContractBase):
         await report(store, held, "succeeded")
         assert await holding(store, "w") == ("idle", None, None)
 
+    @pytest.mark.parametrize("status", ["succeeded", "failed", "timeout", "unresponsive"])
+    @pytest.mark.parametrize("over", ["before it is named", "by the same call"])
+    async def test_f25_naming_a_worker_on_what_is_over_leaves_what_it_holds_alone(
+        self, store: LightningStore, status: AttemptStatus, over: str
+    ) -> None:
+        await store.start_rollout("held", worker_id="w")
+        ended = await store.start_rollout("ended")
+        before = await look_at_worker(store, "w")
+        if over == "by the same call":
+            await store.update_attempt(ended.rollout_id, "latest", status=status, worker_id="w")
+        else:
+            await report(store, ended, status)
+            await store.update_attempt(ended.rollout_id, "latest", worker_id="w")
+        assert await look_at_worker(store, "w") == before
+
+    async def test_f25_a_report_on_what_goes_on_is_told_of_its_worker(
+        self, store: LightningStore, clock: FakeClock
+    ) -> None:
+        started = await store.start_rollout("task", worker_id="w")
+        clock.advance(5)
+        await report(store, started, "running")
+        assert (await look_at_worker(store, "w")).last_busy_time == clock.now()
+
     async def test_f25_an_attempt_that_moves_on_releases_its_worker(
         self, store: LightningStore, clock: FakeClock
     ) -> None:
