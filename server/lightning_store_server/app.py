@@ -6,8 +6,7 @@ import asyncio
 import errno
 import logging
 import socket
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
@@ -16,7 +15,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from lightning_store.in_memory import REPLAY_ENTRIES_MAX as REPLAY_ENTRIES_MAX
 from lightning_store.in_memory import REPLAY_WINDOW_SECONDS as REPLAY_WINDOW_SECONDS
 from lightning_store.in_memory import InMemoryLightningStore
-from lightning_store.model import Span
 from lightning_store.store import LightningStore
 from lightning_store.v1 import service_pb2_grpc
 from lightning_store.wire.methods import SERVICE, TRACE_SERVICE
@@ -176,29 +174,6 @@ def _add_reflection(server: grpc.aio.Server) -> None:
     add_reflection(server, [SERVICE, TRACE_SERVICE, health.SERVICE_NAME])
 
 
-def memory_store(
-    *,
-    strict: bool = False,
-    worker_timeout_seconds: float = WORKER_TIMEOUT_SECONDS,
-    eviction_memory_threshold: float | int | None = None,
-    safe_memory_threshold: float | int | None = None,
-    span_size_estimator: Callable[[Span], int] | None = None,
-    memory_limit: float | int | None = None,
-    retain_finished_seconds: float | None = None,
-    retain_finished_count: int | None = None,
-    replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
-    replay_entries_max: int = REPLAY_ENTRIES_MAX,
-) -> LightningStore:
-    """The store that ``serve`` hosts unless told otherwise."""
-    return InMemoryLightningStore(
-        strict=strict,
-        worker_timeout_seconds=worker_timeout_seconds,
-        eviction_memory_threshold=eviction_memory_threshold,
-        safe_memory_threshold=safe_memory_threshold,
-        span_size_estimator=span_size_estimator,
-        memory_limit=memory_limit,
-        retain_finished_seconds=retain_finished_seconds,
-        retain_finished_count=retain_finished_count,
-        replay_window_seconds=replay_window_seconds,
-        replay_entries_max=replay_entries_max,
-    )
+def memory_store(*, worker_timeout_seconds: float = WORKER_TIMEOUT_SECONDS, **settings: Any) -> LightningStore:
+    """The store that ``serve`` hosts unless told otherwise. ``settings`` are those of InMemoryLightningStore."""
+    return InMemoryLightningStore(worker_timeout_seconds=worker_timeout_seconds, **settings)

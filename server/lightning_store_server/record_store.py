@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol, TypeGuard, runtime_checkable
 from lightning_store import json_text
 from lightning_store.backends.base import (
     AttemptRecord,
+    Claim,
     NewRollout,
     RolloutRecord,
     RolloutRow,
@@ -28,7 +29,6 @@ from lightning_store.model import (
 )
 from lightning_store.outcomes import SpanOutcome, add_legal
 from lightning_store.replay import part_scope
-from lightning_store.snapshots import Claim
 from lightning_store.store import LightningStore
 from lightning_store.wire.spans import ProtoSpanCodec
 

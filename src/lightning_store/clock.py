@@ -1,4 +1,4 @@
-"""Time, injected. Nothing else in the project reads a clock or sleeps by itself."""
+"""Time, injected. No rule reads a clock or sleeps by itself, in the store or in the client."""
 
 from __future__ import annotations
 

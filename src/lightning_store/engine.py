@@ -15,6 +15,7 @@ from lightning_store import arguments, json_text, queries
 from lightning_store.backends.base import (
     AttemptRecord,
     Backend,
+    Claim,
     NewRollout,
     ResourcesRecord,
     RolloutRecord,
@@ -60,7 +61,6 @@ from lightning_store.outcomes import SpanOutcome, add_legal, stored_number, stor
 from lightning_store.replay import current_request, part_scope
 from lightning_store.runner import Runner
 from lightning_store.snapshots import (
-    Claim,
     attempt_of,
     attempted_rollout_of,
     resources_of,

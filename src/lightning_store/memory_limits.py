@@ -1,4 +1,4 @@
-"""How many bytes of spans a store in memory keeps before it drops the oldest."""
+"""How many bytes a store in memory keeps: of spans before it drops some, and of everything before it refuses more."""
 
 from __future__ import annotations
 

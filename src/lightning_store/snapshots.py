@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from lightning_store import json_text
-from lightning_store.backends.base import AttemptRecord, ResourcesRecord, RolloutRecord, RolloutRow, WorkerRecord
+from lightning_store.backends.base import AttemptRecord, Claim, ResourcesRecord, RolloutRecord, RolloutRow, WorkerRecord
 from lightning_store.lazy import lazy
 from lightning_store.model import (
     Attempt,
@@ -17,13 +17,6 @@ from lightning_store.model import (
     config_copy,
     construct,
 )
-
-
-class Claim(NamedTuple):
-    """A rollout record with the record of its latest attempt."""
-
-    rollout: RolloutRecord
-    attempt: AttemptRecord
 
 
 def rollout_of(record: RolloutRecord) -> Rollout:

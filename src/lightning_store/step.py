@@ -12,6 +12,7 @@ from typing import Any
 from lightning_store import lifecycle, workers
 from lightning_store.backends.base import (
     AttemptRecord,
+    Claim,
     Completion,
     NewRollout,
     Query,
@@ -33,7 +34,6 @@ from lightning_store.errors import (
 from lightning_store.ids import new_hex
 from lightning_store.model import AttemptStatus, RolloutStatus
 from lightning_store.outcomes import SpanOutcome
-from lightning_store.snapshots import Claim
 
 SEQUENCE_MAX = 2**63 - 1
 """The last span number: what a signed 64-bit integer holds."""

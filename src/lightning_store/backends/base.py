@@ -174,6 +174,13 @@ class RolloutRow(NamedTuple):
     attempt: AttemptRecord | None
 
 
+class Claim(NamedTuple):
+    """A rollout with the attempt that was begun of it just now."""
+
+    rollout: RolloutRecord
+    attempt: AttemptRecord
+
+
 class SpanCodec(Protocol):
     """Turns spans into records and back. ``decode(encode(span)) == span`` for every span."""
 

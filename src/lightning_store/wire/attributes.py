@@ -21,14 +21,11 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyVa
 from lightning_store.errors import NotJsonError
 from lightning_store.wire.checks import has_utf8, invalid
 from lightning_store.wire.remembering import CHARS_MAX, REMEMBERED_MAX
-from lightning_store.wire.wire_format import delimited, tag_of, varint
+from lightning_store.wire.wire_format import INT64_MAX, INT64_MIN, UINT64_MAX, delimited, tag_of, varint
 
 Residue = Any
 """JSON value to lay over what OTLP says; None: nothing."""
 
-INT64_MIN: Final = -(2**63)
-INT64_MAX: Final = 2**63 - 1
-UINT64_MAX: Final = 2**64 - 1
 NESTING_MAX: Final = 16
 """Levels of lists and mappings that go into OTLP. protobuf refuses to parse messages deeper than 100, and each level
 takes three; what is deeper is residue."""

@@ -27,10 +27,11 @@ from lightning_store import json_text
 from lightning_store.backends.base import SpanRecord
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.v1 import span_pb2
-from lightning_store.wire.attributes import INT64_MAX, read_value
+from lightning_store.wire.attributes import read_value
 from lightning_store.wire.checks import invalid
 from lightning_store.wire.span_parts import SPAN_ID_BYTES, TRACE_ID_BYTES
 from lightning_store.wire.spans import span_record_from_proto
+from lightning_store.wire.wire_format import INT64_MAX
 
 ROLLOUT_ID: Final = "agentlightning.rollout_id"
 ATTEMPT_ID: Final = "agentlightning.attempt_id"

@@ -17,10 +17,10 @@ from lightning_store.v1 import common_pb2, resources_pb2, rollout_pb2, span_pb2,
 from lightning_store.wire import enums
 from lightning_store.wire.checks import invalid, not_negative, optional_text_to_proto, text_to_proto
 from lightning_store.wire.requests import select_attempt, selected_attempt
+from lightning_store.wire.wire_format import INT64_MAX
 
 ItemT = TypeVar("ItemT")
 
-INT64_MAX: Final = 2**63 - 1
 ALL_ROWS: Final = -1
 """The ``limit`` of the Python API that means: all rows."""
 

@@ -32,10 +32,10 @@ from lightning_store.wire.times import (
     optional_timestamp_to_proto,
     timestamp_from_proto,
 )
+from lightning_store.wire.wire_format import INT32_MAX
 
 UpdateT = TypeVar("UpdateT", rollout_pb2.RolloutUpdate, rollout_pb2.AttemptUpdate)
 
-INT32_MAX: Final = 2**31 - 1
 
 # --- Updates ---------------------------------------------------------------------------------------------------------
 

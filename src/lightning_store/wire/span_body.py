@@ -19,7 +19,7 @@ from lightning_store import json_text
 from lightning_store.errors import StoreError
 from lightning_store.model import TIME_MAX_SECONDS, Counter, Span, SpanContext, Time
 from lightning_store.v1 import span_pb2
-from lightning_store.wire.attributes import INT64_MAX, KeyValues, Residue, read_attributes
+from lightning_store.wire.attributes import KeyValues, Residue, read_attributes
 from lightning_store.wire.checks import invalid
 from lightning_store.wire.remembering import remembering
 from lightning_store.wire.span_contexts import TRACE_FLAGS, context_values, told_of_own, told_of_parent
@@ -47,7 +47,7 @@ from lightning_store.wire.span_parts import (
     write_text,
     write_time,
 )
-from lightning_store.wire.wire_format import delimited, delimited_parts, tag_of, varint
+from lightning_store.wire.wire_format import INT64_MAX, delimited, delimited_parts, tag_of, varint
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 

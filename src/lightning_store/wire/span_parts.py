@@ -29,11 +29,10 @@ from lightning_store.wire.span_contexts import (
     trace_flags,
 )
 from lightning_store.wire.times import EXACT_FROM_SECONDS, TIME_MAX_NANOS, from_nanos, to_nanos
-from lightning_store.wire.wire_format import delimited, delimited_parts, tag_of, varint
+from lightning_store.wire.wire_format import UINT32_MAX, delimited, delimited_parts, tag_of, varint
 
 TRACE_ID_BYTES: Final = 16
 SPAN_ID_BYTES: Final = 8
-UINT32_MAX: Final = 2**32 - 1
 
 SPAN_KIND: Final = EnumTable(
     {
