@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import grpc
@@ -62,20 +62,17 @@ class SessionServicer(StoreServicer):
         self, request_iterator: AsyncIterator[SessionRequest], context: Context
     ) -> None:
         peer = context.peer() if self._access_log else None
-        session = _Session(self._calls, self._begin, request_iterator, peer)
+        session = _Session(self._calls, self._begin, partial(write, context), peer)
         self._sessions.add(session)
         if self._draining:
             session.take_no_more()
         try:
-            async with aclosing(session.responses()) as responses:
-                async for response in responses:
-                    await write(context, response)
+            await session.serve(request_iterator)
         except Exception as error:
             status = to_status(shown_error(PATH, error))
             await context.abort(status.code, status.message, status.trailing_metadata)
         finally:
             self._sessions.discard(session)
-            session.abandon()
 
 
 Begin: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None] | None"]
@@ -156,22 +153,50 @@ class _UnderWay:
 
 
 class _Session:
-    """One stream: reads calls, begins each, and collects what they end with."""
+    """One stream: reads calls, begins each, and sends what they end with."""
 
     def __init__(
-        self, calls: _Calls, begin: Begin, requests: AsyncIterator[SessionRequest], logged_peer: str | None
+        self,
+        calls: _Calls,
+        begin_call: Begin,
+        write: Callable[[SessionResponse], Coroutine[Any, Any, None]],
+        logged_peer: str | None,
     ) -> None:
         self._calls = calls
-        self._begin_coroutine = begin
+        self._begin_call = begin_call
+        self._write = write
         self._logged_peer = logged_peer
         self._under_way: dict[int, _UnderWay] = {}
         self._ended: list[_Ended] = []
-        self._changed = asyncio.Event()
+        """Whose replies are to be sent next."""
+        self._reading = True
+        self._sending = False
+        self._sender: asyncio.Task[None] | None = None
         self._draining = False
         self._failure: Exception | None = None
-        """Why nothing more can be read."""
-        self._reading = asyncio.ensure_future(self._read(requests))
-        self._reading.add_done_callback(lambda _: self._changed.set())
+        """Why nothing more can be read, or sent."""
+        self._over = asyncio.Event()
+
+    async def serve(self, requests: AsyncIterator[SessionRequest]) -> None:
+        """Until the caller has said all and has its answers, or the server drains.
+
+        Raises at once if what the caller says cannot be understood.
+        """
+        reading = asyncio.create_task(self._read(requests))
+        try:
+            await self._over.wait()
+        finally:
+            reading.cancel()
+            self._abandon()
+        if self._failure is not None:
+            raise self._failure
+
+    def take_no_more(self) -> None:
+        """Refuse what comes from now on, and end when the calls that are under way have ended."""
+        self._draining = True
+        self._note_whether_over()
+
+    # --- Reading -----------------------------------------------------------------------------------------------------
 
     async def _read(self, requests: AsyncIterator[SessionRequest]) -> None:
         try:
@@ -180,12 +205,17 @@ class _Session:
                     called_off = {id_ for id_ in request.cancelled_ids if not self._cancel(id_)}
                     for begun, call in enumerate(one for one in request.calls if one.id not in called_off):
                         if begun and begun % CALLS_AT_A_STRETCH == 0:
+                            self._send(begin)
                             await asyncio.sleep(0)
                         self._begin(call)
+                    self._send(begin)
         except DecodeError as error:
             self._failure = InvalidArgumentError(f"what came is no SessionRequest: {error}")
         except Exception as error:
             self._failure = error
+        self._send(begin)
+        self._reading = False
+        self._note_whether_over()
 
     def _begin(self, call: SessionCall) -> None:
         if call.id in self._under_way:
@@ -193,10 +223,9 @@ class _Session:
         if self._draining:
             error = StoreUnavailableError("the server is shutting down; try again when it is back")
             self._ended.append(_Ended(SessionReply(id=call.id, error=error_to_proto(error)), None))
-            self._changed.set()
         else:
             under_way = self._under_way[call.id] = _UnderWay()
-            under_way.task = self._begin_coroutine(self._run(call, under_way))
+            under_way.task = self._begin_call(self._run(call, under_way))
 
     def _cancel(self, id_: int) -> bool:
         """Whether the call was under way."""
@@ -204,17 +233,18 @@ class _Session:
         if under_way is None:
             return False
         _give_up(under_way)
-        self._changed.set()
+        self._note_whether_over()
         return True
 
     async def _run(self, call: SessionCall, under_way: _UnderWay) -> None:
         ended = await self._make(call)
-        if self._under_way.get(call.id) is under_way:
-            del self._under_way[call.id]
-            self._ended.append(ended)
-            self._changed.set()
-        else:  # it was cancelled, and ended all the same
+        if self._under_way.get(call.id) is not under_way:  # it was cancelled, and ended all the same
             _leave([ended])
+            return
+        del self._under_way[call.id]
+        self._ended.append(ended)
+        if under_way.task is not None:  # else the reader sends it, with the others of its stretch
+            self._send(asyncio.create_task)
 
     async def _make(self, call: SessionCall) -> _Ended:
         if self._logged_peer is None:
@@ -224,40 +254,44 @@ class _Session:
             entry.code = ended.reply.error.code
         return ended
 
-    async def responses(self) -> AsyncGenerator[SessionResponse, None]:
-        """What is to be sent, until the caller has said all and has its answers, or the server drains.
+    # --- Sending -----------------------------------------------------------------------------------------------------
 
-        Raises at once if what the caller says cannot be understood.
-        """
-        while not self._is_over():
-            await self._changed.wait()
-            self._changed.clear()
-            ended, self._ended = self._ended, []
-            try:
-                for run in _runs(ended):
-                    yield SessionResponse(replies=[one.reply for one in run])
-                    _leave(run)
-            finally:  # the caller may be gone
-                _leave(ended)
-        if self._failure is not None:
-            raise self._failure
+    def _send(self, how: Begin) -> None:
+        """Send what has ended, after what is being sent. ``how`` begins it: at once, or in the loop's next turn, with all
+        that ends in this one."""
+        if self._ended and not self._sending:
+            self._sending = True
+            self._sender = how(self._send_all())
 
-    def _is_over(self) -> bool:
-        if self._under_way and self._failure is None:
-            return False
-        return not self._ended and (self._draining or self._reading.done())
+    async def _send_all(self) -> None:
+        try:
+            while self._ended:
+                ended, self._ended = self._ended, []
+                try:
+                    for run in _runs(ended):
+                        await self._write(SessionResponse(replies=[one.reply for one in run]))
+                        _leave(run)
+                finally:  # the caller may be gone
+                    _leave(ended)
+            self._sending = False
+        except Exception as error:
+            self._failure = error
+            self._over.set()
+        self._note_whether_over()
 
-    def take_no_more(self) -> None:
-        """Refuse what comes from now on, and end when the calls that are under way have ended."""
-        self._draining = True
-        self._changed.set()
+    def _note_whether_over(self) -> None:
+        if self._ended or self._sending or (self._under_way and self._failure is None):
+            return
+        if self._draining or not self._reading:
+            self._over.set()
 
-    def abandon(self) -> None:
+    def _abandon(self) -> None:
         """The stream is over: nobody waits for what is under way."""
-        self._reading.cancel()
         given_up, self._under_way = self._under_way, {}
         for under_way in given_up.values():
             _give_up(under_way)
+        if self._sender is not None:
+            self._sender.cancel()
         _leave(self._ended)
 
 
