@@ -257,8 +257,8 @@ class _Session:
     # --- Sending -----------------------------------------------------------------------------------------------------
 
     def _send(self, how: Begin) -> None:
-        """Send what has ended, after what is being sent. ``how`` begins it: at once, or in the loop's next turn, with all
-        that ends in this one."""
+        """Send what has ended, after what is being sent. ``how`` begins it: at once, or in the loop's next turn, with
+        all that ends in this one."""
         if self._ended and not self._sending:
             self._sending = True
             self._sender = how(self._send_all())
