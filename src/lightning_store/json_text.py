@@ -1,6 +1,6 @@
 """JSON text: the form in which user payloads (input, metadata, heartbeat_stats, resources) are kept and sent.
 
-Anything JSON can hold comes back equal: integers of up to 4300 digits, NaN and the infinities (as Python writes them),
+Anything JSON can hold comes back equal: integers of up to 4,300 digits, NaN and the infinities (as Python writes them),
 unpaired surrogates. Tuples come back as lists. What JSON cannot hold is refused with its path.
 """
 
@@ -36,6 +36,8 @@ def dumps(value: Any, path: str) -> str:
     try:
         text = _write(checked)
     except ValueError as error:
+        if _is_about_digits(error):
+            raise NotJsonError(_too_many_digits(path), path=path) from None
         raise NotJsonError(f"{path} cannot be written as JSON: {error}", path=path) from error
     if _may_be_unreadable(text):
         try:
@@ -60,7 +62,8 @@ def loads(text: str, path: str) -> Any:
     except RecursionError:
         raise InvalidArgumentError(str(_too_deep(path)), field=path) from None
     except ValueError as error:
-        raise InvalidArgumentError(f"{path} is not valid JSON: {error}", field=path) from None
+        message = _too_many_digits(path) if _is_about_digits(error) else f"{path} is not valid JSON: {error}"
+        raise InvalidArgumentError(message, field=path) from None
 
 
 def _write(value: Any) -> str:
@@ -87,6 +90,15 @@ def _has_long_number(text: str) -> bool:
 
 def _is_recursion(error: ValueError) -> bool:
     return str(error).startswith("recursion limit exceeded")
+
+
+def _is_about_digits(error: ValueError) -> bool:
+    return str(error).startswith("Exceeds the limit")
+
+
+def _too_many_digits(path: str) -> str:
+    """In place of Python's own words, which tell how this process could be set to take more."""
+    return f"{path} has an integer of more than {DIGITS_MAX} digits; give it as text"
 
 
 def _too_deep(path: str) -> NotJsonError:

@@ -15,6 +15,7 @@ from lightning_store.json_text import DEPTH_MAX, DIGITS_MAX, dumps, loads
 
 LONGEST = 10 ** (DIGITS_MAX - 1)
 TOO_LONG = 10**DIGITS_MAX
+TOO_MANY_DIGITS = f"payload has an integer of more than {DIGITS_MAX} digits; give it as text"
 TOO_DEEP = f"payload is nested more than {DEPTH_MAX} levels deep; make it flatter"
 
 
@@ -53,13 +54,15 @@ class TestIntegers:
     @pytest.mark.parametrize("number", [TOO_LONG, -TOO_LONG], ids=["positive", "negative"])
     @pytest.mark.parametrize("wrap", [lambda n: n, lambda n: [1, {"a": n}], lambda n: (n,), lambda n: ["\ud800", n]])
     def test_longer_ones_are_refused(self, number: int, wrap: Callable[[int], Any]):
-        with pytest.raises(NotJsonError, match=r"payload .*\(4300 digits\)"):
+        with pytest.raises(NotJsonError) as caught:
             dumps(wrap(number), "payload")
+        assert (str(caught.value), caught.value.details) == (TOO_MANY_DIGITS, {"path": "payload"})
 
     @pytest.mark.parametrize("text", [f"{LONGEST}0", f'{{"a":[-{LONGEST}0]}}'], ids=["alone", "inside"])
     def test_longer_ones_are_not_read(self, text: str):
-        with pytest.raises(InvalidArgumentError, match=r"payload is not valid JSON: .*\(4300 digits\)"):
+        with pytest.raises(InvalidArgumentError) as caught:
             loads(text, "payload")
+        assert (str(caught.value), caught.value.details) == (TOO_MANY_DIGITS, {"field": "payload"})
 
     def test_digits_in_text_are_no_number(self):
         value = {"7" * 5000: ["8" * 5000, 9]}
@@ -80,7 +83,7 @@ class TestIntegers:
                 store.update_worker("w", heartbeat_stats=payload),
                 store.update_worker("new", heartbeat_stats=payload),
             ):
-                with pytest.raises(NotJsonError, match="4300 digits"):
+                with pytest.raises(NotJsonError, match="more than 4300 digits"):
                     await refused
         assert list(await store.query_rollouts()) == [started]
         assert list(await store.query_workers()) == [worker]
