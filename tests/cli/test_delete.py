@@ -70,7 +70,7 @@ def test_by_id_and_status(scene) -> None:
     [
         ((), "give IDs, or --older-than"),
         (("--status", "failed"), "give IDs, or --older-than"),
-        (("--older-than", "-1h"), "12h"),
+        (("--older-than", "-1h"), "'-1h' is not a length of time; give one like 90s, 15m, 12h"),
         (("--older-than", "0", "--status", "done"), "done"),
     ],
 )
@@ -78,6 +78,22 @@ def test_what_is_not_said_is_not_guessed(run, arguments, says) -> None:
     result = run("delete", *arguments)
     assert result.exit_code == 2
     assert says in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("--status", "failed")])
+def test_no_variable_says_what_to_delete(run, scene, arguments) -> None:
+    variables = {"LIGHTNING_STORE_OLDER_THAN": "0", "LIGHTNING_STORE_SERVER": scene.server.endpoint}
+    result = run("delete", *arguments, env=variables)
+    assert (result.exit_code, scene.left()) == (2, scene.ids)
+    assert "give IDs, or --older-than" in result.stderr
+
+
+def test_the_status_that_rollouts_lists_narrows_no_deletion(run, scene) -> None:
+    variables = {"LIGHTNING_STORE_STATUS": "failed", "LIGHTNING_STORE_SERVER": scene.server.endpoint}
+    listed = json.loads(run("rollouts", "--json", env=variables).stdout)["items"]
+    assert [rollout["rollout_id"] for rollout in listed] == [scene.ids[1]]
+    assert run("delete", scene.ids[0], env=variables).stdout == "deleted 1 rollout\n"
+    assert scene.left() == scene.ids[1:]
 
 
 def test_a_store_that_is_not_there(run, scene) -> None:

@@ -7,15 +7,21 @@ from typing import get_args
 import click
 
 from lightning_store.model import RolloutStatus
-from lightning_store_server.cli.options import age, setting
+from lightning_store_server.cli.options import parse_time
 from lightning_store_server.cli.show import ask, echo_json, on_server
 
 
+# The selection has no variables: nothing is deleted for what the environment holds, perhaps for another command.
 @click.command()
 @click.argument("rollout_ids", metavar="[ID]...", nargs=-1)
 @on_server
-@age("--older-than", help="Only rollouts that ended so long ago or longer: 3600s, 15m, 12h, 7d; 0 is all that ended.")
-@setting(
+@click.option(
+    "--older-than",
+    metavar="TIME",
+    callback=lambda _, __, text: None if text is None else parse_time(text),
+    help="Only rollouts that ended so long ago or longer: 3600s, 15m, 12h, 7d; 0 is all that ended.",
+)
+@click.option(
     "--status",
     "statuses",
     type=click.Choice(get_args(RolloutStatus)),

@@ -118,15 +118,6 @@ def retention(flag: str, *names: str, help: str) -> Callable[[F], F]:
     return setting(flag, *names, help=help, callback=parse, metavar="COUNT|TIME")
 
 
-def age(flag: str, *names: str, help: str) -> Callable[[F], F]:
-    """A setting that is a length of time of any kind, in seconds if it has no unit."""
-
-    def parse(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
-        return None if value is None else parse_time(value)
-
-    return setting(flag, *names, help=help, callback=parse, metavar="TIME")
-
-
 def parse_retention(text: str) -> Retention:
     """So many for a plain whole number, for so long for one with a unit. click.BadParameter for neither, and for 0."""
     plain = text.strip()
