@@ -32,15 +32,10 @@ COMPARED_PROBLEMS: Final = 200
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags, with what ``--compare`` implies filled in."""
-    parser = argparse.ArgumentParser(prog="agent-lightning-demo", description=__doc__)
-    problems = parser.add_mutually_exclusive_group()
-    problems.add_argument(
-        "--data",
-        type=Path,
-        metavar="FILE",
-        help="problems as JSON lines (default: ../shared/data/svamp.jsonl if there)",
+    parser = argparse.ArgumentParser(prog="python -m examples.agent_lightning", description=__doc__)
+    parser.add_argument(
+        "--data", type=Path, metavar="FILE", help="problems in the form of SVAMP, instead of generated ones"
     )
-    problems.add_argument("--generated", action="store_true", help="generate problems from templates")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--store",
@@ -86,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain("this needs Agent Lightning: make demo-agentlightning installs it and runs this", 1)
     try:
         _interrupt_on_signals()
-        problems = obtain(options.data, generated=options.generated, seed=options.seed)
+        problems = obtain(options.data, seed=options.seed)
         return _run(options, problems)
     except DataError as error:
         return _complain(str(error), 2)

@@ -7,9 +7,10 @@ One server process, one algorithm process and several runner processes that know
     runner     claims a rollout, fetches the weights that it names, answers the problem, records OpenTelemetry spans,
                reports the end
 
-Run it from the project's root with ``python -m examples.svamp_demo`` (``--help`` shows the flags).
+Run it from the project's root: ``make demo``, or ``python -m examples.svamp_demo`` (``--help`` shows the flags).
+Problems are generated; ``--data SVAMP.json`` takes those of SVAMP (https://github.com/arkilpatel/SVAMP, MIT licence).
 
 Modules, each using only those above it: ``arithmetic`` (numbers in a text, what can be computed from two of them),
-``problems`` (loading and generating), ``policy`` (features, softmax, gradients), ``messages`` (the resource),
+``problems`` (generating and loading), ``policy`` (features, softmax, gradients), ``messages`` (the resource),
 ``tracing`` (spans out and in), ``runner``, ``report`` (log and plot), ``algorithm``, ``processes``, ``demo``.
 """

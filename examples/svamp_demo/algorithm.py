@@ -253,10 +253,11 @@ def _print_summary(console: Console, summary: Summary, report: Report) -> None:
 
 def arguments_parser() -> argparse.ArgumentParser:
     """The flags of this process; ``demo`` passes them on."""
-    parser = argparse.ArgumentParser(prog="svamp-algorithm", description="Trains the agent of the SVAMP demo.")
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.svamp_demo.algorithm", description="Trains the agent of the SVAMP demo."
+    )
     parser.add_argument("--server", required=True, metavar="HOST:PORT", help="the store")
-    parser.add_argument("--data", type=Path, metavar="PATH", help="problems as JSON lines")
-    parser.add_argument("--generated", action="store_true", help="generate the problems")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="problems, instead of generated ones")
     parser.add_argument("--iterations", type=int, required=True)
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--seed", type=int, required=True)
@@ -271,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     errors = Console(stderr=True, highlight=False, soft_wrap=True)
     settings = Settings(iterations=options.iterations, batch_size=options.batch_size, seed=options.seed)
     try:
-        problems = obtain(options.data, generated=options.generated, seed=options.seed)
+        problems = obtain(options.data, seed=options.seed)
         report = Report(options.output)
         summary = asyncio.run(_train(options.server, problems, settings, report, console))
     except DataError as error:

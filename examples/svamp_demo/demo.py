@@ -31,23 +31,16 @@ class RunError(RuntimeError):
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The flags, with what ``--quick`` implies filled in."""
-    parser = argparse.ArgumentParser(prog="svamp-demo", description=__doc__)
-    problems = parser.add_mutually_exclusive_group()
-    problems.add_argument(
-        "--data",
-        type=Path,
-        metavar="PATH",
-        help="problems as JSON lines (default: ../shared/data/svamp.jsonl if there)",
+    parser = argparse.ArgumentParser(prog="python -m examples.svamp_demo", description=__doc__)
+    parser.add_argument(
+        "--data", type=Path, metavar="FILE", help="problems in the form of SVAMP, instead of generated ones"
     )
-    problems.add_argument("--generated", action="store_true", help="generate problems from templates")
     parser.add_argument("--runners", type=_positive, default=4, metavar="N", help="runner processes (%(default)s)")
     parser.add_argument("--iterations", type=_positive, metavar="N", help="training steps (60; quick: 12)")
     parser.add_argument("--batch-size", type=_positive, metavar="N", help="rollouts a step (48; quick: 24)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="split, order and draws (%(default)s)")
     parser.add_argument("--kill-runner", action="store_true", help="SIGKILL a runner at work half way through")
-    parser.add_argument(
-        "--quick", action="store_true", help="a small run; on generated problems, unless --data is given"
-    )
+    parser.add_argument("--quick", action="store_true", help="a small run")
     parser.add_argument(
         "--output",
         type=Path,
@@ -59,7 +52,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.iterations = options.iterations or (12 if options.quick else 60)
     options.batch_size = options.batch_size or (24 if options.quick else 48)
-    options.generated = options.generated or (options.quick and options.data is None)
     if options.kill_runner and options.runners < 2:
         parser.error("--kill-runner leaves nobody to do the work: give --runners 2 or more")
     if options.seed < 0:
@@ -78,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo. Exit code: 0; 1 for a run that failed; 2 for bad arguments or data; 130 if it was interrupted."""
     options = parse(arguments)
     try:
-        problems = obtain(options.data, generated=options.generated, seed=options.seed)
+        problems = obtain(options.data, seed=options.seed)
         asyncio.run(_run(options, problems))
     except DataError as error:
         return _complain(str(error), 2)
@@ -125,7 +117,7 @@ async def _run(options: argparse.Namespace, problems: ProblemSet) -> None:
 
 def _passed_on(options: argparse.Namespace, endpoint: str) -> list[str]:
     """The algorithm's flags."""
-    source = ["--data", str(options.data)] if options.data else ["--generated"] if options.generated else []
+    source = ["--data", str(options.data)] if options.data else []
     numbers = {"--iterations": options.iterations, "--batch-size": options.batch_size, "--seed": options.seed}
     flags = [part for flag, value in numbers.items() for part in (flag, str(value))]
     return ["--server", endpoint, "--output", str(options.output), *source, *flags]

@@ -1,4 +1,9 @@
-"""Word problems: loaded from JSON lines in the form of the SVAMP challenge set, or generated from templates."""
+"""Word problems: generated from templates, or loaded from a file in the form of the SVAMP challenge set.
+
+SVAMP has 1,000 problems in English, of which this agent can do 761: Patel, Bhattamishra and Goyal, "Are NLP Models
+really able to Solve Simple Math Word Problems?", NAACL 2021. Under the MIT licence it is at
+https://github.com/arkilpatel/SVAMP, as SVAMP.json.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +17,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from examples.svamp_demo.arithmetic import candidates, is_number, number, tokens
 
-DEFAULT_DATA: Final = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "svamp.jsonl"
-"""``../shared/data/svamp.jsonl`` as seen from the project's root: read when it exists and nothing else is asked for."""
-
 PROBLEMS_MIN: Final = 20
 """Fewer solvable problems than this cannot be split into a part to learn from and a part held out."""
 
@@ -22,8 +24,8 @@ GENERATED_PROBLEMS: Final = 600
 HELD_OUT_SHARE: Final = 0.2
 
 _HOW_TO: Final = (
-    'each line is a JSON object such as {"Body": "Ann had 5 pens. She lost 2.", "Question": "How many are left?", '
-    '"Answer": 3}; mend the line, or use --generated instead of --data'
+    'each problem is a JSON object such as {"Body": "Ann had 5 pens. She lost 2.", "Question": "How many are left?", '
+    '"Answer": 3}; mend it, or leave out --data'
 )
 
 
@@ -83,28 +85,29 @@ class _Line(BaseModel):
         return self.Equation is None or sum(map(self.Equation.count, (" + ", " - ", " * ", " / "))) <= 1
 
 
-def obtain(data: Path | None, *, generated: bool, seed: int) -> ProblemSet:
-    """The problems to use: those of ``data``, else of the default file if it exists, else generated ones.
+def obtain(data: Path | None, *, seed: int) -> ProblemSet:
+    """The problems to use: those of the file ``data``, else generated ones.
 
-    ``generated=True`` skips the default file. DataError where a file cannot be read or has too few usable problems.
+    DataError where the file cannot be read or has too few usable problems.
     """
     if data is not None:
         return load(data)
-    if not generated and DEFAULT_DATA.is_file():
-        return load(DEFAULT_DATA)
     problems = generate(GENERATED_PROBLEMS, seed)
     return ProblemSet(f"templates with seed {seed}", tuple(problems), left_out=0)
 
 
 def load(path: Path) -> ProblemSet:
-    """The problems of a file of JSON lines; empty lines are skipped. DataError names the file and the line."""
+    """The problems of a file: a JSON list of them, as SVAMP.json is, or one on each line; empty lines are skipped.
+
+    DataError names the file, and the line or the place in the list.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; give --data a file of JSON lines") from error
+        raise DataError(f"cannot read {path}: {error.strerror}; give --data a file of JSON, or leave it out") from error
     except UnicodeDecodeError as error:
         raise DataError(f"cannot read {path}: it is not UTF-8 text ({error.reason} at byte {error.start})") from error
-    parsed = [(index, _parse(path, index, text)) for index, text in enumerate(lines, start=1) if text.strip()]
+    parsed = [(index, _check(f"{path}:{index}", value)) for index, value in _read(path, text)]
     # Keyed by text: a problem that is there twice must not be in both parts of a split.
     problems = {f"{line.Body} {line.Question}": _problem(index, line) for index, line in parsed if line.one_operation()}
     solvable = [problem for problem in problems.values() if problem.is_solvable()]
@@ -116,16 +119,27 @@ def load(path: Path) -> ProblemSet:
     return ProblemSet(str(path), tuple(solvable), left_out=len(parsed) - len(solvable))
 
 
-def _parse(path: Path, index: int, text: str) -> _Line:
+def _read(path: Path, text: str) -> list[tuple[int, Any]]:
+    """The JSON values of the file with their numbers, which are those of their lines unless they are a list."""
+    if text.lstrip().startswith("["):
+        return list(enumerate(_loads(str(path), text), start=1))
+    lines = enumerate(text.splitlines(), start=1)
+    return [(index, _loads(f"{path}:{index}", line)) for index, line in lines if line.strip()]
+
+
+def _loads(place: str, text: str) -> Any:
     try:
-        value: Any = json.loads(text)
+        return json.loads(text)
     except ValueError as error:
-        raise DataError(f"{path}:{index}: not valid JSON ({error}); {_HOW_TO}") from error
+        raise DataError(f"{place}: not valid JSON ({error}); {_HOW_TO}") from error
+
+
+def _check(place: str, value: Any) -> _Line:
     try:
         return _Line.model_validate(value)
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, part['loc'])) or 'line'}: {part['msg']}" for part in error.errors())
-        raise DataError(f"{path}:{index}: {found}; {_HOW_TO}") from error
+        found = "; ".join(f"{'.'.join(map(str, part['loc'])) or 'problem'}: {part['msg']}" for part in error.errors())
+        raise DataError(f"{place}: {found}; {_HOW_TO}") from error
 
 
 def _problem(index: int, line: _Line) -> Problem:

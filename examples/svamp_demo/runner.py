@@ -112,7 +112,9 @@ async def _serve(endpoint: str, worker_id: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry of the process; returns its exit code: 1 if the store cannot be reached."""
-    parser = argparse.ArgumentParser(prog="svamp-runner", description="Works on the rollouts of the SVAMP demo.")
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.svamp_demo.runner", description="Works on the rollouts of the SVAMP demo."
+    )
     parser.add_argument("--server", required=True, metavar="HOST:PORT", help="the store")
     parser.add_argument(
         "--worker-id", required=True, metavar="NAME", help="under what name the store knows this runner"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import io
 import json
 import os
@@ -105,7 +106,17 @@ def test_malformed_line_is_named_with_what_to_do(tmp_path: Path, bad: str, expec
         load(path)
     assert str(caught.value).startswith(f"{path}:3: ")
     assert expected in str(caught.value)
-    assert "--generated" in str(caught.value)
+    assert "leave out --data" in str(caught.value)
+
+
+def test_a_file_may_be_one_list_of_problems_too(tmp_path: Path) -> None:
+    lines = [line(number) for number in range(10, 35)]
+    listed = load(write_lines(tmp_path / "SVAMP.json", "[", ",\n".join(lines), "]"))
+    assert listed.problems == load(write_lines(tmp_path / "data.jsonl", *lines)).problems
+    with pytest.raises(DataError, match=r"SVAMP.json:2: Answer: Field required"):
+        load(write_lines(tmp_path / "SVAMP.json", f'[{line()}, {{"Body": "x", "Question": "y"}}]'))
+    with pytest.raises(DataError, match=r"SVAMP.json: not valid JSON"):
+        load(write_lines(tmp_path / "SVAMP.json", f"[{line()}"))
 
 
 def test_unusable_files_are_refused(tmp_path: Path) -> None:
@@ -128,10 +139,10 @@ def test_generated_problems_are_solvable_different_and_repeatable() -> None:
     assert problems != generate(200, seed=4)
 
 
-def test_obtain_generates_when_asked(tmp_path: Path) -> None:
-    assert obtain(None, generated=True, seed=1).source == "templates with seed 1"
+def test_obtain_generates_unless_there_is_a_file(tmp_path: Path) -> None:
+    assert obtain(None, seed=1).source == "templates with seed 1"
     path = write_lines(tmp_path / "data.jsonl", *[line(number) for number in range(10, 40)])
-    assert obtain(path, generated=False, seed=1).source == str(path)
+    assert obtain(path, seed=1).source == str(path)
 
 
 def test_split_is_repeatable_and_holds_out_a_fifth() -> None:
@@ -373,10 +384,17 @@ def test_plot_of_an_empty_run_is_a_picture_too(tmp_path: Path) -> None:
     assert (tmp_path / "empty.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_quick_implies_a_small_run_on_generated_problems() -> None:
+def test_quick_implies_a_small_run() -> None:
     options = demo.parse(["--quick", "--iterations", "3"])
-    assert (options.generated, options.iterations, options.batch_size, options.runners) == (True, 3, 24, 4)
-    assert not demo.parse(["--quick", "--data", "x.jsonl"]).generated
+    assert (options.iterations, options.batch_size, options.runners) == (3, 24, 4)
+
+
+@pytest.mark.parametrize("module", ["algorithm", "runner", "demo"])
+def test_help_names_a_command_that_there_is(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        importlib.import_module(f"examples.svamp_demo.{module}").main(["--help"])
+    command = "examples.svamp_demo" if module == "demo" else f"examples.svamp_demo.{module}"
+    assert capsys.readouterr().out.startswith(f"usage: python -m {command} ")
 
 
 @pytest.mark.parametrize(
@@ -385,7 +403,6 @@ def test_quick_implies_a_small_run_on_generated_problems() -> None:
         (["--runners", "0"], "0 is not 1 or more"),
         (["--runners", "1", "--kill-runner"], "give --runners 2 or more"),
         (["--seed", "-1"], "--seed must not be negative"),
-        (["--data", "x", "--generated"], "not allowed with argument"),
     ],
 )
 def test_bad_flags_are_usage_errors(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
