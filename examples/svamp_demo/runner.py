@@ -20,7 +20,7 @@ from examples.svamp_demo.messages import POLICY, PolicyWeights, Task
 from examples.svamp_demo.policy import Vector, best, encode, probabilities, sample
 from examples.svamp_demo.tracing import Recorder, Try
 from lightning_store import AttemptedRollout, LightningStore
-from lightning_store.errors import StoreError, StoreTimeoutError, StoreUnavailableError
+from lightning_store.errors import StoreTimeoutError, StoreUnavailableError
 from lightning_store_client import LightningStoreClient
 
 WAIT_SECONDS: Final = 0.5
@@ -43,24 +43,14 @@ class Runner:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set. Raises what the store raises once it cannot be reached."""
-        heartbeat = asyncio.create_task(self._beat())
-        try:
-            while not stop.is_set():
-                rollout = await self._store.dequeue_rollout(self._worker_id, max_wait=WAIT_SECONDS)
-                if rollout is not None:
-                    await self._work(rollout)
-        finally:
-            heartbeat.cancel()
-            await asyncio.gather(heartbeat, return_exceptions=True)
+        while not stop.is_set():
+            rollout = await self._store.dequeue_rollout(self._worker_id, max_wait=WAIT_SECONDS)
+            if rollout is not None:
+                await self._work(rollout)
 
-    async def _beat(self) -> None:
-        """Tell the store that this worker lives. A beat that is lost does not matter: the next one follows."""
-        while True:
-            try:
-                await self._store.update_worker(self._worker_id, {"rollouts_finished": self._finished})
-            except StoreError as error:
-                _log.warning("a heartbeat was not heard: %s", error)
-            await asyncio.sleep(HEARTBEAT_SECONDS)
+    def stats(self) -> dict[str, int]:
+        """For the heartbeats, which are sent by whoever runs this."""
+        return {"rollouts_finished": self._finished}
 
     async def _work(self, rollout: AttemptedRollout) -> None:
         """One attempt, from its task to its report. What is wrong with the task fails the attempt, not the runner."""
@@ -107,7 +97,9 @@ async def _serve(endpoint: str, worker_id: str) -> None:
         loop.add_signal_handler(number, stop.set)
     async with LightningStoreClient(endpoint) as store:
         _log.info("%s works for %s", worker_id, endpoint)
-        await Runner(store, worker_id).run(stop)
+        runner = Runner(store, worker_id)
+        async with store.worker(worker_id, interval=HEARTBEAT_SECONDS, stats=runner.stats):
+            await runner.run(stop)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
