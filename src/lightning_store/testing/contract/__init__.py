@@ -71,9 +71,9 @@ class StoreContract(
                 yield store
                 await store.close()
 
-    The numbers in the names of the tests (``test_f13_…``) are those of the facts; what goes beyond them has an x. A
-    store that departs from one on purpose says so, with the reason, in ``deviations``; those tests are skipped and the
-    reason shows in the report.
+    The numbers in the names of the tests (``test_f13_…``) are those of the facts in ``docs/contract.md``; what goes
+    beyond them has an x. A store that departs from one on purpose says so, with the reason, in ``deviations``; those
+    tests are skipped and the reason shows in the report.
     """
 
 
