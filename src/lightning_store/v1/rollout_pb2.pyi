@@ -84,7 +84,9 @@ class _AttemptStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Attempt
     ATTEMPT_STATUS_SUCCEEDED: _AttemptStatus.ValueType  # 4
     """Its runner reported success."""
     ATTEMPT_STATUS_UNRESPONSIVE: _AttemptStatus.ValueType  # 5
-    """Silent for longer than RolloutConfig.unresponsive. A span can revive it while its rollout waits for a retry."""
+    """Silent for longer than RolloutConfig.unresponsive; or its worker, which had sent heartbeats, for longer than the server
+    waits for the next one. A span can revive it while its rollout waits for a retry.
+    """
     ATTEMPT_STATUS_TIMEOUT: _AttemptStatus.ValueType  # 6
     """Ran for longer than RolloutConfig.timeout."""
 
@@ -102,7 +104,9 @@ ATTEMPT_STATUS_FAILED: AttemptStatus.ValueType  # 3
 ATTEMPT_STATUS_SUCCEEDED: AttemptStatus.ValueType  # 4
 """Its runner reported success."""
 ATTEMPT_STATUS_UNRESPONSIVE: AttemptStatus.ValueType  # 5
-"""Silent for longer than RolloutConfig.unresponsive. A span can revive it while its rollout waits for a retry."""
+"""Silent for longer than RolloutConfig.unresponsive; or its worker, which had sent heartbeats, for longer than the server
+waits for the next one. A span can revive it while its rollout waits for a retry.
+"""
 ATTEMPT_STATUS_TIMEOUT: AttemptStatus.ValueType  # 6
 """Ran for longer than RolloutConfig.timeout."""
 Global___AttemptStatus: _TypeAlias = AttemptStatus  # noqa: Y015
@@ -177,7 +181,9 @@ class RolloutConfig(_message.Message):
 
     @_builtins.property
     def unresponsive(self) -> _duration_pb2.Duration:
-        """An attempt silent for longer (no span, no heartbeat) ends as ATTEMPT_STATUS_UNRESPONSIVE. Absent: no limit."""
+        """An attempt silent for longer (no span, no heartbeat) ends as ATTEMPT_STATUS_UNRESPONSIVE. Absent: no limit but that of
+        the server for workers that send heartbeats.
+        """
 
     @_builtins.property
     def retry_condition(self) -> _containers.RepeatedScalarFieldContainer[Global___AttemptStatus.ValueType]:

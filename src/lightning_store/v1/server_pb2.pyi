@@ -51,7 +51,7 @@ class Capabilities(_message.Message):
     zero_copy: _builtins.bool
     """The same data in every process."""
     otlp_traces: _builtins.bool
-    """Takes spans over OTLP."""
+    """Takes spans as OTLP over HTTP, on otlp_http_port. OTLP over gRPC is taken in any case."""
     def __init__(
         self,
         *,
@@ -79,14 +79,14 @@ class ServerLimits(_message.Message):
     MAX_PAGE_BYTES_FIELD_NUMBER: _builtins.int
     MAX_WAIT_FIELD_NUMBER: _builtins.int
     max_message_bytes: _builtins.int
-    """Size of a message in either direction, in bytes. A larger request is refused."""
+    """Size of a request, in bytes. A larger one is refused."""
     max_page_rows: _builtins.int
     """Rows in one page of a List reply."""
     max_page_bytes: _builtins.int
     """Size of one page of a List reply, in bytes; a single row may be larger."""
     @_builtins.property
     def max_wait(self) -> _duration_pb2.Duration:
-        """The longest that WaitForRollouts waits in one call."""
+        """The longest that WaitForRollouts, and DequeueRollouts with max_wait, wait in one call."""
 
     def __init__(
         self,
@@ -207,7 +207,9 @@ class GetStatisticsResponse(_message.Message):
     total_span_bytes: _builtins.int
     """Bytes that stored spans take."""
     eviction_threshold_bytes: _builtins.int
-    """Past so many bytes of spans, the oldest are evicted."""
+    """Past so many bytes of spans, those of whole rollouts are evicted: of the rollout that finished first, then of the next
+    one, and of unfinished ones when there are no others left.
+    """
     safe_threshold_bytes: _builtins.int
     """Eviction ends at so many bytes."""
     memory_capacity_bytes: _builtins.int
@@ -215,7 +217,9 @@ class GetStatisticsResponse(_message.Message):
     total_bytes: _builtins.int
     """Bytes that everything stored takes, about."""
     memory_limit_bytes: _builtins.int
-    """Past so many bytes in all, what would add to them is refused with RESOURCE_EXHAUSTED."""
+    """Past so many bytes in all, spans of finished rollouts are evicted; with none left, what would add to the bytes is
+    refused with RESOURCE_EXHAUSTED.
+    """
     @_builtins.property
     def uptime(self) -> _duration_pb2.Duration:
         """Time since the store was made."""

@@ -40,15 +40,19 @@ class LightningStoreServiceStub:
     READ: changes nothing; may be repeated freely.
     ONCE: changes something, and must happen once. The request carries a request_id: a new one for each call, the same one
     for all retries of that call. The server remembers its reply for a while (GetServerInfo says how long at most) and
-    answers a retry with it. The same id on another method or with another request is refused.
+    answers a retry with it. The same id on another method or with another request is refused. A retry should say that it is
+    one, with the metadata lightning-store-repeated: 1, or in a session with SessionCall.repeated. A reply without anything in
+    it, as DequeueRollouts has, and an error are remembered only then: a copy that was sent before and arrives later gets them
+    too, and does nothing.
     LWW: changes something, and the last write wins; repeating it does no harm.
 
     Values
 
-    Fields that end in _json hold JSON text (RFC 8259, and NaN, Infinity and -Infinity as numbers); integers may have any
-    size. What the text says comes back equal; its spacing does not. Times lie between 1970 and 2262. An enum number or a
-    field-mask path that is not known is refused. An id that a request must have and has not is refused. The reply to a
-    request that can find nothing says so with an absent field or an empty list, never with an error.
+    Fields that end in _json hold JSON text (RFC 8259, and NaN, Infinity and -Infinity as numbers), with integers of up to
+    4,300 digits and no more than 200 levels of nesting. What the text says comes back equal; its spacing may not. Times lie
+    between 1970 and 2262. An enum number or a field-mask path that is not known is refused. An id that a request must have
+    and has not is refused. The reply to a request that can find nothing says so with an absent field or an empty list, never
+    with an error.
 
     Errors
 
@@ -105,9 +109,9 @@ class LightningStoreServiceStub:
     DequeueRollouts: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.DequeueRolloutsRequest, _rollout_pb2.DequeueRolloutsResponse]
     """ONCE, long poll if asked. Claims rollouts from the head of the queue, each with a new attempt in status preparing.
 
-    No rollout is handed out twice, however many callers there are. An empty reply means that nothing is queued now; it
-    is not an error, and it is not remembered: a retry of it looks again. The worker, if given, is recorded as having
-    asked, and as busy with the last rollout that it got.
+    No rollout is handed out twice, however many callers there are. An empty reply means that nothing is queued now, which
+    is not an error. It is remembered only if the call was marked as a retry: until then each retry looks again. The
+    worker, if given, is recorded as having asked, and as busy with the last rollout that it got.
     """
     StartAttempt: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.StartAttemptRequest, _rollout_pb2.StartAttemptResponse]
     """ONCE. Begins a new attempt of a rollout, whatever its status and however many attempts its config allows. The rollout
@@ -238,15 +242,19 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     READ: changes nothing; may be repeated freely.
     ONCE: changes something, and must happen once. The request carries a request_id: a new one for each call, the same one
     for all retries of that call. The server remembers its reply for a while (GetServerInfo says how long at most) and
-    answers a retry with it. The same id on another method or with another request is refused.
+    answers a retry with it. The same id on another method or with another request is refused. A retry should say that it is
+    one, with the metadata lightning-store-repeated: 1, or in a session with SessionCall.repeated. A reply without anything in
+    it, as DequeueRollouts has, and an error are remembered only then: a copy that was sent before and arrives later gets them
+    too, and does nothing.
     LWW: changes something, and the last write wins; repeating it does no harm.
 
     Values
 
-    Fields that end in _json hold JSON text (RFC 8259, and NaN, Infinity and -Infinity as numbers); integers may have any
-    size. What the text says comes back equal; its spacing does not. Times lie between 1970 and 2262. An enum number or a
-    field-mask path that is not known is refused. An id that a request must have and has not is refused. The reply to a
-    request that can find nothing says so with an absent field or an empty list, never with an error.
+    Fields that end in _json hold JSON text (RFC 8259, and NaN, Infinity and -Infinity as numbers), with integers of up to
+    4,300 digits and no more than 200 levels of nesting. What the text says comes back equal; its spacing may not. Times lie
+    between 1970 and 2262. An enum number or a field-mask path that is not known is refused. An id that a request must have
+    and has not is refused. The reply to a request that can find nothing says so with an absent field or an empty list, never
+    with an error.
 
     Errors
 
@@ -300,9 +308,9 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     DequeueRollouts: _aio.UnaryUnaryMultiCallable[_rollout_pb2.DequeueRolloutsRequest, _rollout_pb2.DequeueRolloutsResponse]  # type: ignore[assignment]
     """ONCE, long poll if asked. Claims rollouts from the head of the queue, each with a new attempt in status preparing.
 
-    No rollout is handed out twice, however many callers there are. An empty reply means that nothing is queued now; it
-    is not an error, and it is not remembered: a retry of it looks again. The worker, if given, is recorded as having
-    asked, and as busy with the last rollout that it got.
+    No rollout is handed out twice, however many callers there are. An empty reply means that nothing is queued now, which
+    is not an error. It is remembered only if the call was marked as a retry: until then each retry looks again. The
+    worker, if given, is recorded as having asked, and as busy with the last rollout that it got.
     """
     StartAttempt: _aio.UnaryUnaryMultiCallable[_rollout_pb2.StartAttemptRequest, _rollout_pb2.StartAttemptResponse]  # type: ignore[assignment]
     """ONCE. Begins a new attempt of a rollout, whatever its status and however many attempts its config allows. The rollout
@@ -432,15 +440,19 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     READ: changes nothing; may be repeated freely.
     ONCE: changes something, and must happen once. The request carries a request_id: a new one for each call, the same one
     for all retries of that call. The server remembers its reply for a while (GetServerInfo says how long at most) and
-    answers a retry with it. The same id on another method or with another request is refused.
+    answers a retry with it. The same id on another method or with another request is refused. A retry should say that it is
+    one, with the metadata lightning-store-repeated: 1, or in a session with SessionCall.repeated. A reply without anything in
+    it, as DequeueRollouts has, and an error are remembered only then: a copy that was sent before and arrives later gets them
+    too, and does nothing.
     LWW: changes something, and the last write wins; repeating it does no harm.
 
     Values
 
-    Fields that end in _json hold JSON text (RFC 8259, and NaN, Infinity and -Infinity as numbers); integers may have any
-    size. What the text says comes back equal; its spacing does not. Times lie between 1970 and 2262. An enum number or a
-    field-mask path that is not known is refused. An id that a request must have and has not is refused. The reply to a
-    request that can find nothing says so with an absent field or an empty list, never with an error.
+    Fields that end in _json hold JSON text (RFC 8259, and NaN, Infinity and -Infinity as numbers), with integers of up to
+    4,300 digits and no more than 200 levels of nesting. What the text says comes back equal; its spacing may not. Times lie
+    between 1970 and 2262. An enum number or a field-mask path that is not known is refused. An id that a request must have
+    and has not is refused. The reply to a request that can find nothing says so with an absent field or an empty list, never
+    with an error.
 
     Errors
 
@@ -522,9 +534,9 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_rollout_pb2.DequeueRolloutsResponse, _abc.Awaitable[_rollout_pb2.DequeueRolloutsResponse]]:
         """ONCE, long poll if asked. Claims rollouts from the head of the queue, each with a new attempt in status preparing.
 
-        No rollout is handed out twice, however many callers there are. An empty reply means that nothing is queued now; it
-        is not an error, and it is not remembered: a retry of it looks again. The worker, if given, is recorded as having
-        asked, and as busy with the last rollout that it got.
+        No rollout is handed out twice, however many callers there are. An empty reply means that nothing is queued now, which
+        is not an error. It is remembered only if the call was marked as a retry: until then each retry looks again. The
+        worker, if given, is recorded as having asked, and as busy with the last rollout that it got.
         """
 
     @_abc_1.abstractmethod
