@@ -59,7 +59,6 @@ from lightning_store.model import (
 )
 from lightning_store.outcomes import SpanOutcome, add_legal, stored_number, stored_of
 from lightning_store.replay import current_request, part_scope
-from lightning_store.runner import Runner
 from lightning_store.snapshots import (
     attempt_of,
     attempted_rollout_of,
@@ -70,6 +69,7 @@ from lightning_store.snapshots import (
     worker_of,
 )
 from lightning_store.step import Deletion, Policy, Step, Unfinished
+from lightning_store.steps import Steps
 from lightning_store.store import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Engine(LightningStore):
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._memory = memory
         self._started = self._clock.monotonic()
-        self._steps = Runner(backend, policy, self._clock, memory)
+        self._steps = Steps(backend, policy, self._clock, memory)
 
     @property
     def strict(self) -> bool:
@@ -117,7 +117,7 @@ class Engine(LightningStore):
         return {"thread_safe": True, "async_safe": True, "zero_copy": False, "otlp_traces": False}
 
     async def statistics(self) -> LightningStoreStatistics:
-        counts = await self._steps.read(lambda step: step.tx.counts())
+        counts = await self._steps.run(lambda step: step.tx.counts())
         statistics: LightningStoreStatistics = {
             "name": type(self).__name__,
             "total_rollouts": counts.rollouts,
@@ -264,14 +264,7 @@ class Engine(LightningStore):
     async def add_span_records(self, records: Sequence[SpanRecord]) -> Sequence[SpanOutcome]:
         """Store encoded spans, whatever codec made them; one outcome for each, in order. Refusals are not raised."""
         sized = [(record, self._span_size(record)) for record in records]
-
-        async def add(step: Step) -> list[SpanOutcome]:
-            outcomes, total_bytes = await step.add_spans(sized)
-            if self._memory is not None and total_bytes > self._memory.eviction_bytes:
-                await step.tx.evict_spans(total_bytes - self._memory.safe_bytes, unfinished=True)
-            return outcomes
-
-        return await self._steps.once("add_spans", add, stores=True)
+        return await self._steps.once("add_spans", lambda step: step.add_spans(sized), stores=True)
 
     def _span_size(self, record: SpanRecord) -> int:
         if self._memory is None or self._memory.span_size_estimator is None:
@@ -348,7 +341,7 @@ class Engine(LightningStore):
             with_latest = [RolloutRow(row, await step.tx.latest_attempt(row.rollout_id)) for row in rows.items]
             return Rows(with_latest, rows.total)
 
-        return await self._steps.read(select)
+        return await self._steps.run(select)
 
     async def query_attempts(
         self,
@@ -368,7 +361,7 @@ class Engine(LightningStore):
             await step.known_if_strict(rollout_id)
             return await step.tx.list_attempts(rollout_id, query)
 
-        rows = await self._steps.read(select)
+        rows = await self._steps.run(select)
         return PaginatedResult(await _converted(attempt_of, rows.items), limit, offset, rows.total)
 
     async def query_spans(
@@ -444,7 +437,7 @@ class Engine(LightningStore):
             latest = await step.tx.latest_attempt(rollout_id)
             return Rows([], 0) if latest is None else await step.tx.list_spans(rollout_id, latest.attempt_id, query)
 
-        return await self._steps.read(select)
+        return await self._steps.run(select)
 
     async def query_resources(
         self,
@@ -469,7 +462,7 @@ class Engine(LightningStore):
             limit=limit,
             offset=offset,
         )
-        rows = await self._steps.read(lambda step: step.tx.list_resources(query))
+        rows = await self._steps.run(lambda step: step.tx.list_resources(query))
         return PaginatedResult(await _converted(resources_of, rows.items), limit, offset, rows.total)
 
     async def query_workers(
@@ -495,7 +488,7 @@ class Engine(LightningStore):
             limit=limit,
             offset=offset,
         )
-        rows = await self._steps.read(lambda step: step.tx.list_workers(query))
+        rows = await self._steps.run(lambda step: step.tx.list_workers(query))
         return PaginatedResult(await _converted(worker_of, rows.items), limit, offset, rows.total)
 
     async def get_rollout_by_id(self, rollout_id: str) -> Rollout | None:
@@ -509,7 +502,7 @@ class Engine(LightningStore):
             record = await step.tx.get_rollout(rollout_id)
             return None if record is None else RolloutRow(record, await step.tx.latest_attempt(rollout_id))
 
-        return await self._steps.read(select)
+        return await self._steps.run(select)
 
     async def get_latest_attempt(self, rollout_id: str) -> Attempt | None:
         arguments.check_id("rollout_id", rollout_id)
@@ -518,21 +511,21 @@ class Engine(LightningStore):
             await step.known_if_strict(rollout_id)
             return await step.tx.latest_attempt(rollout_id)
 
-        record = await self._steps.read(select)
+        record = await self._steps.run(select)
         return None if record is None else attempt_of(record)
 
     async def get_resources_by_id(self, resources_id: str) -> ResourcesUpdate | None:
         arguments.check_id("resources_id", resources_id)
-        record = await self._steps.read(lambda step: step.tx.get_resources(resources_id))
+        record = await self._steps.run(lambda step: step.tx.get_resources(resources_id))
         return None if record is None else resources_of(record)
 
     async def get_latest_resources(self) -> ResourcesUpdate | None:
-        record = await self._steps.read(lambda step: step.tx.latest_resources())
+        record = await self._steps.run(lambda step: step.tx.latest_resources())
         return None if record is None else resources_of(record)
 
     async def get_worker_by_id(self, worker_id: str) -> Worker | None:
         arguments.check_id("worker_id", worker_id)
-        record = await self._steps.read(lambda step: step.tx.get_worker(worker_id))
+        record = await self._steps.run(lambda step: step.tx.get_worker(worker_id))
         return None if record is None else worker_of(record)
 
     # --- Resources ---------------------------------------------------------------------------------------------------
@@ -617,7 +610,7 @@ class Engine(LightningStore):
     async def update_worker(self, worker_id: str, heartbeat_stats: Mapping[str, Any] | Unset = UNSET) -> Worker:
         arguments.check_heartbeat(worker_id, heartbeat_stats)
         stats_json = None if isinstance(heartbeat_stats, Unset) else json_text.dumps(heartbeat_stats, "heartbeat_stats")
-        return worker_of(await self._steps.read(lambda step: step.heartbeat(worker_id, stats_json)))
+        return worker_of(await self._steps.run(lambda step: step.heartbeat(worker_id, stats_json)))
 
     # --- Waiting -----------------------------------------------------------------------------------------------------
 
@@ -655,7 +648,7 @@ class Engine(LightningStore):
                     ended[rollout_id] = record
             return ended, unknown
 
-        return await self._steps.read(select)
+        return await self._steps.run(select)
 
     async def watch_rollouts(
         self, rollout_ids: Sequence[str] | None = None, *, after: str | None = None
@@ -666,7 +659,7 @@ class Engine(LightningStore):
         with self._steps.watchers.register(wanted) as watcher, self._steps.watchdog.waiting():
             while not feed.done:
                 feed.pass_over(watcher.before_look())
-                for told in await self._steps.read(feed.look):
+                for told in await self._steps.run(feed.look):
                     yield CompletedRollout(rollout_with_attempt(told.row), cursor_of(store_id, told.position))
                 if feed.caught_up and not feed.done:
                     await watcher.wakeup.wait(self._clock, None)

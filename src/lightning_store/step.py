@@ -453,40 +453,33 @@ class Step:
                 raise InvalidArgumentError(message, rollout_id=rollout_id)
         return [await self.tx.next_sequence(rollout_id) for rollout_id in rollout_ids]
 
-    async def add_spans(self, spans: Sequence[tuple[SpanRecord, int]]) -> tuple[list[SpanOutcome], int]:
-        """Store spans, each with its size in bytes; one outcome each, in order, and the bytes stored in all."""
+    async def add_spans(self, spans: Sequence[tuple[SpanRecord, int]]) -> list[SpanOutcome]:
+        """Store spans, each with its size in bytes; one outcome each, in order."""
         outcomes: list[SpanOutcome] = []
         refusals: dict[tuple[str, str], StoreError | None] = {}
         touched: dict[tuple[str, str], None] = {}
-        total_bytes = 0
-        for given, size_bytes in spans:
-            span = given
+        for span, size_bytes in spans:
             key = (span.rollout_id, span.attempt_id)
             if key not in refusals:
                 refusals[key] = await self._refusal(*key)
-            if (refusal := refusals[key]) is not None:
-                outcomes.append(refusal)
-                continue
-            if span.sequence_id is None:
-                if await self.tx.has_span(span.rollout_id, span.attempt_id, span.span_id):
-                    outcomes.append(None)
-                    continue
-                try:
-                    [number] = await self.allocate([span.rollout_id])
-                except StoreError as error:
-                    outcomes.append(error)
-                    continue
-                span = span._replace(sequence_id=number)
-            stored_bytes = await self.tx.insert_span(span, size_bytes)
-            if stored_bytes is None:
-                outcomes.append(None)
-                continue
-            total_bytes = stored_bytes
-            touched[key] = None
-            outcomes.append(span.sequence_id)
+            outcome = refusals[key] or await self._add_span(span, size_bytes)
+            outcomes.append(outcome)
+            if isinstance(outcome, int):
+                touched[key] = None
         for rollout_id, attempt_id in touched:
             await self._sign_of_life(await self.attempt(rollout_id, attempt_id), moves=True)
-        return outcomes, total_bytes
+        return outcomes
+
+    async def _add_span(self, span: SpanRecord, size_bytes: int) -> SpanOutcome:
+        if span.sequence_id is None:
+            if await self.tx.has_span(span.rollout_id, span.attempt_id, span.span_id):
+                return None
+            try:
+                [number] = await self.allocate([span.rollout_id])
+            except StoreError as error:
+                return error
+            span = span._replace(sequence_id=number)
+        return span.sequence_id if await self.tx.insert_span(span, size_bytes) else None
 
     async def _refusal(self, rollout_id: str, attempt_id: str) -> StoreError | None:
         """Why spans of this attempt cannot be stored; None if they can."""

@@ -342,8 +342,8 @@ class Transaction(ABC):
     async def has_span(self, rollout_id: str, attempt_id: str, span_id: str) -> bool: ...
 
     @abstractmethod
-    async def insert_span(self, span: SpanRecord, size_bytes: int) -> int | None:
-        """Store it and return the bytes of all stored spans; None if its key is stored already, and nothing changed.
+    async def insert_span(self, span: SpanRecord, size_bytes: int) -> bool:
+        """Store it. False if its key is stored already, and nothing changed.
 
         Its ``sequence_id`` is set; the rollout's span counter moves up to that if it is below.
         """
@@ -412,6 +412,10 @@ class Transaction(ABC):
 
     @abstractmethod
     async def counts(self) -> Counts: ...
+
+    @abstractmethod
+    async def span_bytes(self) -> int:
+        """``counts().span_bytes``, at once."""
 
     @abstractmethod
     async def stored_bytes(self) -> int:

@@ -276,11 +276,11 @@ class MemoryTransaction(Transaction):
         entry = self._rollouts.get(rollout_id)
         return entry is not None and entry.span_key(attempt_id, span_id) in entry.spans
 
-    async def insert_span(self, span: SpanRecord, size_bytes: int) -> int | None:
+    async def insert_span(self, span: SpanRecord, size_bytes: int) -> bool:
         entry = self._rollouts[span.rollout_id]
         key = entry.span_key(span.attempt_id, span.span_id)
         if key in entry.spans:
-            return None
+            return False
         if not entry.spans:
             self._with_spans.push(span.rollout_id)
             if entry.record.status in TERMINAL:
@@ -291,7 +291,7 @@ class MemoryTransaction(Transaction):
         entry.span_bytes += size_bytes
         self._spans += 1
         self._span_bytes += size_bytes
-        return self._span_bytes
+        return True
 
     async def list_spans(self, rollout_id: str, attempt_id: str | None, query: Query) -> Rows[SpanRecord]:
         entry = self._rollouts.get(rollout_id)
@@ -419,6 +419,9 @@ class MemoryTransaction(Transaction):
             span_bytes=self._span_bytes,
             bytes=self._span_bytes + self._other_bytes,
         )
+
+    async def span_bytes(self) -> int:
+        return self._span_bytes
 
     async def stored_bytes(self) -> int:
         return self._span_bytes + self._other_bytes

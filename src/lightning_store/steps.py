@@ -56,7 +56,7 @@ class _Refusal:
     error: StoreError
 
 
-class Runner:
+class Steps:
     """The steps of one store, and who waits for what they bring about."""
 
     def __init__(self, backend: Backend, policy: Policy, clock: Clock, memory: MemoryLimits | None) -> None:
@@ -69,7 +69,7 @@ class Runner:
         self.watchers = Watchers()
         self.watchdog = Watchdog(clock, self._look_at_deadlines)
 
-    async def read(self, body: Callable[[Step], Awaitable[R | Unfinished]]) -> R:
+    async def run(self, body: Callable[[Step], Awaitable[R | Unfinished]]) -> R:
         """Run a step that may as well run twice."""
         return await self._run(_Call(body))
 
@@ -110,6 +110,8 @@ class Runner:
             if call.stores:
                 await self._make_room(step)
             reply = await call.body(step)
+            if call.stores:
+                await self._drop_excess(step)
         except StoreError as error:
             # What is refused for want of room may be granted when it is asked for again: that is no answer to remember.
             for_good = not isinstance(error, ResourceExhaustedError)
@@ -134,6 +136,14 @@ class Runner:
         if stored > self._memory.limit_bytes:
             raise memory_full(stored, self._memory.limit_bytes)
 
+    async def _drop_excess(self, step: Step) -> None:
+        """Of spans, which have a limit of their own: if they are past it, those of the rollouts that ended first go."""
+        if self._memory is None:
+            return
+        total_bytes = await step.tx.span_bytes()
+        if total_bytes > self._memory.eviction_bytes:
+            await step.tx.evict_spans(total_bytes - self._memory.safe_bytes, unfinished=True)
+
     def _tell(self, effects: Effects) -> None:
         """Wake who waits for what a step did."""
         self.waiters.notify(effects.ended)
@@ -147,4 +157,4 @@ class Runner:
         async def nothing_else(step: Step) -> None:
             return
 
-        await self.read(nothing_else)
+        await self.run(nothing_else)
