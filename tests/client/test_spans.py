@@ -148,4 +148,4 @@ def test_an_answer_that_does_not_tell_of_each_span_is_an_error():
             return span_pb2.AddSpansResponse(outcomes=[span_pb2.SpanOutcome()])
 
     with pytest.raises(InternalError, match="told of 1 of 2 spans"):
-        asyncio.run(client_module._add_spans(Calls(), [b"", b""]))
+        asyncio.run(client_module._send_spans(Calls(), [b"", b""]))

@@ -44,11 +44,7 @@ from lightning_store.model import (
 )
 from lightning_store.outcomes import SpanOutcome, add_legal, stored_number, stored_of
 from lightning_store.store import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
-from lightning_store.v1 import resources_pb2 as resources
-from lightning_store.v1 import rollout_pb2 as rollout
-from lightning_store.v1 import server_pb2 as server
-from lightning_store.v1 import span_pb2 as span
-from lightning_store.v1 import worker_pb2 as worker
+from lightning_store.v1 import resources_pb2, rollout_pb2, server_pb2, span_pb2, worker_pb2
 from lightning_store.v1.query_pb2 import StreamQueryRequest
 from lightning_store.v1.service_pb2_grpc import LightningStoreServiceStub
 from lightning_store.wire import codec, queries, requests, selections, spans
@@ -71,7 +67,7 @@ SPAN_BATCH_BYTES = 4 * MIB
 """Spans of one AddSpans call, unless one span alone is larger."""
 SPAN_FRAME_BYTES = 16
 """What a span adds to its message beside its own size, at most."""
-ADD_SPANS_FRAME = frame_of(span.AddSpansRequest)
+ADD_SPANS_FRAME = frame_of(span_pb2.AddSpansRequest)
 """What AddSpans is sent as: its spans are bytes already."""
 GATHERED_BYTES_MAX = 16 * 1024
 """An item that is larger goes in a call of its own, so that it does not hold up the others."""
@@ -116,7 +112,7 @@ class LightningStoreClient(LightningStore):
         policy = RetryPolicy.of(timeout, retry_delays, health_retry_delays)
         self._calls = Calls(self._connector, policy, self._clock, max_message_bytes)
         self._enqueueing = Gathering(partial(_enqueue, self._calls))
-        self._adding_spans = Gathering(partial(_add_spans, self._calls))
+        self._adding_spans = Gathering(partial(_send_spans, self._calls))
         self._numbering = Gathering(partial(_allocate, self._calls))
 
     def __repr__(self) -> str:
@@ -135,7 +131,7 @@ class LightningStoreClient(LightningStore):
 
     async def server_info(self) -> ServerInfo:
         """The server's version, mode, capabilities and limits."""
-        return codec.server_info_from_proto(await self._calls.unary("GetServerInfo", server.GetServerInfoRequest()))
+        return codec.server_info_from_proto(await self._calls.unary("GetServerInfo", server_pb2.GetServerInfoRequest()))
 
     def worker(self, worker_id: str, *, interval: float = 10.0, stats: Stats | None = None) -> WorkerSession:
         """``async with`` it, and this runner sends a heartbeat every ``interval`` seconds from a thread of its own, and
@@ -159,7 +155,7 @@ class LightningStoreClient(LightningStore):
         return {"thread_safe": True, "async_safe": True, "zero_copy": True, "otlp_traces": False}
 
     async def statistics(self) -> LightningStoreStatistics:
-        reply = await self._calls.unary("GetStatistics", server.GetStatisticsRequest())
+        reply = await self._calls.unary("GetStatistics", server_pb2.GetStatisticsRequest())
         return {**codec.statistics_from_proto(reply), "name": type(self).__name__}
 
     # --- The queue ---------------------------------------------------------------------------------------------------
@@ -173,7 +169,7 @@ class LightningStoreClient(LightningStore):
         metadata: Mapping[str, Any] | None = None,
         worker_id: str | None = None,
     ) -> AttemptedRollout:
-        request = rollout.StartRolloutRequest(
+        request = rollout_pb2.StartRolloutRequest(
             request_id=_new_request_id(),
             rollout=_new_rollout(input, mode, resources_id, config, metadata),
             worker_id=arguments.worker_name(worker_id),
@@ -224,7 +220,9 @@ class LightningStoreClient(LightningStore):
     async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> AttemptedRollout:
         arguments.check_id("rollout_id", rollout_id)
         worker_id = arguments.worker_name(worker_id)
-        request = rollout.StartAttemptRequest(request_id=_new_request_id(), rollout_id=rollout_id, worker_id=worker_id)
+        request = rollout_pb2.StartAttemptRequest(
+            request_id=_new_request_id(), rollout_id=rollout_id, worker_id=worker_id
+        )
         reply = await self._calls.unary("StartAttempt", request)
         return codec.attempted_rollout_from_proto(reply.rollout, "rollout")
 
@@ -273,7 +271,7 @@ class LightningStoreClient(LightningStore):
     async def _add_span(self, message: bytes) -> int | None:
         """The span's number; None for a duplicate."""
         if len(message) > GATHERED_BYTES_MAX:
-            [outcome] = await _add_spans(self._calls, [message])
+            [outcome] = await _send_spans(self._calls, [message])
         else:
             outcome = await self._adding_spans.call(message)
         return stored_number(span_outcome_from_proto(outcome, "outcomes"))
@@ -282,7 +280,7 @@ class LightningStoreClient(LightningStore):
         """One outcome for each, in order. Sent in batches; each batch is stored once, however often it is sent."""
         outcomes: list[SpanOutcome] = []
         for batch in _batches(messages, min(SPAN_BATCH_BYTES, self._span_bytes_max)):
-            added = await _add_spans(self._calls, batch)
+            added = await _send_spans(self._calls, batch)
             outcomes.extend(span_outcome_from_proto(outcome, "outcomes") for outcome in added)
         return outcomes
 
@@ -439,26 +437,26 @@ class LightningStoreClient(LightningStore):
 
     async def get_rollout_by_id(self, rollout_id: str) -> Rollout | None:
         arguments.check_id("rollout_id", rollout_id)
-        reply = await self._calls.unary("GetRollout", rollout.GetRolloutRequest(rollout_id=rollout_id))
+        reply = await self._calls.unary("GetRollout", rollout_pb2.GetRolloutRequest(rollout_id=rollout_id))
         return codec.rollout_from_proto(reply.rollout, "rollout") if reply.HasField("rollout") else None
 
     async def get_latest_attempt(self, rollout_id: str) -> Attempt | None:
         arguments.check_id("rollout_id", rollout_id)
-        reply = await self._calls.unary("GetLatestAttempt", rollout.GetLatestAttemptRequest(rollout_id=rollout_id))
+        reply = await self._calls.unary("GetLatestAttempt", rollout_pb2.GetLatestAttemptRequest(rollout_id=rollout_id))
         return codec.attempt_from_proto(reply.attempt, "attempt") if reply.HasField("attempt") else None
 
     async def get_resources_by_id(self, resources_id: str) -> ResourcesUpdate | None:
         arguments.check_id("resources_id", resources_id)
-        reply = await self._calls.unary("GetResources", resources.GetResourcesRequest(resources_id=resources_id))
+        reply = await self._calls.unary("GetResources", resources_pb2.GetResourcesRequest(resources_id=resources_id))
         return codec.resources_from_proto(reply.resources, "resources") if reply.HasField("resources") else None
 
     async def get_latest_resources(self) -> ResourcesUpdate | None:
-        reply = await self._calls.unary("GetLatestResources", resources.GetLatestResourcesRequest())
+        reply = await self._calls.unary("GetLatestResources", resources_pb2.GetLatestResourcesRequest())
         return codec.resources_from_proto(reply.resources, "resources") if reply.HasField("resources") else None
 
     async def get_worker_by_id(self, worker_id: str) -> Worker | None:
         arguments.check_id("worker_id", worker_id)
-        reply = await self._calls.unary("GetWorker", worker.GetWorkerRequest(worker_id=worker_id))
+        reply = await self._calls.unary("GetWorker", worker_pb2.GetWorkerRequest(worker_id=worker_id))
         return codec.worker_from_proto(reply.worker, "worker") if reply.HasField("worker") else None
 
     # --- Resources ---------------------------------------------------------------------------------------------------
@@ -471,7 +469,7 @@ class LightningStoreClient(LightningStore):
         return await self._publish("UpdateResources", resources, resources_id=resources_id)
 
     async def _publish(self, rpc: str, named: Mapping[str, Resource], **ids: str) -> ResourcesUpdate:
-        request_type = resources.UpdateResourcesRequest if ids else resources.AddResourcesRequest
+        request_type = resources_pb2.UpdateResourcesRequest if ids else resources_pb2.AddResourcesRequest
         texts = codec.named_resources_to_proto(arguments.named_resources(named))
         request = request_type(request_id=_new_request_id(), resources_json=texts, **ids)
         return codec.resources_from_proto((await self._calls.unary(rpc, request)).resources, "resources")
@@ -496,7 +494,7 @@ class LightningStoreClient(LightningStore):
 
     async def cancel_rollouts(self, rollout_ids: Sequence[str]) -> list[Rollout]:
         arguments.distinct_ids(rollout_ids)
-        request = rollout.CancelRolloutsRequest(request_id=_new_request_id(), rollout_ids=rollout_ids)
+        request = rollout_pb2.CancelRolloutsRequest(request_id=_new_request_id(), rollout_ids=rollout_ids)
         reply = await self._calls.unary("CancelRollouts", request)
         return [codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts]
 
@@ -539,7 +537,7 @@ class LightningStoreClient(LightningStore):
                 return [ended[rollout_id] for rollout_id in rollout_ids if rollout_id in ended]
         return []
 
-    async def _all_ended(self, reply: rollout.WaitForRolloutsResponse) -> dict[str, Rollout]:
+    async def _all_ended(self, reply: rollout_pb2.WaitForRolloutsResponse) -> dict[str, Rollout]:
         """The rollouts of a reply and those that it left out for their size, by id."""
         ended: dict[str, Rollout] = {}
         while True:
@@ -586,23 +584,23 @@ class LightningStoreClient(LightningStore):
         return list((await self._calls.unary("DeleteRollouts", request)).rollout_ids)
 
 
-async def _enqueue(calls: Calls, rollouts: Sequence[rollout.NewRollout]) -> Sequence[rollout.Rollout]:
-    request = rollout.EnqueueRolloutsRequest(request_id=_new_request_id(), rollouts=rollouts)
-    queued: Sequence[rollout.Rollout] = (await calls.unary("EnqueueRollouts", request)).rollouts
+async def _enqueue(calls: Calls, rollouts: Sequence[rollout_pb2.NewRollout]) -> Sequence[rollout_pb2.Rollout]:
+    request = rollout_pb2.EnqueueRolloutsRequest(request_id=_new_request_id(), rollouts=rollouts)
+    queued: Sequence[rollout_pb2.Rollout] = (await calls.unary("EnqueueRollouts", request)).rollouts
     return queued
 
 
-async def _add_spans(calls: Calls, messages: Sequence[bytes]) -> Sequence[span.SpanOutcome]:
+async def _send_spans(calls: Calls, messages: Sequence[bytes]) -> Sequence[span_pb2.SpanOutcome]:
     request = ADD_SPANS_FRAME(request_id=_new_request_id(), spans=messages)
-    outcomes: Sequence[span.SpanOutcome] = (await calls.unary("AddSpans", request)).outcomes
+    outcomes: Sequence[span_pb2.SpanOutcome] = (await calls.unary("AddSpans", request)).outcomes
     if len(outcomes) != len(messages):
         raise InternalError(f"the server told of {len(outcomes)} of {len(messages)} spans what became of them")
     return outcomes
 
 
 async def _allocate(calls: Calls, rollout_attempt_ids: Sequence[tuple[str, str]]) -> list[int]:
-    keys = [span.AttemptKey(rollout_id=rollout_id, attempt_id=id_) for rollout_id, id_ in rollout_attempt_ids]
-    request = span.AllocateSpanSequenceIdsRequest(request_id=_new_request_id(), keys=keys)
+    keys = [span_pb2.AttemptKey(rollout_id=rollout_id, attempt_id=id_) for rollout_id, id_ in rollout_attempt_ids]
+    request = span_pb2.AllocateSpanSequenceIdsRequest(request_id=_new_request_id(), keys=keys)
     return list((await calls.unary("AllocateSpanSequenceIds", request)).sequence_ids)
 
 
@@ -617,7 +615,7 @@ def _new_rollout(
     resources_id: str | None,
     config: RolloutConfig | None,
     metadata: Mapping[str, Any] | None,
-) -> rollout.NewRollout:
+) -> rollout_pb2.NewRollout:
     return codec.new_rollout_to_proto(arguments.rollout_request(input, mode, resources_id, config, metadata))
 
 

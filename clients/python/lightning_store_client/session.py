@@ -140,12 +140,12 @@ class Session:
 
     def _give_up_overdue(self, loop: asyncio.AbstractEventLoop) -> None:
         """End the calls of this loop that took too long, and look again when the next one will have."""
-        now = loop.time()
+        time = loop.time()
         next_time = math.inf
         for waiting in list(self._waiting.values()):
             if waiting.loop is not loop or waiting.reply.done():
                 continue
-            if waiting.until > now:
+            if waiting.until > time:
                 next_time = min(next_time, waiting.until)
             else:
                 message = f"The deadline of {waiting.timeout:.3g} s passed before the server answered"
