@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from lightning_store import (
     LLM,
+    EnqueueRolloutRequest,
     InMemoryLightningStore,
     RolloutConfig,
     StoreError,
@@ -18,6 +19,7 @@ from lightning_store.errors import (
     InternalError,
     InvalidArgumentError,
     InvalidTypeError,
+    MessageTooLargeError,
     NoAttemptsError,
     ResourceExhaustedError,
     RolloutNotFoundError,
@@ -125,6 +127,21 @@ def test_very_long_messages_come_cut_and_very_many_details_do_no_harm(make_rig, 
     received = over_the_wire(make_rig, hooked, error)
     assert type(received) is RolloutNotFoundError
     assert str(received).startswith("\u2603\u2603")
+
+
+@pytest.mark.parametrize("limited", ["client", "server"])
+def test_a_request_that_is_too_large_says_the_limit_and_what_to_do(make_rig, limited):
+    rig = make_rig(**({"max_message_bytes": 2000} if limited == "server" else {}))
+    client = rig.client(**({"max_message_bytes": 2000} if limited == "client" else {}))
+
+    async def scenario():
+        with pytest.raises(MessageTooLargeError, match="send less at.*--max-message-bytes") as caught:
+            await client.enqueue_many_rollouts([EnqueueRolloutRequest(input="x" * 100)] * 100)
+        assert caught.value.details["limit_bytes"] == "2000"
+        assert int(caught.value.details["size_bytes"]) > 10_000
+        assert (await rig.store.statistics())["total_rollouts"] == 0
+
+    asyncio.run(scenario())
 
 
 # --- Mistakes, the same in process and through the client ------------------------------------------------------------

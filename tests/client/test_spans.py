@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from lightning_store import MessageTooLargeError, SpansRejectedError
-from lightning_store.errors import InternalError
+from lightning_store.errors import InternalError, InvalidArgumentError
 from lightning_store.testing.contract.base import make_span
 from lightning_store.v1 import span_pb2
 from lightning_store.wire.spans import span_to_proto
@@ -71,6 +71,8 @@ def test_a_span_that_is_too_large_does_not_keep_the_others_out(rig):
         assert isinstance(rejected.error, MessageTooLargeError)
         assert "2000" in str(rejected.error)
         assert "--max-message-bytes" in str(rejected.error)
+        assert rejected.error.details["limit_bytes"] == "2000"
+        assert int(rejected.error.details["size_bytes"]) > 5000
         assert list(caught.value.stored) == [spans[0], spans[2]]
         assert list(await rig.store.query_spans(rollout.rollout_id)) == [spans[0], spans[2]]
 
@@ -84,6 +86,25 @@ def test_one_span_that_is_too_large(rig):
 
     run(rig, scenario, max_message_bytes=2000)
     assert rig.proxy.order() == []
+
+
+def test_spans_may_come_from_a_generator(rig):
+    async def scenario(client, rollout):
+        spans = [make_span(rollout, number) for number in range(3)]
+        assert await client.add_many_spans(span for span in spans) == spans
+        assert list(await rig.store.query_spans(rollout.rollout_id)) == spans
+
+    run(rig, scenario)
+
+
+def test_numbers_may_be_asked_for_by_a_generator(rig):
+    async def scenario(client, rollout):
+        keys = [(rollout.rollout_id, rollout.attempt.attempt_id)] * 3
+        assert await client.get_many_span_sequence_ids(key for key in keys) == [1, 2, 3]
+        with pytest.raises(InvalidArgumentError, match="attempt_id is empty"):
+            await client.get_many_span_sequence_ids(key for key in [*keys, (rollout.rollout_id, "")])
+
+    run(rig, scenario)
 
 
 @pytest.mark.parametrize("beside", [0, 1, 3])

@@ -55,7 +55,7 @@ class Calls:
         method = METHODS[rpc]
         data = request.SerializeToString()
         if len(data) > self._max_message_bytes:
-            raise _too_large(rpc, len(data), self._max_message_bytes)
+            raise too_large(f"{rpc}: the request", len(data), self._max_message_bytes, "send less at a time")
         wait_until = self._clock.monotonic() + wait_seconds
 
         def attempt(seconds: float, repeated: bool) -> Awaitable[Any]:
@@ -186,8 +186,11 @@ def _is_of_store(error: Any) -> bool:
     return any(key == STATUS_DETAILS_KEY for key, _ in error.trailing_metadata() or ())
 
 
-def _too_large(rpc: str, size_bytes: int, max_message_bytes: int) -> MessageTooLargeError:
+def too_large(what: str, size_bytes: int, max_message_bytes: int, advice: str) -> MessageTooLargeError:
+    """For what is not even sent; its details are those of the server's own refusal."""
     return MessageTooLargeError(
-        f"{rpc}: the request is {size_bytes} bytes, more than the limit of {max_message_bytes}; send less at a time, "
-        "or raise the server's --max-message-bytes and the client's max_message_bytes"
+        f"{what} is {size_bytes} bytes, more than the limit of {max_message_bytes}; {advice}, "
+        "or raise the server's --max-message-bytes and the client's max_message_bytes",
+        size_bytes=str(size_bytes),
+        limit_bytes=str(max_message_bytes),
     )

@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_store import arguments
 from lightning_store.clock import Clock, SystemClock
-from lightning_store.errors import (
-    InternalError,
-    InvalidArgumentError,
-    MessageTooLargeError,
-    StoreError,
-)
+from lightning_store.errors import InternalError, InvalidArgumentError, StoreError
 from lightning_store.ids import new_hex
 from lightning_store.model import (
     UNSET,
@@ -51,7 +46,7 @@ from lightning_store.wire import codec, queries, requests, selections, spans
 from lightning_store.wire.codec import ServerInfo
 from lightning_store.wire.errors import span_outcome_from_proto
 from lightning_store.wire.frames import frame_of
-from lightning_store_client.calls import Calls
+from lightning_store_client.calls import Calls, too_large
 from lightning_store_client.channel import MAX_MESSAGE_BYTES, MIB, Connector
 from lightning_store_client.endpoint import checked_endpoint
 from lightning_store_client.gathering import Gathering
@@ -248,10 +243,7 @@ class LightningStoreClient(LightningStore):
     def _check_size(self, message: bytes) -> None:
         size_bytes = len(message)
         if size_bytes + SPAN_FRAME_BYTES > self._span_bytes_max:
-            raise MessageTooLargeError(
-                f"the span is {size_bytes} bytes, more than the limit of {self._max_message_bytes}; store less in it, "
-                "or raise the server's --max-message-bytes and the client's max_message_bytes"
-            )
+            raise too_large("the span", size_bytes, self._max_message_bytes, "store less in it")
 
     async def add_otel_span(
         self,
@@ -290,10 +282,11 @@ class LightningStoreClient(LightningStore):
         return await self._numbering.call((rollout_id, attempt_id))
 
     async def get_many_span_sequence_ids(self, rollout_attempt_ids: Sequence[tuple[str, str]]) -> Sequence[int]:
-        for rollout_id, attempt_id in rollout_attempt_ids:
+        keys = list(rollout_attempt_ids)
+        for rollout_id, attempt_id in keys:
             arguments.check_id("rollout_id", rollout_id)
             arguments.check_id("attempt_id", attempt_id)
-        return await _allocate(self._calls, rollout_attempt_ids)
+        return await _allocate(self._calls, keys)
 
     # --- Queries -----------------------------------------------------------------------------------------------------
 
