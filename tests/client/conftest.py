@@ -74,14 +74,15 @@ class Proxy(grpc.GenericRpcHandler):
         self.sent: list[Sent] = []
         self.sessions: list[ProxiedSession] = []
         """All that were opened."""
-        self.plan: dict[str, deque[Break]] = defaultdict(deque)
+        self.plan: dict[str, deque[Break | None]] = defaultdict(deque)
         self._noted = threading.Condition()
         self._channel = grpc.insecure_channel(endpoint, options=[("grpc.use_local_subchannel_pool", 1)])
         self._server = grpc.server(ThreadPoolExecutor(32), handlers=[self], options=[("grpc.so_reuseport", 0)])
         self.endpoint = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self._server.start()
 
-    def breaks(self, rpc: str, *breaks: Break) -> None:
+    def breaks(self, rpc: str, *breaks: Break | None) -> None:
+        """What happens to the next attempts of a method, one after the other; None hands one on."""
         self.plan[rpc].extend(breaks)
 
     def close(self) -> None:

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from lightning_store import arguments
 from lightning_store.clock import Clock, SystemClock
-from lightning_store.errors import InternalError, InvalidArgumentError, StoreError
+from lightning_store.errors import (
+    CallCancelledError,
+    InternalError,
+    InvalidArgumentError,
+    MessageTooLargeError,
+    StoreError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+)
 from lightning_store.ids import new_hex
 from lightning_store.model import (
     UNSET,
@@ -68,6 +76,8 @@ GATHERED_BYTES_MAX = 16 * 1024
 """An item that is larger goes in a call of its own, so that it does not hold up the others."""
 REQUEST_FRAME_BYTES = 40
 """What a request id adds to its message."""
+OUTCOME_UNKNOWN = (StoreUnavailableError, StoreTimeoutError, CallCancelledError)
+"""Errors of a call that may have happened all the same."""
 
 
 class LightningStoreClient(LightningStore):
@@ -228,6 +238,14 @@ class LightningStoreClient(LightningStore):
         return None if await self._add_span(spans.span_to_bytes(span)) is None else span
 
     async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
+        """Sent in batches of some 4 MiB, one after the other; see ``LightningStore.add_many_spans``.
+
+        When the store refuses a batch, because its memory is full say, the spans of the batches before are stored:
+        ``SpansRejectedError`` lists them as stored, and all the others with the error. If nothing was stored, the
+        error is raised itself. After ``StoreUnavailableError``, ``StoreTimeoutError`` or a cancellation some of the
+        spans may be stored; add all of them again, and each is stored once. What is returned then is what was not
+        stored before.
+        """
         spans = arguments.checked_spans(spans)
         return stored_of(spans, await add_legal([self._encoded(span) for span in spans], self._add_spans))
 
@@ -269,11 +287,30 @@ class LightningStoreClient(LightningStore):
         return stored_number(span_outcome_from_proto(outcome, "outcomes"))
 
     async def _add_spans(self, messages: Sequence[bytes]) -> list[SpanOutcome]:
-        """One outcome for each, in order. Sent in batches; each batch is stored once, however often it is sent."""
+        """One outcome for each, in order. Sent in batches; each batch is stored once, however often it is sent.
+
+        What is too large for the server goes in smaller batches, down to a single span. Any other refusal is the
+        outcome of all spans that are left, if some are stored already, and is raised if none is.
+        """
         outcomes: list[SpanOutcome] = []
-        for batch in _batches(messages, min(SPAN_BATCH_BYTES, self._span_bytes_max)):
-            added = await _send_spans(self._calls, batch)
-            outcomes.extend(span_outcome_from_proto(outcome, "outcomes") for outcome in added)
+        bytes_max = min(SPAN_BATCH_BYTES, self._span_bytes_max)
+        while len(outcomes) < len(messages):
+            batch = _batch(messages, len(outcomes), bytes_max)
+            try:
+                added = await _send_spans(self._calls, batch)
+            except MessageTooLargeError as error:
+                if len(batch) > 1:
+                    bytes_max = sum(map(len, batch)) // 2
+                else:
+                    outcomes.append(error)
+            except OUTCOME_UNKNOWN:
+                raise
+            except StoreError as error:
+                if not any(isinstance(outcome, int) for outcome in outcomes):
+                    raise
+                outcomes.extend([error] * (len(messages) - len(outcomes)))
+            else:
+                outcomes.extend(span_outcome_from_proto(outcome, "outcomes") for outcome in added)
         return outcomes
 
     async def get_next_span_sequence_id(self, rollout_id: str, attempt_id: str) -> int:
@@ -612,16 +649,11 @@ def _new_rollout(
     return codec.new_rollout_to_proto(arguments.rollout_request(input, mode, resources_id, config, metadata))
 
 
-def _batches(messages: Sequence[bytes], bytes_max: int) -> Iterator[list[bytes]]:
-    """The messages in runs of ``bytes_max`` at most; one that is larger is a run of its own."""
-    batch: list[bytes] = []
+def _batch(messages: Sequence[bytes], start: int, bytes_max: int) -> Sequence[bytes]:
+    """As many of the messages from ``start`` on as go into ``bytes_max``, but at least one."""
     size_bytes = 0
-    for message in messages:
-        message_bytes = len(message) + SPAN_FRAME_BYTES
-        if batch and size_bytes + message_bytes > bytes_max:
-            yield batch
-            batch, size_bytes = [], 0
-        batch.append(message)
-        size_bytes += message_bytes
-    if batch:
-        yield batch
+    for end in range(start, len(messages)):
+        size_bytes += len(messages[end]) + SPAN_FRAME_BYTES
+        if size_bytes > bytes_max and end > start:
+            return messages[start:end]
+    return messages[start:]
