@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from lightning_store import LLM, InMemoryLightningStore
+from lightning_store import LLM, InMemoryLightningStore, InternalError
 from lightning_store.testing import SAFETY_SECONDS, FakeClock
 from lightning_store.testing.contract.base import make_span
 
@@ -67,6 +67,18 @@ def test_a_stream_that_is_cancelled_leaves_the_client_usable(make_rig):
             await asyncio.wait([query], timeout=SAFETY_SECONDS)
             assert query.done()  # the result may have been there already
         assert len(await client.query_rollouts()) == ROWS
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_without_a_message_is_a_failure_of_the_server(make_rig, monkeypatch):
+    rig = make_rig(page_rows_max=1)
+    monkeypatch.setattr(rig.proxy, "_stream", lambda path, body, context: iter(()))
+
+    async def scenario():
+        await fill(rig.store)
+        with pytest.raises(InternalError, match="StreamQuery"):
+            await rig.client().query_rollouts()
 
     asyncio.run(scenario())
 

@@ -462,6 +462,8 @@ class LightningStoreClient(LightningStore):
         pages = [await self._calls.unary(rpc, request)]
         if pages[0].next_page_token:
             pages = await self._calls.stream("StreamQuery", StreamQueryRequest(**{kind: request}))
+            if not pages:
+                raise InternalError("StreamQuery: the server's answer ended before its first message")
         rows = [from_proto(row, kind) for page in pages for row in getattr(page, kind)]
         return PaginatedResult(rows, limit, offset, pages[0].total)
 
