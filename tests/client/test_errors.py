@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 from pydantic import ValidationError
@@ -181,6 +182,7 @@ MISTAKES = {
     "unknown logic": lambda store, ro: store.query_spans(ro.rollout_id, filter_logic="xor"),
     "unknown status to filter by": lambda store, ro: store.query_rollouts(status_in=["odd"]),
     "text for a list": lambda store, ro: store.query_rollouts(rollout_id_in="ro-1"),
+    "no number of seconds": lambda store, ro: store.wait_for_rollouts(rollout_ids=[ro.rollout_id], timeout=math.nan),
     "number for a filter": lambda store, ro: store.query_spans(ro.rollout_id, name_contains=5),
 }
 

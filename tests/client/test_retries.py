@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
+import sys
 
 import grpc
 import pytest
@@ -28,7 +30,8 @@ from lightning_store.testing.contract.feed import collected
 from lightning_store.wire.errors import to_status
 from lightning_store.wire.methods import METHODS, Repeat
 from lightning_store_client import LightningStoreClient
-from lightning_store_client.retry import jittered
+from lightning_store_client.retry import RetryPolicy, jittered
+from lightning_store_client.session import CALL_BYTES_MAX
 from lightning_store_server import LightningStoreServer
 
 pytestmark = pytest.mark.usefixtures("exact_delays")
@@ -323,6 +326,37 @@ def test_a_heartbeat_has_a_short_deadline(rig):
     run_call(rig, "UpdateWorker", None, timeout=30.0)
     run_call(rig, "UpdateWorker", None, timeout=3.0)
     assert [sent.seconds_left for sent in rig.proxy.calls("UpdateWorker")] == pytest.approx([10.0, 3.0], abs=0.5)
+
+
+def name_of(number):
+    return f"1e{math.log10(number):.0f}"
+
+
+@pytest.mark.parametrize("timeout", [1e10, 1e12, 1e19, 1e300, sys.float_info.max, 10**400, math.inf], ids=name_of)
+def test_any_number_is_a_deadline(make_rig, timeout):
+    """gRPC ends a call at once whose deadline is beyond the times that it has."""
+    rig = make_rig(page_rows_max=1)
+
+    async def scenario():
+        client = rig.client(timeout=timeout, retry_delays=())
+        for number in range(2):
+            await client.enqueue_rollout(number)
+        await client.enqueue_rollout("x" * 2 * CALL_BYTES_MAX)  # by itself
+        assert len(await client.query_rollouts()) == 3  # as a stream
+        await client.update_worker("w")
+        assert await client.dequeue_rollout(max_wait=timeout) is not None
+
+    asyncio.run(scenario())
+    assert all(sent.seconds_left > 1.0 for sent in rig.proxy.sent)
+    [alone] = [sent for sent in rig.proxy.calls("EnqueueRollouts") if not sent.in_session]
+    assert 1e6 < alone.seconds_left < 1e8  # so that the server does not give it its own default
+
+
+@pytest.mark.parametrize("delay", [1e300, 10**400, math.inf], ids=name_of)
+def test_any_number_is_a_delay(delay):
+    policy = RetryPolicy.of(30.0, (delay,), (delay,))
+    assert min(*policy.delays, *policy.health_delays) > 1e9
+    assert jittered(policy.delays[0]) > 1e9
 
 
 def test_a_server_that_never_answers_is_a_timeout(make_rig, hooked):

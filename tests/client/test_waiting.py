@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 
 import pytest
@@ -42,7 +43,7 @@ async def until(condition):
             await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("timeout", [None, 1000.0])
+@pytest.mark.parametrize("timeout", [None, 1000.0, 1e300, math.inf, pytest.param(10**400, id="large")])
 def test_a_wait_goes_on_over_several_calls(timed, clock, timeout):
     async def scenario():
         rollout = await timed.store.enqueue_rollout("task")
@@ -71,7 +72,7 @@ def test_a_wait_ends_at_its_timeout_with_what_is_terminal_by_then(timed, clock):
     assert waits == [20.0, 20.0, 10.0]
 
 
-@pytest.mark.parametrize("timeout", [0, -5.0])
+@pytest.mark.parametrize("timeout", [0, -5.0, -math.inf, pytest.param(-(10**400), id="large")])
 def test_no_time_to_wait_is_one_look(timed, clock, timeout):
     async def scenario():
         rollout = await timed.store.enqueue_rollout("task")
@@ -135,6 +136,25 @@ def test_work_is_waited_for_over_several_calls(timed, clock):
     asyncio.run(scenario())
     sent = timed.proxy.calls("DequeueRollouts")
     assert len({one.message.request_id for one in sent}) == len(sent) == 4
+
+
+@pytest.mark.parametrize("max_wait", [math.inf, pytest.param(10**400, id="large")])
+def test_work_is_waited_for_however_long(timed, clock, max_wait):
+    async def scenario():
+        claim = asyncio.create_task(timed.client(clock=clock).dequeue_rollout(max_wait=max_wait))
+        await pass_time(clock, 20.0)
+        await clock.until_waiting(clock.now() + 20.0)
+        rollout = await timed.store.enqueue_rollout("task")
+        claimed = await asyncio.wait_for(claim, SAFETY_SECONDS)
+        assert claimed.rollout_id == rollout.rollout_id
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("max_wait", [0, -1.0, -math.inf, pytest.param(-(10**400), id="large")])
+def test_no_time_to_wait_for_work_is_one_look(timed, clock, max_wait):
+    assert asyncio.run(timed.client(clock=clock).dequeue_rollout(max_wait=max_wait)) is None
+    assert len(timed.proxy.calls("DequeueRollouts")) == 1
 
 
 def test_a_worker_that_gives_up_waiting_leaves_the_work_to_others(timed, clock):

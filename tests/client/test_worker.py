@@ -89,6 +89,18 @@ def test_heartbeats_begin_at_entry_and_come_at_every_interval(timed, clock):
     assert len(timed.proxy.calls("UpdateWorker")) == 4
 
 
+@pytest.mark.parametrize("interval", [1e300, pytest.param(10**400, id="large")])
+def test_any_number_is_an_interval(timed, clock, interval):
+    async def scenario():
+        _, session = entered(timed, clock, interval=interval)
+        async with session:
+            async with asyncio.timeout(SAFETY_SECONDS):
+                while max(clock.pending(), default=0.0) < 1e300:  # noqa: ASYNC110
+                    await asyncio.sleep(0)
+
+    asyncio.run(scenario())
+
+
 def test_they_carry_stats_of_the_process_and_the_machine(timed, clock):
     async def scenario():
         _, session = entered(timed, clock)

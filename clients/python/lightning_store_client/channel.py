@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import math
 import os
 import sys
 import threading
@@ -54,6 +53,9 @@ OPTIONS: Final = [
 ]
 
 
+DEADLINE_SECONDS_MAX: Final = 365 * 24 * 3600.0
+"""A year. gRPC has deadlines as nanoseconds since 1970: one beyond April 2262 would have passed already. Not even an
+endless one is left out, since the server would then put its own in place."""
 READ_AHEAD: Final = 4
 """Replies of a stream that may wait for their reader; the server waits before it sends more."""
 CLOSED_LOOP_SECONDS: Final = 1.0
@@ -90,7 +92,7 @@ class Connection:
     def _open_session(self) -> Session:
         stub = self.stub
         with _gate.lock:
-            session = Session(lambda requests: _begin(stub.Session, requests, math.inf))
+            session = Session(lambda requests: _begin(stub.Session, requests, None))
             _gate.watch(session)
         # Its threads would keep it alive, and so the connection, for ever.
         if self._closing_session is not None:
@@ -295,11 +297,12 @@ _gate = _ForkGate()
 _gate.stand()
 
 
-def _begin(method: Any, request: Any, timeout: float, metadata: Metadata = ()) -> Any:
+def _begin(method: Any, request: Any, timeout: float | None, metadata: Metadata = ()) -> Any:
     """Begin a call; ``method`` is a multi-callable or the ``future`` of one. RuntimeError if the channel is closed."""
+    deadline = None if timeout is None else min(timeout, DEADLINE_SECONDS_MAX)
     with _gate.lock:
         try:
-            return method(request, timeout=None if math.isinf(timeout) else timeout, metadata=metadata)
+            return method(request, timeout=deadline, metadata=metadata)
         except ValueError as error:  # what gRPC says of a channel that was closed a moment ago
             raise RuntimeError(f"the client is closed: {error}") from None
 

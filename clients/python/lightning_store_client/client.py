@@ -557,7 +557,7 @@ class LightningStoreClient(LightningStore):
     ) -> list[Rollout]:
         distinct = list(arguments.distinct_ids(rollout_ids))
         arguments.is_any(return_when)
-        until = None if timeout is None else self._clock.monotonic() + max(0.0, timeout)
+        until = None if timeout is None else self._clock.monotonic() + arguments.wait_seconds("timeout", timeout)
         while distinct:
             left = math.inf if until is None else max(0.0, until - self._clock.monotonic())
             seconds = min(left, WAIT_SECONDS_MAX)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from lightning_store.arguments import wait_seconds
 from lightning_store.errors import ResourceExhaustedError, StoreError, StoreTimeoutError, StoreUnavailableError
 
 JITTER: Final = 0.2
@@ -34,7 +35,11 @@ class RetryPolicy:
         for name, delays in (("retry_delays", retry_delays), ("health_retry_delays", health_retry_delays)):
             if any(not delay >= 0 for delay in delays):
                 raise ValueError(f"{name} is {delays}; give seconds of 0 or more, or () to switch them off")
-        return cls(timeout, tuple(retry_delays), tuple(health_retry_delays))
+        return cls(
+            wait_seconds("timeout", timeout),
+            tuple(wait_seconds("retry_delays", delay) for delay in retry_delays),
+            tuple(wait_seconds("health_retry_delays", delay) for delay in health_retry_delays),
+        )
 
     def attempt_timeout(self, seconds_left: float, attempts_left: int) -> float:
         """What the next attempt may take: all that is left for the last one, half of it before, so that a reply that

@@ -265,7 +265,7 @@ def _given_up(error: CallCancelledError) -> StoreUnavailableError:
 
 
 def _milliseconds(timeout: float) -> int:
-    return 0 if math.isinf(timeout) else max(1, min(int(timeout * 1000), TIMEOUT_MS_MAX))
+    return 0 if math.isinf(timeout) else max(1, int(min(timeout * 1000, TIMEOUT_MS_MAX)))
 
 
 def _look(session: weakref.ref[Any], loop: asyncio.AbstractEventLoop) -> None:

@@ -158,7 +158,7 @@ class WorkerSession:
         self.worker_id = worker_id
         self._connector = connector
         self._clock = clock
-        self._interval = interval
+        self._interval = arguments.wait_seconds("interval", interval)
         self._more_stats = stats
         self._thread: LoopThread | None = None
         self._held: _Held | None = None
