@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import threading
 
 import pytest
 
-from lightning_store import LLM, InMemoryLightningStore, InternalError
+from lightning_store import (
+    LLM,
+    InMemoryLightningStore,
+    InternalError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+)
 from lightning_store.testing import SAFETY_SECONDS, FakeClock
 from lightning_store.testing.contract.base import make_span
 
@@ -69,6 +77,73 @@ def test_a_stream_that_is_cancelled_leaves_the_client_usable(make_rig):
         assert len(await client.query_rollouts()) == ROWS
 
     asyncio.run(scenario())
+
+
+# --- How long a query may take ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def falling_silent(make_rig, monkeypatch):
+    """``falling_silent(messages)``: a rig whose streams end in silence after so many messages."""
+    over = threading.Event()
+
+    def make(messages):
+        rig = make_rig(page_rows_max=1)
+        stream = rig.proxy._stream
+
+        def silent(path, body, context):
+            yield from itertools.islice(stream(path, body, context), messages)
+            over.wait(SAFETY_SECONDS)
+
+        monkeypatch.setattr(rig.proxy, "_stream", silent)
+        return rig
+
+    yield make
+    over.set()
+
+
+@pytest.mark.parametrize("messages", [0, 1, 5])
+def test_a_stream_that_falls_silent_is_a_timeout(falling_silent, messages):
+    rig = falling_silent(messages)
+
+    async def scenario():
+        await fill(rig.store)
+        with pytest.raises(StoreTimeoutError, match="0.2 s"):
+            await asyncio.wait_for(rig.client(timeout=0.2, retry_delays=()).query_rollouts(), SAFETY_SECONDS)
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_may_take_longer_than_the_timeout_while_it_goes_on(make_rig, monkeypatch):
+    rig = make_rig(page_rows_max=1)
+
+    def a_second_later():
+        rig.clock.time += 1.0
+        return rig.clock.time
+
+    async def scenario():
+        await fill(rig.store)
+        begun = rig.clock.time
+        monkeypatch.setattr(rig.clock, "monotonic", a_second_later)
+        assert len(await rig.client(timeout=8.0, retry_delays=()).query_rollouts()) == ROWS
+        assert rig.clock.time - begun > 2 * 8.0
+
+    asyncio.run(scenario())
+    [stream] = rig.proxy.calls("StreamQuery")
+    assert 200.0 < stream.seconds_left <= 300.0
+
+
+def test_attempts_of_a_stream_share_the_timeout(make_rig, broken):
+    rig = make_rig(page_rows_max=1)
+    rig.proxy.breaks("StreamQuery", *[broken()] * 10)
+
+    async def scenario():
+        await fill(rig.store)
+        with pytest.raises(StoreUnavailableError):
+            await rig.client(timeout=10.0, retry_delays=[3.0] * 10, health_retry_delays=()).query_rollouts()
+
+    asyncio.run(scenario())
+    assert sum(rig.clock.slept) == pytest.approx(10.0)
 
 
 def test_a_stream_without_a_message_is_a_failure_of_the_server(make_rig, monkeypatch):

@@ -38,6 +38,34 @@ HEALTH_TIMEOUT_SECONDS = 2.0
 """What one probe of the server's health may take."""
 
 
+class Deadline:
+    """When a call is given up, whatever attempts of it there are."""
+
+    __slots__ = ("_clock", "_seconds", "_until", "_until_at_most")
+
+    def __init__(self, clock: Clock, seconds: float, seconds_max: float = 0.0) -> None:
+        """``seconds`` from now, and from whenever it is put off, but then never later than ``seconds_max`` from now."""
+        now = clock.monotonic()
+        self._clock = clock
+        self._seconds = seconds
+        self._until = now + seconds
+        self._until_at_most = now + max(seconds, seconds_max)
+
+    def put_off(self) -> None:
+        """The server has said something: it has its time again."""
+        self._until = min(self._clock.monotonic() + self._seconds, self._until_at_most)
+
+    @property
+    def left(self) -> float:
+        """Seconds, 0 once it has passed."""
+        return max(0.0, self._until - self._clock.monotonic())
+
+    @property
+    def left_at_most(self) -> float:
+        """Seconds that are left if it is put off again and again."""
+        return max(0.0, self._until_at_most - self._clock.monotonic())
+
+
 class Calls:
     """Makes the calls of one client. A request is built once, with its request id, and sent as often as it takes."""
 
@@ -56,16 +84,16 @@ class Calls:
         data = request.SerializeToString()
         if len(data) > self._max_message_bytes:
             raise too_large(f"{rpc}: the request", len(data), self._max_message_bytes, "send less at a time")
-        wait_until = self._clock.monotonic() + wait_seconds
+        wait = Deadline(self._clock, wait_seconds)
 
         def attempt(seconds: float, repeated: bool) -> Awaitable[Any]:
             nonlocal data
             if repeated and wait_seconds > 0:
-                getattr(request, method.wait_field).CopyFrom(duration_to_proto(self._left(wait_until)))
+                getattr(request, method.wait_field).CopyFrom(duration_to_proto(wait.left))
                 data = request.SerializeToString()
             return self._send(rpc, request, data, seconds, repeated)
 
-        return await self._funnel(method, attempt, wait_seconds)
+        return await self._funnel(method, attempt, Deadline(self._clock, self._timeout(method) + wait_seconds))
 
     async def _send(self, rpc: str, request: Message, data: bytes, seconds: float, repeated: bool) -> Any:
         """Once: with other calls on one stream, or by itself if it is large or the server cannot do otherwise. ``data``
@@ -86,13 +114,25 @@ class Calls:
         return await call_unary(getattr(connection.stub, rpc), request, seconds, metadata)
 
     async def stream(self, rpc: str, request: Message) -> list[Any]:
-        """All replies to ``request``; an attempt that breaks off starts from the beginning."""
+        """All replies to ``request``; an attempt that breaks off starts from the beginning.
+
+        Each reply may take as long as a call, so that a long answer may take its time, up to the method's default, and
+        one that does not come is noticed.
+        """
+        method = METHODS[rpc]
+        deadline = Deadline(self._clock, self._policy.timeout_seconds, method.deadline_seconds)
 
         async def attempt(seconds: float, repeated: bool) -> list[Any]:
             stub_method = getattr(self._connector.get().stub, rpc)
-            return [reply async for reply in replies_of(stub_method, request, seconds)]
+            replies: list[Any] = []
+            async for reply in replies_of(
+                stub_method, request, deadline.left_at_most, lambda: deadline.left if replies else seconds
+            ):
+                replies.append(reply)
+                deadline.put_off()
+            return replies
 
-        replies: list[Any] = await self._funnel(METHODS[rpc], attempt, 0.0)
+        replies: list[Any] = await self._funnel(method, attempt, deadline)
         return replies
 
     async def follow(self, rpc: str, request: Callable[[], Message]) -> AsyncGenerator[Any, None]:
@@ -118,7 +158,7 @@ class Calls:
                 if not delays or not is_retriable(failure):
                     raise failure from None
                 logger.info("%s: %s; opening it again", rpc, failure)
-                await self._pause(failure, delays.pop(0), self._clock.monotonic() + self._policy.timeout_seconds)
+                await self._pause(failure, delays.pop(0), Deadline(self._clock, self._policy.timeout_seconds))
 
     async def is_serving(self, seconds: float = HEALTH_TIMEOUT_SECONDS) -> bool:
         """Whether the server says within ``seconds`` that it takes calls, or has no health service. One probe."""
@@ -129,20 +169,19 @@ class Calls:
             return error.code() is grpc.StatusCode.UNIMPLEMENTED
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
-    async def _funnel(self, method: Method, attempt: Attempt, wait_seconds: float) -> Any:
-        until = self._clock.monotonic() + self._timeout(method) + wait_seconds
+    async def _funnel(self, method: Method, attempt: Attempt, deadline: Deadline) -> Any:
         delays = [] if method.repeat is Repeat.LWW else list(self._policy.delays)
         repeated = False
         while True:
             try:
-                return await attempt(self._policy.attempt_timeout(self._left(until), len(delays)), repeated)
+                return await attempt(self._policy.attempt_timeout(deadline.left, len(delays)), repeated)
             except (grpc.RpcError, StoreError) as error:
                 failure = self._failure(error)
             if not delays or not is_retriable(failure):
                 raise failure
             logger.info("%s: %s; trying again", method.name, failure)
-            await self._pause(failure, delays.pop(0), until)
-            if self._left(until) == 0:
+            await self._pause(failure, delays.pop(0), deadline)
+            if deadline.left == 0:
                 raise failure
             repeated = True
 
@@ -156,29 +195,24 @@ class Calls:
             return StoreUnavailableError(f"The server gave the call up: {failure}")
         return failure
 
-    def _left(self, until: float) -> float:
-        return max(0.0, until - self._clock.monotonic())
-
     def _timeout(self, method: Method) -> float:
-        """A heartbeat that is late is worth nothing, so its deadline is short; a long stream may take its time."""
+        """A heartbeat that is late is worth nothing, so its deadline is short."""
         timeout = self._policy.timeout_seconds
-        if method.repeat is Repeat.LWW:
-            return min(timeout, method.deadline_seconds)
-        return max(timeout, method.deadline_seconds) if method.streams else timeout
+        return min(timeout, method.deadline_seconds) if method.repeat is Repeat.LWW else timeout
 
-    async def _pause(self, failure: StoreError, delay: float, until: float) -> None:
+    async def _pause(self, failure: StoreError, delay: float, deadline: Deadline) -> None:
         """Wait before the next attempt: as long as the server asked for, and until it says that it is well."""
         if isinstance(failure, ResourceExhaustedError):
             delay = max(delay, failure.retry_after_seconds or 0.0)
-        await self._sleep(delay, until)
+        await self._sleep(delay, deadline)
         for probe_delay in self._policy.health_delays:
-            left = self._left(until)
+            left = deadline.left
             if left == 0 or await self.is_serving(min(HEALTH_TIMEOUT_SECONDS, left)):
                 return
-            await self._sleep(probe_delay, until)
+            await self._sleep(probe_delay, deadline)
 
-    async def _sleep(self, seconds: float, until: float) -> None:
-        await self._clock.sleep(min(jittered(seconds), self._left(until)))
+    async def _sleep(self, seconds: float, deadline: Deadline) -> None:
+        await self._clock.sleep(min(jittered(seconds), deadline.left))
 
 
 def _is_of_store(error: Any) -> bool:

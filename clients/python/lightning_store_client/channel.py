@@ -15,12 +15,13 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Collection
 from typing import Any, Final
 
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
+from lightning_store.errors import StoreTimeoutError
 from lightning_store.v1 import service_pb2_grpc
 from lightning_store_client.session import Session
 from lightning_store_client.streams import Replies, now
@@ -332,8 +333,11 @@ async def call_unary(method: Any, request: Any, timeout: float, metadata: Metada
     return call.result()
 
 
-async def replies_of(method: Any, request: Any, timeout: float) -> AsyncGenerator[Any, None]:
-    """The replies of the streaming call ``method(request)``, one by one. ``grpc.RpcError`` if it breaks off.
+async def replies_of(
+    method: Any, request: Any, timeout: float, patience: Callable[[], float] | None = None
+) -> AsyncGenerator[Any, None]:
+    """The replies of the streaming call ``method(request)``, one by one. ``grpc.RpcError`` if it breaks off, and
+    StoreTimeoutError if none comes in the seconds that ``patience`` gives whenever one is waited for.
 
     Closing the generator cancels the call.
 
@@ -369,8 +373,7 @@ async def replies_of(method: Any, request: Any, timeout: float) -> AsyncGenerato
     try:
         while True:
             if not arrived:
-                news.clear()
-                await news.wait()
+                await _wait_for_more(arrived, news, patience)
             reply, end = arrived.popleft()
             if isinstance(end, StopAsyncIteration):
                 return
@@ -381,6 +384,24 @@ async def replies_of(method: Any, request: Any, timeout: float) -> AsyncGenerato
     finally:
         call.cancel()
         room.release()
+
+
+async def _wait_for_more(
+    arrived: Collection[object], news: asyncio.Event, patience: Callable[[], float] | None
+) -> None:
+    """Return when something has arrived. StoreTimeoutError after the seconds of ``patience``."""
+    news.clear()
+    if patience is None:
+        await news.wait()
+        return
+    seconds = patience()
+    giving_up = asyncio.get_running_loop().call_later(seconds, news.set)
+    try:
+        await news.wait()
+    finally:
+        giving_up.cancel()
+    if not arrived:  # it may have come while something else held up the loop
+        raise StoreTimeoutError(f"The server sent no more of its answer for {seconds:.3g} s")
 
 
 def _acquire(room: threading.Semaphore, loop: asyncio.AbstractEventLoop) -> None:

@@ -90,7 +90,10 @@ class LightningStoreClient(LightningStore):
 
     Every call is tried again after a lost connection, and happens once all the same: the server recognises it.
 
-    :param timeout: seconds that one call may take, all its attempts together
+    :param timeout: seconds that one call may take, all its attempts together. What ``max_wait`` or
+        ``wait_for_rollouts`` asks to wait comes on top; ``update_worker`` takes 10 at most. Each batch of
+        ``add_many_spans`` has so long, and so has each message of a query whose rows do not fit into one: these may
+        take 300 seconds together, or ``timeout`` if that is more
     :param retry_delays: seconds before the second attempt, the third, …; empty for no retries
     :param health_retry_delays: seconds between probes of the server's health before each further attempt
     :param max_message_bytes: the largest request to send; the server has a limit of its own
