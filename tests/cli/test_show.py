@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import pytest
 
 from lightning_store import SpansEvictedError
+from lightning_store_client import LightningStoreClient
 
 
 @pytest.fixture
@@ -55,6 +58,32 @@ def test_health_of_a_server_that_does_not_answer(run) -> None:
         port = silent.getsockname()[1]
         result = run("health", "--server", f"127.0.0.1:{port}", "--timeout", "0.2")
     assert result.exit_code == 1
+
+
+def test_health_of_a_server_that_is_no_store(run) -> None:
+    bare = grpc.server(ThreadPoolExecutor(1), options=[("grpc.so_reuseport", 0)])
+    endpoint = f"127.0.0.1:{bare.add_insecure_port('127.0.0.1:0')}"
+    bare.start()
+    try:
+        result = run("health", "--server", endpoint)
+    finally:
+        bare.stop(None).wait()
+    assert (result.exit_code, len(result.output.splitlines())) == (1, 1)
+    assert result.output.startswith(f"{endpoint} NOT_SERVING: no store")
+
+
+@pytest.mark.parametrize(("flags", "seconds"), [([], 2.0), (["--timeout", "30"], 30.0), (["--timeout", "0.5"], 0.5)])
+def test_health_waits_for_an_answer_as_long_as_it_is_told(run, served, monkeypatch, flags, seconds) -> None:
+    given = []
+
+    async def healthy(self: LightningStoreClient, *, timeout: float) -> bool:
+        given.append(timeout)
+        return True
+
+    monkeypatch.setattr(LightningStoreClient, "healthy", healthy)
+    assert run("health", "--server", served.endpoint, *flags).exit_code == 0
+    assert given == [seconds]
+    assert "Give up after this long." in run("health", "--help").output
 
 
 def test_stats(show, show_json, served) -> None:

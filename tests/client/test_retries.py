@@ -260,6 +260,21 @@ def test_a_server_without_a_health_service_counts_as_well(rig, broken):
     assert rig.clock.slept == [1.0]
 
 
+@pytest.mark.parametrize("is_store", [True, False])
+def test_who_has_no_health_service_is_healthy_if_it_is_a_store(rig, broken, is_store):
+    rig.proxy.breaks(PROBE, broken(grpc.StatusCode.UNIMPLEMENTED))
+    rig.proxy.breaks("GetServerInfo", None if is_store else broken(grpc.StatusCode.UNIMPLEMENTED))
+    assert asyncio.run(rig.client().healthy()) is is_store
+    assert rig.proxy.order() == [PROBE, "GetServerInfo"]
+
+
+@pytest.mark.parametrize(("settings", "seconds"), [({}, 2.0), ({"timeout": 30.0}, 30.0), ({"timeout": 0.5}, 0.5)])
+def test_a_probe_takes_as_long_as_it_may(rig, broken, settings, seconds):
+    rig.proxy.breaks(PROBE, broken(grpc.StatusCode.UNIMPLEMENTED))
+    assert asyncio.run(rig.client().healthy(**settings))
+    assert [sent.seconds_left for sent in rig.proxy.sent] == pytest.approx([seconds] * 2, abs=0.3)
+
+
 def test_a_server_that_says_when_is_asked_then(rig, broken):
     busy = ResourceExhaustedError("busy")
     busy.retry_after_seconds = 7.5

@@ -20,6 +20,7 @@ from lightning_store.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from lightning_store.v1.server_pb2 import GetServerInfoRequest
 from lightning_store.wire.errors import from_rpc_error
 from lightning_store.wire.methods import METHODS, REPEATED_METADATA, REPLIES, SERVICE, Method, Repeat
 from lightning_store.wire.times import duration_to_proto
@@ -160,13 +161,26 @@ class Calls:
                 logger.info("%s: %s; opening it again", rpc, failure)
                 await self._pause(failure, delays.pop(0), Deadline(self._clock, self._policy.timeout_seconds))
 
-    async def is_serving(self, seconds: float = HEALTH_TIMEOUT_SECONDS) -> bool:
-        """Whether the server says within ``seconds`` that it takes calls, or has no health service. One probe."""
+    async def is_healthy(self, seconds: float) -> bool:
+        """Whether a store says within ``seconds`` that it takes calls. One without a health service, as a server of
+        somebody else may be, has to say what it is: most servers that are no store have none either."""
+        deadline = Deadline(self._clock, seconds)
+        serving = await self._health(seconds)
+        if serving is not None:
+            return serving
+        try:
+            await call_unary(self._connector.get().stub.GetServerInfo, GetServerInfoRequest(), deadline.left)
+        except grpc.RpcError:
+            return False
+        return True
+
+    async def _health(self, seconds: float) -> bool | None:
+        """Whether the server says within ``seconds`` that it takes calls; None if it has no health service."""
         request = health_pb2.HealthCheckRequest(service=SERVICE)
         try:
             reply = await call_unary(self._connector.get().health.Check, request, seconds)
         except grpc.RpcError as error:
-            return error.code() is grpc.StatusCode.UNIMPLEMENTED
+            return None if error.code() is grpc.StatusCode.UNIMPLEMENTED else False
         return bool(reply.status == health_pb2.HealthCheckResponse.SERVING)
 
     async def _funnel(self, method: Method, attempt: Attempt, deadline: Deadline) -> Any:
@@ -207,7 +221,7 @@ class Calls:
         await self._sleep(delay, deadline)
         for probe_delay in self._policy.health_delays:
             left = deadline.left
-            if left == 0 or await self.is_serving(min(HEALTH_TIMEOUT_SECONDS, left)):
+            if left == 0 or await self._health(min(HEALTH_TIMEOUT_SECONDS, left)) is not False:
                 return
             await self._sleep(probe_delay, deadline)
 

@@ -54,7 +54,7 @@ from lightning_store.wire import codec, queries, requests, selections, spans
 from lightning_store.wire.codec import ServerInfo
 from lightning_store.wire.errors import span_outcome_from_proto
 from lightning_store.wire.frames import frame_of
-from lightning_store_client.calls import Calls, too_large
+from lightning_store_client.calls import HEALTH_TIMEOUT_SECONDS, Calls, too_large
 from lightning_store_client.channel import MAX_MESSAGE_BYTES, MIB, Connector
 from lightning_store_client.endpoint import checked_endpoint
 from lightning_store_client.gathering import Gathering
@@ -133,9 +133,9 @@ class LightningStoreClient(LightningStore):
         """The generated stub, for calls without retries, conversions or any other help. Synchronous."""
         return self._connector.get().stub
 
-    async def healthy(self) -> bool:
-        """Whether the server answers and takes calls. One probe, no retry."""
-        return await self._calls.is_serving()
+    async def healthy(self, *, timeout: float = HEALTH_TIMEOUT_SECONDS) -> bool:
+        """Whether a store answers within ``timeout`` seconds and takes calls. One probe, no retry."""
+        return await self._calls.is_healthy(arguments.wait_seconds("timeout", timeout))
 
     async def server_info(self) -> ServerInfo:
         """The server's version, mode, capabilities and limits."""

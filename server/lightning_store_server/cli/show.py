@@ -58,23 +58,15 @@ def paged(command: F) -> F:
 
 @click.command()
 @SERVER
-@seconds("--timeout", min_open=True, default=HEALTH_SECONDS, help="Give up after this long, or after 2 seconds.")
+@seconds("--timeout", min_open=True, default=HEALTH_SECONDS, help="Give up after this long.")
 @switch("--json", "as_json", help="Print the answer as one JSON document.")
 def health(server: str, timeout: float, as_json: bool) -> None:
     """Probe a server: exit code 0 if it is serving, 1 if not."""
-
-    async def question(client: LightningStoreClient) -> bool:
-        try:
-            async with asyncio.timeout(timeout):
-                return await client.healthy()
-        except TimeoutError:
-            return False
-
-    serving = ask(server, HEALTH_SECONDS, question)
+    serving = ask(server, timeout, lambda client: client.healthy(timeout=timeout))
     if as_json:
         echo_json({"server": server, "serving": serving})
     else:
-        click.echo(f"{server} {'SERVING' if serving else 'NOT_SERVING: it does not answer, or it is shutting down'}")
+        click.echo(f"{server} {'SERVING' if serving else 'NOT_SERVING: no store answers, or it is shutting down'}")
     if not serving:
         raise click.exceptions.Exit(1)
 
