@@ -47,6 +47,11 @@ class StoreError(Exception):
         self.details = details
         """What the message speaks of, by name, for programs (``rollout_id``, ``field``, …)."""
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether the same call may succeed another time."""
+        return False
+
 
 class InvalidArgumentError(StoreError, ValueError):
     """An argument is not legal. ``details["field"]`` names it."""
@@ -169,13 +174,19 @@ class ResourceExhaustedError(StoreError, RuntimeError):
     reason = "RESOURCE_EXHAUSTED"
     retry_after_seconds: float | None = None
 
+    @property
+    def may_pass(self) -> bool:
+        return self.retry_after_seconds is not None
+
 
 class StoreUnavailableError(StoreError, ConnectionError):
     reason = "UNAVAILABLE"
+    may_pass = True
 
 
 class StoreTimeoutError(StoreError, TimeoutError):
     reason = "DEADLINE_EXCEEDED"
+    may_pass = True
 
 
 class CallCancelledError(StoreError, RuntimeError):

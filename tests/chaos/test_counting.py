@@ -223,7 +223,7 @@ async def test_nothing_is_lost_and_nothing_doubled_of_calls_that_share_a_message
 
 @pytest.mark.asyncio
 async def test_a_store_that_replays_nothing_is_caught():
-    store = InMemoryLightningStore(replay_entries_max=0)
+    store = InMemoryLightningStore(replay_window_seconds=0)
     ledger, _ = await make_calls(store, 150, 5)
     for failing in (check_rollouts, check_spans, check_resources):
         with pytest.raises(AssertionError):

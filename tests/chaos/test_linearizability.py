@@ -111,7 +111,7 @@ class ClaimsInTwoSteps(Broken):
 
 def replays_nothing() -> LightningStore:
     """It answers a request that it has seen by doing it again."""
-    return InMemoryLightningStore(replay_entries_max=0)
+    return InMemoryLightningStore(replay_window_seconds=0)
 
 
 @pytest.mark.parametrize("make", [ClaimsWithoutRemoval, ClaimsInTwoSteps, replays_nothing])

@@ -66,6 +66,10 @@ def run(scenario):
     return asyncio.run(asyncio.wait_for(scenario, SAFETY_SECONDS))
 
 
+async def all_of(replies):
+    return [reply async for reply in replies]
+
+
 def statistics(client):
     return client.statistics()
 
@@ -111,7 +115,7 @@ def test_a_refused_stream_query_is_made_again(busy):
             LightningStoreClient(endpoint, clock=full.rig.clock) as client,
         ):
             stub = service_pb2_grpc.LightningStoreServiceStub(channel)
-            await full.take(lambda _: anext(aiter(stub.StreamQuery(request))))
+            await full.take(lambda _: all_of(stub.StreamQuery(request)))
             full.free_while_the_client_sleeps()
             assert len(await client.query_workers()) == 3
         assert full.rig.clock.slept == [5.0]

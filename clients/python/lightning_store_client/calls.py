@@ -25,7 +25,7 @@ from lightning_store.wire.errors import from_rpc_error
 from lightning_store.wire.methods import METHODS, REPEATED_METADATA, REPLIES, SERVICE, Method, Repeat
 from lightning_store.wire.times import duration_to_proto
 from lightning_store_client.channel import Connector, call_unary, replies_of
-from lightning_store_client.retry import RetryPolicy, is_retriable, jittered
+from lightning_store_client.retry import RetryPolicy, jittered
 from lightning_store_client.session import CALL_BYTES_MAX, SessionRetired, SessionUnsupported
 
 logger = logging.getLogger("lightning_store_client")
@@ -85,11 +85,11 @@ class Calls:
         data = request.SerializeToString()
         if len(data) > self._max_message_bytes:
             raise too_large(f"{rpc}: the request", len(data), self._max_message_bytes, "send less at a time")
-        wait = Deadline(self._clock, wait_seconds)
+        wait = Deadline(self._clock, wait_seconds) if wait_seconds > 0 else None
 
         def attempt(seconds: float, repeated: bool) -> Awaitable[Any]:
             nonlocal data
-            if repeated and wait_seconds > 0:
+            if repeated and wait is not None:
                 getattr(request, method.wait_field).CopyFrom(duration_to_proto(wait.left))
                 data = request.SerializeToString()
             return self._send(rpc, request, data, seconds, repeated)
@@ -156,7 +156,7 @@ class Calls:
                 failure = self._failure(error)
                 if self._clock.monotonic() - opened > self._policy.timeout_seconds:
                     delays = list(self._policy.delays)
-                if not delays or not is_retriable(failure):
+                if not delays or not failure.may_pass:
                     raise failure from None
                 logger.info("%s: %s; opening it again", rpc, failure)
                 await self._pause(failure, delays.pop(0), Deadline(self._clock, self._policy.timeout_seconds))
@@ -191,7 +191,7 @@ class Calls:
                 return await attempt(self._policy.attempt_timeout(deadline.left, len(delays)), repeated)
             except (grpc.RpcError, StoreError) as error:
                 failure = self._failure(error)
-            if not delays or not is_retriable(failure):
+            if not delays or not failure.may_pass:
                 raise failure
             logger.info("%s: %s; trying again", method.name, failure)
             await self._pause(failure, delays.pop(0), deadline)

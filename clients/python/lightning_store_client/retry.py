@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from lightning_store.arguments import wait_seconds
-from lightning_store.errors import ResourceExhaustedError, StoreError, StoreTimeoutError, StoreUnavailableError
 
 JITTER: Final = 0.2
 """Delays vary by this share either way, so that callers that failed together do not come back together."""
@@ -47,13 +46,6 @@ class RetryPolicy:
         if attempts_left == 0:
             return seconds_left
         return min(seconds_left, max(ATTEMPT_SECONDS_MIN, seconds_left / 2))
-
-
-def is_retriable(error: StoreError) -> bool:
-    """Whether the same call may fare better later."""
-    if isinstance(error, ResourceExhaustedError):
-        return error.retry_after_seconds is not None
-    return isinstance(error, StoreUnavailableError | StoreTimeoutError)
 
 
 def jittered(delay: float) -> float:

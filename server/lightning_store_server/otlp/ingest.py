@@ -15,7 +15,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 
 from lightning_store.backends.base import SpanRecord
-from lightning_store.errors import ResourceExhaustedError, StoreError, StoreTimeoutError, StoreUnavailableError
+from lightning_store.errors import StoreError
 from lightning_store.store import LightningStore
 from lightning_store.wire.methods import TRACE_EXPORT
 from lightning_store.wire.otlp import ExportReport, ReceivedSpan, received_spans
@@ -60,20 +60,13 @@ class TraceIngest:
         outcomes = await self._spans.add_span_records(list(records.values())) if records else ()
         errors = {path: one for path, one in zip(records, outcomes, strict=True) if isinstance(one, StoreError)}
         for error in errors.values():
-            if may_pass(error):
+            if error.may_pass:
                 raise error
         for span in spans:
             if span.path in errors:
                 report.rejected(span.path, str(shown_error(TRACE_EXPORT.path, errors[span.path])))
             elif span.record is not None and span.complaint is not None:
                 report.passed_over(span.path, span.complaint)
-
-
-def may_pass(error: StoreError) -> bool:
-    """Whether the same request may succeed another time."""
-    if isinstance(error, ResourceExhaustedError):
-        return error.retry_after_seconds is not None
-    return isinstance(error, StoreUnavailableError | StoreTimeoutError)
 
 
 def _slices(items: Iterable[T], length: int) -> Iterator[list[T]]:
