@@ -181,12 +181,18 @@ class ResourceExhaustedError(StoreError, RuntimeError):
 
 class StoreUnavailableError(StoreError, ConnectionError):
     reason = "UNAVAILABLE"
-    may_pass = True
+
+    @property
+    def may_pass(self) -> bool:
+        return True
 
 
 class StoreTimeoutError(StoreError, TimeoutError):
     reason = "DEADLINE_EXCEEDED"
-    may_pass = True
+
+    @property
+    def may_pass(self) -> bool:
+        return True
 
 
 class CallCancelledError(StoreError, RuntimeError):
