@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
 from lightning_store.backends.base import Backend
 from lightning_store.clock import Clock
@@ -19,8 +19,7 @@ from lightning_store.watchdog import Watchdog
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
-class _Call(Generic[R]):
+class _Call(NamedTuple, Generic[R]):
     """What is to be run in one step, and how it is replayed."""
 
     body: Callable[[Step], Awaitable[R | Unfinished]]
