@@ -116,10 +116,10 @@ def check_deletion(
             raise InvalidArgumentError(message, field="status_in")
 
 
-def _check_age(older_than: object) -> None:
+def _check_age(older_than: Any) -> None:
     if not isinstance(older_than, Real):
         raise InvalidTypeError(f"older_than is {older_than!r}; give seconds", field="older_than")
-    if not float(older_than) >= 0:
+    if not older_than >= 0:
         raise InvalidArgumentError(f"older_than is {older_than}; give 0 seconds or more", field="older_than")
 
 
