@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Real
-from typing import Any, Final, get_args
+from typing import Any, Final, cast, get_args
 
 from pydantic import TypeAdapter
 
@@ -116,10 +116,10 @@ def check_deletion(
             raise InvalidArgumentError(message, field="status_in")
 
 
-def _check_age(older_than: Any) -> None:
+def _check_age(older_than: object) -> None:
     if not isinstance(older_than, Real):
         raise InvalidTypeError(f"older_than is {older_than!r}; give seconds", field="older_than")
-    if not older_than >= 0:
+    if not cast(float, older_than) >= 0:
         raise InvalidArgumentError(f"older_than is {older_than}; give 0 seconds or more", field="older_than")
 
 
