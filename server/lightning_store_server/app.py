@@ -116,7 +116,8 @@ class GrpcServer:
         http_stop = asyncio.ensure_future(self._stop_http(grace))
         await server.stop(grace)
         finished = await http_stop
-        return finished and (not at_work or loop.time() < until)
+        in_time = loop.time() < until if grace > 0 else not at_work
+        return finished and in_time
 
     async def _stop_http(self, grace_seconds: float) -> bool:
         return self._http is None or await self._http.stop(grace_seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Final
 
@@ -17,6 +16,10 @@ PENDING_CALLS_MAX: Final = 50_000
 """Calls of one method that may have come and not been looked at yet. gRPC cancels those beyond and says no reason, from
 1,000 on if left alone, which many runners that start together are; so this is only the last line of defence."""
 
+INT32_MAX: Final = 2**31 - 1
+SECONDS_MAX: Final = INT32_MAX // 1000
+"""Some 24 days: gRPC counts its times in milliseconds of 32 bits."""
+SECONDS: Final = ("wait_seconds_max", "keepalive_seconds", "keepalive_timeout_seconds")
 POSITIVE: Final = (
     "max_message_bytes",
     "calls_max",
@@ -26,9 +29,7 @@ POSITIVE: Final = (
     "read_ahead_bytes",
     "page_rows_max",
     "page_bytes_max",
-    "wait_seconds_max",
-    "keepalive_seconds",
-    "keepalive_timeout_seconds",
+    *SECONDS,
 )
 
 
@@ -81,8 +82,11 @@ class ServerConfig:
             message = f"port and otlp_http_port are both {self.port}; give two different ports"
             raise InvalidArgumentError(message, field="otlp_http_port")
         for name in POSITIVE:
-            if not 0 < getattr(self, name) < math.inf:
-                message = f"{name} is {getattr(self, name)}; give more than 0, and a number that is finite"
+            if not getattr(self, name) > 0:
+                raise InvalidArgumentError(f"{name} is {getattr(self, name)}; give more than 0", field=name)
+        for name in SECONDS:
+            if getattr(self, name) > SECONDS_MAX:
+                message = f"{name} is {getattr(self, name)}; give {SECONDS_MAX} s or less"
                 raise InvalidArgumentError(message, field=name)
         if not self.grace_seconds >= 0:
             raise InvalidArgumentError(f"grace_seconds is {self.grace_seconds}; give 0 or more", field="grace_seconds")

@@ -4,7 +4,7 @@ are read and written here. What is called rarely needs no such form."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from inspect import getattr_static, getmembers, isroutine
+from inspect import getmembers, isroutine
 from typing import Any, Final, Protocol, TypeGuard, runtime_checkable
 
 from lightning_store import json_text
@@ -63,21 +63,48 @@ class RecordStore(Protocol):
 
 def records_of(store: LightningStore) -> RecordStore:
     """``store`` itself if it speaks for itself, else an adapter around its public methods."""
-    return store if speaks_in_records(store) else _Adapter(store)
+    return store if _speaks_in_records(store) else _Adapter(store)
 
 
-def speaks_in_records(store: LightningStore) -> TypeGuard[RecordStore]:
-    """Whether it has the methods on records, and all its public methods are of the class that has those: what a
-    subclass put in their place, or a test on the object, is to be called."""
+def is_known(store: LightningStore) -> bool:
+    """Whether every public method of it comes from where those on records come from, so that all of them keep the promise
+    of a RecordStore."""
     if not isinstance(store, RecordStore):
         return False
-    kind = next((kind for kind in type(store).__mro__ if RecordStore.claim_records.__name__ in vars(kind)), None)
-    return kind is not None and all(
-        getattr_static(store, name) is getattr_static(kind, name) for name in _PUBLIC_METHODS
+    promised = max(_place(store, name) for name in _STAND_FOR)
+    return all(_place(store, name) >= promised for name in _PUBLIC_METHODS)
+
+
+def _speaks_in_records(store: LightningStore) -> TypeGuard[RecordStore]:
+    """Whether it has the methods on records, and no subclass, nor a test on the object, put something in the place of a
+    public method that these stand for: that is to be called."""
+    return isinstance(store, RecordStore) and all(
+        _place(store, on_records) <= _place(store, public)
+        for on_records, publics in _STAND_FOR.items()
+        for public in publics
     )
 
 
+def _place(store: LightningStore, method: str) -> int:
+    """How far it is to where the store has the method from: -1 from the object itself, 0 from its class, and so on."""
+    if method in vars(store):
+        return -1
+    return next(place for place, kind in enumerate(type(store).__mro__) if method in vars(kind))
+
+
 _PUBLIC_METHODS: Final = [name for name, _ in getmembers(LightningStore, isroutine) if not name.startswith("_")]
+_STAND_FOR: Final[Mapping[str, Sequence[str]]] = {
+    "start_rollout_record": ["start_rollout"],
+    "enqueue_records": ["enqueue_rollout", "enqueue_many_rollouts"],
+    "claim_records": ["dequeue_rollout", "dequeue_many_rollouts"],
+    "start_attempt_record": ["start_attempt"],
+    "get_rollout_record": ["get_rollout_by_id"],
+    "query_rollout_records": ["query_rollouts"],
+    "update_attempt_record": ["update_attempt"],
+    "add_span_records": ["add_span", "add_many_spans", "add_otel_span"],
+    "query_span_records": ["query_spans"],
+}
+"""Methods on records, and the public ones that the server calls by them."""
 
 
 class _Adapter:

@@ -24,8 +24,16 @@ from lightning_store.wire.methods import METHODS, REPEATED_METADATA, SERVICE, SE
 from lightning_store_server.admission import Admission, Slot
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.eager import begin
-from lightning_store_server.interceptors import Context, Rpc, is_cancelled, log_call, shown_error, write
-from lightning_store_server.record_store import speaks_in_records
+from lightning_store_server.interceptors import (
+    CallerGoneError,
+    Context,
+    Rpc,
+    is_cancelled,
+    log_call,
+    shown_error,
+    write,
+)
+from lightning_store_server.record_store import is_known
 from lightning_store_server.servicer import StoreServicer
 
 MESSAGE_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -44,7 +52,7 @@ class SessionServicer(StoreServicer):
         self._calls = _Calls(
             {name: self._rpc(method) for name, method in METHODS.items() if not method.streams}, admission
         )
-        self._begin = begin if speaks_in_records(store) else asyncio.create_task
+        self._begin = begin if is_known(store) else asyncio.create_task
         """How a call is begun: at once if it is known what the store does before it waits."""
         self._access_log = config.access_log
         self._sessions: set[_Session] = set()
@@ -274,6 +282,8 @@ class _Session:
                 finally:  # the caller may be gone
                     _leave(ended)
             self._sending = False
+        except CallerGoneError:
+            self._over.set()
         except Exception as error:
             self._failure = error
             self._over.set()

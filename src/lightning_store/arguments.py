@@ -146,12 +146,15 @@ def checked_spans(spans: Iterable[object]) -> list[Span]:
     return checked
 
 
-def wait_seconds(argument: str, seconds: float) -> float:
-    """``seconds`` as a float of 0 or more, infinite if it is an integer beyond all floats. ValueError for NaN."""
+def wait_seconds(argument: str, seconds: object) -> float:
+    """``seconds`` as a float of 0 or more, infinite if it is an integer beyond all floats. TypeError unless it is a
+    number, ValueError for NaN."""
+    if not isinstance(seconds, Real):
+        raise InvalidTypeError(f"{argument} is {seconds!r}; give seconds", field=argument)
     try:
         waited = float(seconds)
     except OverflowError:
-        waited = math.inf if seconds > 0 else 0.0
+        waited = math.inf if cast(int, seconds) > 0 else 0.0
     if math.isnan(waited):
         raise InvalidArgumentError(f"{argument} is {seconds}; give seconds", field=argument)
     return max(0.0, waited)

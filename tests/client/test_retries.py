@@ -127,6 +127,19 @@ def test_a_lost_reply_is_asked_for_again_under_the_same_id_and_the_call_happens_
 
 
 @pytest.mark.parametrize("rpc", ONCE)
+def test_a_refusal_after_a_lost_reply_does_not_say_that_nothing_happened(rig, broken, rpc):
+    """The server has no room to look: what it did for the attempt before is not known."""
+    rollout = rollout_in(rig)
+    busy = broken(code=grpc.StatusCode.RESOURCE_EXHAUSTED)
+    rig.proxy.breaks(rpc, broken(lose_reply=True), busy)
+    with pytest.raises(StoreUnavailableError):
+        run_call(rig, rpc, rollout, retry_delays=(1.0,))
+    rig.proxy.breaks(rpc, busy, busy)
+    with pytest.raises(ResourceExhaustedError):
+        run_call(rig, rpc, rollout, retry_delays=(1.0,))
+
+
+@pytest.mark.parametrize("rpc", ONCE)
 def test_each_call_has_an_id_of_its_own(rig, rpc):
     rollout = rollout_in(rig)
     run_call(rig, rpc, rollout)

@@ -23,6 +23,7 @@ from lightning_store.wire.errors import from_rpc_error
 from lightning_store.wire.methods import BY_PATH, METHODS
 from lightning_store_server import ServerConfig, interceptors
 from lightning_store_server.admission import Admission
+from lightning_store_server.config import SECONDS_MAX
 
 STATISTICS = server_pb2.GetStatisticsRequest()
 INFO = server_pb2.GetServerInfoRequest()
@@ -519,7 +520,10 @@ def test_a_limit_of_nothing_is_refused(name):
     assert caught.value.details["field"] == name
 
 
-@pytest.mark.parametrize("name", ["wait_seconds_max", "keepalive_seconds"])
-def test_a_time_without_end_is_refused(name):
-    with pytest.raises(InvalidArgumentError, match=f"{name} is inf; give more than 0, and a number that is finite"):
-        ServerConfig(**{name: math.inf})
+@pytest.mark.parametrize("name", ["wait_seconds_max", "keepalive_seconds", "keepalive_timeout_seconds"])
+@pytest.mark.parametrize("seconds", [math.inf, 1e300, 2**31 / 1000])
+def test_a_time_that_grpc_cannot_count_is_refused(name, seconds):
+    with pytest.raises(InvalidArgumentError, match=f"give {SECONDS_MAX} s or less") as caught:
+        ServerConfig(**{name: seconds})
+    assert caught.value.details["field"] == name
+    ServerConfig(**{name: SECONDS_MAX})

@@ -195,9 +195,10 @@ class TestReplies:
 
     @pytest.mark.parametrize(
         ("setting", "value"),
-        [("replay_window_seconds", value) for value in (-1, float("inf"), float("nan"))] + [("replay_entries_max", 0)],
+        [("replay_window_seconds", value) for value in (-1, float("inf"), float("nan"), 1e11)]
+        + [("replay_entries_max", 0)],
     )
     async def test_what_bounds_nothing_is_refused(self, setting: str, value: Any):
-        with pytest.raises(InvalidArgumentError, match=f"{setting} is {value}; give") as caught:
+        with pytest.raises(InvalidArgumentError, match="; give") as caught:
             InMemoryLightningStore(**{setting: value})
         assert caught.value.details["field"] == setting

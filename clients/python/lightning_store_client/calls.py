@@ -186,17 +186,23 @@ class Calls:
     async def _funnel(self, method: Method, attempt: Attempt, deadline: Deadline) -> Any:
         delays = [] if method.repeat is Repeat.LWW else list(self._policy.delays)
         repeated = False
+        unanswered: StoreError | None = None
         while True:
             try:
                 return await attempt(self._policy.attempt_timeout(deadline.left, len(delays)), repeated)
             except (grpc.RpcError, StoreError) as error:
                 failure = self._failure(error)
+            if isinstance(failure, ResourceExhaustedError):
+                # It was not looked at, so it is not known what became of an attempt whose reply was lost before.
+                final = unanswered or failure
+            else:
+                final = unanswered = failure
             if not delays or not failure.may_pass:
-                raise failure
+                raise final
             logger.info("%s: %s; trying again", method.name, failure)
             await self._pause(failure, delays.pop(0), deadline)
             if deadline.left == 0:
-                raise failure
+                raise final
             repeated = True
 
     def _failure(self, error: grpc.RpcError | StoreError) -> StoreError:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning_store import arguments
 from lightning_store.clock import Clock, SystemClock
 from lightning_store.errors import (
-    CallCancelledError,
     InternalError,
     InvalidArgumentError,
+    InvalidTypeError,
     MessageTooLargeError,
+    ResourceExhaustedError,
     StoreError,
-    StoreTimeoutError,
-    StoreUnavailableError,
+    UnsupportedError,
 )
 from lightning_store.ids import new_hex
 from lightning_store.model import (
@@ -76,8 +76,8 @@ GATHERED_BYTES_MAX = 16 * 1024
 """An item that is larger goes in a call of its own, so that it does not hold up the others."""
 REQUEST_FRAME_BYTES = 40
 """What a request id adds to its message."""
-OUTCOME_UNKNOWN = (StoreUnavailableError, StoreTimeoutError, CallCancelledError)
-"""Errors of a call that may have happened all the same."""
+REFUSALS = (InvalidArgumentError, InvalidTypeError, ResourceExhaustedError, UnsupportedError)
+"""Errors of a call that did not happen for sure."""
 
 
 class LightningStoreClient(LightningStore):
@@ -245,9 +245,9 @@ class LightningStoreClient(LightningStore):
 
         When the store refuses a batch, because its memory is full say, the spans of the batches before are stored:
         ``SpansRejectedError`` lists them as stored, and all the others with the error. If nothing was stored, the
-        error is raised itself. After ``StoreUnavailableError``, ``StoreTimeoutError`` or a cancellation some of the
-        spans may be stored; add all of them again, and each is stored once. What is returned then is what was not
-        stored before.
+        error is raised itself. After ``StoreUnavailableError``, ``StoreTimeoutError``, ``InternalError`` or a
+        cancellation some of the spans may be stored; add all of them again, and each is stored once. What is returned
+        then is what was not stored before.
         """
         spans = arguments.checked_spans(spans)
         return stored_of(spans, await add_legal([self._encoded(span) for span in spans], self._add_spans))
@@ -306,9 +306,7 @@ class LightningStoreClient(LightningStore):
                     bytes_max = sum(map(len, batch)) // 2
                 else:
                     outcomes.append(error)
-            except OUTCOME_UNKNOWN:
-                raise
-            except StoreError as error:
+            except REFUSALS as error:
                 if not any(isinstance(outcome, int) for outcome in outcomes):
                     raise
                 outcomes.extend([error] * (len(messages) - len(outcomes)))

@@ -11,15 +11,12 @@ from typing import Any, Final, TypeVar
 import click
 
 from lightning_store_server.cli.text import byte_size
-from lightning_store_server.config import DEFAULT_PORT
+from lightning_store_server.config import DEFAULT_PORT, INT32_MAX, SECONDS_MAX
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 VARIABLE_PREFIX: Final = "LIGHTNING_STORE_"
-INT32_MAX: Final = 2**31 - 1
 INT64_MAX: Final = 2**63 - 1
-SECONDS_MAX: Final = INT32_MAX // 1000
-"""Some 24 days: gRPC counts its times in milliseconds of 32 bits."""
 DEFAULT_SERVER: Final = f"localhost:{DEFAULT_PORT}"
 
 UNITS: Final[dict[str, int]] = {"": 1, "b": 1} | {

@@ -25,7 +25,6 @@ from lightning_store_server.app import (
 )
 from lightning_store_server.cli import PROGRAM
 from lightning_store_server.cli.options import (
-    INT32_MAX,
     INT64_MAX,
     Retention,
     retention,
@@ -35,7 +34,7 @@ from lightning_store_server.cli.options import (
     switch,
     threshold,
 )
-from lightning_store_server.config import ServerConfig
+from lightning_store_server.config import INT32_MAX, ServerConfig
 from lightning_store_server.garbage import GarbageWatch
 from lightning_store_server.logs import LogFormat, configure_logging
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterable
@@ -30,6 +29,7 @@ from lightning_store.backends.query import is_plain, page_of_all, select
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.ids import new_hex
 from lightning_store.lifecycle import TERMINAL
+from lightning_store.model import TIME_MAX_SECONDS
 
 REPLAY_WINDOW_SECONDS: Final = 600.0
 """How long a reply is remembered: well beyond the time over which a client retries."""
@@ -96,8 +96,8 @@ class MemoryBackend(Backend):
         replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
         replay_entries_max: int = REPLAY_ENTRIES_MAX,
     ) -> None:
-        if not 0 <= replay_window_seconds < math.inf:
-            message = f"replay_window_seconds is {replay_window_seconds}; give 0 or more, and a number that is finite"
+        if not 0 <= replay_window_seconds <= TIME_MAX_SECONDS:
+            message = f"replay_window_seconds is {replay_window_seconds}; give 0 to {TIME_MAX_SECONDS}"
             raise InvalidArgumentError(message, field="replay_window_seconds")
         if replay_entries_max < 1:
             message = f"replay_entries_max is {replay_entries_max}; give 1 or more"

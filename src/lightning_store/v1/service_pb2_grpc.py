@@ -41,8 +41,8 @@ class LightningStoreServiceStub:
     for all retries of that call. The server remembers its reply for a while (GetServerInfo says how long at most) and
     answers a retry with it. The same id on another method or with another request is refused. A retry should say that it is
     one, with the metadata lightning-store-repeated: 1, or in a session with SessionCall.repeated. A reply without anything in
-    it, as DequeueRollouts has, and an error are remembered only then: a copy that was sent before and arrives later gets them
-    too, and does nothing.
+    it, as DequeueRollouts has, and an error other than RESOURCE_EXHAUSTED are remembered only then: a copy that was sent
+    before and arrives later gets them too, and does nothing.
     LWW: changes something, and the last write wins; repeating it does no harm.
 
     Values
@@ -250,8 +250,8 @@ class LightningStoreServiceServicer:
     for all retries of that call. The server remembers its reply for a while (GetServerInfo says how long at most) and
     answers a retry with it. The same id on another method or with another request is refused. A retry should say that it is
     one, with the metadata lightning-store-repeated: 1, or in a session with SessionCall.repeated. A reply without anything in
-    it, as DequeueRollouts has, and an error are remembered only then: a copy that was sent before and arrives later gets them
-    too, and does nothing.
+    it, as DequeueRollouts has, and an error other than RESOURCE_EXHAUSTED are remembered only then: a copy that was sent
+    before and arrives later gets them too, and does nothing.
     LWW: changes something, and the last write wins; repeating it does no harm.
 
     Values
@@ -725,8 +725,8 @@ class LightningStoreService:
     for all retries of that call. The server remembers its reply for a while (GetServerInfo says how long at most) and
     answers a retry with it. The same id on another method or with another request is refused. A retry should say that it is
     one, with the metadata lightning-store-repeated: 1, or in a session with SessionCall.repeated. A reply without anything in
-    it, as DequeueRollouts has, and an error are remembered only then: a copy that was sent before and arrives later gets them
-    too, and does nothing.
+    it, as DequeueRollouts has, and an error other than RESOURCE_EXHAUSTED are remembered only then: a copy that was sent
+    before and arrives later gets them too, and does nothing.
     LWW: changes something, and the last write wins; repeating it does no harm.
 
     Values

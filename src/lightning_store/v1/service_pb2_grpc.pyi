@@ -42,8 +42,8 @@ class LightningStoreServiceStub:
     for all retries of that call. The server remembers its reply for a while (GetServerInfo says how long at most) and
     answers a retry with it. The same id on another method or with another request is refused. A retry should say that it is
     one, with the metadata lightning-store-repeated: 1, or in a session with SessionCall.repeated. A reply without anything in
-    it, as DequeueRollouts has, and an error are remembered only then: a copy that was sent before and arrives later gets them
-    too, and does nothing.
+    it, as DequeueRollouts has, and an error other than RESOURCE_EXHAUSTED are remembered only then: a copy that was sent
+    before and arrives later gets them too, and does nothing.
     LWW: changes something, and the last write wins; repeating it does no harm.
 
     Values
@@ -244,8 +244,8 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     for all retries of that call. The server remembers its reply for a while (GetServerInfo says how long at most) and
     answers a retry with it. The same id on another method or with another request is refused. A retry should say that it is
     one, with the metadata lightning-store-repeated: 1, or in a session with SessionCall.repeated. A reply without anything in
-    it, as DequeueRollouts has, and an error are remembered only then: a copy that was sent before and arrives later gets them
-    too, and does nothing.
+    it, as DequeueRollouts has, and an error other than RESOURCE_EXHAUSTED are remembered only then: a copy that was sent
+    before and arrives later gets them too, and does nothing.
     LWW: changes something, and the last write wins; repeating it does no harm.
 
     Values
@@ -442,8 +442,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     for all retries of that call. The server remembers its reply for a while (GetServerInfo says how long at most) and
     answers a retry with it. The same id on another method or with another request is refused. A retry should say that it is
     one, with the metadata lightning-store-repeated: 1, or in a session with SessionCall.repeated. A reply without anything in
-    it, as DequeueRollouts has, and an error are remembered only then: a copy that was sent before and arrives later gets them
-    too, and does nothing.
+    it, as DequeueRollouts has, and an error other than RESOURCE_EXHAUSTED are remembered only then: a copy that was sent
+    before and arrives later gets them too, and does nothing.
     LWW: changes something, and the last write wins; repeating it does no harm.
 
     Values

@@ -18,8 +18,9 @@ from lightning_store.wire.enums import ATTEMPT_STATUS, ROLLOUT_STATUS, mode_from
 from lightning_store.wire.requests import ATTEMPT_READERS, masked_fields
 from lightning_store.wire.times import optional_timestamp_to_proto, timestamp_to_proto
 
-KEPT_BYTES_MAX: Final = 64 * 1024 * 1024
-"""Memory for rollouts whose bytes are kept: some 30,000 with inputs of a few hundred bytes."""
+KEPT_BYTES_MAX: Final = 16 * 1024 * 1024
+"""Memory for rollouts whose bytes are kept: some 6,000 with inputs of a few hundred bytes. Not more, since some of them may
+be deleted already."""
 KEPT_ROW_BYTES_MAX: Final = 64 * 1024
 """A rollout that takes more is not kept: it would have the place of many."""
 NULL: Final = "null"
@@ -153,7 +154,8 @@ class RowsEncoder:
             self._kept.move_to_end(rollout_id)
             return kept.data
         data = rollout_row_to_proto(row).SerializeToString()
-        self._keep(rollout_id, _Kept(row, data, len(data) + row.rollout.size_bytes))
+        attempt_bytes = 0 if row.attempt is None else row.attempt.size_bytes
+        self._keep(rollout_id, _Kept(row, data, len(data) + row.rollout.size_bytes + attempt_bytes))
         return data
 
     def _keep(self, rollout_id: str, new: _Kept) -> None:

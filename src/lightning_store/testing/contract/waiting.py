@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -145,6 +146,15 @@ class WaitingContract(ContractBase):
         await store.wait_for_rollouts(rollout_ids=[id_], timeout=0)
         done = await store.update_rollout(id_, status="succeeded")
         assert await within_safety(waiter) == [done]
+
+    @pytest.mark.parametrize("timeout", ["1", b"1", [1], float("nan")])
+    async def test_f31_what_is_no_time_is_refused(self, store: LightningStore, timeout: Any) -> None:
+        [id_] = await enqueued(store, 1)
+        kind = ValueError if isinstance(timeout, float) else TypeError
+        with pytest.raises(kind, match="timeout is .*; give seconds"):
+            await store.wait_for_rollouts(rollout_ids=[id_], timeout=timeout)
+        with pytest.raises(kind, match="max_wait is .*; give seconds"):
+            await store.dequeue_rollout(max_wait=timeout)
 
     async def test_f31_any_number_of_ids_and_waiters(self, store: LightningStore) -> None:
         ids = await enqueued(store, 100)
