@@ -67,8 +67,8 @@ def records_of(store: LightningStore) -> RecordStore:
 
 
 def is_known(store: LightningStore) -> bool:
-    """Whether every public method of it comes from where those on records come from, so that all of them keep the promise
-    of a RecordStore."""
+    """Whether every public method of it comes from where those on records come from, so that all keep the promise of a
+    RecordStore."""
     if not isinstance(store, RecordStore):
         return False
     promised = max(_place(store, name) for name in _STAND_FOR)

@@ -19,8 +19,8 @@ from lightning_store.wire.requests import ATTEMPT_READERS, masked_fields
 from lightning_store.wire.times import optional_timestamp_to_proto, timestamp_to_proto
 
 KEPT_BYTES_MAX: Final = 16 * 1024 * 1024
-"""Memory for rollouts whose bytes are kept: some 6,000 with inputs of a few hundred bytes. Not more, since some of them may
-be deleted already."""
+"""Memory for rollouts whose bytes are kept: some 6,000 with inputs of a few hundred bytes. Not more, since some may be
+deleted already."""
 KEPT_ROW_BYTES_MAX: Final = 64 * 1024
 """A rollout that takes more is not kept: it would have the place of many."""
 NULL: Final = "null"
