@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from io import StringIO
 from typing import Final
 
@@ -10,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.records import Environment, Record, Spread, ratio
+from benchmarks.records import Record, Spread, ratio
 from benchmarks.sides import OURS
 from benchmarks.targets import Verdict, verdicts
 
@@ -30,7 +31,7 @@ def show(records: Sequence[Record]) -> None:
 
 def markdown(records: Sequence[Record]) -> str:
     """The same as Markdown, under a heading each, with where they were measured."""
-    parts = [_environment(records[-1].environment)] if records else []
+    parts = [_environments(records)] if records else []
     for table in tables(records):
         title, table.title, table.box = table.title, None, box.MARKDOWN
         text = StringIO()
@@ -141,10 +142,23 @@ def _failures(records: Sequence[Record]) -> Table:
     return table
 
 
-def _environment(environment: Environment) -> str:
-    packages = ", ".join(f"{name} {version}" for name, version in environment.packages.items())
+def _environments(records: Sequence[Record]) -> str:
+    """The machine and all packages, then each run: when, of which commit, and what it measured."""
+    runs: dict[datetime, list[Record]] = {}
+    packages: dict[str, str] = {}
+    for record in records:
+        runs.setdefault(record.environment.started_at, []).append(record)
+        packages |= record.environment.packages
+    last = records[-1].environment
+    versions = ", ".join(f"{name} {version}" for name, version in packages.items())
+    machine = f"{last.cores} cores ({last.processor}), {last.system}, {last.python}; {versions}."
+    return "\n".join([f"Measured on {machine} Runs:", "", *(_run(*run) for run in sorted(runs.items()))])
+
+
+def _run(started_at: datetime, records: Sequence[Record]) -> str:
+    environment = records[0].environment
+    cells = ", ".join(dict.fromkeys(record.cell for record in records))
     return (
-        f"Measured on {environment.started_at:%Y-%m-%d} at commit {environment.commit or 'unknown'}: "
-        f"{environment.cores} cores ({environment.processor}), {environment.system}, {environment.python}; {packages}. "
-        f"Load average before the run: {environment.load_average:g}."
+        f"* {started_at:%Y-%m-%d %H:%M} UTC, commit {environment.commit or 'unknown'}, "
+        f"load average before it {environment.load_average:g}: {cells}"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,17 @@ def test_tables_tell_ratio_target_and_errors(environment: Environment) -> None:
     assert "ServerDisconnectedError: gone" in text
     assert "not measured: no server" in text
     assert "### Targets" in text
+
+
+def test_each_run_is_told_with_its_commit_and_load(environment: Environment) -> None:
+    packages = {**environment.packages, "agentlightning": "0.3.0"}
+    update = {"started_at": environment.started_at + timedelta(hours=1), "commit": "abc1234", "packages": packages}
+    later = environment.model_copy(update={**update, "load_average": 2.5})
+    text = markdown([record(later, OURS, 100), record(environment, OURS, 50, cell="get"), record(later, PEER, 10)])
+    head, *runs = [line for line in text.partition("###")[0].splitlines() if line]
+    assert "agentlightning 0.3.0" in head
+    assert [run.partition(": ")[2] for run in runs] == ["get", "add_span"]
+    assert "commit abc1234, load average before it 2.5" in runs[1]
 
 
 def test_the_plot_is_a_picture(tmp_path: Path, environment: Environment) -> None:
