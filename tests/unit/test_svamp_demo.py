@@ -424,7 +424,17 @@ def test_bad_data_ends_the_demo_before_anything_starts(tmp_path: Path, capsys: p
 
 @pytest.mark.slow
 def test_demo_completes_and_learns_though_a_runner_is_killed(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "examples.svamp_demo", "--quick", "--runners", "2", "--kill-runner"]
+    command = [
+        sys.executable,
+        "-m",
+        "examples.svamp_demo",
+        "--quick",
+        "--runners",
+        "2",
+        "--kill-runner",
+        "--iterations",
+        "6",
+    ]
     ran = subprocess.run(
         [*command, "--output", str(tmp_path)],
         cwd=PROJECT_ROOT,
