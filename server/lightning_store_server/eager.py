@@ -42,7 +42,10 @@ class _Rest(Coroutine[Any, Any, T]):
             if awaited is not None:
                 awaited.cancel()
         self._awaited.clear()
-        return self._coroutine.throw(*error)
+        try:
+            return self._coroutine.throw(*error)
+        finally:
+            del error  # whose traceback has this frame: a reference cycle, with all that the coroutine holds
 
     def close(self) -> None:
         self._coroutine.close()

@@ -302,12 +302,14 @@ class _Session:
             _give_up(under_way)
         if self._sender is not None:
             self._sender.cancel()
+            self._sender = None
         _leave(self._ended)
 
 
 def _give_up(under_way: _UnderWay) -> None:
     if under_way.task is not None:
         under_way.task.cancel()
+        under_way.task = None  # whose traceback has what is under way: a reference cycle, with the whole session
 
 
 def _runs(ended: list[_Ended]) -> Iterator[list[_Ended]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
+import weakref
 from contextvars import ContextVar
 from typing import Any
 
@@ -85,6 +87,30 @@ async def test_what_it_waits_for_is_cancelled_with_it_before_its_first_turn():
     task.cancel()
     await asyncio.wait([task, *inner])
     assert (task.cancelled(), inner[0].cancelled()) == (True, True)
+
+
+async def test_what_is_cancelled_leaves_nothing_to_the_garbage_collector():
+    """Which may have been told to leave alone what was there while it waited."""
+
+    class Held:
+        pass
+
+    async def work(held: Held) -> None:
+        await asyncio.Event().wait()
+
+    held = Held()
+    there = weakref.ref(held)
+    gc.disable()
+    try:
+        task = begin(work(held))
+        assert task is not None
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        del held, task
+        assert there() is None
+    finally:
+        gc.enable()
 
 
 async def test_an_error_later_is_that_of_the_task():

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import logging
 import queue
 import threading
+import weakref
 from collections import deque
 from contextlib import contextmanager
 
@@ -22,6 +24,7 @@ from lightning_store.v1 import rollout_pb2, server_pb2
 from lightning_store.v1.session_pb2 import SessionCall, SessionRequest, SessionResponse
 from lightning_store.wire.errors import error_from_proto
 from lightning_store.wire.methods import METHODS, REPLIES
+from lightning_store_server import sessions
 from tests.server.test_overload import Gate, admission_of, other_client, settle, until
 
 STATISTICS = server_pb2.GetStatisticsRequest()
@@ -607,3 +610,26 @@ def test_sessions_that_come_and_go_leave_nothing_in_the_log(served, log, open_st
     settle(served)
     served.stop()
     assert log.left(logging.DEBUG) == []
+
+
+def test_a_session_that_is_cut_leaves_nothing_to_the_garbage_collector(serve, open_stream, monkeypatch):
+    """Which may have been told to leave alone what was there while it waited."""
+    opened = []
+
+    class Noted(sessions._Session):
+        def __init__(self, *given):
+            super().__init__(*given)
+            opened.append(weakref.ref(self))
+
+    monkeypatch.setattr(sessions, "_Session", Noted)
+    served = serve()
+    gc.disable()
+    try:
+        stream = open_stream(served)
+        stream.send(call_of(1, "DequeueRollouts", WORK))
+        until(served, lambda: admission_of(served).waits.count == 1)
+        stream.rpc.cancel()
+        settle(served)
+        until(served, lambda: [session() for session in opened] == [None])
+    finally:
+        gc.enable()
