@@ -435,8 +435,10 @@ def _fingerprint(request: Any) -> str:
         content = b"".join([count.to_bytes(8), *request.spans[:1], *request.spans[-1:]])
     else:
         if isinstance(request, rollout.DequeueRolloutsRequest) and request.HasField("max_wait"):
-            request = rollout.DequeueRolloutsRequest.FromString(request.SerializeToString())
-            request.ClearField("max_wait")
+            of_any_wait = rollout.DequeueRolloutsRequest()
+            of_any_wait.CopyFrom(request)
+            of_any_wait.ClearField("max_wait")
+            request = of_any_wait
         content = request.SerializeToString(deterministic=True)
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 

@@ -68,7 +68,7 @@ from lightning_store.snapshots import (
     rollout_with_attempt,
     worker_of,
 )
-from lightning_store.step import Deletion, Policy, Step, Unfinished
+from lightning_store.step import Deletion, Policy, Step
 from lightning_store.steps import Steps
 from lightning_store.store import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
 
@@ -190,9 +190,7 @@ class Engine(LightningStore):
         return [attempted_rollout_of(claim) for claim in claims]
 
     async def claim_records(self, limit: int, worker_id: str | None, max_wait: float) -> list[Claim]:
-        async def claim(step: Step) -> list[Claim] | Unfinished:
-            return await step.claim(limit, worker_id)
-
+        claim = partial(Step.claim, limit=limit, worker_id=worker_id)
         if max_wait <= 0:
             return await self._steps.once("dequeue_rollouts", claim)
         request = current_request()

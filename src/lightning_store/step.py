@@ -41,10 +41,10 @@ EXPIRY_BATCH = 500
 """Overdue attempts that one step gives up: as many as hold up other calls for some milliseconds only."""
 DELETION_BATCH = 500
 """Rollouts that one step deletes, for the same reason."""
-CLAIM_BYTES = 64 * 1024 * 1024
-"""A claim ends with the rollout whose payloads bring it to so many bytes: its reply has to be one message."""
 PASSED_OVER_BATCH = 2000
 """Rollouts that one step takes out of the queue since they wait for nobody any more, for the same reason."""
+CLAIM_BYTES = 64 * 1024 * 1024
+"""A claim ends with the rollout whose payloads bring it to so many bytes: its reply has to be one message."""
 
 
 class Unfinished(Enum):
