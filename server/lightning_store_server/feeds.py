@@ -20,8 +20,11 @@ class FeedRuns(Generic[T]):
     def __init__(self, feed: AsyncIterator[T]) -> None:
         self._items: asyncio.Queue[object] = asyncio.Queue()
         self._room = asyncio.Semaphore(AHEAD_MAX)
-        self._reading = asyncio.ensure_future(self._read(feed))
-        self._reading.add_done_callback(lambda _: self._items.put_nowait(_END))
+        self.cancelled = False
+        """Whether it ended because of ``cancel``."""
+        self._error: BaseException | None = None
+        self._reading: asyncio.Task[None] | None = asyncio.ensure_future(self._read(feed))
+        self._reading.add_done_callback(self._note_end)
 
     async def _read(self, feed: AsyncIterator[T]) -> None:
         try:
@@ -32,13 +35,16 @@ class FeedRuns(Generic[T]):
             if isinstance(feed, AsyncGenerator):  # a feed that is left where it stands goes on being served
                 await feed.aclose()
 
+    def _note_end(self, reading: asyncio.Task[None]) -> None:
+        self._reading = None  # its exception holds what it was doing, and that holds this
+        self.cancelled = reading.cancelled()
+        self._error = None if self.cancelled else reading.exception()
+        self._items.put_nowait(_END)
+
     def cancel(self) -> None:
         """Read no further; iteration ends after what is there."""
-        self._reading.cancel()
-
-    @property
-    def cancelled(self) -> bool:
-        return self._reading.cancelled()
+        if self._reading is not None:
+            self._reading.cancel()
 
     async def __aiter__(self) -> AsyncIterator[list[T]]:
         """The error of the feed, if it fails, comes after what was read before."""
@@ -54,5 +60,9 @@ class FeedRuns(Generic[T]):
                 yield cast(list[T], run)
             for _ in run:
                 self._room.release()
-        if not self.cancelled:
-            self._reading.result()
+        if self._error is not None:
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error

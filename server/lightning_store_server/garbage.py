@@ -3,8 +3,7 @@
 A full collection walks every object there is, stored rollouts and spans among them, and nothing else happens meanwhile.
 Stored data is in no reference cycle, so the collector never frees any of it; it goes when it is deleted. So when a full
 collection has taken too long, what it left is set aside (``gc.freeze``), and the next one begins from nothing. What is
-set aside and becomes part of a cycle later stays for good; that is what was being done at that moment, a few objects in
-some ten thousand that were stored.
+set aside and is garbage in a cycle later stays for good: so what a call holds must be in none when the call is over.
 """
 
 from __future__ import annotations

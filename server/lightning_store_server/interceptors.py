@@ -92,7 +92,7 @@ class AdmissionInterceptor(MethodInterceptor):
         may_refuse = rpc.method.repeat is Repeat.READ
 
         async def call(data: bytes, context: Context) -> bytes:
-            request, slot = self._admit(rpc, data, context)
+            request, slot = self._admit(rpc, data)
             reply = rpc.encode(await rpc.behaviour(request, context))
             slot.reply(len(reply), may_refuse=may_refuse)
             return reply
@@ -101,7 +101,7 @@ class AdmissionInterceptor(MethodInterceptor):
 
     def _streaming(self, rpc: Rpc) -> Any:
         async def call(data: bytes, context: Context) -> None:
-            request, slot = self._admit(rpc, data, context)
+            request, slot = self._admit(rpc, data)
             async with aclosing(rpc.behaviour(request, context)) as messages:
                 async for message in messages:
                     reply = rpc.encode(message)
@@ -111,12 +111,15 @@ class AdmissionInterceptor(MethodInterceptor):
 
         return call
 
-    def _admit(self, rpc: Rpc, data: bytes, context: Context) -> tuple[Any, Slot]:
+    def _admit(self, rpc: Rpc, data: bytes) -> tuple[Any, Slot]:
         """The request, and its place until the call has ended."""
         request = rpc.decode(data) if rpc.method.name in WAITS else None
         slot = self._admission.lane(rpc.method, request).enter(len(data))
-        # After the handler would be too soon: a unary reply is sent then. This comes when it is sent, or never will be.
-        context.add_done_callback(lambda _: slot.leave())  # type: ignore[arg-type]  # a lambda has no names
+        # After the handler would be too soon: a unary reply is sent then. The task goes on until it is sent, or never
+        # will be. (A callback of the context would keep the context, and so the call, until garbage is collected.)
+        task = asyncio.current_task()
+        assert task is not None
+        task.add_done_callback(lambda _: slot.leave())
         return (rpc.decode(data) if request is None else request), slot
 
 
@@ -157,6 +160,15 @@ async def write(context: Context, reply: Any) -> None:
         raise CallerGoneError from error
 
 
+def set_status(context: Context, error: StoreError) -> None:
+    """Let the call end with the status of this error when its handler returns, whatever that returns. (``abort`` would
+    leave the call, with all that its handler held, to the garbage collector.)"""
+    status = to_status(error)
+    context.set_code(status.code)
+    context.set_details(status.message)
+    context.set_trailing_metadata(status.trailing_metadata)
+
+
 def _behaviour_of(handler: Handler) -> Any:
     return handler.unary_stream if handler.response_streaming else handler.unary_unary
 
@@ -173,18 +185,14 @@ class ErrorInterceptor(CallInterceptor):
     async def around(self, method: str, context: Context) -> AsyncIterator[None]:
         try:
             yield
-        except (grpc.aio.AbortError, CallerGoneError):
+        except CallerGoneError:
             raise
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
-            await self._abort(method, context, StoreUnavailableError("the store gave this call up; try again"))
+            set_status(context, shown_error(method, StoreUnavailableError("the store gave this call up; try again")))
         except Exception as error:
-            await self._abort(method, context, error)
-
-    async def _abort(self, method: str, context: Context, error: Exception) -> None:
-        status = to_status(shown_error(method, error))
-        await context.abort(status.code, status.message, status.trailing_metadata)
+            set_status(context, shown_error(method, error))
 
 
 class DeadlineInterceptor(CallInterceptor):

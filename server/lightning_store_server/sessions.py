@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError
 from lightning_store.errors import InvalidArgumentError, StoreUnavailableError
 from lightning_store.store import LightningStore
 from lightning_store.v1.session_pb2 import SessionCall, SessionReply, SessionRequest, SessionResponse
-from lightning_store.wire.errors import error_to_proto, to_status
+from lightning_store.wire.errors import error_to_proto
 from lightning_store.wire.methods import METHODS, REPEATED_METADATA, SERVICE, SESSION, Method, Repeat
 from lightning_store_server.admission import Admission, Slot
 from lightning_store_server.config import ServerConfig
@@ -30,6 +30,7 @@ from lightning_store_server.interceptors import (
     Rpc,
     is_cancelled,
     log_call,
+    set_status,
     shown_error,
     write,
 )
@@ -77,8 +78,7 @@ class SessionServicer(StoreServicer):
         try:
             await session.serve(request_iterator)
         except Exception as error:
-            status = to_status(shown_error(PATH, error))
-            await context.abort(status.code, status.message, status.trailing_metadata)
+            set_status(context, shown_error(PATH, error))
         finally:
             self._sessions.discard(session)
 
@@ -131,10 +131,9 @@ class _Calls:
                 if slot is not None:
                     slot.leave()
                 raise
-            error: Exception = StoreUnavailableError("the store gave this call up; try again")
-        except Exception as failure:
-            error = failure
-        return _Ended(SessionReply(id=call.id, error=error_to_proto(shown_error(_name_of(call), error))), slot)
+            return _failed(call, StoreUnavailableError("the store gave this call up; try again"), slot)
+        except Exception as error:
+            return _failed(call, error, slot)
 
     def _rpc(self, method: str) -> Rpc:
         try:
@@ -142,6 +141,11 @@ class _Calls:
         except KeyError:
             message = f"method is {method!r}; a session takes {', '.join(self._rpcs)}"
             raise InvalidArgumentError(message, field="method") from None
+
+
+def _failed(call: SessionCall, error: Exception, slot: Slot | None) -> _Ended:
+    """(Apart, since a variable of the caller that held the error would be in a cycle with it.)"""
+    return _Ended(SessionReply(id=call.id, error=error_to_proto(shown_error(_name_of(call), error))), slot)
 
 
 def _name_of(call: SessionCall) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, Generic, NamedTuple, TypeVar, cast
 
@@ -44,7 +45,7 @@ class _Call(NamedTuple, Generic[R]):
             message = f"request_id {self.request.id} was used for another call already; make a new one for each call"
             raise RequestIdReusedError(message, field="request_id")
         if isinstance(reply, _Refusal):
-            raise reply.error
+            raise copy(reply.error)
         return cast(R, reply)
 
 
@@ -115,7 +116,8 @@ class Steps:
             # What is refused for want of room may be granted when it is asked for again: that is no answer to remember.
             for_good = not isinstance(error, ResourceExhaustedError)
             if call.request is not None and call.request.repeated and for_good:
-                await step.tx.remember_reply(call.request.id, call.signature, _Refusal(error), at)
+                refusal = _Refusal(copy(error))  # without its traceback, and all that the frames in it hold
+                await step.tx.remember_reply(call.request.id, call.signature, refusal, at)
             raise
         if isinstance(reply, Unfinished):
             return reply

@@ -1,14 +1,23 @@
-"""What a long full collection leaves is set aside, and what a short one leaves is not."""
+"""What a long full collection leaves is set aside, and what a short one leaves is not. And calls leave no garbage."""
 
 from __future__ import annotations
 
 import gc
 import sys
+import threading
+from collections import Counter
 from collections.abc import Iterator
 
+import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
+from lightning_store.testing import SAFETY_SECONDS
+from lightning_store.v1 import rollout_pb2, server_pb2
+from lightning_store.v1.session_pb2 import SessionCall, SessionRequest
+from lightning_store.wire.methods import METHODS
 from lightning_store_server.garbage import PAUSE_SECONDS_MAX, YOUNGER_COLLECTIONS, GarbageWatch
+from tests.server.test_overload import admission_of, settle, until
 
 
 @pytest.fixture
@@ -49,3 +58,72 @@ def test_afterwards_all_is_as_before():
         assert gc.get_threshold()[1:] == YOUNGER_COLLECTIONS or sys.version_info >= (3, 14)  # which has no third
     assert (gc.callbacks, gc.get_threshold()) == (callbacks, thresholds)
     assert gc.get_freeze_count() == 0
+
+
+# --- What a call leaves ----------------------------------------------------------------------------------------------
+
+WAIT = Duration(seconds=int(SAFETY_SECONDS))
+OF_CALLS = {"RPCState", "_ServicerContext", "_CallContext", "_Session", "Slot", "Step", "FeedRuns", "Watcher"}
+"""Types of what a server holds for a call, its frames aside."""
+
+
+def answered(served):
+    served.call("GetStatistics", server_pb2.GetStatisticsRequest())
+
+
+def refused(served):
+    served.failure("UpdateRollout", rollout_pb2.UpdateRolloutRequest(request_id="refused", rollout_id="ro-no"))
+
+
+def unreadable(served):
+    with pytest.raises(grpc.RpcError):
+        served.channel.unary_unary(METHODS["GetRollout"].path)(b"\xff\xff")
+
+
+def cut_while_it_waits(served):
+    call = served.stub.DequeueRollouts.future(
+        rollout_pb2.DequeueRolloutsRequest(request_id="wait", limit=1, max_wait=WAIT)
+    )
+    until(served, lambda: admission_of(served).waits.count)
+    call.cancel()
+
+
+def cut_while_it_follows(served):
+    call = served.stub.WatchRollouts(rollout_pb2.WatchRolloutsRequest())
+    until(served, lambda: admission_of(served).waits.count)
+    call.cancel()
+
+
+def refused_in_a_session(served):
+    request = rollout_pb2.UpdateRolloutRequest(request_id="refused", rollout_id="ro-no").SerializeToString()
+    end = threading.Event()
+
+    def messages():
+        yield SessionRequest(calls=[SessionCall(id=1, method="UpdateRollout", request=request)])
+        end.wait(SAFETY_SECONDS)
+
+    stream = served.stub.Session(messages())
+    assert next(stream).replies[0].HasField("error")
+    stream.cancel()
+    end.set()
+
+
+@pytest.mark.parametrize(
+    "call", [answered, refused, unreadable, cut_while_it_waits, cut_while_it_follows, refused_in_a_session]
+)
+def test_a_call_that_is_over_leaves_nothing_to_the_garbage_collector(served, call):
+    """Which may have been told to leave alone what was there while it was under way."""
+    call(served)
+    gc.collect()
+    gc.disable()
+    try:
+        call(served)
+        settle(served)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = Counter(type(kept).__name__ for kept in gc.garbage)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert {name: count for name, count in left.items() if name in OF_CALLS} == {}

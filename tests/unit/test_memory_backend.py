@@ -15,6 +15,7 @@ from lightning_store import (
     InvalidArgumentError,
     PromptTemplate,
     RolloutConfig,
+    RolloutNotFoundError,
 )
 from lightning_store.backends import indices, memory
 from lightning_store.backends.memory import MemoryBackend, MemoryTransaction
@@ -160,6 +161,17 @@ class TestReplies:
         assert await self.enqueue(store, "larger than all", 20_000) == made
         await self.enqueue(store, "next")
         assert list(data_of(store)._replies) == ["next"]
+
+    async def test_a_refusal_is_remembered_without_what_was_going_on(self):
+        store = InMemoryLightningStore()
+        raised = []
+        for _ in range(2):
+            with request_scope("r", repeated=True), pytest.raises(RolloutNotFoundError) as caught:
+                await store.update_rollout("ro-no", metadata={})
+            raised.append(caught.value)
+        remembered = data_of(store)._replies["r"].reply.error
+        assert [str(error) for error in raised] == [str(remembered)] * 2
+        assert remembered.__traceback__ is None
 
     async def test_they_are_bounded_in_number(self):
         store = InMemoryLightningStore(replay_entries_max=3)
