@@ -1,13 +1,13 @@
 """A message there and back over one gRPC stream, with nothing of the store: what one call costs at the least.
 
-The kinds of channel and server are those that the store uses: a synchronous channel bridged to asyncio, whose requests
-and replies pass through threads, and an asyncio server. Prints the median in milliseconds.
+The kinds of stream and server are those that the store uses: a stream that a thread reads for an event loop, and an
+asyncio server. Prints the median in milliseconds.
 """
 
 from __future__ import annotations
 
 import asyncio
-import queue
+import contextlib
 import statistics
 import subprocess
 import sys
@@ -18,6 +18,8 @@ from typing import Any, Final
 
 import grpc
 import grpc.aio
+
+from lightning_store_client.streams import MessageStream
 
 METHOD: Final = "/benchmarks.Bare/Echo"
 MESSAGE: Final = bytes(150)
@@ -45,24 +47,25 @@ async def serve() -> None:
 async def milliseconds(port: int) -> list[float]:
     """Of each message, one after another."""
     loop = asyncio.get_running_loop()
-    requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     arrived: asyncio.Queue[bytes] = asyncio.Queue()
+    may_send = threading.Semaphore()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        replies = channel.stream_stream(METHOD, None, None)(iter(requests.get, None))
+        stream = MessageStream(channel, METHOD)
 
         def read() -> None:
-            for reply in replies:
-                loop.call_soon_threadsafe(arrived.put_nowait, reply)
+            with contextlib.suppress(grpc.RpcError):  # that it was cancelled
+                stream.run(lambda reply: loop.call_soon_threadsafe(arrived.put_nowait, reply), may_send.release)
 
         reading = threading.Thread(target=read)
         reading.start()
         taken: list[float] = []
         for _ in range(WARM_UP + MESSAGES):
             start = time.perf_counter()
-            requests.put(MESSAGE)
+            may_send.acquire()
+            stream.send(MESSAGE)
             await arrived.get()
             taken.append((time.perf_counter() - start) * 1e3)
-        requests.put(None)
+        stream.cancel()
         await asyncio.to_thread(reading.join)
     return taken[WARM_UP:]
 

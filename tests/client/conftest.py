@@ -165,7 +165,7 @@ class Proxy(grpc.GenericRpcHandler):
         for reply in iter(session.replies.get, None):
             if isinstance(reply, Break):
                 _abort(context, reply)
-            yield SessionResponse(replies=[reply]).SerializeToString()
+            yield reply if isinstance(reply, bytes) else SessionResponse(replies=[reply]).SerializeToString()
 
 
 class ProxiedSession:
@@ -174,8 +174,8 @@ class ProxiedSession:
     def __init__(self, proxy: Proxy) -> None:
         self._proxy = proxy
         self._under_way: dict[int, Any] = {}
-        self.replies: queue.SimpleQueue[SessionReply | Break | None] = queue.SimpleQueue()
-        """To be sent; None ends the stream well, and a break otherwise."""
+        self.replies: queue.SimpleQueue[SessionReply | bytes | Break | None] = queue.SimpleQueue()
+        """To be sent, bytes as they are; None ends the stream well, and a break otherwise."""
         self.messages: list[SessionRequest] = []
         """All that came."""
 

@@ -263,6 +263,23 @@ def test_without_sessions_errors_are_told_and_calls_repeated_as_with_them(rig, b
     assert [sent.repeated for sent in rig.proxy.calls("EnqueueRollouts")] == [False, True]
 
 
+def test_with_a_grpc_that_lets_no_thread_of_ours_read_calls_are_made_by_themselves(rig, monkeypatch, caplog):
+    def begin(*_):
+        raise AttributeError("no segregated_call")
+
+    monkeypatch.setattr(channel, "MessageStream", begin)
+
+    async def scenario():
+        client = rig.client()
+        await client.enqueue_rollout("task")
+        assert (await client.statistics())["total_rollouts"] == 1
+
+    asyncio.run(scenario())
+    assert not any(sent.in_session or sent.repeated for sent in rig.proxy.sent)
+    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.endswith("does not let calls share a stream (no segregated_call); they are slower")
+
+
 # --- The end of a stream ---------------------------------------------------------------------------------------------
 
 
@@ -475,30 +492,47 @@ def forking():
     return fork
 
 
-def test_a_session_without_calls_is_ended_before_a_fork(rig, forking):
+def test_nothing_of_a_session_is_left_during_a_fork(rig, forking):
     client = rig.client()
     asyncio.run(client.statistics())
     first = session_of(client)
-    forking(lambda: asyncio.run(until(lambda: first.ended)))
+    assert forking(lambda: (first.ended, first.over)) == (True, True)
     asyncio.run(client.statistics())
-    asyncio.run(until(lambda: first.over))
     assert len(rig.proxy.sessions) == 2
 
 
-def test_a_session_with_calls_under_way_goes_on_after_a_fork(held, forking):
+def test_calls_under_way_are_made_again_after_a_fork(held, forking):
     async def scenario():
-        client = held.rig.client()
+        client = held.rig.client(retry_delays=())
         call = asyncio.create_task(client.statistics())
         assert await held.next_event() == "asked"
-        forking(lambda: None)
-        await client.enqueue_rollout("on the same")
+        first = session_of(client)
+        assert forking(lambda: first.over)
+        await client.enqueue_rollout("on another")
         assert not call.done()
         held.may_go.set()
         assert (await call)["total_rollouts"] == 1
 
     asyncio.run(scenario())
-    assert len(held.rig.proxy.sessions) == 1
-    assert not any(sent.repeated for sent in held.rig.proxy.sent)
+    assert len(held.rig.proxy.sessions) == 2
+    assert [sent.repeated for sent in held.rig.proxy.calls("GetStatistics")] == [False, True]
+
+
+def test_what_happened_before_a_fork_happens_once(rig, forking):
+    async def scenario():
+        client = rig.client(retry_delays=())
+        await client.enqueue_rollout("task")
+        [session] = rig.proxy.sessions
+        sent, session.replies = session.replies, queue.SimpleQueue()  # that nobody sends
+        claim = asyncio.create_task(client.dequeue_rollout(worker_id="w"))
+        assert await asyncio.to_thread(session.replies.get, timeout=SAFETY_SECONDS)
+        forking(lambda: None)
+        sent.put(None)
+        claimed = await claim
+        assert [attempt.sequence_id for attempt in await client.query_attempts(claimed.rollout_id)] == [1]
+
+    asyncio.run(scenario())
+    assert [sent.repeated for sent in rig.proxy.calls("DequeueRollouts")] == [False, True]
 
 
 def test_a_call_that_comes_during_a_fork_is_made_after_it(held, forking):
@@ -522,25 +556,43 @@ def test_a_call_that_comes_during_a_fork_is_made_after_it(held, forking):
         asyncio.run(scenario())
 
 
-def test_nothing_is_sent_on_a_stream_that_goes_on_until_the_fork_is_over(held, forking):
+def test_a_caller_that_gives_up_during_a_fork_makes_no_call_after_it(held, forking):
     client = held.rig.client()
-    left = threading.Event()
+    begun, left = threading.Event(), threading.Event()
 
     async def give_up():
         call = asyncio.create_task(client.statistics())
         assert await held.next_event() == "asked"
+        begun.set()
         left.wait(SAFETY_SECONDS)
         call.cancel()
 
     def during():
         left.set()
         giving_up.result(SAFETY_SECONDS)
-        with pytest.raises(queue.Empty):
-            held.events.get(timeout=0.05)
 
     with ThreadPoolExecutor(1) as pool:
         giving_up = pool.submit(asyncio.run, give_up())
-        asyncio.run(held.rig.proxy.until_sent("GetStatistics"))
-        asyncio.run(until(held.events.empty))
+        assert begun.wait(SAFETY_SECONDS)
         forking(during)
+    asyncio.run(client.enqueue_rollout("after it"))
     assert held.events.get(timeout=SAFETY_SECONDS) == "cancelled"
+    assert len(held.rig.proxy.calls("GetStatistics")) == 1
+
+
+# --- What no server should send --------------------------------------------------------------------------------------
+
+
+def test_what_is_no_message_of_a_session_ends_it_and_its_calls(held):
+    async def scenario():
+        client = held.rig.client()
+        call = asyncio.create_task(client.statistics())
+        assert await held.next_event() == "asked"
+        held.rig.proxy.sessions[0].replies.put(b"\xff\xff")
+        with pytest.raises(InternalError, match="what is no message of a session"):
+            await call
+        assert await held.next_event() == "cancelled"
+        await client.enqueue_rollout("on another")
+
+    asyncio.run(scenario())
+    assert len(held.rig.proxy.sessions) == 2

@@ -104,8 +104,6 @@ class Calls:
             try:
                 reply = await connection.session().call(rpc, data, seconds, repeated=repeated)
                 return REPLIES[rpc].FromString(reply)
-            except SessionRetired:
-                continue
             except DecodeError as error:
                 raise InternalError(f"{rpc}: the reply is no message of this method's type: {error}") from None
             except SessionUnsupported as unsupported:
@@ -190,6 +188,9 @@ class Calls:
         while True:
             try:
                 return await attempt(self._policy.attempt_timeout(deadline.left, len(delays)), repeated)
+            except SessionRetired:
+                repeated = True
+                continue
             except (grpc.RpcError, StoreError) as error:
                 failure = self._failure(error)
             if isinstance(failure, ResourceExhaustedError):

@@ -2,7 +2,7 @@
 
 The channel is of gRPC's synchronous kind, its calls bridged to the caller's event loop. Unlike ``grpc.aio``, such a
 channel serves any number of threads and loops and can be followed by a fork (with GRPC_ENABLE_FORK_SUPPORT=1, which
-importing this package sets); it is as fast.
+importing this package sets).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
+import logging
 import os
 import sys
 import threading
@@ -23,13 +24,16 @@ from grpc_health.v1 import health_pb2_grpc
 
 from lightning_store.errors import StoreTimeoutError
 from lightning_store.v1 import service_pb2_grpc
-from lightning_store_client.session import Session
-from lightning_store_client.streams import Replies, now
+from lightning_store.wire.methods import SERVICE, SESSION
+from lightning_store_client.session import Session, SessionUnsupported
+from lightning_store_client.streams import MessageStream, Replies, now
 
 # gRPC's own: which channels its fork handlers close in the child. There is no public way to ask that of them.
 cygrpc: Any = importlib.import_module("grpc._cython.cygrpc")
 # Now, since a fork during a first call would find the import half done, and its lock held, in the child.
 importlib.import_module("grpc._channel")
+
+logger = logging.getLogger("lightning_store_client")
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -91,11 +95,10 @@ class Connection:
         return session
 
     def _open_session(self) -> Session:
-        stub = self.stub
         with _gate.lock:
-            session = Session(lambda requests: _begin(stub.Session, requests, None))
-            _gate.watch(session)
-        # Its threads would keep it alive, and so the connection, for ever.
+            session = Session(_begin_stream(self.channel, f"/{SERVICE}/{SESSION}"))
+            _gate.sessions.add(session)
+        # Its thread would keep it alive, and so the connection, for ever.
         if self._closing_session is not None:
             self._closing_session.detach()
         self._closing_session = weakref.finalize(self, _close_forgotten, session)
@@ -196,8 +199,11 @@ class _ForkGate:
 
     def _reset(self) -> None:
         self.lock = threading.RLock()
-        self._streams: weakref.WeakSet[Session | Replies] = weakref.WeakSet()
-        self._paused: list[Session | Replies] = []
+        self.sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        """To leave gRPC while this process forks."""
+        self.streams: weakref.WeakSet[Replies] = weakref.WeakSet()
+        """To be paused while this process forks."""
+        self._paused: list[Replies] = []
         self._nudging: _Nudging | None = None
         self._times_closed = 0
 
@@ -212,11 +218,6 @@ class _ForkGate:
             self._stands_before_grpc = True
             self.stand()
 
-    def watch(self, stream: Session | Replies) -> None:
-        """Pause the stream while this process forks."""
-        with self.lock:
-            self._streams.add(stream)
-
     def _before(self) -> None:
         self.lock.acquire()
         self._times_closed += 1
@@ -229,7 +230,9 @@ class _ForkGate:
         for channel in _open_channels():
             cygrpc.fork_unregister_channel(channel)
         until = now() + FORK_SECONDS_MAX
-        for stream in list(self._streams):
+        for session in list(self.sessions):
+            session.leave(until)
+        for stream in list(self.streams):
             stream.pause(until)
             self._paused.append(stream)
         if any(not stream.over for stream in self._paused):
@@ -304,8 +307,24 @@ def _begin(method: Any, request: Any, timeout: float | None, metadata: Metadata 
     with _gate.lock:
         try:
             return method(request, timeout=deadline, metadata=metadata)
-        except ValueError as error:  # what gRPC says of a channel that was closed a moment ago
-            raise RuntimeError(f"the client is closed: {error}") from None
+        except ValueError as error:
+            raise _closed(error) from None
+
+
+def _closed(error: ValueError) -> RuntimeError:
+    """For what gRPC says of a channel that was closed a moment ago."""
+    return RuntimeError(f"the client is closed: {error}")
+
+
+def _begin_stream(channel: grpc.Channel, method: str) -> MessageStream:
+    """RuntimeError if the channel is closed. SessionUnsupported if this release of gRPC has not what it takes."""
+    try:
+        return MessageStream(channel, method)
+    except ValueError as error:
+        raise _closed(error) from None
+    except (AttributeError, TypeError) as error:
+        logger.warning("grpcio %s does not let calls share a stream (%s); they are slower", grpc.__version__, error)
+        raise SessionUnsupported from error
 
 
 async def call_unary(method: Any, request: Any, timeout: float, metadata: Metadata = ()) -> Any:
@@ -351,7 +370,7 @@ async def replies_of(
     with _gate.lock:
         call = _begin(method, request, timeout)
         incoming = Replies(call)
-        _gate.watch(incoming)
+        _gate.streams.add(incoming)
 
     def take(reply: Any, end: BaseException | None) -> None:
         arrived.append((reply, end))

@@ -1,7 +1,7 @@
 """Calls that share one stream: what gRPC costs for each call is then paid for all that are made at once.
 
-Calls are sent as soon as the stream takes them: one alone goes at once, and those that come while others are being
-written go together in the next message. Replies come in the order in which the server has them.
+A call goes at once while no other is under way. Those that are made in one turn of an event loop, or while others are
+being written, go together in the next message. Replies come in the order in which the server has them.
 """
 
 from __future__ import annotations
@@ -11,17 +11,18 @@ import contextlib
 import copy
 import itertools
 import math
-import queue
 import threading
 import weakref
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable
 from typing import Any, Final, NamedTuple
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from lightning_store.errors import (
     CallCancelledError,
+    InternalError,
     MessageTooLargeError,
     StoreError,
     StoreTimeoutError,
@@ -31,7 +32,7 @@ from lightning_store.errors import (
 from lightning_store.loops import forget_closed
 from lightning_store.v1.session_pb2 import SessionCall, SessionReply, SessionRequest, SessionResponse
 from lightning_store.wire.errors import error_from_proto, from_rpc_error
-from lightning_store_client.streams import Replies, now
+from lightning_store_client.streams import MessageStream, now
 
 CALL_BYTES_MAX: Final = 1024 * 1024
 """A larger request goes by itself, so that it does not hold up the others."""
@@ -60,28 +61,31 @@ class SessionUnsupported(Exception):
 
 
 class SessionRetired(Exception):
-    """The session was ended before it took this call: make it on a new one."""
+    """The session was ended because this process forks. Make the call on a new one; the server may have it."""
 
 
 class Session:
     """One stream of one connection, for callers on any thread and event loop. It ends once, and is then ``ended``."""
 
-    def __init__(self, begin: Callable[[Iterator[SessionRequest]], Any]) -> None:
-        """``begin`` starts the streaming call."""
+    def __init__(self, stream: MessageStream) -> None:
+        """``stream`` is one that was just begun."""
         self._ids = itertools.count(1)
         self._waiting: dict[int, _Waiting] = {}
         self._looks: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
         """When each loop looks which of its calls took too long: one timer for all of them, since nearly none does."""
-        self._outbox: queue.SimpleQueue[SessionCall | int | None] = queue.SimpleQueue()
+        self._outbox: deque[SessionCall | int] = deque()
+        """What is to be sent: calls, and the ids of those that were cancelled."""
+        self._sending = False
+        """Whether gRPC still has the last message."""
+        self._gathering: asyncio.AbstractEventLoop | None = None
+        """The loop that sends when it has done what it has to do now, if one does."""
+        self._sender = threading.Lock()
+        """Held by the one who sends; nobody waits for it."""
         self._end: Exception | None = None
         self._ending = threading.Lock()
         """Held to take a call, and to end: so each call is either taken before the end or refused."""
-        self._sending = threading.Lock()
-        """Held while gRPC has a message to send."""
-        self._holds_sender = False
         self._closed = False
-        self._call = begin(self._requests())
-        self._responses = Replies(self._call)
+        self._stream = stream
         self._thread = threading.Thread(target=self._read, name="lightning-store-session", daemon=True)
         self._thread.start()
 
@@ -115,8 +119,14 @@ class Session:
         with self._ending:
             if self._end is not None:
                 raise copy.copy(self._end)
+            alone = not self._waiting
             self._waiting[id_] = _Waiting(loop, reply, timeout, until)
-            self._outbox.put(message)
+        self._outbox.append(message)
+        if alone:
+            self._send()
+        elif self._gathering is not loop:
+            self._gathering = loop
+            loop.call_soon(self._send_gathered)
         look = self._looks.get(loop)
         if look is None or look.when() > until:
             self._look_at(until, loop)
@@ -124,7 +134,8 @@ class Session:
             answer = await reply
         finally:
             if self._waiting.pop(id_, None) is not None:
-                self._outbox.put(id_)
+                self._outbox.append(id_)
+                self._send()
         if answer.HasField("error"):
             raise _error_of(answer.error)
         return answer.response
@@ -155,48 +166,72 @@ class Session:
     def close(self) -> None:
         """End the stream; calls that are under way end as cancelled."""
         self._closed = True
-        self._call.cancel()
+        self._stream.cancel()
 
-    # --- In gRPC's thread that sends ---------------------------------------------------------------------------------
+    def leave(self, until: float) -> None:
+        """End it because the process is about to fork. Returns when nothing of it is inside gRPC, at the time ``until``
+        of the system's clock at the latest. Calls that are under way are to be made again on another."""
+        with self._ending:
+            if self._end is None:
+                self._end = SessionRetired()
+        self._stream.cancel()
+        self._thread.join(max(0.0, until - now()))
 
-    def _requests(self) -> Iterator[SessionRequest]:
-        while True:
-            calls: list[SessionCall] = []
-            cancelled: list[int] = []
-            size_bytes = 0
-            item = self._outbox.get()
-            while item is not None:
-                if isinstance(item, int):
-                    cancelled.append(item)
-                else:
-                    calls.append(item)
-                    size_bytes += len(item.request)
-                if size_bytes > MESSAGE_BYTES_MAX:
-                    break
-                try:
-                    item = self._outbox.get_nowait()
-                except queue.Empty:
-                    break
-            if calls or cancelled:
-                with self._sending:
-                    yield SessionRequest(calls=calls, cancelled_ids=cancelled)
-            if item is None:
-                return
+    def _send(self) -> None:
+        """Send what is to be sent, if gRPC has nothing of this session's to send: otherwise it goes when that has gone.
+
+        Whoever cannot become the sender may go: the sender looks again when it no longer is. This may be called in a
+        thread that is the sender, by the finalizer of a call that nobody waits for any more.
+        """
+        while self._outbox and not self._sending and self._sender.acquire(blocking=False):
+            try:
+                if not self._sending:
+                    self._sending = True
+                    self._stream.send(self._next_message())
+            finally:
+                self._sender.release()
+
+    def _send_gathered(self) -> None:
+        self._gathering = None
+        self._send()
+
+    def _next_message(self) -> bytes:
+        calls: list[SessionCall] = []
+        cancelled_ids: list[int] = []
+        size_bytes = 0
+        while self._outbox and size_bytes <= MESSAGE_BYTES_MAX:
+            item = self._outbox.popleft()
+            if isinstance(item, int):
+                cancelled_ids.append(item)
+            else:
+                calls.append(item)
+                size_bytes += len(item.request)
+        return SessionRequest(calls=calls, cancelled_ids=cancelled_ids).SerializeToString()
 
     # --- In a thread of its own --------------------------------------------------------------------------------------
 
     def _read(self) -> None:
         error: Exception = StoreUnavailableError("the server ended the connection")
         try:
-            for response in self._responses:
-                self._hand_over(response)
+            self._stream.run(self._take, self._sent)
         except grpc.RpcError as failure:
             error = self._end_of(failure)
         with self._ending:
             if self._end is None:
                 self._end = error
-        self._outbox.put(None)
-        self._fail_all(error)
+        self._fail_all(self._end)
+
+    def _sent(self) -> None:
+        self._sending = False
+        self._send()
+
+    def _take(self, message: bytes) -> None:
+        try:
+            self._hand_over(SessionResponse.FromString(message))
+        except DecodeError as error:
+            with self._ending:
+                self._end = self._end or InternalError(f"the server sent what is no message of a session: {error}")
+            self._stream.cancel()
 
     def _end_of(self, failure: grpc.RpcError) -> Exception:
         """What becomes of the calls under way when the stream fails."""
@@ -225,33 +260,6 @@ class Session:
             with contextlib.suppress(KeyError):
                 _, waiting = self._waiting.popitem()
                 _call_soon(waiting.loop, _fail, waiting.reply, copy.copy(error))
-
-    # --- While the process forks -------------------------------------------------------------------------------------
-
-    def pause(self, until: float) -> None:
-        """Keep both threads out of gRPC until ``resume``. Returns when they are, at the time ``until`` of the system's
-        clock at the latest.
-
-        gRPC holds a call locked while it waits at a fork to send more of it, and then waits for whoever needs the call.
-        A session on which no call is under way is ended: the less there is of gRPC at a fork, the better.
-        """
-        self._retire_if_idle()
-        self._holds_sender = self._sending.acquire(timeout=max(0.0, until - now()))
-        if not self._holds_sender:
-            self._call.cancel()  # the server takes nothing any more
-        self._responses.pause(until)
-
-    def resume(self) -> None:
-        self._responses.resume()
-        if self._holds_sender:
-            self._sending.release()
-
-    def _retire_if_idle(self) -> None:
-        with self._ending:
-            if self._waiting or self._end is not None:
-                return
-            self._end = SessionRetired()
-        self._call.cancel()
 
 
 def _error_of(status: Any) -> StoreError:

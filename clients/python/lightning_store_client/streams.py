@@ -1,4 +1,4 @@
-"""Streams of replies, read by a thread that can be made to stand still while the process forks."""
+"""Streaming calls, read by threads that can be made to leave gRPC while the process forks."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from lightning_store.clock import SystemClock
+import grpc
+from grpc.aio import AioRpcError, Metadata
 
-# gRPC's own: there is no public way to tell whether a reader has told gRPC that it waits for a reply.
+from lightning_store.clock import SystemClock
+from lightning_store.wire.errors import status_code
+
+# gRPC's own, where it has no public way: calls of its core that a thread of ours reads, and whether a reader has told
+# gRPC that it waits for a reply.
 cygrpc: Any = importlib.import_module("grpc._cython.cygrpc")
 
+NO_FLAGS: Final = 0
 LOOK_AGAIN_SECONDS: Final = 0.0005
 
 _clock = SystemClock()
@@ -24,6 +30,76 @@ def wait_until(happened: Callable[[], bool], until: float) -> None:
     pause = threading.Event()
     while not happened() and now() < until:
         pause.wait(LOOK_AGAIN_SECONDS)
+
+
+class MessageStream:
+    """A call that carries serialized messages both ways. Any thread sends, and one reads.
+
+    gRPC's synchronous API has three threads of its own between such a call and whoever uses it, one after another for
+    each message and its reply. Here the sender hands a message to gRPC's core itself, and the reader waits for the core
+    itself: two thirds of the latency, and half of the CPU.
+    """
+
+    def __init__(self, channel: grpc.Channel, method: str) -> None:
+        """Begin the call of ``method``, "/service/Method". ValueError if the channel is closed."""
+        self._lock = threading.RLock()  # sending may be the work of a finalizer, in a thread that holds it
+        opening = (
+            cygrpc.SendInitialMetadataOperation(None, NO_FLAGS),
+            cygrpc.ReceiveInitialMetadataOperation(NO_FLAGS),
+            cygrpc.ReceiveMessageOperation(NO_FLAGS),
+            cygrpc.ReceiveStatusOnClientOperation(NO_FLAGS),
+        )
+        self._due = len(opening)
+        """Operations under way; the core forgets the call with the last of them."""
+        core_channel: Any = channel._channel  # type: ignore[attr-defined]
+        self._call = core_channel.segregated_call(
+            cygrpc.PropagationConstants.GRPC_PROPAGATE_DEFAULTS,
+            method.encode(),
+            None,
+            None,
+            (),
+            None,
+            [((operation,), None) for operation in opening],
+        )
+
+    def send(self, message: bytes) -> bool:
+        """Send ``message``. The next one may be sent when this one has gone, as ``run`` tells. False if the call is
+        over."""
+        return self._operate(cygrpc.SendMessageOperation(message, NO_FLAGS))
+
+    def run(self, take: Callable[[bytes], object], sent: Callable[[], object]) -> None:
+        """Read until the call is over, in this thread: ``take`` gets each message that comes, and ``sent`` is called
+        when one has gone. AioRpcError if the call fails."""
+        status: Any = None
+        while self._due:
+            operations = self._call.next_event().batch_operations
+            with self._lock:
+                self._due -= 1
+            for operation in operations:
+                kind = operation.type()
+                if kind == cygrpc.OperationType.receive_message:
+                    message = operation.message()
+                    if message is not None:
+                        take(message)
+                        self._operate(cygrpc.ReceiveMessageOperation(NO_FLAGS))
+                elif kind == cygrpc.OperationType.send_message:
+                    sent()
+                elif kind == cygrpc.OperationType.receive_status_on_client:
+                    status = operation
+        code = status_code(status.code())
+        if code is not grpc.StatusCode.OK:
+            trailing = Metadata.from_tuple(status.trailing_metadata())
+            raise AioRpcError(code, Metadata(), trailing, status.details(), status.error_string())
+
+    def cancel(self) -> None:
+        """End the call, if it is not over: ``run`` then raises that it was cancelled."""
+        self._call.cancel(cygrpc.StatusCode.cancelled, "ended by the client")
+
+    def _operate(self, operation: Any) -> bool:
+        with self._lock:
+            begun: bool = self._call.operate((operation,), None)
+            self._due += begun
+        return begun
 
 
 class Replies(Iterator[Any]):

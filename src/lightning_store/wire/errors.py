@@ -105,7 +105,7 @@ _TOO_LARGE: Final = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")
 
 
 class ErrorStatus(NamedTuple):
-    """How a call ends; the first three are the arguments of ``context.abort``."""
+    """How a call ends."""
 
     code: grpc.StatusCode
     message: str
@@ -207,7 +207,12 @@ def from_rpc_error(error: grpc.RpcError) -> StoreError:
 
 def error_from_proto(status: Any) -> StoreError:
     """The error that a google.rpc.Status tells of."""
-    return _from_status(_CODES.get(status.code, grpc.StatusCode.UNKNOWN), status.message, status)
+    return _from_status(status_code(status.code), status.message, status)
+
+
+def status_code(number: int) -> grpc.StatusCode:
+    """That gRPC has the number for; UNKNOWN if it has none."""
+    return _CODES.get(number, grpc.StatusCode.UNKNOWN)
 
 
 def _from_status(code: grpc.StatusCode, details: str, status: Any) -> StoreError:
