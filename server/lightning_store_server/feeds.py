@@ -23,20 +23,11 @@ class FeedRuns(Generic[T]):
         self.cancelled = False
         """Whether it ended because of ``cancel``."""
         self._error: BaseException | None = None
-        self._reading: asyncio.Task[None] | None = asyncio.ensure_future(self._read(feed))
+        self._reading: asyncio.Task[None] | None = asyncio.create_task(_read(feed, self._items, self._room))
         self._reading.add_done_callback(self._note_end)
 
-    async def _read(self, feed: AsyncIterator[T]) -> None:
-        try:
-            async for item in feed:
-                await self._room.acquire()
-                self._items.put_nowait(item)
-        finally:
-            if isinstance(feed, AsyncGenerator):  # a feed that is left where it stands goes on being served
-                await feed.aclose()
-
     def _note_end(self, reading: asyncio.Task[None]) -> None:
-        self._reading = None  # its exception holds what it was doing, and that holds this
+        self._reading = None
         self.cancelled = reading.cancelled()
         self._error = None if self.cancelled else reading.exception()
         self._items.put_nowait(_END)
@@ -66,3 +57,14 @@ class FeedRuns(Generic[T]):
                 raise error
             finally:
                 del error
+
+
+async def _read(feed: AsyncIterator[object], items: asyncio.Queue[object], room: asyncio.Semaphore) -> None:
+    """(No method: its error, which the runs keep until somebody wants it, knows this frame.)"""
+    try:
+        async for item in feed:
+            await room.acquire()
+            items.put_nowait(item)
+    finally:
+        if isinstance(feed, AsyncGenerator):  # a feed that is left where it stands goes on being served
+            await feed.aclose()

@@ -10,7 +10,8 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 import grpc.aio
@@ -115,11 +116,7 @@ class AdmissionInterceptor(MethodInterceptor):
         """The request, and its place until the call has ended."""
         request = rpc.decode(data) if rpc.method.name in WAITS else None
         slot = self._admission.lane(rpc.method, request).enter(len(data))
-        # After the handler would be too soon: a unary reply is sent then. The task goes on until it is sent, or never
-        # will be. (A callback of the context would keep the context, and so the call, until garbage is collected.)
-        task = asyncio.current_task()
-        assert task is not None
-        task.add_done_callback(lambda _: slot.leave())
+        when_over(slot.leave)  # after the handler would be too soon: a unary reply is sent then
         return (rpc.decode(data) if request is None else request), slot
 
 
@@ -160,13 +157,28 @@ async def write(context: Context, reply: Any) -> None:
         raise CallerGoneError from error
 
 
-def set_status(context: Context, error: StoreError) -> None:
-    """Let the call end with the status of this error when its handler returns, whatever that returns. (``abort`` would
-    leave the call, with all that its handler held, to the garbage collector.)"""
-    status = to_status(error)
-    context.set_code(status.code)
-    context.set_details(status.message)
-    context.set_trailing_metadata(status.trailing_metadata)
+async def abort(method: str, context: Context, error: Exception) -> NoReturn:
+    """End the call with the status of this error. Raises AbortError, for gRPC."""
+    status = to_status(shown_error(method, error))
+    try:
+        await context.abort(status.code, status.message, status.trailing_metadata)
+    except grpc.aio.AbortError as ended:
+        # gRPC keeps it with the call, and what it was raised through knows the call.
+        when_over(partial(_forget_origin, ended))
+        raise
+    raise AssertionError("aborting raises")
+
+
+def when_over(then: Callable[[], object]) -> None:
+    """Do it when the present call is over, its reply sent or given up. (A callback of gRPC's context would keep the
+    call until garbage is collected.)"""
+    task = asyncio.current_task()
+    assert task is not None
+    task.add_done_callback(lambda _: then())
+
+
+def _forget_origin(error: BaseException) -> None:
+    error.__traceback__ = error.__context__ = None
 
 
 def _behaviour_of(handler: Handler) -> Any:
@@ -190,9 +202,9 @@ class ErrorInterceptor(CallInterceptor):
         except asyncio.CancelledError:
             if is_cancelled():
                 raise
-            set_status(context, shown_error(method, StoreUnavailableError("the store gave this call up; try again")))
+            await abort(method, context, StoreUnavailableError("the store gave this call up; try again"))
         except Exception as error:
-            set_status(context, shown_error(method, error))
+            await abort(method, context, error)
 
 
 class DeadlineInterceptor(CallInterceptor):

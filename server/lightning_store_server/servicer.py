@@ -378,6 +378,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             raise
         finally:
             self._waits.discard(wait)
+            del wait  # whose error, if it has one, knows this frame
 
     def _wait_reply(self, ended: Sequence[Rollout], complete: bool) -> rollout.WaitForRolloutsResponse:
         """The rollouts that fit into one message; those that do not are named."""

@@ -28,9 +28,9 @@ from lightning_store_server.interceptors import (
     CallerGoneError,
     Context,
     Rpc,
+    abort,
     is_cancelled,
     log_call,
-    set_status,
     shown_error,
     write,
 )
@@ -78,7 +78,7 @@ class SessionServicer(StoreServicer):
         try:
             await session.serve(request_iterator)
         except Exception as error:
-            set_status(context, shown_error(PATH, error))
+            await abort(PATH, context, error)
         finally:
             self._sessions.discard(session)
 
@@ -201,7 +201,11 @@ class _Session:
             reading.cancel()
             self._abandon()
         if self._failure is not None:
-            raise self._failure
+            failure, self._failure = self._failure, None
+            try:
+                raise failure
+            finally:
+                del failure  # which knows this frame
 
     def take_no_more(self) -> None:
         """Refuse what comes from now on, and end when the calls that are under way have ended."""

@@ -31,7 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Self
 
 if TYPE_CHECKING:
     from lightning_store.model import Span
@@ -51,6 +51,13 @@ class StoreError(Exception):
     def may_pass(self) -> bool:
         """Whether the same call may succeed another time."""
         return False
+
+    def __copy__(self) -> Self:
+        """The same error without its traceback, and so without all that the frames in it hold."""
+        twin = type(self).__new__(type(self))
+        twin.args = self.args
+        twin.__dict__.update(self.__dict__)
+        return twin
 
 
 class InvalidArgumentError(StoreError, ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Any
@@ -477,7 +478,7 @@ class Step:
             try:
                 [number] = await self.allocate([span.rollout_id])
             except StoreError as error:
-                return error
+                return copy(error)
             span = span._replace(sequence_id=number)
         return span.sequence_id if await self.tx.insert_span(span, size_bytes) else None
 
@@ -487,7 +488,7 @@ class Step:
             await self.rollout(rollout_id)
             await self.attempt(rollout_id, attempt_id)
         except StoreError as error:
-            return error
+            return copy(error)
         return None
 
     async def _sign_of_life(self, attempt: AttemptRecord, *, moves: bool) -> None:

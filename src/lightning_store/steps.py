@@ -116,8 +116,7 @@ class Steps:
             # What is refused for want of room may be granted when it is asked for again: that is no answer to remember.
             for_good = not isinstance(error, ResourceExhaustedError)
             if call.request is not None and call.request.repeated and for_good:
-                refusal = _Refusal(copy(error))  # without its traceback, and all that the frames in it hold
-                await step.tx.remember_reply(call.request.id, call.signature, refusal, at)
+                await step.tx.remember_reply(call.request.id, call.signature, _Refusal(copy(error)), at)
             raise
         if isinstance(reply, Unfinished):
             return reply

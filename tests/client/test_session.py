@@ -7,6 +7,7 @@ import gc
 import logging
 import queue
 import threading
+import types
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,8 +26,8 @@ from lightning_store import (
 )
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.wire.methods import SESSION
-from lightning_store_client import LightningStoreClient, calls, channel
-from lightning_store_client.session import CALL_BYTES_MAX, MESSAGE_BYTES_MAX
+from lightning_store_client import LightningStoreClient, calls, channel, streams
+from lightning_store_client.session import CALL_BYTES_MAX, MESSAGE_BYTES_MAX, Session
 from lightning_store_server import LightningStoreServer
 
 pytestmark = pytest.mark.usefixtures("exact_delays")
@@ -35,6 +36,11 @@ pytestmark = pytest.mark.usefixtures("exact_delays")
 def session_of(client):
     """The one that takes its calls."""
     return client._calls._connector.get().session()
+
+
+def over(session):
+    """Whether nothing of it is left."""
+    return not session._thread.is_alive()
 
 
 async def until(condition):
@@ -280,6 +286,72 @@ def test_with_a_grpc_that_lets_no_thread_of_ours_read_calls_are_made_by_themselv
     assert warning.endswith("does not let calls share a stream (no segregated_call); they are slower")
 
 
+def test_calls_whose_replies_cannot_be_read_are_made_by_themselves(rig, monkeypatch, caplog):
+    """With a gRPC that is not as we know it."""
+    known = {name: getattr(streams.cygrpc, name) for name in dir(streams.cygrpc) if name != "OperationType"}
+    monkeypatch.setattr(streams, "cygrpc", types.SimpleNamespace(**known))
+
+    async def scenario():
+        client = rig.client(retry_delays=())
+        await asyncio.gather(*(client.enqueue_rollout(number) for number in range(3)))
+        assert (await client.statistics())["total_rollouts"] == 3
+
+    asyncio.run(scenario())
+    assert not any(sent.in_session for sent in rig.proxy.calls("GetStatistics"))
+    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "does not let calls share a stream" in warning
+
+
+def sessions_at(server):
+    return server._serving[0]._servicer._sessions
+
+
+def test_a_session_for_which_there_is_no_thread_is_ended(monkeypatch):
+    start = threading.Thread.start
+
+    def start_others(thread):
+        if thread.name == "lightning-store-session":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    async def scenario():
+        async with (
+            LightningStoreServer(InMemoryLightningStore(), port=0) as server,
+            LightningStoreClient(server.endpoint, retry_delays=()) as client,
+        ):
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", start_others)
+                with pytest.raises(StoreUnavailableError, match="no thread to be had for the connection: can't start"):
+                    await client.statistics()
+            await client.statistics()
+            await until(lambda: len(sessions_at(server)) == 1)
+
+    asyncio.run(scenario())
+
+
+def test_a_session_whose_sender_is_interrupted_is_replaced(rig, monkeypatch):
+    """Ctrl-C, say, on a loop that goes on."""
+    next_message = Session._next_message
+
+    def interrupted(session):
+        next_message(session)
+        raise KeyboardInterrupt
+
+    client = rig.client(retry_delays=())
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(client.statistics())
+        first = session_of(client)
+        with monkeypatch.context() as patch:
+            patch.setattr(Session, "_next_message", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                loop.run_until_complete(client.statistics())
+        loop.run_until_complete(until(lambda: first.ended))
+        assert loop.run_until_complete(client.statistics())["total_rollouts"] == 0
+    finally:
+        loop.close()
+
+
 # --- The end of a stream ---------------------------------------------------------------------------------------------
 
 
@@ -352,7 +424,7 @@ def test_sessions_that_ended_are_forgotten(rig, broken):
             await client.statistics()
             session = session_of(client)
             rig.proxy.sessions[-1].end(broken())
-            await until(lambda session=session: session.over)
+            await until(lambda session=session: over(session))
             ended.append(weakref.ref(session))
             del session
         await client.statistics()
@@ -457,7 +529,7 @@ def test_close_ends_calls_and_threads(held):
             with pytest.raises((StoreError, RuntimeError)):
                 await asyncio.wait_for(call, SAFETY_SECONDS)
         assert [await held.next_event() for _ in calls] == ["cancelled"] * 3
-        await until(lambda: session.over)
+        await until(lambda: over(session))
         assert not session._waiting
 
     asyncio.run(scenario())
@@ -496,7 +568,7 @@ def test_nothing_of_a_session_is_left_during_a_fork(rig, forking):
     client = rig.client()
     asyncio.run(client.statistics())
     first = session_of(client)
-    assert forking(lambda: (first.ended, first.over)) == (True, True)
+    assert forking(lambda: (first.ended, over(first))) == (True, True)
     asyncio.run(client.statistics())
     assert len(rig.proxy.sessions) == 2
 
@@ -507,7 +579,7 @@ def test_calls_under_way_are_made_again_after_a_fork(held, forking):
         call = asyncio.create_task(client.statistics())
         assert await held.next_event() == "asked"
         first = session_of(client)
-        assert forking(lambda: first.over)
+        assert forking(lambda: over(first))
         await client.enqueue_rollout("on another")
         assert not call.done()
         held.may_go.set()
@@ -533,6 +605,41 @@ def test_what_happened_before_a_fork_happens_once(rig, forking):
 
     asyncio.run(scenario())
     assert [sent.repeated for sent in rig.proxy.calls("DequeueRollouts")] == [False, True]
+
+
+def test_what_was_done_before_a_fork_is_not_told_as_refused_after_it(rig, forking, broken):
+    async def scenario():
+        client = rig.client(retry_delays=())
+        await client.statistics()
+        [session] = rig.proxy.sessions
+        sent, session.replies = session.replies, queue.SimpleQueue()  # that nobody sends
+        rig.proxy.breaks("EnqueueRollouts", None, broken(grpc.StatusCode.RESOURCE_EXHAUSTED))
+        call = asyncio.create_task(client.enqueue_rollout("task"))
+        assert await asyncio.to_thread(session.replies.get, timeout=SAFETY_SECONDS)
+        forking(lambda: None)
+        sent.put(None)
+        with pytest.raises(StoreUnavailableError, match="the process forked before the server answered"):
+            await call
+        assert (await client.statistics())["total_rollouts"] == 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_threads_of_grpc_that_wait_are_woken_for_a_fork(held, forking, large):
+    """They look only once a second otherwise whether they are to make way."""
+
+    async def scenario():
+        client = held.rig.client()
+        if large:
+            client._calls._connector.get().has_sessions = False
+        call = asyncio.create_task(client.statistics())
+        assert await held.next_event() == "asked"
+        assert forking(lambda: channel._gate._nudging is not None) == large
+        held.may_go.set()
+        await call
+
+    asyncio.run(scenario())
 
 
 def test_a_call_that_comes_during_a_fork_is_made_after_it(held, forking):

@@ -98,7 +98,7 @@ def test_a_client_with_calls_under_way(run_script, server):
 
 @pytest.mark.parametrize("times", [1, pytest.param(30, marks=pytest.mark.chaos)])
 def test_a_client_with_calls_of_all_kinds_that_begin_and_end_in_many_threads(run_script, server, times):
-    """The interpreter is taken down under them: threads of gRPC are in the middle of telling callers of replies."""
+    """The interpreter is taken down under them: threads are in the middle of telling callers of replies."""
     rollout = asyncio.run(server.start_rollout("never done"))
     for _ in range(times):
         ended = run_script(

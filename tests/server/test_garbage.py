@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
 import threading
+import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
+from lightning_store import InMemoryLightningStore, StoreUnavailableError
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.v1 import rollout_pb2, server_pb2
 from lightning_store.v1.session_pb2 import SessionCall, SessionRequest
 from lightning_store.wire.methods import METHODS
+from lightning_store_server.feeds import FeedRuns
 from lightning_store_server.garbage import PAUSE_SECONDS_MAX, YOUNGER_COLLECTIONS, GarbageWatch
 from tests.server.test_overload import admission_of, settle, until
 
@@ -94,26 +99,70 @@ def cut_while_it_follows(served):
     call.cancel()
 
 
-def refused_in_a_session(served):
-    request = rollout_pb2.UpdateRolloutRequest(request_id="refused", rollout_id="ro-no").SerializeToString()
+def refused_while_it_may_wait(served):
+    served.failure("WaitForRollouts", rollout_pb2.WaitForRolloutsRequest(rollout_ids=["ro-no"], wait=Duration()))
+
+
+def followed_in_vain(served):
+    """The feed of another store."""
+    served.failure("WatchRollouts", rollout_pb2.WatchRolloutsRequest(after="st-no-1"))
+
+
+@contextmanager
+def session(served, *calls):
+    """The stream of one on which these calls were made at once."""
     end = threading.Event()
 
     def messages():
-        yield SessionRequest(calls=[SessionCall(id=1, method="UpdateRollout", request=request)])
+        yield SessionRequest(calls=calls)
         end.wait(SAFETY_SECONDS)
 
     stream = served.stub.Session(messages())
-    assert next(stream).replies[0].HasField("error")
-    stream.cancel()
-    end.set()
+    try:
+        yield stream
+    finally:
+        stream.cancel()
+        end.set()
 
 
-@pytest.mark.parametrize(
-    "call", [answered, refused, unreadable, cut_while_it_waits, cut_while_it_follows, refused_in_a_session]
-)
-def test_a_call_that_is_over_leaves_nothing_to_the_garbage_collector(served, call):
+def refused_in_a_session(served):
+    request = rollout_pb2.UpdateRolloutRequest(request_id="refused", rollout_id="ro-no").SerializeToString()
+    with session(served, SessionCall(id=1, method="UpdateRollout", request=request)) as stream:
+        assert next(stream).replies[0].HasField("error")
+
+
+def refused_while_it_may_wait_in_a_session(served):
+    request = rollout_pb2.WaitForRolloutsRequest(rollout_ids=["ro-no"], wait=Duration()).SerializeToString()
+    with session(served, SessionCall(id=1, method="WaitForRollouts", request=request)) as stream:
+        assert next(stream).replies[0].HasField("error")
+
+
+def a_session_that_breaks_the_rules(served):
+    twice = [SessionCall(id=1, method="WaitForRollouts")] * 2
+    with session(served, *twice) as stream, pytest.raises(grpc.RpcError):
+        list(stream)
+
+
+CALLS = [
+    answered,
+    refused,
+    unreadable,
+    cut_while_it_waits,
+    cut_while_it_follows,
+    refused_while_it_may_wait,
+    followed_in_vain,
+    refused_in_a_session,
+    refused_while_it_may_wait_in_a_session,
+    a_session_that_breaks_the_rules,
+]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_that_is_over_leaves_nothing_to_the_garbage_collector(serve, call):
     """Which may have been told to leave alone what was there while it was under way."""
+    served = serve(InMemoryLightningStore(strict=True))
     call(served)
+    settle(served)
     gc.collect()
     gc.disable()
     try:
@@ -127,3 +176,40 @@ def test_a_call_that_is_over_leaves_nothing_to_the_garbage_collector(served, cal
         gc.garbage.clear()
         gc.enable()
     assert {name: count for name, count in left.items() if name in OF_CALLS} == {}
+
+
+@pytest.mark.asyncio
+async def test_a_feed_that_failed_before_anybody_looked_is_forgotten_with_its_reader():
+    """The error knows what read the feed."""
+
+    async def fails() -> AsyncIterator[int]:
+        yield 1
+        raise StoreUnavailableError("down")
+
+    gc.disable()
+    try:
+        runs = FeedRuns(fails())
+        there = weakref.ref(runs)
+        while runs._reading is not None:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        del runs
+        assert there() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.asyncio
+async def test_a_feed_that_fails_fails_its_reader_after_what_was_read():
+    async def fails() -> AsyncIterator[int]:
+        yield 1
+        raise StoreUnavailableError("down")
+
+    got = []
+
+    async def read() -> None:
+        async for run in FeedRuns(fails()):
+            got.extend(run)
+
+    with pytest.raises(StoreUnavailableError, match="down"):
+        await read()
+    assert got == [1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import queue
 from dataclasses import replace
@@ -10,9 +11,15 @@ from dataclasses import replace
 import grpc
 import pytest
 
-from lightning_store import InMemoryLightningStore, RolloutNotFoundError, StoreError
+from lightning_store import (
+    InMemoryLightningStore,
+    ResourceExhaustedError,
+    RolloutNotFoundError,
+    StoreError,
+    StoreUnavailableError,
+)
 from lightning_store.testing import SAFETY_SECONDS
-from lightning_store.v1 import query_pb2, rollout_pb2, server_pb2
+from lightning_store.v1 import query_pb2, rollout_pb2, server_pb2, service_pb2_grpc
 from lightning_store.wire.methods import BY_PATH, METHODS
 from lightning_store_server import interceptors
 
@@ -229,6 +236,31 @@ def test_what_the_caller_is_told_of_is_not_logged(serve, hooked, error, code, re
 
 
 # --- Access log ------------------------------------------------------------------------------------------------------
+
+
+def test_callers_with_the_retries_of_grpc_itself_have_what_was_refused_made_again(serve, hooked):
+    """It takes a call that was answered with a status alone for one that was not made."""
+    inner = InMemoryLightningStore()
+    refusals = [StoreUnavailableError("starting"), ResourceExhaustedError("busy")]
+
+    async def statistics():
+        if refusals:
+            raise refusals.pop()
+        return await inner.statistics()
+
+    served = serve(hooked(inner, statistics=statistics))
+    policy = {
+        "maxAttempts": 5,
+        "initialBackoff": "0.01s",
+        "maxBackoff": "0.01s",
+        "backoffMultiplier": 1,
+        "retryableStatusCodes": ["UNAVAILABLE", "RESOURCE_EXHAUSTED"],
+    }
+    config = json.dumps({"methodConfig": [{"name": [{}], "retryPolicy": policy}]})
+    with grpc.insecure_channel(served.server.endpoint, options=[("grpc.service_config", config)]) as channel:
+        stub = service_pb2_grpc.LightningStoreServiceStub(channel)
+        assert stub.GetStatistics(STATISTICS, timeout=SAFETY_SECONDS).total_rollouts == 0
+    assert refusals == []
 
 
 def test_no_access_log_unless_asked_for(serve, log):

@@ -100,7 +100,7 @@ class Calls:
         """Once: with other calls on one stream, or by itself if it is large or the server cannot do otherwise. ``data``
         is the serialized request."""
         connection = self._connector.get()
-        while connection.has_sessions and len(data) <= CALL_BYTES_MAX:
+        if connection.has_sessions and len(data) <= CALL_BYTES_MAX:
             try:
                 reply = await connection.session().call(rpc, data, seconds, repeated=repeated)
                 return REPLIES[rpc].FromString(reply)
@@ -188,7 +188,8 @@ class Calls:
         while True:
             try:
                 return await attempt(self._policy.attempt_timeout(deadline.left, len(delays)), repeated)
-            except SessionRetired:
+            except SessionRetired as retired:
+                unanswered = unanswered or StoreUnavailableError(str(retired))
                 repeated = True
                 continue
             except (grpc.RpcError, StoreError) as error:

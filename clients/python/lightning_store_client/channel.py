@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib
-import logging
 import os
 import sys
 import threading
@@ -26,14 +25,12 @@ from lightning_store.errors import StoreTimeoutError
 from lightning_store.v1 import service_pb2_grpc
 from lightning_store.wire.methods import SERVICE, SESSION
 from lightning_store_client.session import Session, SessionUnsupported
-from lightning_store_client.streams import MessageStream, Replies, now
+from lightning_store_client.streams import MessageStream, Replies, now, warn_of_grpc
 
 # gRPC's own: which channels its fork handlers close in the child. There is no public way to ask that of them.
 cygrpc: Any = importlib.import_module("grpc._cython.cygrpc")
 # Now, since a fork during a first call would find the import half done, and its lock held, in the child.
 importlib.import_module("grpc._channel")
-
-logger = logging.getLogger("lightning_store_client")
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -203,6 +200,8 @@ class _ForkGate:
         """To leave gRPC while this process forks."""
         self.streams: weakref.WeakSet[Replies] = weakref.WeakSet()
         """To be paused while this process forks."""
+        self.calls: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Made by themselves: gRPC's thread waits for their replies."""
         self._paused: list[Replies] = []
         self._nudging: _Nudging | None = None
         self._times_closed = 0
@@ -235,7 +234,7 @@ class _ForkGate:
         for stream in list(self.streams):
             stream.pause(until)
             self._paused.append(stream)
-        if any(not stream.over for stream in self._paused):
+        if any(not stream.over for stream in self._paused) or any(not call.done() for call in self.calls):
             self._nudging = _Nudging(_open_channels())
 
     def _in_parent(self) -> None:
@@ -308,10 +307,10 @@ def _begin(method: Any, request: Any, timeout: float | None, metadata: Metadata 
         try:
             return method(request, timeout=deadline, metadata=metadata)
         except ValueError as error:
-            raise _closed(error) from None
+            raise _closed_error(error) from None
 
 
-def _closed(error: ValueError) -> RuntimeError:
+def _closed_error(error: ValueError) -> RuntimeError:
     """For what gRPC says of a channel that was closed a moment ago."""
     return RuntimeError(f"the client is closed: {error}")
 
@@ -321,9 +320,9 @@ def _begin_stream(channel: grpc.Channel, method: str) -> MessageStream:
     try:
         return MessageStream(channel, method)
     except ValueError as error:
-        raise _closed(error) from None
+        raise _closed_error(error) from None
     except (AttributeError, TypeError) as error:
-        logger.warning("grpcio %s does not let calls share a stream (%s); they are slower", grpc.__version__, error)
+        warn_of_grpc(error)
         raise SessionUnsupported from error
 
 
@@ -340,7 +339,9 @@ async def call_unary(method: Any, request: Any, timeout: float, metadata: Metada
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits for the call
             loop.call_soon_threadsafe(resolve)
 
-    call = _begin(method.future, request, timeout, metadata)
+    with _gate.lock:
+        call = _begin(method.future, request, timeout, metadata)
+        _gate.calls.add(call)
     call.add_done_callback(wake)
     try:
         await done

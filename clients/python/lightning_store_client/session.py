@@ -32,7 +32,7 @@ from lightning_store.errors import (
 from lightning_store.loops import forget_closed
 from lightning_store.v1.session_pb2 import SessionCall, SessionReply, SessionRequest, SessionResponse
 from lightning_store.wire.errors import error_from_proto, from_rpc_error
-from lightning_store_client.streams import MessageStream, now
+from lightning_store_client.streams import MessageStream, now, warn_of_grpc
 
 CALL_BYTES_MAX: Final = 1024 * 1024
 """A larger request goes by itself, so that it does not hold up the others."""
@@ -87,17 +87,16 @@ class Session:
         self._closed = False
         self._stream = stream
         self._thread = threading.Thread(target=self._read, name="lightning-store-session", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            stream.cancel()
+            raise StoreUnavailableError(f"there is no thread to be had for the connection: {error}") from None
 
     @property
     def ended(self) -> bool:
         """Whether it takes no more calls."""
         return self._end is not None
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing of it is left."""
-        return not self._thread.is_alive()
 
     async def call(self, method: str, request: bytes, timeout: float, *, repeated: bool) -> bytes:
         """The reply to ``request``, both serialized. Cancelling cancels the call.
@@ -125,8 +124,8 @@ class Session:
         if alone:
             self._send()
         elif self._gathering is not loop:
-            self._gathering = loop
             loop.call_soon(self._send_gathered)
+            self._gathering = loop
         look = self._looks.get(loop)
         if look is None or look.when() > until:
             self._look_at(until, loop)
@@ -173,7 +172,7 @@ class Session:
         of the system's clock at the latest. Calls that are under way are to be made again on another."""
         with self._ending:
             if self._end is None:
-                self._end = SessionRetired()
+                self._end = SessionRetired("the process forked before the server answered")
         self._stream.cancel()
         self._thread.join(max(0.0, until - now()))
 
@@ -185,9 +184,12 @@ class Session:
         """
         while self._outbox and not self._sending and self._sender.acquire(blocking=False):
             try:
-                if not self._sending:
+                if self._outbox and not self._sending:
                     self._sending = True
                     self._stream.send(self._next_message())
+            except BaseException:  # a signal, say: what was to be sent may be lost, so this session is
+                self._stream.cancel()
+                raise
             finally:
                 self._sender.release()
 
@@ -216,6 +218,11 @@ class Session:
             self._stream.run(self._take, self._sent)
         except grpc.RpcError as failure:
             error = self._end_of(failure)
+        except Exception as failure:
+            warn_of_grpc(failure)
+            error = SessionUnsupported(repeated=True)
+            with contextlib.suppress(Exception):
+                self._stream.cancel()
         with self._ending:
             if self._end is None:
                 self._end = error

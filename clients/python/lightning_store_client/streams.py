@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final
@@ -17,12 +18,19 @@ from lightning_store.wire.errors import status_code
 # gRPC that it waits for a reply.
 cygrpc: Any = importlib.import_module("grpc._cython.cygrpc")
 
+logger = logging.getLogger("lightning_store_client")
+
 NO_FLAGS: Final = 0
 LOOK_AGAIN_SECONDS: Final = 0.0005
 
 _clock = SystemClock()
 now = _clock.monotonic
 """What a fork waits for happens in threads, whatever clock the client was given."""
+
+
+def warn_of_grpc(error: Exception) -> None:
+    """What we use of gRPC's own is not as we know it."""
+    logger.warning("grpcio %s does not let calls share a stream (%s); they are slower", grpc.__version__, error)
 
 
 def wait_until(happened: Callable[[], bool], until: float) -> None:
@@ -62,10 +70,11 @@ class MessageStream:
             [((operation,), None) for operation in opening],
         )
 
-    def send(self, message: bytes) -> bool:
-        """Send ``message``. The next one may be sent when this one has gone, as ``run`` tells. False if the call is
-        over."""
-        return self._operate(cygrpc.SendMessageOperation(message, NO_FLAGS))
+    def send(self, message: bytes) -> None:
+        """Send ``message``. The next one may be sent when this one has gone, as ``run`` tells. Nothing happens if the
+        call is over."""
+        with self._lock:  # it counts before ``run`` sees its end
+            self._due += self._call.operate((cygrpc.SendMessageOperation(message, NO_FLAGS),), None)
 
     def run(self, take: Callable[[bytes], object], sent: Callable[[], object]) -> None:
         """Read until the call is over, in this thread: ``take`` gets each message that comes, and ``sent`` is called
@@ -81,7 +90,10 @@ class MessageStream:
                     message = operation.message()
                     if message is not None:
                         take(message)
-                        self._operate(cygrpc.ReceiveMessageOperation(NO_FLAGS))
+                        # Not under our lock: gRPC has one of its own, in which a finalizer may want to send.
+                        begun = self._call.operate((cygrpc.ReceiveMessageOperation(NO_FLAGS),), None)
+                        with self._lock:
+                            self._due += begun
                 elif kind == cygrpc.OperationType.send_message:
                     sent()
                 elif kind == cygrpc.OperationType.receive_status_on_client:
@@ -94,12 +106,6 @@ class MessageStream:
     def cancel(self) -> None:
         """End the call, if it is not over: ``run`` then raises that it was cancelled."""
         self._call.cancel(cygrpc.StatusCode.cancelled, "ended by the client")
-
-    def _operate(self, operation: Any) -> bool:
-        with self._lock:
-            begun: bool = self._call.operate((operation,), None)
-            self._due += begun
-        return begun
 
 
 class Replies(Iterator[Any]):
