@@ -60,6 +60,8 @@ def begin_children(count, work, start_method="fork"):
     def end():
         for child in children:
             child.join()
+            while child.exitcode is None:  # the start of a process in another thread is taking note of it
+                time.sleep(0.001)
         codes = [child.exitcode for child in children]
         assert codes == [0] * count, f"children ended with {codes}"
 

@@ -39,6 +39,10 @@ CALL_BYTES_MAX: Final = 1024 * 1024
 MESSAGE_BYTES_MAX: Final = CALL_BYTES_MAX
 """Calls of one message, but for the last of them. Far less than servers take: a message that is too large ends the
 stream."""
+GATHERED_CALLS_MAX: Final = 16
+"""Calls that wait for the end of their loop's turn. More are sent before it, and so is a call that is larger than …"""
+GATHERED_BYTES_MAX: Final = 4096
+"""… so that the server has something to do while the others are being made."""
 TIMEOUT_MS_MAX: Final = 2**32 - 1
 
 
@@ -121,7 +125,7 @@ class Session:
             alone = not self._waiting
             self._waiting[id_] = _Waiting(loop, reply, timeout, until)
         self._outbox.append(message)
-        if alone:
+        if alone or len(request) > GATHERED_BYTES_MAX or len(self._outbox) >= GATHERED_CALLS_MAX:
             self._send()
         elif self._gathering is not loop:
             loop.call_soon(self._send_gathered)
