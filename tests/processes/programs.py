@@ -37,6 +37,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 faulthandler.register(signal.SIGALRM, chain=True)
 signal.alarm(SECONDS)
