@@ -300,12 +300,11 @@ _gate = _ForkGate()
 _gate.stand()
 
 
-def _begin(method: Any, request: Any, timeout: float | None, metadata: Metadata = ()) -> Any:
+def _begin(method: Any, request: Any, timeout: float, metadata: Metadata = ()) -> Any:
     """Begin a call; ``method`` is a multi-callable or the ``future`` of one. RuntimeError if the channel is closed."""
-    deadline = None if timeout is None else min(timeout, DEADLINE_SECONDS_MAX)
     with _gate.lock:
         try:
-            return method(request, timeout=deadline, metadata=metadata)
+            return method(request, timeout=min(timeout, DEADLINE_SECONDS_MAX), metadata=metadata)
         except ValueError as error:
             raise _closed_error(error) from None
 

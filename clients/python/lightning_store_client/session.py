@@ -1,7 +1,7 @@
 """Calls that share one stream: what gRPC costs for each call is then paid for all that are made at once.
 
-A call goes at once while no other is under way. Those that are made in one turn of an event loop, or while others are
-being written, go together in the next message. Replies come in the order in which the server has them.
+A call goes at once while no other is under way. Small ones that are made in one turn of an event loop, or while others
+are being written, go together in the next message. Replies come in the order in which the server has them.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ CALL_BYTES_MAX: Final = 1024 * 1024
 MESSAGE_BYTES_MAX: Final = CALL_BYTES_MAX
 """Calls of one message, but for the last of them. Far less than servers take: a message that is too large ends the
 stream."""
-GATHERED_CALLS_MAX: Final = 16
-"""Calls that wait for the end of their loop's turn. More are sent before it, and so is a call that is larger than …"""
-GATHERED_BYTES_MAX: Final = 4096
-"""… so that the server has something to do while the others are being made."""
+TURN_CALLS_MAX: Final = 16
+"""Calls that are gathered in one turn of an event loop. They are sent before its end then, …"""
+TURN_BYTES_MAX: Final = 4096
+"""… and so is a larger one at once: the server has something to do while the others are being made."""
 TIMEOUT_MS_MAX: Final = 2**32 - 1
 
 
@@ -125,7 +125,7 @@ class Session:
             alone = not self._waiting
             self._waiting[id_] = _Waiting(loop, reply, timeout, until)
         self._outbox.append(message)
-        if alone or len(request) > GATHERED_BYTES_MAX or len(self._outbox) >= GATHERED_CALLS_MAX:
+        if alone or len(request) > TURN_BYTES_MAX or len(self._outbox) >= TURN_CALLS_MAX:
             self._send()
         elif self._gathering is not loop:
             loop.call_soon(self._send_gathered)

@@ -105,7 +105,7 @@ _TOO_LARGE: Final = re.compile(r"larger than max \((\d+) vs\. (\d+)\)")
 
 
 class ErrorStatus(NamedTuple):
-    """How a call ends."""
+    """How a call ends; the first three are the arguments of ``context.abort``."""
 
     code: grpc.StatusCode
     message: str
