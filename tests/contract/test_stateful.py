@@ -31,6 +31,6 @@ class OverTheWire(StoreStateMachine):
 
 
 TestInProcess = InProcess.TestCase
-TestInProcess.settings = settings(max_examples=40, stateful_step_count=50)
+TestInProcess.settings = settings(stateful_step_count=50)
 TestOverTheWire = pytest.mark.slow(OverTheWire.TestCase)
-TestOverTheWire.settings = settings(max_examples=20, stateful_step_count=30)
+TestOverTheWire.settings = settings(max_examples=settings.default.max_examples // 3, stateful_step_count=30)

@@ -28,7 +28,6 @@ from lightning_store.v1 import service_pb2
 from lightning_store.v1.session_pb2 import SessionCall, SessionRequest
 from lightning_store.wire.methods import METHODS
 
-EXAMPLES = 60
 DEPTH_MAX = 6
 FOLLOW_SECONDS = 0.1
 """How long a feed is followed that has no end."""
@@ -270,7 +269,6 @@ def fuzzed(serve: Any) -> Fuzzed:
 
 
 FUZZ = settings(
-    max_examples=EXAMPLES,
     database=None,
     phases=[Phase.generate],  # the server remembers: a call may fail only after others, and cannot be made smaller
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],

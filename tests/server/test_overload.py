@@ -269,7 +269,7 @@ def test_calls_that_come_all_at_once_are_all_answered(serve, hooked):
     served = serve(hooked(inner, statistics=block_the_loop))
     calls = [served.stub.GetStatistics.future(STATISTICS)]
     assert busy.wait(SAFETY_SECONDS)
-    calls += [served.stub.GetServerInfo.future(INFO) for _ in range(1600)]
+    calls += [served.stub.GetServerInfo.future(INFO) for _ in range(1200)]
     go_on.set()
     assert {call.exception(SAFETY_SECONDS) for call in calls} == {None}
 

@@ -16,8 +16,9 @@ MIB: Final = 1024 * 1024
 SAMPLE_SECONDS: Final = 0.5
 GROWTH_MAX: Final = 1.1
 """The highest value of the last third of the run, against the highest before."""
-SLACK: Final = {"server tasks": 200.0}
-"""And so much more: there are tasks for each call that is under way, of which a storm leaves many at once …"""
+SLACK: Final = {"server tasks": 200.0, "client descriptors": 100.0}
+"""And so much more: a storm leaves many calls under way at once, each with its tasks, and many connections that hang in
+the proxy, each with up to three sockets …"""
 SLACK_DEFAULT: Final = 10.0
 """… and of small numbers a few more mean nothing."""
 TREND_MAX: Final = 0.05
@@ -30,13 +31,14 @@ LONG_RUN_SECONDS: Final = 300.0
 class Gauges:
     """Samples of each number."""
 
-    def __init__(self, server: psutil.Process, server_tasks: Path) -> None:
-        """``server_tasks`` is a file in which the server writes how many tasks it has."""
+    def __init__(self, server: psutil.Process, server_tasks: Path, connections: Callable[[], int]) -> None:
+        """``server_tasks`` is a file in which the server writes how many tasks it has; ``connections`` tells how many
+        it has been given and must have, in any weather."""
         own = psutil.Process()
         self._read: dict[str, Callable[[], float]] = {
             "server RSS MiB": lambda: server.memory_info().rss / MIB,
             "server threads": server.num_threads,
-            "server descriptors": server.num_fds,
+            "other server descriptors": lambda: server.num_fds() - connections(),
             "server tasks": lambda: float(server_tasks.read_text() or 0),
             "client RSS MiB": lambda: own.memory_info().rss / MIB,
             "client threads": threading.active_count,
@@ -63,7 +65,7 @@ class Gauges:
     def table(self) -> str:
         """The highest of each third."""
         return "\n".join(
-            f"  {name:20}" + "".join(f"{max(third, default=0):10.1f}" for third in _thirds(values))
+            f"  {name:25}" + "".join(f"{max(third, default=0):10.1f}" for third in _thirds(values))
             for name, values in self.samples.items()
         )
 

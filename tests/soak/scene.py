@@ -86,8 +86,9 @@ class Soak:
 
     def __init__(self, served: Served, seconds: float, seed: int, *, strict: bool) -> None:
         self.ledger = Ledger(seed, (STEADY_FEED, RESUMED_FEED), strict=strict)
-        self.gauges = Gauges(psutil.Process(served.program.pid), served.tasks)
         self.proxy = FaultProxy(served.endpoint)
+        server = psutil.Process(served.program.pid)
+        self.gauges = Gauges(server, served.tasks, lambda: self.proxy.connections_open)
         self.seconds = seconds
         """How long it runs; then how long it ran, without its end."""
         self._rng = random.Random(f"{seed}/soak")

@@ -10,7 +10,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -150,7 +150,6 @@ class CompletionLogMachine(RuleBasedStateMachine):
 
 
 TestCompletionLog = CompletionLogMachine.TestCase
-TestCompletionLog.settings = settings(max_examples=50)
 
 
 def test_completions_that_are_forgotten_leave_nothing_behind() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_store import json_text
@@ -116,15 +116,13 @@ def test_a_record_takes_no_more_memory_than_it_counts_whoever_reads_it(text):
 
 
 class TestRowsEncoder:
-    @settings(max_examples=20)
-    @given(st.lists(strategies.attempted_rollouts(), min_size=1, max_size=4))
+    @given(st.lists(strategies.attempted_rollouts(), min_size=1, max_size=2))
     def test_the_bytes_are_those_of_the_row(self, rollouts):
         rows = [row_of(rollout) for rollout in rollouts]
         encoder = records.RowsEncoder(kept_bytes_max=2 * rows[0].rollout.size_bytes)
         for row in [*rows, *rows]:
             assert encoder.encode(row) == records.rollout_row_to_proto(row).SerializeToString()
 
-    @settings(max_examples=20)
     @given(strategies.attempted_rollouts())
     def test_a_row_that_changed_is_made_anew(self, rollout):
         encoder = records.RowsEncoder()

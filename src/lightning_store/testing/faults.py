@@ -165,6 +165,11 @@ class FaultProxy:
             raise RuntimeError("the proxy has no port yet: start it first")
         return f"127.0.0.1:{self._port}"
 
+    @property
+    def connections_open(self) -> int:
+        """How many connections the server has through it now, those that their clients have left included."""
+        return len(self._connections)
+
     async def start(self) -> None:
         """Listen. A proxy starts once."""
         thread = LoopThread("lightning-store-fault-proxy")
