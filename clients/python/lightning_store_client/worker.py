@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from types import TracebackType
 from typing import Any, Final, Literal
 
 import grpc
-import psutil
 
 from lightning_store import arguments
 from lightning_store.clock import Clock
@@ -127,7 +125,7 @@ class WorkerSession:
 
     From entry to exit it sends a heartbeat every ``interval`` seconds, in a thread of its own: an event loop that is
     blocked does not stop them. Entering returns after the first one, which may fail like any other: what fails is
-    logged, and the next is the retry. Each has stats of this process and machine; see :func:`process_stats`. ::
+    logged, and the next is the retry. Each has stats of this process and machine; see :class:`ProcessStats`. ::
 
         async with client.worker("runner-7") as worker:
             while (claimed := await client.dequeue_rollout(worker.worker_id, max_wait=30)) is not None:
@@ -174,9 +172,12 @@ class WorkerSession:
         self._held, self._cancelled = None, Cancellation()
         self._thread = LoopThread(f"lightning-store-heartbeat {self.worker_id}")
         try:
-            process = psutil.Process()
-            await self._thread.run(self._beat(process))
-            self._thread.submit(self._go_on(process))
+            # Only now: psutil takes its time to import, and most clients send no heartbeats.
+            from lightning_store_client.process_stats import ProcessStats
+
+            own_stats = ProcessStats().gather
+            await self._thread.run(self._beat(own_stats))
+            self._thread.submit(self._go_on(own_stats))
         except BaseException:
             self._stop()
             raise
@@ -236,22 +237,22 @@ class WorkerSession:
 
     # --- In the thread of the heartbeats -----------------------------------------------------------------------------
 
-    async def _go_on(self, process: psutil.Process) -> None:
+    async def _go_on(self, own_stats: Stats) -> None:
         elapsed = 0.0
         try:
             while True:
                 await self._clock.sleep(max(0.0, self._interval - elapsed))
                 begun = self._clock.monotonic()
-                await self._beat(process)
+                await self._beat(own_stats)
                 elapsed = self._clock.monotonic() - begun
         except RuntimeError as error:
             logger.debug("heartbeats of worker %r end: %s", self.worker_id, error)
 
-    async def _beat(self, process: psutil.Process) -> None:
+    async def _beat(self, own_stats: Stats) -> None:
         """Send one heartbeat and heed the answer. RuntimeError once the client is closed."""
         held = self._held
         try:
-            reply = await self._call("UpdateWorker", self._heartbeat(process))
+            reply = await self._call("UpdateWorker", self._heartbeat(own_stats))
             if held is not None and not held.cancelled.is_set():
                 self._heed(held, await self._why_called_off(held, reply))
         except Exception as error:
@@ -264,10 +265,10 @@ class WorkerSession:
         seconds = min(self._interval, HEARTBEAT_TIMEOUT_SECONDS)
         return await call_unary(getattr(self._connector.get().stub, rpc), request, seconds)
 
-    def _heartbeat(self, process: psutil.Process) -> worker.UpdateWorkerRequest:
+    def _heartbeat(self, own_stats: Stats) -> worker.UpdateWorkerRequest:
         """With stats, or without if there is something wrong with them: the worker lives all the same."""
         try:
-            stats = process_stats(process)
+            stats = dict(own_stats())
             if self._more_stats is not None:
                 stats.update(self._more_stats())
             request = requests.update_worker_to_proto(self.worker_id, stats)
@@ -341,28 +342,6 @@ class Hold:
         except TimeoutError:
             return True
         return False
-
-
-def process_stats(process: psutil.Process) -> dict[str, Any]:
-    """What each heartbeat tells of the runner.
-
-    ``host`` (its name) and ``pid``; ``process_cpu_percent`` (100 is one core) and ``machine_cpu_percent`` (100 is all
-    cores), both since the heartbeat before, and 0.0 in the first; ``process_rss_bytes`` (resident memory) and
-    ``process_memory_percent`` (its share of the machine's); ``machine_memory_percent`` (in use) and
-    ``machine_memory_available_bytes``.
-    """
-    memory = psutil.virtual_memory()
-    with process.oneshot():
-        return {
-            "host": socket.gethostname(),
-            "pid": process.pid,
-            "process_cpu_percent": process.cpu_percent(),
-            "process_rss_bytes": process.memory_info().rss,
-            "process_memory_percent": round(process.memory_percent(), 2),
-            "machine_cpu_percent": psutil.cpu_percent(),
-            "machine_memory_percent": memory.percent,
-            "machine_memory_available_bytes": memory.available,
-        }
 
 
 def _check_interval(interval: object) -> None:
