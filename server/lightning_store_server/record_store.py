@@ -154,7 +154,7 @@ class _Adapter:
         numbered: list[Span | StoreError] = []
         for index, record in enumerate(records):
             try:
-                numbered.append(self._codec.decode(await self._numbered(record, index)))
+                numbered += self._codec.decode([await self._numbered(record, index)])
             except StoreError as error:
                 numbered.append(error)
         with part_scope("spans"):

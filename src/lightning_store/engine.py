@@ -30,6 +30,7 @@ from lightning_store.errors import (
     StoreError,
 )
 from lightning_store.feed import Feed, cursor_of, position_of
+from lightning_store.lazy import eagerly
 from lightning_store.lifecycle import TERMINAL
 from lightning_store.memory_limits import MemoryLimits
 from lightning_store.model import (
@@ -63,9 +64,9 @@ from lightning_store.snapshots import (
     attempt_of,
     attempted_rollout_of,
     resources_of,
-    rollout_at_first_look,
     rollout_of,
     rollout_with_attempt,
+    rollouts_at_first_look,
     worker_of,
 )
 from lightning_store.step import Deletion, Policy, Step
@@ -267,7 +268,7 @@ class Engine(LightningStore):
     def _span_size(self, record: SpanRecord) -> int:
         if self._memory is None or self._memory.span_size_estimator is None:
             return record.size_bytes
-        return self._memory.span_size_estimator(self._codec.decode(record))
+        return self._memory.span_size_estimator(*self._codec.decode([record]))
 
     async def get_next_span_sequence_id(self, rollout_id: str, attempt_id: str) -> int:
         return (await self.get_many_span_sequence_ids([(rollout_id, attempt_id)]))[0]
@@ -306,7 +307,7 @@ class Engine(LightningStore):
             limit=limit,
             offset=offset,
         )
-        return PaginatedResult(await _converted(rollout_at_first_look, rows.items), limit, offset, rows.total)
+        return PaginatedResult(await _converted(rollouts_at_first_look, rows.items), limit, offset, rows.total)
 
     async def query_rollout_records(
         self,
@@ -360,7 +361,7 @@ class Engine(LightningStore):
             return await step.tx.list_attempts(rollout_id, query)
 
         rows = await self._steps.run(select)
-        return PaginatedResult(await _converted(attempt_of, rows.items), limit, offset, rows.total)
+        return PaginatedResult(await _converted(eagerly(attempt_of), rows.items), limit, offset, rows.total)
 
     async def query_spans(
         self,
@@ -461,7 +462,7 @@ class Engine(LightningStore):
             offset=offset,
         )
         rows = await self._steps.run(lambda step: step.tx.list_resources(query))
-        return PaginatedResult(await _converted(resources_of, rows.items), limit, offset, rows.total)
+        return PaginatedResult(await _converted(eagerly(resources_of), rows.items), limit, offset, rows.total)
 
     async def query_workers(
         self,
@@ -487,7 +488,7 @@ class Engine(LightningStore):
             offset=offset,
         )
         rows = await self._steps.run(lambda step: step.tx.list_workers(query))
-        return PaginatedResult(await _converted(worker_of, rows.items), limit, offset, rows.total)
+        return PaginatedResult(await _converted(eagerly(worker_of), rows.items), limit, offset, rows.total)
 
     async def get_rollout_by_id(self, rollout_id: str) -> Rollout | None:
         arguments.check_id("rollout_id", rollout_id)
@@ -689,13 +690,13 @@ class Engine(LightningStore):
         return deleted
 
 
-async def _converted(convert: Callable[[Any], T], records: Sequence[Any]) -> list[T]:
+async def _converted(convert: Callable[[Sequence[Any]], list[T]], records: Sequence[Any]) -> list[T]:
     """The records as objects; of many of them, a slice at a time, so that other calls get their turn in between."""
     converted: list[T] = []
     for start in range(0, len(records), SLICE_ROWS):
         if start:
             await asyncio.sleep(0)
-        converted.extend(map(convert, records[start : start + SLICE_ROWS]))
+        converted += convert(records[start : start + SLICE_ROWS])
     return converted
 
 

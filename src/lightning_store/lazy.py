@@ -7,7 +7,7 @@ can tell but by ``type(…)`` before that.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from functools import cache
 from types import new_class
 from typing import Any, Final, TypeVar
@@ -15,22 +15,38 @@ from typing import Any, Final, TypeVar
 from pydantic import BaseModel
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+SourceT = TypeVar("SourceT")
 
 _STATE: Final = ("__dict__", "__pydantic_extra__", "__pydantic_fields_set__")
 """What a model without private attributes consists of."""
 
 
-def lazy(model: type[ModelT], make: Callable[[], ModelT]) -> ModelT:
-    """An object of ``model`` that becomes what ``make`` returns. What that raises is raised at each look."""
-    made: ModelT = object.__new__(_lazy_class(model))
-    object.__setattr__(made, "__pydantic_private__", {"make": make})
+_keep: Final = vars(BaseModel)["__pydantic_private__"].__set__
+"""Writes the slot that a model without private attributes does not use."""
+
+
+def lazily(
+    models: Iterable[type[ModelT]], make: Callable[[SourceT], ModelT], sources: Collection[SourceT]
+) -> list[ModelT]:
+    """For each source an object that becomes what ``make`` returns for it, and its model, of which it will be.
+
+    What ``make`` raises is raised at each look.
+    """
+    made: list[ModelT] = list(map(object.__new__, map(_lazy_class, models)))
+    for one, source in zip(made, sources, strict=True):
+        _keep(one, {"make": make, "source": source})
     return made
+
+
+def eagerly(make: Callable[..., ModelT]) -> Callable[..., list[ModelT]]:
+    """What makes the objects of many sources now, one by one; more arguments go to each."""
+    return lambda sources, *more: [make(source, *more) for source in sources]
 
 
 @cache
 def _lazy_class(model: type[ModelT]) -> type[ModelT]:
-    """What :func:`lazy` makes. Methods of models do their work because each begins with an attribute of ``self``; those
-    below are the ones that begin with ``type(self)``."""
+    """What :func:`lazily` makes. Methods of models do their work because each begins with an attribute of ``self``;
+    those below are the ones that begin with ``type(self)``."""
 
     def __getattribute__(self: ModelT, name: str) -> Any:
         _fill_in(self, model)
@@ -50,15 +66,15 @@ def _lazy_class(model: type[ModelT]) -> type[ModelT]:
     return new_class(model.__name__, (model,), {"defer_build": True}, lambda namespace: namespace.update(body))
 
 
-def _fill_in(lazily: ModelT, model: type[ModelT]) -> None:
+def _fill_in(lazily_made: ModelT, model: type[ModelT]) -> None:
     """Make it what it stands for. Threads may do so at the same time: they agree on the result of who was first."""
-    source = object.__getattribute__(lazily, "__pydantic_private__")
-    if source is None:
+    kept = object.__getattribute__(lazily_made, "__pydantic_private__")
+    if kept is None:
         return
-    made = source.get("made")
+    made = kept.get("made")
     if made is None:
-        made = source.setdefault("made", source["make"]())
+        made = kept.setdefault("made", kept["make"](kept["source"]))
     for name in _STATE:
-        object.__setattr__(lazily, name, object.__getattribute__(made, name))
-    object.__setattr__(lazily, "__class__", model)
-    object.__setattr__(lazily, "__pydantic_private__", None)
+        object.__setattr__(lazily_made, name, object.__getattribute__(made, name))
+    object.__setattr__(lazily_made, "__class__", model)
+    _keep(lazily_made, None)

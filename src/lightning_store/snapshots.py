@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 from lightning_store import json_text
 from lightning_store.backends.base import AttemptRecord, Claim, ResourcesRecord, RolloutRecord, RolloutRow, WorkerRecord
-from lightning_store.lazy import lazy
+from lightning_store.lazy import lazily
 from lightning_store.model import (
     Attempt,
     AttemptedRollout,
@@ -34,9 +34,10 @@ def rollout_with_attempt(row: RolloutRow) -> Rollout:
     return rollout_of(row.rollout) if row.attempt is None else attempted_rollout_of(Claim(row.rollout, row.attempt))
 
 
-def rollout_at_first_look(row: RolloutRow) -> Rollout:
-    """The same, made of the row when somebody looks into it."""
-    return lazy(Rollout if row.attempt is None else AttemptedRollout, partial(rollout_with_attempt, row))
+def rollouts_at_first_look(rows: Sequence[RolloutRow]) -> list[Rollout]:
+    """The same, each made of its row when somebody looks into it."""
+    models = [Rollout if row.attempt is None else AttemptedRollout for row in rows]
+    return lazily(models, rollout_with_attempt, rows)
 
 
 def attempt_of(record: AttemptRecord) -> Attempt:

@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict, TypeAdapter
 from pydantic_core import to_json
 
-from lightning_store.lazy import lazy
+from lightning_store.lazy import lazily
 from lightning_store.model import Span, SpanContext
 from tests.wire.same import assert_same
 
@@ -26,7 +26,8 @@ def a_span(**fields: Any) -> Span:
 
 
 def undecoded(**fields: Any) -> Span:
-    return lazy(Span, lambda: a_span(**fields))
+    [span] = lazily([Span], lambda values: a_span(**values), [fields])
+    return span
 
 
 def decoded(span: Span) -> bool:
@@ -40,6 +41,14 @@ class Holder(BaseModel):
 class Revalidating(BaseModel):
     model_config = ConfigDict(revalidate_instances="always")
     spans: list[Span]
+
+
+class Base(BaseModel):
+    number: int
+
+
+class Derived(Base):
+    pass
 
 
 LOOKS: dict[str, Callable[[Any], Any]] = {
@@ -144,20 +153,30 @@ def test_it_can_be_referred_to_weakly():
     assert reference() is span
 
 
+def test_each_is_of_the_model_that_was_told():
+    models = [Base, Derived]
+    for index, made in enumerate(lazily(models, lambda index: models[index](number=7), range(2))):
+        assert type(made) not in models
+        assert (isinstance(made, Base), isinstance(made, Derived)) == (True, models[index] is Derived)
+        assert made == models[index](number=7)
+        assert type(made) is models[index]
+
+
 def test_it_is_decoded_once_and_what_it_was_decoded_from_is_let_go():
     class Source:
-        calls = 0
+        def __init__(self) -> None:
+            self.calls: list[None] = []
 
-        def decode(self) -> Span:
-            Source.calls += 1
-            return a_span()
+    def decode(source: Source) -> Span:
+        source.calls.append(None)
+        return a_span()
 
     source = Source()
-    reference = weakref.ref(source)
-    span = lazy(Span, source.decode)
+    reference, calls = weakref.ref(source), source.calls
+    [span] = lazily([Span], decode, [source])
     del source
     assert (span.name, span.sequence_id) == ("step", 3)
-    assert Source.calls == 1
+    assert len(calls) == 1
     gc.collect()
     assert reference() is None
 
@@ -165,11 +184,11 @@ def test_it_is_decoded_once_and_what_it_was_decoded_from_is_let_go():
 def test_threads_that_look_at_once_see_one_object():
     both_decode = threading.Barrier(2, timeout=10)
 
-    def decode() -> Span:
+    def decode(_: None) -> Span:
         both_decode.wait()
         return a_span()
 
-    span = lazy(Span, decode)
+    [span] = lazily([Span], decode, [None])
     seen: list[dict[str, Any]] = []
 
     def look() -> None:

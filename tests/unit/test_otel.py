@@ -92,7 +92,7 @@ def test_a_span_of_the_sdk_needs_no_overlay_and_comes_back(tracer):
     for span in map(converted, (recorded(tracer), root, child)):
         assert not span_to_proto(span).overlay_json
         codec = ProtoSpanCodec()
-        assert codec.decode(codec.encode(span)) == span
+        assert codec.decode([codec.encode(span)]) == [span]
 
 
 def test_dropped_counts_and_unusual_trace_flags_are_extra_fields():

@@ -70,7 +70,7 @@ def records(request):
 
 def decoded(request):
     """The spans of a request that numbers them."""
-    return [CODEC.decode(record) for record in records(request)]
+    return CODEC.decode(records(request))
 
 
 def complaint(request):

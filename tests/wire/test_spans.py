@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue, KeyValueList
 
+from lightning_store.backends.base import SpanRecord
 from lightning_store.errors import InvalidArgumentError, NotJsonError
 from lightning_store.model import Span
 from lightning_store.testing import strategies
@@ -25,18 +26,31 @@ from lightning_store.wire.remembering import CHARS_MAX, REMEMBERED_MAX, remember
 from lightning_store.wire.spans import (
     COMMON_BYTES_MAX,
     ProtoSpanCodec,
-    span_at_first_look,
     span_record_from_bytes,
     span_record_from_proto,
     span_record_to_bytes,
     span_record_to_proto,
     span_to_bytes,
     span_to_proto,
+    spans_at_first_look,
 )
 from lightning_store.wire.times import EXACT_FROM_SECONDS
 from tests.wire.same import assert_same, through_bytes
 
 CODEC = ProtoSpanCodec()
+
+
+def decoded(record: SpanRecord) -> Span:
+    [span] = CODEC.decode([record])
+    return span
+
+
+def at_first_look(message: span_pb2.Span, field: str) -> Span:
+    """The span as a client has it."""
+    [span] = spans_at_first_look([message], field)
+    return span
+
+
 SERVICE = {"attributes": {"service.name": "agent", "host.name": "runner-0"}, "schema_url": ""}
 
 
@@ -61,19 +75,19 @@ def with_otlp(**fields):
 
 @given(strategies.spans())
 def test_any_span_comes_back_from_a_record(span):
-    assert_same(CODEC.decode(CODEC.encode(span)), span)
+    assert_same(decoded(CODEC.encode(span)), span)
 
 
 @given(strategies.spans())
 def test_any_span_comes_back_from_a_message(span):
-    assert_same(span_at_first_look(through_bytes(span_to_proto(span)), "span"), span)
+    assert_same(at_first_look(through_bytes(span_to_proto(span)), "span"), span)
 
 
 @given(strategies.spans())
 def test_a_record_made_on_the_server_is_the_one_the_codec_makes(span):
     message = through_bytes(span_to_proto(span))
     record = span_record_from_proto(message, "spans[0]")
-    assert_same(CODEC.decode(record), span)
+    assert_same(decoded(record), span)
     assert CODEC.encode(span) == record
     assert message == span_to_proto(span)
     assert span_record_to_proto(record) == message
@@ -86,7 +100,7 @@ def test_a_record_made_on_the_server_is_the_one_the_codec_makes(span):
 def test_a_usual_span_needs_no_overlay(span):
     message = span_to_proto(span)
     assert not message.overlay_json
-    assert_same(span_at_first_look(through_bytes(message), "span"), span)
+    assert_same(at_first_look(through_bytes(message), "span"), span)
 
 
 def test_the_body_holds_none_of_the_envelope_ids():
@@ -110,7 +124,7 @@ def test_what_is_one_spans_alone_is_not_kept_among_what_spans_share():
     span = a_span(resource=SERVICE, note="an extra field")
     for record in (CODEC.encode(span), span_record_from_bytes(span_to_bytes(span), "span")):
         assert record.common == b""
-        assert_same(CODEC.decode(record), span)
+        assert_same(decoded(record), span)
 
 
 @pytest.mark.parametrize("size", [100, 127, 128, 16_383, 16_384, 300_000])
@@ -120,7 +134,7 @@ def test_spans_of_any_size_come_apart_and_together(size, resource_size):
     record = span_record_from_bytes(span_to_bytes(span), "span")
     assert span_record_to_bytes(record) == span_to_bytes(span)
     assert len(record.common) <= COMMON_BYTES_MAX
-    assert_same(CODEC.decode(record), span)
+    assert_same(decoded(record), span)
 
 
 def test_a_record_is_numbered_without_encoding_it_anew():
@@ -145,7 +159,7 @@ def test_bytes_that_protobuf_would_write_otherwise_are_kept_too(order):
         "a field that is not known": ids + body + b"\xfa\x7f\x03new",
     }[order]
     record = span_record_from_bytes(data, "span")
-    assert_same(CODEC.decode(record), span)
+    assert_same(decoded(record), span)
     assert (record.rollout_id, record.attempt_id, record.sequence_id) == ("ro-1", "at-1", 3)
     assert span_record_to_proto(record) == span_pb2.Span.FromString(data)
 
@@ -164,7 +178,7 @@ def test_bytes_that_are_no_span_are_refused(data):
 def test_a_span_is_decoded_when_it_is_looked_into(source):
     given_span = a_span(attributes={"a": 1})
     message = span_to_proto(given_span)
-    span = span_at_first_look(message, "span") if source == "message" else CODEC.decode(CODEC.encode(given_span))
+    span = at_first_look(message, "span") if source == "message" else decoded(CODEC.encode(given_span))
     assert type(span) is not Span
     assert_same(span, given_span)
     assert type(span) is Span
@@ -180,7 +194,7 @@ def test_a_span_is_decoded_when_it_is_looked_into(source):
     ],
 )
 def test_what_is_wrong_with_a_span_is_told_whenever_somebody_looks_into_it(message, field):
-    span = span_at_first_look(message, "spans[2]")
+    span = at_first_look(message, "spans[2]")
     for name in ("name", "name", "model_dump"):
         with pytest.raises(InvalidArgumentError) as caught:
             getattr(span, name)
@@ -203,7 +217,7 @@ def test_otlp_tools_see_the_span_also_where_there_is_an_overlay():
 
 def test_bytes_survive_beside_values_that_otlp_cannot_hold():
     span = a_span(attributes={"mixed": [b"\x00\xff", {"big": 2**64, "raw": b"\x01"}]})
-    assert CODEC.decode(CODEC.encode(span)).attributes == span.attributes
+    assert decoded(CODEC.encode(span)).attributes == span.attributes
 
 
 def test_values_of_derived_types_are_written_as_what_they_are_derived_from():
@@ -219,7 +233,7 @@ def test_values_of_derived_types_are_written_as_what_they_are_derived_from():
 
     derived = {Text("key"): Text("value"), "real": Real(0.5), "small": Number.SMALL, "large": Number.LARGE}
     span = a_span(attributes={**derived, "list": (Text("a"), Number.SMALL, MappingProxyType({"b": Text("\ud800")}))})
-    found = CODEC.decode(CODEC.encode(span)).attributes
+    found = decoded(CODEC.encode(span)).attributes
     plain = {"key": "value", "real": 0.5, "small": 7, "large": 2**70}
     assert_same(found, {**plain, "list": ["a", 7, {"b": "\ud800"}]})
 
@@ -250,13 +264,13 @@ def test_what_is_remembered_of_attributes_does_not_mix_them_up():
     for _ in range(3):
         for value in values:
             for key in ("", "key", "k" * 200):
-                assert_same(CODEC.decode(CODEC.encode(a_span(attributes={key: value}))).attributes, {key: value})
+                assert_same(decoded(CODEC.encode(a_span(attributes={key: value}))).attributes, {key: value})
 
 
 def test_any_number_of_keys_and_sizes_can_be_written():
     for start in range(0, REMEMBERED_MAX + 200, 100):
         given_values = {f"key-{start + number}": "x" * number for number in range(100)}
-        assert CODEC.decode(CODEC.encode(a_span(attributes=given_values))).attributes == given_values
+        assert decoded(CODEC.encode(a_span(attributes=given_values))).attributes == given_values
 
 
 def test_what_is_remembered_of_keys_and_sizes_is_bounded():
@@ -312,19 +326,19 @@ def test_threads_write_the_same_attributes_at_the_same_time():
 @pytest.mark.parametrize("value", [None, 1, "text", {}, {"\ud801": None}, [None]])
 def test_keys_that_utf8_has_not_keep_their_values(value):
     given_values = {"\ud800": value, "plain": {"\udfff": value, "x": 1}, "list": [{"\ud800": value}]}
-    assert_same(CODEC.decode(CODEC.encode(a_span(attributes=given_values))).attributes, given_values)
+    assert_same(decoded(CODEC.encode(a_span(attributes=given_values))).attributes, given_values)
 
 
 @pytest.mark.parametrize("seconds", [math.nextafter(EXACT_FROM_SECONDS, 0), float(EXACT_FROM_SECONDS), 0.1, 0.0, 1e-9])
 def test_times_are_exact_on_both_sides_of_where_nanoseconds_tell_them(seconds):
     span = a_span(start_time=seconds, end_time=math.nextafter(seconds, math.inf))
-    assert_same(CODEC.decode(CODEC.encode(span)), span)
+    assert_same(decoded(CODEC.encode(span)), span)
 
 
 @pytest.mark.parametrize("size", [0, 1, SIZES_MAX, SIZES_MAX + 1, 2047, 2048, 2**14])
 def test_values_of_any_size_can_be_written(size):
     for value in ("x" * size, "é" * size, b"x" * size, [True] * size, ["é"] * size):
-        assert_same(CODEC.decode(CODEC.encode(a_span(attributes={"key": value}))).attributes, {"key": value})
+        assert_same(decoded(CODEC.encode(a_span(attributes={"key": value}))).attributes, {"key": value})
 
 
 @pytest.mark.parametrize("deep", [20, 90])
@@ -335,7 +349,7 @@ def test_deep_attributes_survive_although_protobuf_would_refuse_to_parse_them(de
     span = a_span(attributes={"deep": value})
     request = span_pb2.AddSpansRequest(spans=[span_to_proto(span)])
     [parsed] = through_bytes(request).spans
-    assert span_at_first_look(parsed, "span") == span
+    assert at_first_look(parsed, "span") == span
 
 
 @pytest.mark.parametrize(
@@ -406,14 +420,14 @@ def test_a_span_that_was_made_illegal_is_refused_before_it_is_stored(span):
 
 def test_times_that_are_not_whole_nanoseconds_come_back_exactly():
     for seconds in (0.0, 5e-324, 1e-10, 0.1, 123.456789012345, 1.7e9 + 0.1):
-        assert CODEC.decode(CODEC.encode(a_span(start_time=seconds))).start_time == seconds
+        assert decoded(CODEC.encode(a_span(start_time=seconds))).start_time == seconds
 
 
 @pytest.mark.parametrize("odd", ["AB" * 16, "ab cd" * 6 + "ab", "zz" * 16, "", "ab", "\ud800"])
 def test_ids_that_are_not_lower_case_hex_of_the_right_length_come_back_exactly(odd):
     context = {"trace_id": odd, "span_id": odd, "is_remote": False, "trace_state": {}}
     span = a_span(trace_id=odd, span_id=odd[:16], parent_id=odd[:16], context=context, links=[{"context": context}])
-    assert_same(CODEC.decode(CODEC.encode(span)), span)
+    assert_same(decoded(CODEC.encode(span)), span)
 
 
 @pytest.mark.parametrize(
@@ -424,7 +438,7 @@ def test_trace_state_comes_back_exactly(state):
     for parent in (None, own, {**own, "trace_state": {}}, {**own, "trace_state": {"other": "1"}, "trace_flags": 3}):
         for context in (None, own, {**own, "trace_flags": 9}):
             span = a_span(context=context, parent=parent)
-            assert_same(CODEC.decode(CODEC.encode(span)), span)
+            assert_same(decoded(CODEC.encode(span)), span)
 
 
 def test_trace_flags_are_in_otlp():
@@ -446,7 +460,7 @@ def test_a_plain_otlp_span_is_taken():
     assert record.sequence_id is None
     assert record.parent_id is None
     assert record.trace_id == "74" * 16
-    assert span_at_first_look(message, "span").name == "plain"
+    assert at_first_look(message, "span").name == "plain"
 
 
 @pytest.mark.parametrize(
@@ -516,6 +530,6 @@ def test_what_the_server_takes_every_reader_can_decode(message):
         record = span_record_from_proto(message, "span")
     except InvalidArgumentError:
         return
-    span = CODEC.decode(record._replace(sequence_id=1))
+    span = decoded(record._replace(sequence_id=1))
     assert (span.trace_id, span.span_id, span.parent_id) == (record.trace_id, record.span_id, record.parent_id)
     assert (span.name, span.start_time, span.end_time) == (record.name, record.start_time, record.end_time)

@@ -20,6 +20,7 @@ from lightning_store.errors import (
     UnsupportedError,
 )
 from lightning_store.ids import new_hex
+from lightning_store.lazy import eagerly
 from lightning_store.model import (
     UNSET,
     Attempt,
@@ -352,7 +353,7 @@ class LightningStoreClient(LightningStore):
             limit=limit,
             offset=offset,
         )
-        return await self._query("ListRollouts", "rollouts", request, codec.rollout_at_first_look, limit, offset)
+        return await self._query("ListRollouts", "rollouts", request, codec.rollouts_at_first_look, limit, offset)
 
     async def query_attempts(
         self,
@@ -366,7 +367,7 @@ class LightningStoreClient(LightningStore):
         request = queries.list_attempts_to_proto(
             rollout_id, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset
         )
-        return await self._query("ListAttempts", "attempts", request, codec.attempt_from_proto, limit, offset)
+        return await self._query("ListAttempts", "attempts", request, eagerly(codec.attempt_from_proto), limit, offset)
 
     async def query_spans(
         self,
@@ -404,7 +405,7 @@ class LightningStoreClient(LightningStore):
             limit=limit,
             offset=offset,
         )
-        return await self._query("ListSpans", "spans", request, spans.span_at_first_look, limit, offset)
+        return await self._query("ListSpans", "spans", request, spans.spans_at_first_look, limit, offset)
 
     async def query_resources(
         self,
@@ -426,7 +427,9 @@ class LightningStoreClient(LightningStore):
             limit=limit,
             offset=offset,
         )
-        return await self._query("ListResources", "resources", request, codec.resources_from_proto, limit, offset)
+        return await self._query(
+            "ListResources", "resources", request, eagerly(codec.resources_from_proto), limit, offset
+        )
 
     async def query_workers(
         self,
@@ -448,14 +451,14 @@ class LightningStoreClient(LightningStore):
             limit=limit,
             offset=offset,
         )
-        return await self._query("ListWorkers", "workers", request, codec.worker_from_proto, limit, offset)
+        return await self._query("ListWorkers", "workers", request, eagerly(codec.worker_from_proto), limit, offset)
 
     async def _query(
         self,
         rpc: str,
         kind: str,
         request: Any,
-        from_proto: Callable[[Any, str], Any],
+        read: Callable[[Sequence[Any], str], list[Any]],
         limit: int,
         offset: int,
     ) -> PaginatedResult[Any]:
@@ -465,7 +468,7 @@ class LightningStoreClient(LightningStore):
             pages = await self._calls.stream("StreamQuery", StreamQueryRequest(**{kind: request}))
             if not pages:
                 raise InternalError("StreamQuery: the server's answer ended before its first message")
-        rows = [from_proto(row, kind) for page in pages for row in getattr(page, kind)]
+        rows = [row for page in pages for row in read(getattr(page, kind)[:], kind)]
         return PaginatedResult(rows, limit, offset, pages[0].total)
 
     async def get_rollout_by_id(self, rollout_id: str) -> Rollout | None:

@@ -180,14 +180,14 @@ class Claim(NamedTuple):
 
 
 class SpanCodec(Protocol):
-    """Turns spans into records and back. ``decode(encode(span)) == span`` for every span."""
+    """Turns spans into records and back. ``decode([encode(span)]) == [span]`` for every span."""
 
     def encode(self, span: Span) -> SpanRecord:
         """TypeError or ValueError, naming the field, for a span that cannot be stored."""
         ...
 
-    def decode(self, record: SpanRecord) -> Span:
-        """A new Span; ``record.sequence_id`` is set."""
+    def decode(self, records: Sequence[SpanRecord]) -> list[Span]:
+        """A new Span of each record; the records' ``sequence_id`` is set."""
         ...
 
 

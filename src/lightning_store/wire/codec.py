@@ -6,7 +6,7 @@ errors: an InvalidArgumentError that names the field which is missing, malformed
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any, Final
@@ -14,7 +14,7 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from lightning_store import json_text
-from lightning_store.lazy import lazy
+from lightning_store.lazy import lazily
 from lightning_store.model import (
     KNOWN_RESOURCES,
     Attempt,
@@ -98,10 +98,10 @@ def rollout_from_proto(message: rollout_pb2.Rollout, field: str) -> Rollout:
     return construct(AttemptedRollout, values)
 
 
-def rollout_at_first_look(message: rollout_pb2.Rollout, field: str) -> Rollout:
-    """The same, made of the message when somebody looks into it; what is wrong with the message is told then."""
-    model = AttemptedRollout if message.HasField("latest_attempt") else Rollout
-    return lazy(model, partial(rollout_from_proto, message, field))
+def rollouts_at_first_look(messages: Sequence[rollout_pb2.Rollout], field: str) -> list[Rollout]:
+    """The same, each made of its message when somebody looks into it; what is wrong with the message is told then."""
+    models = [AttemptedRollout if message.HasField("latest_attempt") else Rollout for message in messages]
+    return lazily(models, partial(rollout_from_proto, field=field), messages)
 
 
 def attempted_rollout_from_proto(message: rollout_pb2.Rollout, field: str) -> AttemptedRollout:

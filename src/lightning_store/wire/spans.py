@@ -11,14 +11,15 @@ the backend and back as bytes; it looks into the overlay alone, and only to chec
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from functools import lru_cache, partial
+from itertools import repeat
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
 from lightning_store.backends.base import SpanRecord
-from lightning_store.lazy import lazy
+from lightning_store.lazy import lazily
 from lightning_store.model import Span
 from lightning_store.v1 import span_pb2
 from lightning_store.wire.attributes import lay_over
@@ -65,9 +66,10 @@ class ProtoSpanCodec:
             _span_of_record(record)
         return record
 
-    def decode(self, record: SpanRecord) -> Span:
-        """A span that is decoded at the first look into it. That cannot fail: each record was made or checked here."""
-        return lazy(Span, partial(_span_of_record, record))
+    def decode(self, records: Sequence[SpanRecord]) -> list[Span]:
+        """Spans that are decoded at the first look into them. That cannot fail: each record was made or checked
+        here."""
+        return lazily(repeat(Span, len(records)), _span_of_record, records)
 
 
 def _span_of_record(record: SpanRecord) -> Span:
@@ -193,12 +195,12 @@ def span_to_proto(span: Span) -> span_pb2.Span:
     return span_pb2.Span.FromString(span_to_bytes(span))
 
 
-def span_at_first_look(message: span_pb2.Span, field: str) -> Span:
-    """The span of an envelope, made when somebody looks into it.
+def spans_at_first_look(messages: Sequence[span_pb2.Span], field: str) -> list[Span]:
+    """The spans of envelopes, each made when somebody looks into it.
 
-    What is wrong with the envelope is told then: an InvalidArgumentError names the field that is missing or malformed.
+    What is wrong with an envelope is told then: an InvalidArgumentError names the field that is missing or malformed.
     """
-    return lazy(Span, partial(_decoded, message, field))
+    return lazily(repeat(Span, len(messages)), partial(_decoded, field=field), messages)
 
 
 def _decoded(message: span_pb2.Span, field: str) -> Span:
