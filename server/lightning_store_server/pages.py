@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.v1.query_pb2 import StreamQueryResponse
-from lightning_store.wire.frames import frame_of
+from lightning_store.wire.frames import with_rows
 from lightning_store.wire.queries import page_window
 
 Reply = TypeVar("Reply", bound=Message)
@@ -46,15 +46,15 @@ class PageLimits:
 async def first_page(listing: Listing[Reply], request: Any, limits: PageLimits) -> Reply:
     """The reply to a unary List call: the page at ``page_token``, and the token of the next if there is one.
 
-    Replies are frames (see ``lightning_store.wire.frames``): their rows are bytes, which stand for messages.
+    Replies can only be sent (see ``lightning_store.wire.frames``): their rows are bytes, which stand for messages.
     """
     window = page_window(request, limits.rows)
     arguments = {**listing.arguments(request), "limit": window.limit, "offset": window.offset}
     result = await listing.query(**arguments)
     rows: list[bytes] = await anext(batches(listing.encode, result.items, limits), [])
     next_page_token = window.next_page_token(len(rows), result.total)
-    fields = {listing.rows_field: rows, "total": result.total, "next_page_token": next_page_token}
-    return cast(Reply, frame_of(cast(Any, listing.reply))(**fields))
+    reply = cast(Any, listing.reply)(total=result.total, next_page_token=next_page_token)
+    return cast(Reply, with_rows(reply, listing.rows_field, rows))
 
 
 async def all_pages(listing: Listing[Any], request: Any, limits: PageLimits) -> AsyncIterator[StreamQueryResponse]:
@@ -67,7 +67,7 @@ async def all_pages(listing: Listing[Any], request: Any, limits: PageLimits) -> 
     if not result.items:
         yield StreamQueryResponse(total=result.total)
     async for rows in batches(listing.encode, result.items, PageLimits(rows_max, limits.bytes)):
-        yield frame_of(StreamQueryResponse)(**{listing.rows_field: rows}, total=result.total)
+        yield with_rows(StreamQueryResponse(total=result.total), listing.rows_field, rows)
 
 
 async def batches(
@@ -79,14 +79,14 @@ async def batches(
     """
     batch: list[bytes] = []
     size_bytes = 0
-    for index, item in enumerate(items):
-        if index % SLICE_ROWS == SLICE_ROWS - 1:
+    for start in range(0, len(items), SLICE_ROWS):
+        if start:
             await asyncio.sleep(0)
-        row = encode(item)
-        if batch and (len(batch) == limits.rows or size_bytes + len(row) > limits.bytes):
-            yield batch
-            batch, size_bytes = [], 0
-        batch.append(row)
-        size_bytes += len(row)
+        for row in map(encode, items[start : start + SLICE_ROWS]):
+            size_bytes += len(row)
+            if batch and (size_bytes > limits.bytes or len(batch) == limits.rows):
+                yield batch
+                batch, size_bytes = [], len(row)
+            batch.append(row)
     if batch:
         yield batch

@@ -25,7 +25,7 @@ from lightning_store.v1.query_pb2 import StreamQueryRequest, StreamQueryResponse
 from lightning_store.wire import codec, enums, queries, records, requests, selections, spans
 from lightning_store.wire.checks import require, required_text
 from lightning_store.wire.errors import span_outcome_to_proto
-from lightning_store.wire.frames import frame_of
+from lightning_store.wire.frames import frame_of, with_rows
 from lightning_store.wire.methods import METHODS, REPEATED_METADATA, Method
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.feeds import FeedRuns
@@ -347,7 +347,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         try:
             async for run in runs:
                 async for completions in batches(_completed_to_bytes, run, self._limits):
-                    yield frame_of(rollout.WatchRolloutsResponse)(completions=completions)
+                    yield with_rows(rollout.WatchRolloutsResponse(), "completions", completions)
         finally:
             too_old.cancel()
             runs.cancel()

@@ -337,8 +337,8 @@ class Engine(LightningStore):
 
         async def select(step: Step) -> Rows[RolloutRow]:
             rows = await step.tx.list_rollouts(query)
-            with_latest = [RolloutRow(row, await step.tx.latest_attempt(row.rollout_id)) for row in rows.items]
-            return Rows(with_latest, rows.total)
+            latest = await step.tx.latest_attempts([row.rollout_id for row in rows.items])
+            return Rows(list(map(RolloutRow, rows.items, latest)), rows.total)
 
         return await self._steps.run(select)
 

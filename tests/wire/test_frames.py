@@ -7,7 +7,7 @@ from google.protobuf.message import DecodeError
 
 from lightning_store.v1.query_pb2 import StreamQueryResponse
 from lightning_store.v1.span_pb2 import AddSpansRequest, ListSpansResponse, Span
-from lightning_store.wire.frames import frame_of
+from lightning_store.wire.frames import frame_of, with_rows
 
 SPANS = [Span(rollout_id="ro-1", attempt_id=f"at-{number}", has_parent=True) for number in range(3)]
 ROWS = [span.SerializeToString() for span in SPANS]
@@ -25,14 +25,16 @@ def test_a_frame_of_rows_is_the_message_of_them(message, fields):
     frame = frame_of(message)(spans=ROWS, **fields)
     whole = message(spans=SPANS, **fields)
     assert message.FromString(frame.SerializeToString()) == whole
+    sent = with_rows(message(**fields), "spans", ROWS).SerializeToString()
+    assert message.FromString(sent) == whole
     taken_apart = frame_of(message).FromString(whole.SerializeToString())
     assert list(taken_apart.spans) == ROWS
     assert all(getattr(taken_apart, name) == value for name, value in fields.items())
 
 
 def test_what_the_message_type_serializes_may_be_a_frame():
-    frame = frame_of(ListSpansResponse)(spans=ROWS, total=3)
-    assert ListSpansResponse.SerializeToString(frame) == ListSpansResponse(spans=SPANS, total=3).SerializeToString()
+    frame = frame_of(AddSpansRequest)(spans=ROWS, request_id="id")
+    assert AddSpansRequest.SerializeToString(frame) == AddSpansRequest(spans=SPANS, request_id="id").SerializeToString()
 
 
 def test_rows_are_not_looked_into():

@@ -314,6 +314,10 @@ class Transaction(ABC):
     async def latest_attempt(self, rollout_id: str) -> AttemptRecord | None: ...
 
     @abstractmethod
+    async def latest_attempts(self, rollout_ids: Sequence[str]) -> Sequence[AttemptRecord | None]:
+        """That of each rollout, in their order."""
+
+    @abstractmethod
     async def put_attempt(self, attempt: AttemptRecord) -> None:
         """Insert it as the latest of its rollout, or replace the record of that id."""
 

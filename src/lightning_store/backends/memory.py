@@ -7,7 +7,7 @@ import heapq
 import itertools
 import threading
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
@@ -245,6 +245,10 @@ class MemoryTransaction(Transaction):
     async def latest_attempt(self, rollout_id: str) -> AttemptRecord | None:
         entry = self._rollouts.get(rollout_id)
         return None if entry is None or entry.latest is None else entry.attempts[entry.latest]
+
+    async def latest_attempts(self, rollout_ids: Sequence[str]) -> Sequence[AttemptRecord | None]:
+        entries = map(self._rollouts.get, rollout_ids)
+        return [None if one is None or one.latest is None else one.attempts[one.latest] for one in entries]
 
     async def put_attempt(self, attempt: AttemptRecord) -> None:
         entry = self._rollouts[attempt.rollout_id]
