@@ -15,10 +15,11 @@ from typing import Any, Final, NamedTuple, TypeAlias
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
+from google.rpc.status_pb2 import Status
 
 from lightning_store.errors import InvalidArgumentError, StoreUnavailableError
 from lightning_store.store import LightningStore
-from lightning_store.v1.session_pb2 import SessionCall, SessionReply, SessionRequest, SessionResponse
+from lightning_store.v1.session_pb2 import SessionCall, SessionRequest, SessionResponse
 from lightning_store.wire.errors import error_to_proto
 from lightning_store.wire.methods import METHODS, REPEATED_METADATA, SERVICE, SESSION, Method, Repeat
 from lightning_store_server.admission import Admission, Slot
@@ -89,7 +90,10 @@ Begin: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None] | N
 class _Ended(NamedTuple):
     """A call that ended, and the place that it keeps until its reply is sent."""
 
-    reply: SessionReply
+    id: int
+    response: bytes
+    error: Status | None
+    """If there is one, there is no response."""
     slot: Slot | None
 
 
@@ -125,7 +129,7 @@ class _Calls:
             slot = self._admission.lane(rpc.method, request).enter(len(call.request))
             reply = rpc.encode(await rpc.behaviour(request, _CallContext(call)))
             slot.reply(len(reply), may_refuse=rpc.method.repeat is Repeat.READ)
-            return _Ended(SessionReply(id=call.id, response=reply), slot)
+            return _Ended(call.id, reply, None, slot)
         except asyncio.CancelledError:
             if is_cancelled():
                 if slot is not None:
@@ -145,7 +149,7 @@ class _Calls:
 
 def _failed(call: SessionCall, error: Exception, slot: Slot | None) -> _Ended:
     """(Apart, since a variable of the caller that held the error would be in a cycle with it.)"""
-    return _Ended(SessionReply(id=call.id, error=error_to_proto(shown_error(_name_of(call), error))), slot)
+    return _Ended(call.id, b"", error_to_proto(shown_error(_name_of(call), error)), slot)
 
 
 def _name_of(call: SessionCall) -> str:
@@ -238,7 +242,7 @@ class _Session:
             raise InvalidArgumentError(f"the id {call.id} belongs to a call that is under way", field="calls.id")
         if self._draining:
             error = StoreUnavailableError("the server is shutting down; try again when it is back")
-            self._ended.append(_Ended(SessionReply(id=call.id, error=error_to_proto(error)), None))
+            self._ended.append(_Ended(call.id, b"", error_to_proto(error), None))
         else:
             under_way = self._under_way[call.id] = _UnderWay()
             under_way.task = self._begin_call(self._run(call, under_way))
@@ -267,7 +271,7 @@ class _Session:
             return await self._calls.make(call)
         with log_call(_name_of(call), self._logged_peer) as entry:
             ended = await self._calls.make(call)
-            entry.code = ended.reply.error.code
+            entry.code = 0 if ended.error is None else ended.error.code
         return ended
 
     # --- Sending -----------------------------------------------------------------------------------------------------
@@ -285,7 +289,7 @@ class _Session:
                 ended, self._ended = self._ended, []
                 try:
                     for run in _runs(ended):
-                        await self._write(SessionResponse(replies=[one.reply for one in run]))
+                        await self._write(_message_of(run))
                         _leave(run)
                 finally:  # the caller may be gone
                     _leave(ended)
@@ -326,12 +330,23 @@ def _runs(ended: list[_Ended]) -> Iterator[list[_Ended]]:
     size_bytes = 0
     for one in ended:
         run.append(one)
-        size_bytes += len(one.reply.response)
+        size_bytes += len(one.response)
         if size_bytes > MESSAGE_BYTES_MAX:
             yield run
             run, size_bytes = [], 0
     if run:
         yield run
+
+
+def _message_of(run: Iterable[_Ended]) -> SessionResponse:
+    """(Replies that are made beforehand would be copied into it, with all that is in them.)"""
+    message = SessionResponse()
+    for one in run:
+        if one.error is None:
+            message.replies.add(id=one.id, response=one.response)
+        else:
+            message.replies.add(id=one.id, error=one.error)
+    return message
 
 
 def _leave(run: Iterable[_Ended]) -> None:

@@ -92,13 +92,13 @@ class Calls:
             if repeated and wait is not None:
                 getattr(request, method.wait_field).CopyFrom(duration_to_proto(wait.left))
                 data = request.SerializeToString()
-            return self._send(rpc, request, data, seconds, repeated)
+            return self._send(rpc, data, seconds, repeated)
 
         return await self._funnel(method, attempt, Deadline(self._clock, self._timeout(method) + wait_seconds))
 
-    async def _send(self, rpc: str, request: Message, data: bytes, seconds: float, repeated: bool) -> Any:
-        """Once: with other calls on one stream, or by itself if it is large or the server cannot do otherwise. ``data``
-        is the serialized request."""
+    async def _send(self, rpc: str, data: bytes, seconds: float, repeated: bool) -> Any:
+        """Send the serialized request once: with other calls on one stream, or by itself if it is large or the server
+        cannot do otherwise."""
         connection = self._connector.get()
         if connection.has_sessions and len(data) <= CALL_BYTES_MAX:
             try:
@@ -110,7 +110,7 @@ class Calls:
                 connection.has_sessions = False
                 repeated = repeated or unsupported.repeated
         metadata = (REPEATED_METADATA,) if repeated else ()
-        return await call_unary(getattr(connection.stub, rpc), request, seconds, metadata)
+        return await call_unary(connection.method(rpc), data, seconds, metadata)
 
     async def stream(self, rpc: str, request: Message) -> list[Any]:
         """All replies to ``request``; an attempt that breaks off starts from the beginning.

@@ -23,7 +23,7 @@ from grpc_health.v1 import health_pb2_grpc
 
 from lightning_store.errors import StoreTimeoutError
 from lightning_store.v1 import service_pb2_grpc
-from lightning_store.wire.methods import SERVICE, SESSION
+from lightning_store.wire.methods import METHODS, REPLIES, SERVICE, SESSION
 from lightning_store_client.session import Session, SessionUnsupported
 from lightning_store_client.streams import MessageStream, Replies, now, warn_of_grpc
 
@@ -80,6 +80,15 @@ class Connection:
         self._closing_session: weakref.finalize[..., Any] | None = None
         self._starting = threading.Lock()
         self.health = health_pb2_grpc.HealthStub(self.channel)
+        self._methods: dict[str, Any] = {}
+
+    def method(self, rpc: str) -> Any:
+        """What makes a call of a method that is not streaming by itself, from the serialized request."""
+        made = self._methods.get(rpc)
+        if made is None:
+            made = self.channel.unary_unary(METHODS[rpc].path, None, REPLIES[rpc].FromString)
+            self._methods[rpc] = made
+        return made
 
     def session(self) -> Session:
         """The one that is open, or a new one."""

@@ -54,7 +54,7 @@ from lightning_store.v1.service_pb2_grpc import LightningStoreServiceStub
 from lightning_store.wire import codec, queries, requests, selections, spans
 from lightning_store.wire.codec import ServerInfo
 from lightning_store.wire.errors import span_outcome_from_proto
-from lightning_store.wire.frames import frame_of
+from lightning_store.wire.frames import with_rows
 from lightning_store_client.calls import HEALTH_TIMEOUT_SECONDS, Calls, too_large
 from lightning_store_client.channel import MAX_MESSAGE_BYTES, MIB, Connector
 from lightning_store_client.endpoint import checked_endpoint
@@ -71,8 +71,6 @@ SPAN_BATCH_BYTES = 4 * MIB
 """Spans of one AddSpans call, unless one span alone is larger."""
 SPAN_FRAME_BYTES = 16
 """What a span adds to its message beside its own size, at most."""
-ADD_SPANS_FRAME = frame_of(span_pb2.AddSpansRequest)
-"""What AddSpans is sent as: its spans are bytes already."""
 GATHERED_BYTES_MAX = 16 * 1024
 """An item that is larger goes in a call of its own, so that it does not hold up the others."""
 REQUEST_FRAME_BYTES = 40
@@ -627,7 +625,7 @@ async def _enqueue(calls: Calls, rollouts: Sequence[rollout_pb2.NewRollout]) -> 
 
 
 async def _send_spans(calls: Calls, messages: Sequence[bytes]) -> Sequence[span_pb2.SpanOutcome]:
-    request = ADD_SPANS_FRAME(request_id=_new_request_id(), spans=messages)
+    request = with_rows(span_pb2.AddSpansRequest(request_id=_new_request_id()), "spans", messages)
     outcomes: Sequence[span_pb2.SpanOutcome] = (await calls.unary("AddSpans", request)).outcomes
     if len(outcomes) != len(messages):
         raise InternalError(f"the server told of {len(outcomes)} of {len(messages)} spans what became of them")

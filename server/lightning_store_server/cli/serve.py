@@ -36,6 +36,7 @@ from lightning_store_server.cli.options import (
 )
 from lightning_store_server.config import INT32_MAX, ServerConfig
 from lightning_store_server.garbage import GarbageWatch
+from lightning_store_server.heap import keep_freed_memory
 from lightning_store_server.logs import LogFormat, configure_logging
 
 logger = logging.getLogger("lightning_store_server")
@@ -239,6 +240,7 @@ def serve(
 
 async def run(store: LightningStore, config: ServerConfig, what: str) -> ExitCode:
     """Serve until a signal, then drain. Why it ended."""
+    keep_freed_memory()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
