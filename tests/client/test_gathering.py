@@ -6,8 +6,9 @@ import asyncio
 import pickle
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -52,27 +53,52 @@ class Sender:
         return [2 * number for number in numbers]
 
 
+def gathering_of(
+    send: Callable[[Sequence[int]], Awaitable[Sequence[Any]]], *, idle: bool = False
+) -> Gathering[int, Any]:
+    """For a connection that has nothing to do, or always something."""
+    return Gathering(send, lambda: idle)
+
+
 # --- Who goes together -----------------------------------------------------------------------------------------------
 
 
 async def test_calls_of_one_turn_are_one_call():
     sender = Sender()
-    gathering = Gathering(sender)
+    gathering = gathering_of(sender)
     assert await asyncio.gather(*map(gathering.call, range(10))) == [2 * n for n in range(10)]
     assert sender.calls == [list(range(10))]
 
 
 async def test_a_call_alone_goes_alone():
     sender = Sender()
-    gathering = Gathering(sender)
+    gathering = gathering_of(sender)
     assert [await gathering.call(number) for number in (1, 2)] == [2, 4]
     assert sender.calls == [[1], [2]]
+
+
+async def test_one_goes_before_its_turn_ends_if_there_is_nothing_else_to_do():
+    sender = Sender()
+    call = gathering_of(sender, idle=True).call(1)
+    with pytest.raises(StopIteration) as end:
+        call.send(None)
+    assert (sender.calls, end.value.value) == ([[1]], 2)
+
+
+async def test_what_becomes_of_one_that_goes_at_once_is_told_as_it_is():
+    async def answer(_: Sequence[int]) -> Sequence[int]:
+        return []
+
+    with pytest.raises(InvalidArgumentError, match="-1 is negative"):
+        await gathering_of(Sender(), idle=True).call(-1)
+    with pytest.raises(InternalError, match="the server answered for 0 of 1 items"):
+        await gathering_of(answer, idle=True).call(1)
 
 
 async def test_nobody_waits_for_a_call_that_is_under_way():
     sender = Sender()
     sender.may_answer.clear()
-    gathering = Gathering(sender)
+    gathering = gathering_of(sender)
     first = asyncio.create_task(gathering.call(1))
     await sender.begun.wait()
     sender.may_answer.set()
@@ -83,7 +109,7 @@ async def test_nobody_waits_for_a_call_that_is_under_way():
 
 async def test_very_many_are_several_calls():
     sender = Sender()
-    gathering = Gathering(sender)
+    gathering = gathering_of(sender)
     count = 2 * ITEMS_MAX + 1
     assert await asyncio.gather(*map(gathering.call, range(count))) == [2 * n for n in range(count)]
     assert [len(call) for call in sender.calls] == [ITEMS_MAX, ITEMS_MAX, 1]
@@ -93,7 +119,7 @@ async def test_each_event_loop_has_turns_of_its_own():
     async def answer(numbers: Sequence[int]) -> list[tuple[int, int]]:
         return [(number, threading.get_ident()) for number in numbers]
 
-    gathering = Gathering(answer)
+    gathering = gathering_of(answer)
     together = threading.Barrier(4)
 
     async def calls(number: int) -> None:
@@ -115,7 +141,7 @@ async def test_each_event_loop_has_turns_of_its_own():
 
 
 async def test_a_loop_that_was_closed_in_the_middle_of_a_turn_is_forgotten():
-    gathering = Gathering(Sender())
+    gathering = gathering_of(Sender())
     loop = asyncio.new_event_loop()
     in_vain = gathering.call(1)
 
@@ -136,14 +162,14 @@ async def test_a_loop_that_was_closed_in_the_middle_of_a_turn_is_forgotten():
 
 async def test_each_gets_its_own_error():
     sender = Sender()
-    results = await asyncio.gather(*map(Gathering(sender).call, [1, -2, 3, -4]), return_exceptions=True)
+    results = await asyncio.gather(*map(gathering_of(sender).call, [1, -2, 3, -4]), return_exceptions=True)
     assert [str(result) for result in results] == ["2", "-2 is negative", "6", "-4 is negative"]
     assert sender.calls == [[1, -2, 3, -4], [1], [-2], [3], [-4]]
 
 
 async def test_what_is_too_large_together_goes_one_by_one():
     sender = Sender(most=1)
-    assert await asyncio.gather(*map(Gathering(sender).call, [1, 2])) == [2, 4]
+    assert await asyncio.gather(*map(gathering_of(sender).call, [1, 2])) == [2, 4]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +180,7 @@ async def test_what_is_too_large_together_goes_one_by_one():
 async def test_a_failure_of_the_call_is_everyones_and_it_is_not_made_again(failure: Exception):
     sender = Sender()
     sender.failure = failure
-    results = await asyncio.gather(*map(Gathering(sender).call, [1, 2, 3]), return_exceptions=True)
+    results = await asyncio.gather(*map(gathering_of(sender).call, [1, 2, 3]), return_exceptions=True)
     assert [(type(result), str(result)) for result in results] == [(type(failure), str(failure))] * 3
     assert len({id(result) for result in results}) == 3, "each can get a traceback of its own"
     assert sender.calls == [[1, 2, 3]]
@@ -163,7 +189,7 @@ async def test_a_failure_of_the_call_is_everyones_and_it_is_not_made_again(failu
 async def test_one_that_is_cancelled_while_all_are_refused_is_not_sent_again():
     sender = Sender()
     sender.may_answer.clear()
-    gathering = Gathering(sender)
+    gathering = gathering_of(sender)
     calls = [asyncio.create_task(gathering.call(number)) for number in (1, -2, 3)]
     await sender.begun.wait()
     calls[2].cancel()
@@ -177,7 +203,7 @@ async def test_an_answer_for_fewer_than_were_sent_is_an_error_of_all():
     async def answer(numbers: Sequence[int]) -> Sequence[int]:
         return numbers[1:]
 
-    results = await asyncio.gather(*map(Gathering(answer).call, [1, 2, 3]), return_exceptions=True)
+    results = await asyncio.gather(*map(gathering_of(answer).call, [1, 2, 3]), return_exceptions=True)
     assert [str(result) for result in results] == ["the server answered for 2 of 3 items"] * 3
     assert {type(result) for result in results} == {InternalError}
 
@@ -185,7 +211,7 @@ async def test_an_answer_for_fewer_than_were_sent_is_an_error_of_all():
 async def test_cancelling_one_is_nothing_to_the_others():
     sender = Sender()
     sender.may_answer.clear()
-    gathering = Gathering(sender)
+    gathering = gathering_of(sender)
     calls = [asyncio.create_task(gathering.call(number)) for number in range(3)]
     await sender.begun.wait()
     calls[1].cancel()
@@ -197,7 +223,7 @@ async def test_cancelling_one_is_nothing_to_the_others():
 
 async def test_one_that_is_cancelled_before_the_turn_ends_is_not_sent():
     sender = Sender()
-    gathering = Gathering(sender)
+    gathering = gathering_of(sender)
     calls = [gathering.call(number) for number in range(3)]
     futures = [call.send(None) for call in calls]
     futures[1].cancel()
@@ -210,7 +236,7 @@ async def test_one_that_is_cancelled_before_the_turn_ends_is_not_sent():
 async def test_when_all_are_cancelled_the_call_is():
     sender = Sender()
     sender.may_answer.clear()
-    gathering = Gathering(sender)
+    gathering = gathering_of(sender)
     calls = [asyncio.create_task(gathering.call(number)) for number in range(3)]
     await sender.begun.wait()
     for call in calls:

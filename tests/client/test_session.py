@@ -25,6 +25,7 @@ from lightning_store import (
     StoreUnavailableError,
 )
 from lightning_store.testing import SAFETY_SECONDS
+from lightning_store.v1 import rollout_pb2
 from lightning_store.wire.methods import SESSION
 from lightning_store_client import LightningStoreClient, calls, channel, streams
 from lightning_store_client.session import CALL_BYTES_MAX, MESSAGE_BYTES_MAX, Session
@@ -121,6 +122,25 @@ def test_a_call_that_is_made_alone_goes_alone(rig):
     asyncio.run(scenario())
     [session] = rig.proxy.sessions
     assert [len(message.calls) for message in session.messages] == [1] * 5
+
+
+def test_items_go_together_unless_there_is_nothing_else_to_do(held):
+    async def scenario():
+        client = held.rig.client()
+        slow = asyncio.create_task(client.statistics())
+        await held.next_event()
+        assert not session_of(client).is_idle
+        await asyncio.gather(*map(client.enqueue_rollout, range(5)))
+        held.may_go.set()
+        await slow
+        assert session_of(client).is_idle
+        await asyncio.gather(*map(client.enqueue_rollout, range(5)))
+
+    asyncio.run(scenario())
+    [session] = held.rig.proxy.sessions
+    requests = [call.request for message in session.messages for call in message.calls]
+    _, *enqueued = map(rollout_pb2.EnqueueRolloutsRequest.FromString, requests)
+    assert [len(request.rollouts) for request in enqueued] == [5, 1, 4]
 
 
 def test_a_call_that_takes_long_holds_up_no_other(held):

@@ -76,6 +76,10 @@ class Calls:
         self._clock = clock
         self._max_message_bytes = max_message_bytes
 
+    def is_idle(self) -> bool:
+        """Whether no call is under way on the stream that calls share, so that the next one would go alone on it."""
+        return self._connector.get().is_idle
+
     async def unary(self, rpc: str, request: Message, *, wait_seconds: float = 0.0) -> Any:
         """The reply to ``request``. ``wait_seconds`` is what a long poll asks for; it may take so much longer.
 

@@ -90,6 +90,12 @@ class Connection:
             self._methods[rpc] = made
         return made
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is a session on which no call is under way."""
+        session = self._session
+        return session is not None and session.is_idle
+
     def session(self) -> Session:
         """The one that is open, or a new one."""
         session = self._session

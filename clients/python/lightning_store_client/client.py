@@ -118,9 +118,9 @@ class LightningStoreClient(LightningStore):
         self._span_bytes_max = max_message_bytes - REQUEST_FRAME_BYTES
         policy = RetryPolicy.of(timeout, retry_delays, health_retry_delays)
         self._calls = Calls(self._connector, policy, self._clock, max_message_bytes)
-        self._enqueueing = Gathering(partial(_enqueue, self._calls))
-        self._adding_spans = Gathering(partial(_send_spans, self._calls))
-        self._numbering = Gathering(partial(_allocate, self._calls))
+        self._enqueueing = Gathering(partial(_enqueue, self._calls), self._calls.is_idle)
+        self._adding_spans = Gathering(partial(_send_spans, self._calls), self._calls.is_idle)
+        self._numbering = Gathering(partial(_allocate, self._calls), self._calls.is_idle)
 
     def __repr__(self) -> str:
         return f"LightningStoreClient({self.endpoint!r})"

@@ -1,7 +1,7 @@
 """Calls that are for one item each, made in the same turn of an event loop, go to the server as one call for them all.
 
-Nothing waits for another call to end: whoever calls alone sends alone, at the end of the turn. Under load replies come
-several at a time, so whoever was waiting for them calls again in one turn.
+Nothing waits for another call to end, and while the connection has nothing to do, a call goes at once. Under load
+replies come several at a time, so whoever was waiting for them calls again in one turn.
 """
 
 from __future__ import annotations
@@ -36,21 +36,27 @@ class Gathering(Generic[ItemT, ResultT]):
     """One kind of call. Each caller gets the result of its own item, or its error; cancelling one is nothing to the
     others."""
 
-    def __init__(self, send: Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT]]]) -> None:
+    def __init__(
+        self, send: Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT]]], is_idle: Callable[[], bool]
+    ) -> None:
         """``send`` makes one call: a result for each item, in order, or an error. One of :data:`REFUSALS` means that
-        nothing was done for any of them."""
+        nothing was done for any of them. ``is_idle`` tells whether the connection has nothing to do."""
         self._send = send
+        self._is_idle = is_idle
         self._turns: dict[asyncio.AbstractEventLoop, _Turn[ItemT, ResultT]] = {}
         """Those that are being gathered."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles without the calls that are being made in this process."""
-        return Gathering, (self._send,)
+        return Gathering, (self._send, self._is_idle)
 
     async def call(self, item: ItemT) -> ResultT:
         """The result of ``item``, or the error that was made of it."""
         loop = asyncio.get_running_loop()
         turn = self._turns.get(loop)
+        if turn is None and self._is_idle():
+            [alone] = await self._sent([item])
+            return alone
         if turn is None:
             forget_closed(self._turns)
             turn = self._turns[loop] = _Turn()
@@ -67,6 +73,12 @@ class Gathering(Generic[ItemT, ResultT]):
                 turn.sending.cancel()
             raise
 
+    async def _sent(self, items: Sequence[ItemT]) -> Sequence[ResultT]:
+        found = await self._send(items)
+        if len(found) != len(items):
+            raise InternalError(f"the server answered for {len(found)} of {len(items)} items")
+        return found
+
     def _end(self, turn: _Turn[ItemT, ResultT], loop: asyncio.AbstractEventLoop) -> None:
         if turn.sending is not None:
             return
@@ -78,9 +90,7 @@ class Gathering(Generic[ItemT, ResultT]):
         """Send the items whose callers are still there, and give each what became of its own."""
         waiting = {index: result for index, result in enumerate(results) if not result.done()}
         try:
-            found = await self._send([items[index] for index in waiting]) if waiting else []
-            if len(found) != len(waiting):
-                raise InternalError(f"the server answered for {len(found)} of {len(waiting)} items")
+            found = await self._sent([items[index] for index in waiting]) if waiting else []
             for result, value in zip(waiting.values(), found, strict=True):
                 if not result.done():
                     result.set_result(value)

@@ -107,6 +107,11 @@ class Session:
         """Whether it takes no more calls."""
         return self._end is not None
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it takes calls and has none."""
+        return self._end is None and not self._waiting
+
     async def call(self, method: str, request: bytes, timeout: float, *, repeated: bool) -> bytes:
         """The reply to ``request``, both serialized. Cancelling cancels the call.
 
