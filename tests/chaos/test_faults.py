@@ -268,16 +268,13 @@ async def test_calls_that_are_made_at_once_are_one_call_of_the_proxy():
 
 @pytest.mark.asyncio
 async def test_callers_that_take_turns_are_counted_and_hit_one_by_one():
-    async with wire(None, None, Fault.CUT_REPLY) as (store, proxy, client):
-        for number in range(2):
+    # With retries: the call after the one that is cut may still run into the end of the connection.
+    async with wire(None, None, Fault.CUT_REPLY) as (store, proxy, _), patient(proxy) as client:
+        for number in range(6):
             await client.enqueue_rollout(number)
-        with pytest.raises(StoreUnavailableError):
-            await client.enqueue_rollout(2)
-        for number in range(3, 6):
-            await client.enqueue_rollout(number)
-        assert store.calls["enqueue_many_rollouts"] == 6
+        assert store.calls["enqueue_many_rollouts"] == 7
         struck = Counter({Fault.CUT_REPLY: 1})
-        assert proxy.statistics == FaultStatistics(connections=2, calls=6, answered=5, struck=struck)
+        assert proxy.statistics == FaultStatistics(connections=2, calls=7, answered=6, struck=struck)
 
 
 @asynccontextmanager
