@@ -145,7 +145,7 @@ class Rpc:
 
 
 def _serialized(reply: Message) -> bytes:
-    """Of a message or the frame of one."""
+    """Of a message, or of what stands for one."""
     return reply.SerializeToString()
 
 

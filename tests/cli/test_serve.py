@@ -23,6 +23,7 @@ class FakeServer:
     """What ``start`` raises."""
     signals_while_stopping: ClassVar[int] = 0
     finished: ClassVar[bool] = True
+    keeps_freed_memory: ClassVar[bool] = False
 
     def __init__(self, store: LightningStore, config: ServerConfig) -> None:
         type(self).config = config
@@ -47,6 +48,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> type[FakeServer]:
         pass
 
     monkeypatch.setattr(serve_module, "GrpcServer", Fake)
+    monkeypatch.setattr(serve_module, "keep_freed_memory", lambda: setattr(Fake, "keeps_freed_memory", True))
     return Fake
 
 
@@ -56,6 +58,7 @@ def test_signal_drains_and_ends_with_0(run, server) -> None:
     [line] = result.stdout.splitlines()
     assert line.startswith("lightning-store-grpc serving on 0.0.0.0:4242 (memory store, strict, version ")
     assert "SIGTERM: draining; calls under way have 10 s" in result.stderr
+    assert server.keeps_freed_memory
     assert server.config == ServerConfig(host="0.0.0.0", wait_seconds_max=7.0, access_log=True, keepalive_seconds=9.0)
 
 

@@ -85,6 +85,19 @@ async def test_one_goes_before_its_turn_ends_if_there_is_nothing_else_to_do():
     assert (sender.calls, end.value.value) == ([[1]], 2)
 
 
+async def test_nobody_overtakes_those_who_have_called_before():
+    sender = Sender()
+    idle = False
+    gathering = Gathering(sender, lambda: idle)
+    gathered = [asyncio.create_task(gathering.call(number)) for number in range(ITEMS_MAX)]
+    await asyncio.sleep(0)
+    assert sender.calls == [], "they are to be sent in the next turn"
+    idle = True
+    assert await gathering.call(ITEMS_MAX) == 2 * ITEMS_MAX
+    await asyncio.gather(*gathered)
+    assert [number for call in sender.calls for number in call] == list(range(ITEMS_MAX + 1))
+
+
 async def test_what_becomes_of_one_that_goes_at_once_is_told_as_it_is():
     async def answer(_: Sequence[int]) -> Sequence[int]:
         return []

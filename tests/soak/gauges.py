@@ -16,9 +16,9 @@ MIB: Final = 1024 * 1024
 SAMPLE_SECONDS: Final = 0.5
 GROWTH_MAX: Final = 1.1
 """The highest value of the last third of the run, against the highest before."""
-SLACK: Final = {"server tasks": 200.0, "client descriptors": 100.0}
-"""And so much more: a storm leaves many calls under way at once, each with its tasks, and many connections that hang in
-the proxy, each with up to three sockets …"""
+SLACK: Final = {"server tasks": 200.0, "other server descriptors": 40.0, "other client descriptors": 40.0}
+"""And so much more: a storm leaves many calls under way at once, each with its tasks, and for a moment the sockets of
+all connections that it has ended …"""
 SLACK_DEFAULT: Final = 10.0
 """… and of small numbers a few more mean nothing."""
 TREND_MAX: Final = 0.05
@@ -33,7 +33,7 @@ class Gauges:
 
     def __init__(self, server: psutil.Process, server_tasks: Path, connections: Callable[[], int]) -> None:
         """``server_tasks`` is a file in which the server writes how many tasks it has; ``connections`` tells how many
-        it has been given and must have, in any weather."""
+        there must be, as the weather is: each with a socket of the server, and two of the proxy in this process."""
         own = psutil.Process()
         self._read: dict[str, Callable[[], float]] = {
             "server RSS MiB": lambda: server.memory_info().rss / MIB,
@@ -42,7 +42,7 @@ class Gauges:
             "server tasks": lambda: float(server_tasks.read_text() or 0),
             "client RSS MiB": lambda: own.memory_info().rss / MIB,
             "client threads": threading.active_count,
-            "client descriptors": own.num_fds,
+            "other client descriptors": lambda: own.num_fds() - 2 * connections(),
             "client tasks": lambda: len(asyncio.all_tasks()),
         }
         self.samples: defaultdict[str, list[float]] = defaultdict(list)

@@ -108,8 +108,9 @@ def test_unset_stays_one_object_when_pickled() -> None:
     assert pickle.loads(pickle.dumps(lightning_store.UNSET)) is lightning_store.UNSET
 
 
-def test_a_client_does_without_the_engine() -> None:
-    program = "import sys, lightning_store_client; print('lightning_store.engine' in sys.modules)"
+@pytest.mark.parametrize("module", ["lightning_store.engine", "psutil"])
+def test_a_client_does_without(module: str) -> None:
+    program = f"import sys, lightning_store_client; print({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"False\n"
 
 

@@ -77,7 +77,7 @@ class Calls:
         self._max_message_bytes = max_message_bytes
 
     def is_idle(self) -> bool:
-        """Whether no call is under way on the stream that calls share, so that the next one would go alone on it."""
+        """Whether there is a stream that calls share, and no call is under way on it."""
         return self._connector.get().is_idle
 
     async def unary(self, rpc: str, request: Message, *, wait_seconds: float = 0.0) -> Any:

@@ -315,6 +315,11 @@ _gate = _ForkGate()
 _gate.stand()
 
 
+def no_fork() -> contextlib.AbstractContextManager[Any]:
+    """``with no_fork(): …`` for what must not be half done when another thread forks."""
+    return _gate.lock
+
+
 def _begin(method: Any, request: Any, timeout: float, metadata: Metadata = ()) -> Any:
     """Begin a call; ``method`` is a multi-callable or the ``future`` of one. RuntimeError if the channel is closed."""
     with _gate.lock:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import weakref
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, Generic, TypeVar
 
@@ -45,6 +46,8 @@ class Gathering(Generic[ItemT, ResultT]):
         self._is_idle = is_idle
         self._turns: dict[asyncio.AbstractEventLoop, _Turn[ItemT, ResultT]] = {}
         """Those that are being gathered."""
+        self._delivering: weakref.WeakSet[asyncio.Task[None]] = weakref.WeakSet()
+        """Of turns that ended. Some may not have sent anything yet, and nobody is to overtake them."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles without the calls that are being made in this process."""
@@ -54,7 +57,7 @@ class Gathering(Generic[ItemT, ResultT]):
         """The result of ``item``, or the error that was made of it."""
         loop = asyncio.get_running_loop()
         turn = self._turns.get(loop)
-        if turn is None and self._is_idle():
+        if turn is None and not self._delivering and self._is_idle():
             [alone] = await self._sent([item])
             return alone
         if turn is None:
@@ -85,6 +88,8 @@ class Gathering(Generic[ItemT, ResultT]):
         del self._turns[loop]
         if not all(result.done() for result in turn.results):
             turn.sending = loop.create_task(self._deliver(turn.items, turn.results))
+            self._delivering.add(turn.sending)
+            turn.sending.add_done_callback(self._delivering.discard)
 
     async def _deliver(self, items: Sequence[ItemT], results: Sequence[asyncio.Future[ResultT]]) -> None:
         """Send the items whose callers are still there, and give each what became of its own."""

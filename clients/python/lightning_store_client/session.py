@@ -123,12 +123,13 @@ class Session:
         id_ = next(self._ids)
         until = loop.time() + timeout
         call = SessionCall(id=id_, method=method, timeout_ms=_milliseconds(timeout), repeated=repeated)
+        head = call.SerializeToString()
         with self._ending:
             if self._end is not None:
                 raise copy.copy(self._end)
             alone = not self._waiting
             self._waiting[id_] = _Waiting(loop, reply, timeout, until)
-        self._outbox.append((call.SerializeToString(), request))
+        self._outbox.append((head, request))
         if alone or len(request) > TURN_BYTES_MAX or len(self._outbox) >= TURN_CALLS_MAX:
             self._send()
         elif self._gathering is not loop:

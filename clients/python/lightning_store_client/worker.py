@@ -23,7 +23,7 @@ from lightning_store.v1 import rollout_pb2 as rollout
 from lightning_store.v1 import worker_pb2 as worker
 from lightning_store.wire import requests
 from lightning_store.wire.errors import from_rpc_error
-from lightning_store_client.channel import Connector, call_unary
+from lightning_store_client.channel import Connector, call_unary, no_fork
 
 logger = logging.getLogger("lightning_store_client")
 
@@ -172,10 +172,7 @@ class WorkerSession:
         self._held, self._cancelled = None, Cancellation()
         self._thread = LoopThread(f"lightning-store-heartbeat {self.worker_id}")
         try:
-            # Only now: psutil takes its time to import, and most clients send no heartbeats.
-            from lightning_store_client.process_stats import ProcessStats
-
-            own_stats = ProcessStats().gather
+            own_stats = _stats_of_process()
             await self._thread.run(self._beat(own_stats))
             self._thread.submit(self._go_on(own_stats))
         except BaseException:
@@ -342,6 +339,14 @@ class Hold:
         except TimeoutError:
             return True
         return False
+
+
+def _stats_of_process() -> Stats:
+    """Imported only now: psutil takes its time, and most clients send no heartbeats. And not while the process forks,
+    since the child would find the import half done."""
+    with no_fork():
+        from lightning_store_client.process_stats import ProcessStats
+    return ProcessStats().gather
 
 
 def _check_interval(interval: object) -> None:

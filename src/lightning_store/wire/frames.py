@@ -1,7 +1,8 @@
-"""Messages whose rows are left as bytes: to send rows that are serialized already, or to take a request apart.
+"""Messages whose rows are left as bytes: to send rows that are serialized already (``with_rows``), or to take a request
+apart (``frame_of``).
 
-On the wire the frame of a message type is the same as the type itself, so each can stand in for the other at the other
-end. In Python, the fields of a frame hold bytes where those of the message hold messages.
+On the wire the frame of a message type is the same as the type itself. In Python, the fields of a frame hold bytes
+where those of the message hold messages.
 """
 
 from __future__ import annotations
