@@ -28,7 +28,7 @@ _keep: Final = vars(BaseModel)["__pydantic_private__"].__set__
 def lazily(
     models: Iterable[type[ModelT]], make: Callable[[SourceT], ModelT], sources: Collection[SourceT]
 ) -> list[ModelT]:
-    """For each source an object that becomes what ``make`` returns for it, and its model, of which it will be.
+    """An object for each source, that becomes what ``make`` returns for it; ``models`` are their classes, in order.
 
     What ``make`` raises is raised at each look.
     """
