@@ -64,6 +64,10 @@ class _Rollout:
         return span_id if attempt_id == next(iter(self.attempts), None) else (attempt_id, span_id)
 
 
+def _latest_of(entry: _Rollout | None) -> AttemptRecord | None:
+    return None if entry is None or entry.latest is None else entry.attempts[entry.latest]
+
+
 class _Reply(NamedTuple):
     """What was answered to a request."""
 
@@ -243,12 +247,10 @@ class MemoryTransaction(Transaction):
         return None if entry is None else entry.attempts.get(attempt_id)
 
     async def latest_attempt(self, rollout_id: str) -> AttemptRecord | None:
-        entry = self._rollouts.get(rollout_id)
-        return None if entry is None or entry.latest is None else entry.attempts[entry.latest]
+        return _latest_of(self._rollouts.get(rollout_id))
 
     async def latest_attempts(self, rollout_ids: Sequence[str]) -> Sequence[AttemptRecord | None]:
-        entries = map(self._rollouts.get, rollout_ids)
-        return [None if one is None or one.latest is None else one.attempts[one.latest] for one in entries]
+        return [_latest_of(self._rollouts.get(rollout_id)) for rollout_id in rollout_ids]
 
     async def put_attempt(self, attempt: AttemptRecord) -> None:
         entry = self._rollouts[attempt.rollout_id]
