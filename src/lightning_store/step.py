@@ -280,8 +280,8 @@ class Step:
         if status is None:
             await self.tx.put_rollout(updated)
         else:
-            # A rollout that is set to another status by hand keeps its place in the queue until a claim passes it.
-            updated = await self._set_status(updated, status, leave_queue=False)
+            # A rollout that is set to preparing or running by hand keeps its place in the queue until a claim passes it.
+            updated = await self._set_status(updated, status, leave_queue=status in lifecycle.TERMINAL)
         latest = await self.tx.latest_attempt(rollout_id)
         if latest is not None:
             await self._set_deadline(updated, latest)

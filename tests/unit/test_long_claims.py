@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -20,26 +21,32 @@ def little_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "PASSED_OVER_BATCH", BATCH)
 
 
-async def store_with(cancelled: int, queued: int) -> tuple[InMemoryLightningStore, list[str]]:
-    """A store in whose queue are some that were cancelled, and after them some that were not: their ids."""
+async def set_running(store: InMemoryLightningStore, rollout_ids: Sequence[str]) -> None:
+    """Rollouts that keep their places in the queue and are not to be claimed."""
+    for rollout_id in rollout_ids:
+        await store.update_rollout(rollout_id, status="running")
+
+
+async def store_with(running: int, queued: int) -> tuple[InMemoryLightningStore, list[str]]:
+    """A store in whose queue are some that are running, and after them some that wait to be claimed: their ids."""
     store = InMemoryLightningStore()
-    made = await store.enqueue_many_rollouts([EnqueueRolloutRequest(input=None)] * (cancelled + queued))
+    made = await store.enqueue_many_rollouts([EnqueueRolloutRequest(input=None)] * (running + queued))
     ids = [rollout.rollout_id for rollout in made]
-    await store.cancel_rollouts(ids[:cancelled])
-    return store, ids[cancelled:]
+    await set_running(store, ids[:running])
+    return store, ids[running:]
 
 
-@pytest.mark.parametrize("cancelled", [0, BATCH - 1, BATCH, BATCH + 1, 5 * BATCH])
-async def test_the_first_that_waits_is_claimed(cancelled: int) -> None:
-    store, queued = await store_with(cancelled, 2)
+@pytest.mark.parametrize("running", [0, BATCH - 1, BATCH, BATCH + 1, 5 * BATCH])
+async def test_the_first_that_waits_is_claimed(running: int) -> None:
+    store, queued = await store_with(running, 2)
     for expected in [*queued, None]:
         claimed = await store.dequeue_rollout(worker_id="w")
         assert (claimed and claimed.rollout_id) == expected
 
 
-@pytest.mark.parametrize("cancelled", [BATCH, 5 * BATCH])
-async def test_a_queue_without_any_that_waits_is_empty(cancelled: int) -> None:
-    store, _ = await store_with(cancelled, 0)
+@pytest.mark.parametrize("running", [BATCH, 5 * BATCH])
+async def test_a_queue_without_any_that_waits_is_empty(running: int) -> None:
+    store, _ = await store_with(running, 0)
     assert await store.dequeue_rollout(worker_id="w") is None
     worker = await store.get_worker_by_id("w")
     assert worker is not None
@@ -61,7 +68,7 @@ async def test_others_have_their_turn() -> None:
 async def test_some_are_not_held_back_for_more() -> None:
     store, first = await store_with(0, 1)
     made = await store.enqueue_many_rollouts([EnqueueRolloutRequest(input=None)] * (BATCH + 1))
-    await store.cancel_rollouts([one.rollout_id for one in made[:BATCH]])
+    await set_running(store, [one.rollout_id for one in made[:BATCH]])
     assert [one.rollout_id for one in await store.dequeue_many_rollouts(limit=5)] == first
     assert [one.rollout_id for one in await store.dequeue_many_rollouts(limit=5)] == [made[BATCH].rollout_id]
 

@@ -260,6 +260,7 @@ class _Search(Generic[S]):
 # --- The store as a model --------------------------------------------------------------------------------------------
 
 QUEUED: Final = ("queuing", "requeuing")
+TERMINAL: Final = ("failed", "succeeded", "cancelled")
 MAX_ATTEMPTS: Final = 2
 """Of each rollout in a history, all of which are retried when an attempt failed."""
 
@@ -359,8 +360,8 @@ class StoreModel:
         rollout = state.rollout(name)
         if rollout is None:
             return state, NOT_FOUND
-        # What is set by hand keeps its place in the queue until a claim passes it.
-        return state.moved(name, rollout._replace(status=status), leave_queue=False), status
+        # A terminal status leaves the queue; preparing and running keep the place until a claim passes it.
+        return state.moved(name, rollout._replace(status=status), leave_queue=status in TERMINAL), status
 
     def look(self, state: ModelState, name: str) -> tuple[ModelState, Hashable]:
         rollout = state.rollout(name)

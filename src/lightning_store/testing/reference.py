@@ -107,8 +107,9 @@ class ReferenceStore:
             self.held[worker_id] = attempt
 
     def set_by_hand(self, rollout: ReferenceRollout, status: RolloutStatus) -> None:
-        """update_rollout: what stands in the queue keeps its place there until a claim passes it."""
-        self._move(rollout, status, leave_queue=False)
+        """update_rollout: a terminal status leaves the queue; preparing and running keep the place until a claim
+        passes it."""
+        self._move(rollout, status, leave_queue=status in TERMINAL)
 
     def report(self, attempt: ReferenceAttempt, status: AttemptStatus) -> None:
         """update_attempt, or a deadline."""

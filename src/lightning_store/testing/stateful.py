@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from lightning_store.model import AttemptedRollout, AttemptStatus, RolloutConfig, Span
+from lightning_store.model import AttemptedRollout, AttemptStatus, RolloutConfig, RolloutStatus, Span
 from lightning_store.store import LightningStore
 from lightning_store.testing.clock import FakeClock
 from lightning_store.testing.reference import TERMINAL, ReferenceAttempt, ReferenceRollout, ReferenceStore
@@ -138,21 +138,25 @@ class StoreStateMachine(RuleBasedStateMachine):
     def fail(self, data: st.DataObject) -> None:
         self._report(data, "failed")
 
-    @some_rollout
+    @some_attempt
     @rule(data=st.data())
-    def cancel(self, data: st.DataObject) -> None:
-        self._tick()
-        rollout = self._draw_rollout(data)
-        self._run(self.store.update_rollout(rollout.rollout_id, status="cancelled"))
-        self.reference.set_by_hand(rollout, "cancelled")
+    def give_up(self, data: st.DataObject) -> None:
+        self._report(data, "unresponsive")
+
+    @some_rollout
+    @rule(data=st.data(), status=st.sampled_from(["cancelled", "failed", "succeeded"]))
+    def end(self, data: st.DataObject, status: RolloutStatus) -> None:
+        self._set_by_hand(data, status)
 
     @some_rollout
     @rule(data=st.data(), status=st.sampled_from(["queuing", "requeuing"]))
-    def requeue(self, data: st.DataObject, status: Any) -> None:
-        self._tick()
-        rollout = self._draw_rollout(data)
-        self._run(self.store.update_rollout(rollout.rollout_id, status=status))
-        self.reference.set_by_hand(rollout, status)
+    def requeue(self, data: st.DataObject, status: RolloutStatus) -> None:
+        self._set_by_hand(data, status)
+
+    @some_rollout
+    @rule(data=st.data(), status=st.sampled_from(["preparing", "running"]))
+    def take_up(self, data: st.DataObject, status: RolloutStatus) -> None:
+        self._set_by_hand(data, status)
 
     @some_rollout
     @rule(data=st.data())
@@ -229,6 +233,12 @@ class StoreStateMachine(RuleBasedStateMachine):
     def _draw_attempt(self, data: st.DataObject) -> ReferenceAttempt:
         attempts = self.reference.attempts()
         return attempts[data.draw(st.integers(0, len(attempts) - 1), label="attempt")]
+
+    def _set_by_hand(self, data: st.DataObject, status: RolloutStatus) -> None:
+        self._tick()
+        rollout = self._draw_rollout(data)
+        self._run(self.store.update_rollout(rollout.rollout_id, status=status))
+        self.reference.set_by_hand(rollout, status)
 
     def _report(self, data: st.DataObject, status: AttemptStatus) -> None:
         self._tick()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_store.model import Attempt
+from lightning_store.model import Attempt, RolloutStatus
 from lightning_store.store import LightningStore
 from lightning_store.testing.clock import FakeClock
 from lightning_store.testing.contract.base import ContractBase, claim, drain, look, report, retrying, with_attempt
+
+TERMINAL: tuple[RolloutStatus, ...] = ("failed", "succeeded", "cancelled")
 
 
 async def enqueue(store: LightningStore, count: int) -> list[str]:
@@ -92,23 +94,58 @@ class QueueContract(ContractBase):
         await store.update_rollout(first, status="requeuing")
         assert await drain(store) == [second, first]
 
-    async def test_f05_never_dequeued_keeps_its_place(self, store: LightningStore) -> None:
+    @pytest.mark.parametrize("status", ["preparing", "running"])
+    async def test_f05_never_dequeued_keeps_its_place(self, store: LightningStore, status: RolloutStatus) -> None:
         first, second = await enqueue(store, 2)
-        await store.update_rollout(first, status="running")
+        await store.update_rollout(first, status=status)
         await store.update_rollout(first, status="queuing")
         assert await drain(store) == [first, second]
 
-    async def test_f05_what_is_not_queued_is_skipped(self, store: LightningStore) -> None:
+    @pytest.mark.parametrize("status", ["preparing", "running", *TERMINAL])
+    async def test_f05_what_is_not_queued_is_skipped(self, store: LightningStore, status: RolloutStatus) -> None:
         first, second = await enqueue(store, 2)
-        await store.update_rollout(first, status="cancelled")
+        await store.update_rollout(first, status=status)
         assert await drain(store) == [second]
 
-    async def test_f05_skipped_and_put_back_goes_to_the_tail(self, store: LightningStore) -> None:
+    @pytest.mark.parametrize("status", ["preparing", "running", *TERMINAL])
+    async def test_f05_skipped_and_put_back_goes_to_the_tail(self, store: LightningStore, status: RolloutStatus) -> None:
         first, second, third = await enqueue(store, 3)
-        await store.update_rollout(first, status="cancelled")
+        await store.update_rollout(first, status=status)
         assert (await claim(store)).rollout_id == second
         await store.update_rollout(first, status="queuing")
         assert await drain(store) == [third, first]
+
+    @pytest.mark.parametrize("queued", ["queuing", "requeuing"])
+    @pytest.mark.parametrize("terminal", TERMINAL)
+    async def test_f05_a_terminal_status_leaves_the_queue_at_once(
+        self, store: LightningStore, terminal: RolloutStatus, queued: RolloutStatus
+    ) -> None:
+        first, second = await enqueue(store, 2)
+        await store.update_rollout(first, status=terminal)
+        await store.update_rollout(first, status=queued)
+        assert await drain(store) == [second, first]
+
+    async def test_f05_a_terminal_status_takes_away_a_place_that_was_kept(self, store: LightningStore) -> None:
+        first, second = await enqueue(store, 2)
+        await store.update_rollout(first, status="running")
+        await store.update_rollout(first, status="failed")
+        await store.update_rollout(first, status="queuing")
+        assert await drain(store) == [second, first]
+
+    async def test_f05_cancelled_and_queued_again_goes_to_the_tail(self, store: LightningStore) -> None:
+        first, second = await enqueue(store, 2)
+        await store.cancel_rollouts([first])
+        await store.update_rollout(first, status="queuing")
+        assert await drain(store) == [second, first]
+
+    async def test_f05_an_end_by_report_takes_away_a_place_that_was_kept(self, store: LightningStore) -> None:
+        first = await store.start_rollout("first")
+        await store.update_rollout(first.rollout_id, status="queuing")
+        second = await store.enqueue_rollout("second")
+        await store.update_rollout(first.rollout_id, status="running")
+        await report(store, first, "failed")
+        await store.update_rollout(first.rollout_id, status="queuing")
+        assert await drain(store) == [second.rollout_id, first.rollout_id]
 
     async def test_f05_a_finished_rollout_can_be_put_back(self, store: LightningStore) -> None:
         started = await store.start_rollout("task")
