@@ -280,7 +280,7 @@ class Step:
         if status is None:
             await self.tx.put_rollout(updated)
         else:
-            # A rollout that is set to preparing or running by hand keeps its place in the queue until a claim passes it.
+            # Preparing and running, set by hand, keep the place in the queue until a claim passes it.
             updated = await self._set_status(updated, status, leave_queue=status in lifecycle.TERMINAL)
         latest = await self.tx.latest_attempt(rollout_id)
         if latest is not None:
@@ -497,9 +497,7 @@ class Step:
         latest = await self.latest_attempt(attempt.rollout_id)
         is_latest = latest.attempt_id == attempt.attempt_id
         alive = attempt._replace(last_heartbeat_time=max(attempt.last_heartbeat_time or 0.0, self.now))
-        begins = attempt.status == "preparing"
-        revives = attempt.status == "unresponsive" and is_latest and rollout.status == "requeuing"
-        if moves and (begins or revives):
+        if moves and attempt.status in ("preparing", "unresponsive"):
             alive = self._with_status(alive, "running")
         await self.tx.put_attempt(alive)
         if is_latest:

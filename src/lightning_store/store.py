@@ -186,9 +186,10 @@ class LightningStore(ABC):
         """Store a span; return it, or None if its key (rollout, attempt, span id) is stored already.
 
         The span refreshes the attempt's heartbeat (store clock, never backwards) and moves a preparing attempt, with
-        its rollout, to running. It revives an unresponsive attempt whose rollout waits to be retried; a timeout,
-        failed or succeeded attempt it does not revive. A duplicate changes nothing. ``span.sequence_id`` is kept as
-        given and raises the rollout's counter to it. ValueError: unknown rollout or attempt.
+        its rollout, to running. An unresponsive attempt becomes running again, and so does its rollout if the attempt
+        is its latest and the rollout is requeuing; a timeout, failed or succeeded attempt stays as it is. A duplicate
+        changes nothing. ``span.sequence_id`` is kept as given and raises the rollout's counter to it. ValueError:
+        unknown rollout or attempt.
         """
 
     @abstractmethod

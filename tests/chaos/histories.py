@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
-from lightning_store import LightningStore
+from lightning_store import AttemptStatus, LightningStore, RolloutStatus
 from lightning_store.testing.faults import FaultSchedule, FaultStatistics
 from lightning_store.testing.linearizability import History, RecordedStore
 from lightning_store_client import LightningStoreClient
@@ -66,10 +66,12 @@ class Session:
         return await self.store.next_numbers(self._rollout(), self.rng.choice([1, 2]))
 
     async def _set_status(self) -> Any:
-        return await self.store.set_status(self._rollout(), self.rng.choice(["queuing", "requeuing", "cancelled"]))
+        statuses: list[RolloutStatus] = ["queuing", "requeuing", "cancelled", "running"]
+        return await self.store.set_status(self._rollout(), self.rng.choice(statuses))
 
     async def _report(self) -> Any:
-        return await self.store.report(*self._attempt(), self.rng.choice(["running", "succeeded", "failed", "failed"]))
+        statuses: list[AttemptStatus] = ["running", "succeeded", "failed", "failed", "unresponsive", "unresponsive"]
+        return await self.store.report(*self._attempt(), self.rng.choice(statuses))
 
     async def _add_span(self) -> Any:
         number = self.rng.randrange(1, 6)

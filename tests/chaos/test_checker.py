@@ -127,6 +127,30 @@ LINEARIZABLE = {
         .call("3", "report", "a", 1, "succeeded", gives="succeeded")
         .call("4", "look", "a", gives=("preparing", 2, "preparing"))
     ),
+    "cancelled ones leave the queue, running ones keep their places": (
+        enqueued("a", "b", "c")
+        .call("1", "set_status", "a", "cancelled", gives="cancelled")
+        .call("2", "set_status", "b", "running", gives="running")
+        .call("3", "set_status", "a", "queuing", gives="queuing")
+        .call("4", "set_status", "b", "queuing", gives="queuing")
+        .call("5", "claim", 3, gives=(("b", 1), ("c", 1), ("a", 1)))
+    ),
+    "a span revives an unresponsive attempt, and its rollout while that waits for a retry": (
+        enqueued("a")
+        .call("1", "begin_attempt", "a", gives=1)
+        .call("2", "report", "a", 1, "unresponsive", gives="unresponsive")
+        .call("3", "add_span", "a", 1, "s", 1, gives=True)
+        .call("4", "look", "a", gives=("running", 1, "running"))
+        .call("5", "claim", 1, gives=())
+    ),
+    "a span revives an unresponsive attempt and not a rollout that failed": (
+        enqueued("a")
+        .call("1", "begin_attempt", "a", gives=1)
+        .call("2", "begin_attempt", "a", gives=2)
+        .call("3", "report", "a", 2, "unresponsive", gives="unresponsive")
+        .call("4", "add_span", "a", 2, "s", 1, gives=True)
+        .call("5", "look", "a", gives=("failed", 2, "running"))
+    ),
     "cancelled ones are skipped": (
         enqueued("a", "b")
         .call("1", "set_status", "a", "cancelled", gives="cancelled")

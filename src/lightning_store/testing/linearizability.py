@@ -262,7 +262,9 @@ class _Search(Generic[S]):
 QUEUED: Final = ("queuing", "requeuing")
 TERMINAL: Final = ("failed", "succeeded", "cancelled")
 MAX_ATTEMPTS: Final = 2
-"""Of each rollout in a history, all of which are retried when an attempt failed."""
+"""Of each rollout in a history."""
+RETRIED: Final[tuple[AttemptStatus, ...]] = ("failed", "unresponsive")
+"""The outcomes after which each rollout in a history is retried."""
 
 
 class ModelRollout(NamedTuple):
@@ -352,8 +354,8 @@ class StoreModel:
         if number < len(rollout.attempts):
             return state.with_rollout(name, rollout), status
         follows = status
-        if status == "failed" and number < MAX_ATTEMPTS:
-            follows = "requeuing"
+        if status in RETRIED:
+            follows = "requeuing" if number < MAX_ATTEMPTS else "failed"
         return state.moved(name, rollout._replace(status=follows)), status
 
     def set_status(self, state: ModelState, name: str, status: str) -> tuple[ModelState, Hashable]:
@@ -385,9 +387,8 @@ class StoreModel:
         if key in rollout.spans:
             return state, False
         last_number = max(rollout.last_number, sequence_id)
-        begins = rollout.attempts[number - 1] == "preparing"
         status = rollout.status
-        if begins:
+        if rollout.attempts[number - 1] in ("preparing", "unresponsive"):
             rollout = rollout._replace(attempts=_with(rollout.attempts, number, "running"))
             if number == len(rollout.attempts) and status in ("preparing", "requeuing"):
                 status = "running"
@@ -430,7 +431,7 @@ class RecordedStore:
 
     async def enqueue(self, *names: str) -> Hashable | None:
         """Several are one batch."""
-        config = RolloutConfig(max_attempts=MAX_ATTEMPTS, retry_condition=["failed"])
+        config = RolloutConfig(max_attempts=MAX_ATTEMPTS, retry_condition=list(RETRIED))
         requests = [EnqueueRolloutRequest(input=name, config=config) for name in names]
 
         def view(rollouts: Any) -> Hashable:
@@ -450,14 +451,13 @@ class RecordedStore:
         return await self._record(Call("begin_attempt", (name,)), answer, lambda one: self._history.know(one)[1])
 
     async def report(self, name: str, number: int, status: AttemptStatus) -> Hashable | None:
-        """The status of the attempt: preparing, running, succeeded or failed."""
+        """The status of the attempt: preparing, running, succeeded, failed or unresponsive."""
         ids = self._history.rollout_ids[name], self._history.attempt_ids[name, number]
         answer = self._store.update_attempt(*ids, status=status)
         return await self._record(Call("report", (name, number, status)), answer, lambda attempt: attempt.status)
 
     async def set_status(self, name: str, status: RolloutStatus) -> Hashable | None:
-        """The status of the rollout: queuing, requeuing or cancelled. What else can be set by hand leads to states on
-        whose place in the queue the contract is silent."""
+        """The status of the rollout."""
         answer = self._store.update_rollout(self._history.rollout_ids[name], status=status)
         return await self._record(Call("set_status", (name, status)), answer, lambda rollout: rollout.status)
 

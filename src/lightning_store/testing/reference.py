@@ -128,8 +128,7 @@ class ReferenceStore:
         rollout.span_keys.append(key)
         attempt.heartbeat_time = now
         latest = attempt is rollout.attempts[-1]
-        revives = attempt.status == "unresponsive" and latest and rollout.status == "requeuing"
-        if attempt.status == "preparing" or revives:
+        if attempt.status in ("preparing", "unresponsive"):
             attempt.status = "running"
             if latest and rollout.status in ("preparing", "requeuing"):
                 self._move(rollout, "running")

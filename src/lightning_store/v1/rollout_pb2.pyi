@@ -85,7 +85,7 @@ class _AttemptStatusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Attempt
     """Its runner reported success."""
     ATTEMPT_STATUS_UNRESPONSIVE: _AttemptStatus.ValueType  # 5
     """Silent for longer than RolloutConfig.unresponsive; or its worker, which had sent heartbeats, for longer than the server
-    waits for the next one. A span can revive it while its rollout waits for a retry.
+    waits for the next one. A span makes it running again.
     """
     ATTEMPT_STATUS_TIMEOUT: _AttemptStatus.ValueType  # 6
     """Ran for longer than RolloutConfig.timeout."""
@@ -105,7 +105,7 @@ ATTEMPT_STATUS_SUCCEEDED: AttemptStatus.ValueType  # 4
 """Its runner reported success."""
 ATTEMPT_STATUS_UNRESPONSIVE: AttemptStatus.ValueType  # 5
 """Silent for longer than RolloutConfig.unresponsive; or its worker, which had sent heartbeats, for longer than the server
-waits for the next one. A span can revive it while its rollout waits for a retry.
+waits for the next one. A span makes it running again.
 """
 ATTEMPT_STATUS_TIMEOUT: AttemptStatus.ValueType  # 6
 """Ran for longer than RolloutConfig.timeout."""

@@ -282,6 +282,18 @@ class RevivalContract(ContractBase):
         assert list(await store.query_spans(started.rollout_id)) == [span]
         assert await drain(store) == [started.rollout_id]
 
+    @pytest.mark.parametrize("status", ["timeout", "failed"])
+    async def test_f14_a_span_revives_no_other_attempt_of_a_failed_rollout(
+        self, store: LightningStore, clock: FakeClock, status: AttemptStatus
+    ) -> None:
+        started = await store.start_rollout("task")
+        ended = await report(store, started, status)
+        failed = await look(store, started)
+        clock.advance(5)
+        await store.add_span(make_span(started))
+        attempt = ended.model_copy(update={"last_heartbeat_time": clock.now()})
+        assert await look(store, started) == failed.model_copy(update={"attempt": attempt})
+
     async def test_f14_a_span_after_success_is_stored(self, store: LightningStore, clock: FakeClock) -> None:
         started = await store.start_rollout("task")
         ended = await report(store, started, "succeeded")
@@ -292,19 +304,118 @@ class RevivalContract(ContractBase):
         assert await look(store, started) == rollout.model_copy(update={"attempt": attempt})
         assert len(await store.query_spans(started.rollout_id)) == 1
 
-    async def test_f14_a_span_does_not_revive_a_rollout_that_failed_for_good(self, store: LightningStore) -> None:
+    @pytest.mark.parametrize("strict", [False, True])
+    async def test_f14_a_rollout_that_failed_for_good_stays_failed(self, clock: FakeClock, strict: bool) -> None:
+        async with self.opened(clock, strict=strict) as store:
+            started = await store.start_rollout("task")
+            await report(store, started, "unresponsive")
+            failed = await look(store, started)
+            clock.advance(5)
+            await store.add_span(make_span(started))
+            revived = started.attempt.model_copy(update={"status": "running", "last_heartbeat_time": clock.now()})
+            assert await look(store, started) == failed.model_copy(update={"attempt": revived})
+            assert await store.dequeue_rollout() is None
+
+    @pytest.mark.parametrize("terminal", ["failed", "succeeded", "cancelled"])
+    async def test_f14_a_terminal_rollout_stays_as_it_is(
+        self, store: LightningStore, clock: FakeClock, terminal: RolloutStatus
+    ) -> None:
+        started = await store.start_rollout("task", config=retrying())
+        await report(store, started, "unresponsive")
+        ended = await store.update_rollout(started.rollout_id, status=terminal)
+        clock.advance(5)
+        await store.add_span(make_span(started))
+        revived = started.attempt.model_copy(update={"status": "running", "last_heartbeat_time": clock.now()})
+        assert await look(store, started) == with_attempt(ended, revived)
+
+    async def test_f14_a_rollout_that_was_put_back_as_queuing_stays_queued(self, store: LightningStore) -> None:
         started = await store.start_rollout("task")
         await report(store, started, "unresponsive")
+        await store.update_rollout(started.rollout_id, status="queuing")
         await store.add_span(make_span(started))
-        assert await statuses(store, started) == ("failed", "unresponsive")
+        assert await statuses(store, started) == ("queuing", "running")
+        assert await drain(store) == [started.rollout_id]
 
-    async def test_f14_a_span_does_not_revive_an_older_attempt(self, store: LightningStore) -> None:
-        first = await store.start_rollout("task", config=retrying())
+    async def test_f14_a_rollout_that_was_set_to_preparing_follows(self, store: LightningStore) -> None:
+        started = await store.start_rollout("task")
+        await report(store, started, "unresponsive")
+        await store.update_rollout(started.rollout_id, status="preparing")
+        await store.add_span(make_span(started))
+        assert await statuses(store, started) == ("running", "running")
+
+    @pytest.mark.parametrize("number", [1, 2])
+    async def test_f14_a_rollout_whose_retry_was_claimed_stays_as_it_is(
+        self, store: LightningStore, clock: FakeClock, number: int
+    ) -> None:
+        first = await store.start_rollout("task", config=retrying(3))
+        await report(store, first, "unresponsive")
+        retries = [await claim(store)]
+        if number == 2:
+            await report(store, retries[0], "failed")
+            retries.append(await claim(store))
+        clock.advance(5)
+        await store.add_span(make_span(first))
+        assert await look(store, first) == retries[-1]
+        revived = first.attempt.model_copy(update={"status": "running", "last_heartbeat_time": clock.now()})
+        assert await look_at_attempt(store, first) == revived
+
+    async def test_f14_an_older_attempt_does_not_take_a_retry_out_of_the_queue(self, store: LightningStore) -> None:
+        first = await store.start_rollout("task", config=retrying(3))
         await report(store, first, "unresponsive")
         second = await claim(store)
+        await report(store, second, "unresponsive")
         await store.add_span(make_span(first))
+        assert await statuses(store, first) == ("requeuing", "unresponsive")
+        assert (await look_at_attempt(store, first)).status == "running"
+        assert await drain(store) == [first.rollout_id]
+
+    async def test_f14_a_batch_of_spans_revives_each_unresponsive_attempt(self, store: LightningStore) -> None:
+        waiting = await store.start_rollout("waits for its retry", config=retrying())
+        failed = await store.start_rollout("failed")
+        for one in (waiting, failed):
+            await report(store, one, "unresponsive")
+        await store.add_many_spans([make_span(waiting), make_span(failed), make_span(waiting, 2)])
+        assert await statuses(store, waiting) == ("running", "running")
+        assert await statuses(store, failed) == ("failed", "running")
+
+    @pytest.mark.parametrize("status", ["timeout", "failed", "succeeded"])
+    async def test_f14_a_span_on_an_older_attempt_that_ended_otherwise_leaves_it(
+        self, store: LightningStore, clock: FakeClock, status: AttemptStatus
+    ) -> None:
+        first = await store.start_rollout("task", config=retrying())
+        ended = await report(store, first, status)
+        second = await store.start_attempt(first.rollout_id)
+        clock.advance(5)
+        await store.add_span(make_span(first))
+        assert await look_at_attempt(store, first) == ended.model_copy(update={"last_heartbeat_time": clock.now()})
         assert await look(store, first) == second
-        assert (await look_at_attempt(store, first)).status == "unresponsive"
+
+    async def test_f14_a_revived_attempt_of_a_failed_rollout_stays_running_until_it_reports(
+        self, store: LightningStore, clock: FakeClock
+    ) -> None:
+        config = RolloutConfig(unresponsive_seconds=10, timeout_seconds=100)
+        started = await store.start_rollout("task", config=config)
+        clock.advance(11)
+        assert await statuses(store, started) == ("failed", "unresponsive")
+        await store.add_span(make_span(started))
+        clock.advance(1000)
+        assert await statuses(store, started) == ("failed", "running")
+        await report(store, started, "succeeded")
+        assert await statuses(store, started) == ("succeeded", "succeeded")
+
+    async def test_f14_a_revived_older_attempt_stays_running_until_it_reports(
+        self, store: LightningStore, clock: FakeClock
+    ) -> None:
+        first = await store.start_rollout("task", config=retrying(unresponsive_seconds=10))
+        clock.advance(11)
+        second = await claim(store)
+        await store.add_span(make_span(first))
+        clock.advance(1000)
+        assert (await look_at_attempt(store, first)).status == "running"
+        assert await statuses(store, second) == ("failed", "unresponsive")
+        late = await report(store, first, "succeeded")
+        assert (late.status, late.end_time) == ("succeeded", clock.now())
+        assert await statuses(store, second) == ("failed", "unresponsive")
 
     async def test_f14_a_span_on_a_cancelled_rollout_is_stored(self, store: LightningStore) -> None:
         started = await store.start_rollout("task")

@@ -108,7 +108,9 @@ class QueueContract(ContractBase):
         assert await drain(store) == [second]
 
     @pytest.mark.parametrize("status", ["preparing", "running", *TERMINAL])
-    async def test_f05_skipped_and_put_back_goes_to_the_tail(self, store: LightningStore, status: RolloutStatus) -> None:
+    async def test_f05_skipped_and_put_back_goes_to_the_tail(
+        self, store: LightningStore, status: RolloutStatus
+    ) -> None:
         first, second, third = await enqueue(store, 3)
         await store.update_rollout(first, status=status)
         assert (await claim(store)).rollout_id == second

@@ -206,11 +206,31 @@ class AssignmentContract(ContractBase):
         await report(store, started, "running")
         assert await holding(store, "w") == ("busy", started.rollout_id, started.attempt.attempt_id)
 
-    async def test_f25_an_attempt_that_a_span_revives_makes_its_worker_busy_again(self, store: LightningStore) -> None:
-        started = await store.start_rollout("task", config=retrying(), worker_id="w")
+    @pytest.mark.parametrize("max_attempts", [1, 2])
+    async def test_f25_an_attempt_that_a_span_revives_makes_its_worker_busy_again(
+        self, store: LightningStore, max_attempts: int
+    ) -> None:
+        started = await store.start_rollout("task", config=retrying(max_attempts), worker_id="w")
         await report(store, started, "unresponsive")
         await store.add_span(make_span(started))
         assert await holding(store, "w") == ("busy", started.rollout_id, started.attempt.attempt_id)
+
+    async def test_f25_an_older_attempt_that_a_span_revives_makes_its_worker_busy_again(
+        self, store: LightningStore
+    ) -> None:
+        first = await store.start_rollout("task", config=retrying(), worker_id="w1")
+        await report(store, first, "unresponsive")
+        second = await claim(store, "w2")
+        await store.add_span(make_span(first))
+        assert await holding(store, "w1") == ("busy", first.rollout_id, first.attempt.attempt_id)
+        assert await holding(store, "w2") == ("busy", second.rollout_id, second.attempt.attempt_id)
+
+    async def test_f25_a_revived_attempt_does_not_take_its_worker_from_another(self, store: LightningStore) -> None:
+        first = await store.start_rollout("task", config=retrying(), worker_id="w")
+        await report(store, first, "unresponsive")
+        second = await claim(store, "w")
+        await store.add_span(make_span(first))
+        assert await holding(store, "w") == ("busy", second.rollout_id, second.attempt.attempt_id)
 
     async def test_f25_workers_are_snapshots(self, store: LightningStore) -> None:
         stats = {"cpu": [1]}
