@@ -10,7 +10,7 @@ from agentlightning.store.base import UNSET, LightningStoreCapabilities, Lightni
 from agentlightning.types import PaginatedResult, TaskInput
 from opentelemetry.sdk.trace import ReadableSpan
 
-from lightning_store.errors import SpansRejectedError
+from lightning_store.errors import RolloutNotFoundError, SpansRejectedError
 from lightning_store.store import LightningStore
 from lightning_store_agentlightning import convert
 
@@ -323,7 +323,12 @@ class AdaptedStore(agl.LightningStore):
         fields = _given(
             input=input, mode=mode, resources_id=resources_id, status=status, config=config, metadata=metadata
         )
-        return convert.rollout_to_agl(await self._store.update_rollout(rollout_id, **fields))
+        try:
+            updated = await self._store.update_rollout(rollout_id, **fields)
+        except RolloutNotFoundError as error:
+            # Agent Lightning's message for this call alone; programs and tests of its users match it.
+            raise RolloutNotFoundError(f"Item does not exist: {error}", **error.details) from error
+        return convert.rollout_to_agl(updated)
 
     async def update_attempt(
         self,
