@@ -1,7 +1,7 @@
 """What is stored and sent: one payload and one span, the same bytes in every run.
 
-The span is what an instrumented LLM call leaves behind. Its text is filled up so that its sizes are those that the
-published figures refer to.
+The span is what an instrumented LLM call leaves behind; a trainer's has the tokens too. Its text is filled up so that
+its sizes are those that the published figures refer to.
 """
 
 from __future__ import annotations
@@ -13,6 +13,13 @@ SPAN_JSON_BYTES: Final = 2_093
 """Compact JSON of :func:`span_fields`, and so of the body of a request that carries it as JSON."""
 SPAN_PROTO_BYTES: Final = 1_667
 """The same span as ``lightning_store.v1.Span``."""
+PROMPT_TOKENS: Final = 1_500
+RESPONSE_TOKENS: Final = 500
+"""Token ids in the attributes of :func:`trainer_span_fields`, with a logprob for each of the response."""
+OUTPUT_TOKENS: Final = 128
+"""``gen_ai.usage.output_tokens`` of every span, to know one by."""
+ANSWER: Final = 7
+"""``answer`` of every input, likewise."""
 PAYLOAD_JSON_BYTES: Final = 200
 """Compact JSON of :func:`rollout_input`."""
 
@@ -50,7 +57,7 @@ _ATTRIBUTES: Final[dict[str, Any]] = {
     "gen_ai.response.id": "chatcmpl-9f0c2b7e5d1a4c38",
     "gen_ai.response.finish_reasons": ["stop"],
     "gen_ai.usage.input_tokens": 412,
-    "gen_ai.usage.output_tokens": 128,
+    "gen_ai.usage.output_tokens": OUTPUT_TOKENS,
     "gen_ai.prompt.0.role": "system",
     "gen_ai.prompt.0.content": _fill(_SYSTEM, _SYSTEM_CHARACTERS),
     "gen_ai.prompt.1.role": "user",
@@ -58,6 +65,15 @@ _ATTRIBUTES: Final[dict[str, Any]] = {
     "gen_ai.completion.0.role": "assistant",
     "gen_ai.completion.0.content": _fill(_ANSWER, _ANSWER_CHARACTERS),
     "gen_ai.completion.0.finish_reason": "stop",
+}
+
+
+_VOCABULARY: Final = 151_936
+"""Token ids are below this, spread over it: those of a model like the one that the span names."""
+_TOKENS: Final[dict[str, Any]] = {
+    "prompt_token_ids": [number * 7_919 % _VOCABULARY for number in range(PROMPT_TOKENS)],
+    "response_token_ids": [number * 104_729 % _VOCABULARY for number in range(RESPONSE_TOKENS)],
+    "logprobs": [-(number * 7_919 % 9_973) / 3_001 for number in range(RESPONSE_TOKENS)],
 }
 
 
@@ -87,13 +103,19 @@ def span_fields(rollout_id: str, attempt_id: str, number: int) -> dict[str, Any]
     }
 
 
+def trainer_span_fields(rollout_id: str, attempt_id: str, number: int) -> dict[str, Any]:
+    """The same with what a trainer learns from: the ids of prompt and response, and the logprobs of the response."""
+    fields = span_fields(rollout_id, attempt_id, number)
+    return {**fields, "attributes": {**_ATTRIBUTES, **_TOKENS}}
+
+
 def _context(span_id: str) -> dict[str, Any]:
     return {"trace_id": _TRACE_ID, "span_id": span_id, "is_remote": False, "trace_state": {}}
 
 
 def rollout_input(number: int) -> dict[str, Any]:
     """The input of a rollout: :data:`PAYLOAD_JSON_BYTES` of JSON for any number of up to 8 digits."""
-    fixed = {"task": f"{number:08}", "answer": 7, "question": ""}
+    fixed = {"task": f"{number:08}", "answer": ANSWER, "question": ""}
     return {**fixed, "question": _fill(_QUESTION, PAYLOAD_JSON_BYTES - json_bytes(fixed))}
 
 

@@ -55,7 +55,7 @@ class Verdict:
 
 
 _SMALL_CALLS: Final = ("enqueue", "dequeue", "update_attempt", "get_next_span_sequence_id", "get_rollout_by_id")
-_IN_PROCESS: Final = (*_SMALL_CALLS, "add_span", "add_many_spans", "query_spans", "query_rollouts", "lifecycle")
+_IN_PROCESS: Final = (*_SMALL_CALLS, "add_span", "add_many_spans", "lifecycle")
 _GROWING: Final = ("get_rollout_by_id", "enqueue", "dequeue", "update_attempt")
 
 TARGETS: Final[Sequence[Target]] = (
@@ -64,8 +64,6 @@ TARGETS: Final[Sequence[Target]] = (
     Target("add_span", "calls_per_second", "times", 25, callers=64),
     Target("add_many_spans", "calls_per_second", "times", 100),
     Target("add_many_spans_otlp", "calls_per_second", "times", 5),
-    Target("query_spans", "calls_per_second", "times", 4),
-    Target("query_rollouts", "calls_per_second", "times", 12),
     Target("lifecycle", "calls_per_second", "times", 30, callers=64),
     *(Target(cell, "calls_per_second", "times", 2, transport="process") for cell in _IN_PROCESS),
     Target("wait_wake", "p50_ms", "at most", 3),

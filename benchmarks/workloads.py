@@ -10,11 +10,18 @@ import importlib
 import itertools
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from benchmarks.reference import rollout_input, span_fields
+from benchmarks.reference import (
+    ANSWER,
+    OUTPUT_TOKENS,
+    RESPONSE_TOKENS,
+    rollout_input,
+    span_fields,
+    trainer_span_fields,
+)
 from benchmarks.rounds import WrongAnswerError
 from benchmarks.stores import Dialect
 
@@ -24,6 +31,8 @@ if TYPE_CHECKING:
 SPANS_A_BATCH: Final = 100
 ROLLOUTS_A_QUERY: Final = 1_000
 SPANS_A_LIFECYCLE: Final = 4
+TRAINER_SPANS: Final = 2
+"""What a call of a trainer's cell stores or reads."""
 ATTEMPTS_AT_WORK: Final = 256
 """Attempts that spans and sequence numbers are spread over: as many runners at work."""
 QUERIED_ROLLOUTS: Final = 32
@@ -42,8 +51,15 @@ class Subject:
 
     def new_span(self, attempt: AttemptedRollout) -> Span:
         """A reference span of this attempt, with a span id that is new to the store."""
+        return self._span(span_fields, attempt)
+
+    def new_trainer_span(self, attempt: AttemptedRollout) -> Span:
+        """The same with the tokens of a prompt and of its response."""
+        return self._span(trainer_span_fields, attempt)
+
+    def _span(self, fields: Callable[[str, str, int], dict[str, Any]], attempt: AttemptedRollout) -> Span:
         return self.dialect.span.model_validate(
-            span_fields(attempt.rollout_id, attempt.attempt.attempt_id, next(self._numbers))
+            fields(attempt.rollout_id, attempt.attempt.attempt_id, next(self._numbers))
         )
 
     def new_input(self) -> dict[str, Any]:
@@ -241,7 +257,7 @@ def _export_request(spans: Sequence[Span]) -> bytes:
 
 
 class QuerySpans(Workload):
-    """query_spans of a rollout that has 100"""
+    """query_spans of a rollout that has 100; every field of each is read"""
 
     consumes = False
 
@@ -252,24 +268,11 @@ class QuerySpans(Workload):
         return claimed
 
     async def call(self, item: Any, caller: int) -> None:
-        await self._query(item)
-
-    async def _query(self, item: AttemptedRollout) -> Sequence[Span]:
-        spans = await self.store.query_spans(item.rollout_id)
-        _expect(len(spans) == SPANS_A_BATCH, "query_spans", f"{len(spans)} of {SPANS_A_BATCH} spans")
-        return spans
-
-
-class QueryAndReadSpans(QuerySpans):
-    """The same, and then each span's attributes are looked at: what is decoded late is decoded here"""
-
-    async def call(self, item: Any, caller: int) -> None:
-        for span in await self._query(item):
-            _expect(span.attributes["gen_ai.usage.output_tokens"] == 128, "query_spans", span.attributes)
+        await read_spans(self.store, item.rollout_id, SPANS_A_BATCH)
 
 
 class QueryRollouts(Workload):
-    """query_rollouts of the 1,000 rollouts that are stored, each with an attempt"""
+    """query_rollouts of the 1,000 rollouts that are stored, each with an attempt; every field of each is read"""
 
     consumes = False
 
@@ -279,10 +282,48 @@ class QueryRollouts(Workload):
     async def call(self, item: Any, caller: int) -> None:
         found = await self.store.query_rollouts(limit=ROLLOUTS_A_QUERY)
         _expect(len(found) == ROLLOUTS_A_QUERY, "query_rollouts", f"{len(found)} of {ROLLOUTS_A_QUERY} rollouts")
+        for rollout in found:
+            fields = rollout.model_dump()
+            _expect(fields["input"]["answer"] == ANSWER and fields["attempt"] is not None, "query_rollouts", fields)
+
+
+class TrainerAddSpan(Workload):
+    """add_span of two trainer's spans of one attempt, one after the other"""
+
+    items_max = 1_000
+
+    _attempts: Sequence[AttemptedRollout] = ()
+
+    async def make(self, count: int) -> Sequence[Any]:
+        self._attempts = self._attempts or await self.subject.claim(ATTEMPTS_AT_WORK)
+        attempts = itertools.islice(itertools.cycle(self._attempts), count)
+        return [[self.subject.new_trainer_span(attempt) for _ in range(TRAINER_SPANS)] for attempt in attempts]
+
+    async def call(self, item: Any, caller: int) -> None:
+        for span in item:
+            added = await self.store.add_span(span)
+            _expect(added is not None and added.span_id == span.span_id, "add_span", added)
+
+
+class TrainerQuerySpans(Workload):
+    """query_spans of a rollout that has two trainer's spans; every field of each is read"""
+
+    consumes = False
+
+    async def make(self, count: int) -> Sequence[Any]:
+        claimed = await self.subject.claim(QUERIED_ROLLOUTS)
+        for attempt in claimed:
+            await self.store.add_many_spans([self.subject.new_trainer_span(attempt) for _ in range(TRAINER_SPANS)])
+        return claimed
+
+    async def call(self, item: Any, caller: int) -> None:
+        for fields in await read_spans(self.store, item.rollout_id, TRAINER_SPANS):
+            ids = fields["attributes"]["response_token_ids"]
+            _expect(len(ids) == RESPONSE_TOKENS, "query_spans", f"{len(ids)} of {RESPONSE_TOKENS} token ids")
 
 
 class Lifecycle(Workload):
-    """A rollout from the queue to its outcome: enqueue, dequeue, 4 x add_span, update_attempt, get, query_spans"""
+    """A rollout from queue to outcome: enqueue, dequeue, 4 x add_span, update_attempt, get, query_spans; spans read"""
 
     async def make(self, count: int) -> Sequence[Any]:
         return [self.subject.new_input() for _ in range(count)]
@@ -297,8 +338,17 @@ class Lifecycle(Workload):
         await self.store.update_attempt(claimed.rollout_id, claimed.attempt.attempt_id, status="succeeded")
         rollout = await self.store.get_rollout_by_id(claimed.rollout_id)
         _expect(rollout is not None and rollout.status == "succeeded", "get_rollout_by_id", rollout)
-        spans = await self.store.query_spans(claimed.rollout_id)
-        _expect(len(spans) == SPANS_A_LIFECYCLE, "query_spans", f"{len(spans)} of {SPANS_A_LIFECYCLE} spans")
+        await read_spans(self.store, claimed.rollout_id, SPANS_A_LIFECYCLE)
+
+
+async def read_spans(store: LightningStore, rollout_id: str, count: int) -> list[dict[str, Any]]:
+    """All fields of all spans of a rollout that has so many: what a store decodes late is decoded here."""
+    spans = await store.query_spans(rollout_id)
+    _expect(len(spans) == count, "query_spans", f"{len(spans)} of {count} spans")
+    read = [span.model_dump() for span in spans]
+    for fields in read:
+        _expect(fields["attributes"]["gen_ai.usage.output_tokens"] == OUTPUT_TOKENS, "query_spans", fields)
+    return read
 
 
 def _taken_from(stock: deque[Any]) -> Iterator[Any]:
@@ -321,7 +371,8 @@ WORKLOADS: Final[dict[str, type[Workload]]] = {
     "add_many_spans": AddManySpans,
     "add_many_spans_otlp": AddManySpansOtlp,
     "query_spans": QuerySpans,
-    "query_spans_read": QueryAndReadSpans,
     "query_rollouts": QueryRollouts,
+    "trainer_add_span": TrainerAddSpan,
+    "trainer_query_spans": TrainerQuerySpans,
     "lifecycle": Lifecycle,
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from benchmarks import cli, records, reference
 from benchmarks.bench import Opened, in_turn
@@ -77,6 +78,19 @@ def test_the_reference_is_of_the_published_sizes() -> None:
     assert reference.json_bytes(reference.rollout_input(12345678)) == reference.PAYLOAD_JSON_BYTES
 
 
+def test_a_trainers_span_is_the_reference_with_its_tokens() -> None:
+    plain, trainers = (
+        fields("ro-0123456789ab", "at-01234567", 6) for fields in (reference.span_fields, reference.trainer_span_fields)
+    )
+    tokens = {name: trainers["attributes"].pop(name) for name in set(trainers["attributes"]) - set(plain["attributes"])}
+    assert trainers == plain
+    assert {name: len(values) for name, values in tokens.items()} == {
+        "prompt_token_ids": 1_500,
+        "response_token_ids": 500,
+        "logprobs": 500,
+    }
+
+
 # --- Rounds ----------------------------------------------------------------------------------------------------------
 
 
@@ -139,6 +153,33 @@ def test_slow_rounds_become_fewer() -> None:
 
 
 # --- Workloads -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["query_spans", "query_rollouts", "trainer_query_spans", "lifecycle"])
+def test_queries_read_every_field(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    dump = BaseModel.model_dump
+
+    def noted(model: BaseModel, **options: Any) -> dict[str, Any]:
+        read.append(type(model).__name__)
+        return dump(model, **options)
+
+    monkeypatch.setattr(BaseModel, "model_dump", noted)
+
+    async def drive() -> None:
+        workload = WORKLOADS[name](Subject(open_store("lightning_store", None), dialect("lightning_store"), None))
+        item = next(await workload.items(1))
+        read.clear()
+        await workload.call(item, 0)
+
+    asyncio.run(drive())
+    rows, kind = {
+        "query_spans": (100, "Span"),
+        "query_rollouts": (1_000, "AttemptedRollout"),
+        "trainer_query_spans": (2, "Span"),
+        "lifecycle": (4, "Span"),
+    }[name]
+    assert read == [kind] * rows
 
 
 @pytest.mark.parametrize("name", [name for name in WORKLOADS if name not in SERVED_ONLY])
