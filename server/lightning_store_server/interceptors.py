@@ -7,8 +7,8 @@ import asyncio
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NoReturn, TypeAlias
@@ -27,6 +27,7 @@ access_logger = logging.getLogger("lightning_store_server.access")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Behaviour: TypeAlias = Callable[[Any, Context], Awaitable[Any]]
 
 
 class CallerGoneError(asyncio.CancelledError):
@@ -60,19 +61,36 @@ class MethodInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  
 
 
 class CallInterceptor(MethodInterceptor):
-    """Runs each call of the store's service inside ``around``. What it wraps must be coroutine functions, which send a
-    streamed reply by themselves, as those of :class:`AdmissionInterceptor` do."""
+    """Passes each call of the store's service through ``handle``. What it wraps must be coroutine functions, which send
+    a streamed reply by themselves, as those of :class:`AdmissionInterceptor` do.
+
+    ``handle`` uses plain ``try`` statements, and no ``@asynccontextmanager``: that one's frame holds the exception
+    which it passes on, and the traceback of the exception that replaces it holds the frame. In such a cycle the request
+    stays in memory until a collection finds it.
+    """
 
     @abstractmethod
-    def around(self, method: str, context: Context) -> AbstractAsyncContextManager[None]:
-        """Entered before the call and left after it, with its exception if there is one."""
+    async def handle(self, method: str, behaviour: Behaviour, request: Any, context: Context) -> Any:
+        """Call ``behaviour(request, context)`` and return its reply.
+
+        Args:
+            method: The path of the RPC, "/service/Method".
+            behaviour: What handles the call so far.
+            request: The serialized request.
+            context: gRPC's context of the call.
+
+        Returns:
+            The serialized reply; None if ``behaviour`` has sent a stream of them.
+
+        Raises:
+            Exception: What ends the call instead of a reply.
+        """
 
     def wrap(self, method: str, handler: Handler) -> Handler:
         behaviour = _behaviour_of(handler)
 
         async def call(request: Any, context: Context) -> Any:
-            async with self.around(method, context):
-                return await behaviour(request, context)
+            return await self.handle(method, behaviour, request, context)
 
         return _make_handler(handler)(call, handler.request_deserializer, handler.response_serializer)
 
@@ -193,10 +211,9 @@ class ErrorInterceptor(CallInterceptor):
     """Turns an exception into a status with details. What the caller did not cause becomes INTERNAL with an incident
     id; the cause goes to the log under that id and nowhere else."""
 
-    @asynccontextmanager
-    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
+    async def handle(self, method: str, behaviour: Behaviour, request: Any, context: Context) -> Any:
         try:
-            yield
+            return await behaviour(request, context)
         except CallerGoneError:
             raise
         except asyncio.CancelledError:
@@ -215,17 +232,15 @@ class DeadlineInterceptor(CallInterceptor):
         super().__init__()
         self._wait_seconds_max = wait_seconds_max
 
-    @asynccontextmanager
-    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
+    async def handle(self, method: str, behaviour: Behaviour, request: Any, context: Context) -> Any:
         if seconds_left(context) is not None:
-            yield  # gRPC cancels a call at the deadline that its caller set
-            return
+            return await behaviour(request, context)  # gRPC cancels a call at the deadline that its caller set
         policy = BY_PATH[method]
         seconds = policy.deadline_seconds + (self._wait_seconds_max if policy.long_poll else 0.0)
         bound = asyncio.timeout(seconds)
         try:
             async with bound:
-                yield
+                return await behaviour(request, context)
         except TimeoutError:
             if not bound.expired():
                 raise
@@ -233,38 +248,35 @@ class DeadlineInterceptor(CallInterceptor):
 
 
 class AccessLogInterceptor(CallInterceptor):
-    """One line a call: see :func:`log_call`."""
+    """One line a call: see :class:`LoggedCall`."""
 
-    @asynccontextmanager
-    async def around(self, method: str, context: Context) -> AsyncIterator[None]:
-        with log_call(method, context.peer()) as entry:
+    async def handle(self, method: str, behaviour: Behaviour, request: Any, context: Context) -> Any:
+        with LoggedCall(method, context.peer()) as logged:
             try:
-                yield
+                return await behaviour(request, context)
             finally:
-                entry.code = context.code()
+                logged.code = context.code()
 
 
-@dataclass(slots=True)
-class LogEntry:
-    """How a call ended."""
+class LoggedCall:
+    """``with LoggedCall(method, peer) as logged: …`` logs one INFO line in the end: method, status code, milliseconds,
+    peer. The values are also fields of the log record."""
 
-    code: Any = None
-    """A status code or its number; None, or 0, ended well."""
+    def __init__(self, method: str, peer: str) -> None:
+        self._method = method
+        self._peer = peer
+        self.code: Any = None
+        """A status code or its number; None, or 0, ended well."""
 
+    def __enter__(self) -> LoggedCall:
+        self._started = time.perf_counter()
+        return self
 
-@contextmanager
-def log_call(method: str, peer: str) -> Iterator[LogEntry]:
-    """One INFO line: method, status code, milliseconds, peer. The values are also fields of the log record."""
-    started = time.perf_counter()
-    entry = LogEntry()
-    try:
-        yield entry
-    except asyncio.CancelledError:
-        entry.code = grpc.StatusCode.CANCELLED
-        raise
-    finally:
-        milliseconds = round((time.perf_counter() - started) * 1000, 3)
-        call = {"method": method, "code": _code_name(entry.code), "duration_ms": milliseconds, "peer": peer}
+    def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        milliseconds = round((time.perf_counter() - self._started) * 1000, 3)
+        cancelled = exc_type is not None and issubclass(exc_type, asyncio.CancelledError)
+        code = "CANCELLED" if cancelled else _code_name(self.code)
+        call = {"method": self._method, "code": code, "duration_ms": milliseconds, "peer": self._peer}
         access_logger.info("%s %s %.3f ms %s", *call.values(), extra={"call": call})
 
 

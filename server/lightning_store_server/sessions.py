@@ -28,10 +28,10 @@ from lightning_store_server.eager import begin
 from lightning_store_server.interceptors import (
     CallerGoneError,
     Context,
+    LoggedCall,
     Rpc,
     abort,
     is_cancelled,
-    log_call,
     shown_error,
     write,
 )
@@ -269,9 +269,9 @@ class _Session:
     async def _make(self, call: SessionCall) -> _Ended:
         if self._logged_peer is None:
             return await self._calls.make(call)
-        with log_call(_name_of(call), self._logged_peer) as entry:
+        with LoggedCall(_name_of(call), self._logged_peer) as logged:
             ended = await self._calls.make(call)
-            entry.code = 0 if ended.error is None else ended.error.code
+            logged.code = 0 if ended.error is None else ended.error.code
         return ended
 
     # --- Sending -----------------------------------------------------------------------------------------------------

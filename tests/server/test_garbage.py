@@ -6,6 +6,7 @@ import asyncio
 import gc
 import sys
 import threading
+import tracemalloc
 import weakref
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -14,6 +15,7 @@ from contextlib import contextmanager
 import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from lightning_store import InMemoryLightningStore, StoreUnavailableError
 from lightning_store.testing import SAFETY_SECONDS
@@ -68,6 +70,7 @@ def test_afterwards_all_is_as_before():
 # --- What a call leaves ----------------------------------------------------------------------------------------------
 
 WAIT = Duration(seconds=int(SAFETY_SECONDS))
+LARGE_BYTES = 4 * 1024 * 1024
 OF_CALLS = {"RPCState", "_ServicerContext", "_CallContext", "_Session", "Slot", "Step", "FeedRuns", "Watcher"}
 """Types of what a server holds for a call, its frames aside."""
 
@@ -157,10 +160,11 @@ CALLS = [
 ]
 
 
+@pytest.mark.parametrize("access_log", [False, True])
 @pytest.mark.parametrize("call", CALLS)
-def test_a_call_that_is_over_leaves_nothing_to_the_garbage_collector(serve, call):
+def test_a_call_that_is_over_leaves_nothing_to_the_garbage_collector(serve, call, access_log):
     """Which may have been told to leave alone what was there while it was under way."""
-    served = serve(InMemoryLightningStore(strict=True))
+    served = serve(InMemoryLightningStore(strict=True), access_log=access_log)
     call(served)
     settle(served)
     gc.collect()
@@ -176,6 +180,31 @@ def test_a_call_that_is_over_leaves_nothing_to_the_garbage_collector(serve, call
         gc.garbage.clear()
         gc.enable()
     assert {name: count for name, count in left.items() if name in OF_CALLS} == {}
+
+
+def test_large_requests_that_are_refused_leave_no_bytes(serve):
+    """Neither do they wait for the garbage collector, which comes the more rarely the fewer and larger objects are."""
+    served = serve(InMemoryLightningStore(strict=True))
+    update = rollout_pb2.RolloutUpdate(metadata_json=f'{{"large": "{"x" * LARGE_BYTES}"}}')
+    mask = FieldMask(paths=["metadata_json"])
+    large = rollout_pb2.UpdateRolloutRequest(request_id="large", rollout_id="ro-no", update=update, update_mask=mask)
+
+    def refuse() -> None:
+        served.failure("UpdateRollout", large)
+        settle(served)
+
+    refuse()
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        for _ in range(5):
+            refuse()
+        left, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert peak > LARGE_BYTES > left
 
 
 @pytest.mark.asyncio
