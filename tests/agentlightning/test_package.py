@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import subprocess
 import sys
 
 import pytest
@@ -31,6 +31,21 @@ def test_without_agent_lightning(monkeypatch):
     in_fork(work)
 
 
+IMPORTING = """
+import os, sys
+
+seen = []
+sys.addaudithook(
+    lambda event, arguments: event == "import"
+    and arguments[0] == "grpc._cython.cygrpc"
+    and seen.append(os.environ.get("GRPC_ENABLE_FORK_SUPPORT"))
+)
+import lightning_store_agentlightning
+print(seen[0])
+"""
+
+
 def test_it_prepares_grpc_for_forks():
-    """Which must be before gRPC is first imported: Agent Lightning alone does not import it."""
-    assert os.environ["GRPC_ENABLE_FORK_SUPPORT"] == "1"
+    """Which must be when gRPC is first imported: Agent Lightning alone does not import it."""
+    result = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, check=True)
+    assert result.stdout.splitlines()[-1] == "1"

@@ -24,11 +24,11 @@ Serve = Callable[..., ServingProgram]
 def start_script(tmp_path: Path) -> Iterator[StartScript]:
     """``start_script(text, *arguments)``: run it, to be ended by the test.
 
-    ``seconds`` is how long it may take. ``grpc_verbosity`` is what gRPC's own code is told to log, None what it likes.
+    ``seconds`` is how long it may take. ``grpc_verbosity`` is what gRPC's core is told to log; its default if None.
     """
     started: list[Program] = []
 
-    def start(text: str, *arguments: str, seconds: int = SECONDS_MAX, grpc_verbosity: str | None = "NONE") -> Program:
+    def start(text: str, *arguments: str, seconds: int = SECONDS_MAX, grpc_verbosity: str | None = None) -> Program:
         script = tmp_path / f"script-{len(started)}.py"
         script.write_text(HEADER.replace("SECONDS", str(seconds)) + textwrap.dedent(text))
         # Python 3.12 warns of every fork of a process with threads; here it is what is tested.

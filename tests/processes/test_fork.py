@@ -180,7 +180,8 @@ def test_closing_in_a_child_leaves_the_parent_its_connection(run_script, server)
 # --- Servers ---------------------------------------------------------------------------------------------------------
 #
 # A process that serves while it forks is for `make test-chaos`: gRPC's core cannot reset itself in the child while the
-# server's thread is inside it, and so a child crashes now and then (docs/wire.md).
+# server's thread is inside it, and so a child crashes now and then (docs/wire.md). At such a fork it notes on
+# stderr that it did nothing, unless it is told to be quiet.
 
 
 @pytest.mark.parametrize("wrap", ["", "LightningStoreThreaded"])
@@ -251,7 +252,8 @@ def test_a_server_object_is_a_client_of_itself_in_forked_children(run_script, wr
             await server.stop()
 
         asyncio.run(parent())
-        """
+        """,
+        grpc_verbosity="NONE",
     )
 
 
@@ -272,7 +274,8 @@ def test_only_the_process_that_made_a_server_can_start_it(run_script):
         in_children(1, child)
         asyncio.run(server.stop())
         in_children(1, child)
-        """
+        """,
+        grpc_verbosity="NONE",
     )
 
 
@@ -296,7 +299,8 @@ def test_a_server_and_a_client_of_it_in_one_process_that_forks(run_script):
         asyncio.run(use(0))
         assert asyncio.run(server.query_rollouts()).total == 2 * (1 + 2 * (3 + 1) + 1)
         asyncio.run(server.stop())
-        """
+        """,
+        grpc_verbosity="NONE",
     )
 
 
@@ -322,19 +326,6 @@ def test_the_port_is_free_again_when_the_server_stops_though_children_live_on(ru
         finally:
             release.set()
         end()
-        """
-    )
-
-
-@pytest.mark.chaos
-def test_a_fork_of_a_process_that_serves_is_quiet(run_script):
-    """gRPC by itself notes on stderr that it skips its fork handlers, at every fork."""
-    run_script(
-        """
-        server = LightningStoreServer(InMemoryLightningStore(), port=0)
-        asyncio.run(server.start())
-        in_children(2, lambda number: server.statistics())
-        asyncio.run(server.stop())
         """,
-        grpc_verbosity=None,
+        grpc_verbosity="NONE",
     )

@@ -1,8 +1,8 @@
 """The connection to one server: a gRPC channel for each process, and calls on it that asyncio can await.
 
 The channel is of gRPC's synchronous kind, its calls bridged to the caller's event loop. Unlike ``grpc.aio``, such a
-channel serves any number of threads and loops and can be followed by a fork (with GRPC_ENABLE_FORK_SUPPORT=1, which
-importing this package sets).
+channel serves any number of threads and loops and can be followed by a fork (if gRPC was imported with
+GRPC_ENABLE_FORK_SUPPORT=1, which importing this package sees to).
 """
 
 from __future__ import annotations
