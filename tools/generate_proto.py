@@ -7,6 +7,7 @@
 
 The OTLP protos that ours import are in no package as text. The installed ``opentelemetry-proto`` has their descriptors,
 though, and protoc takes descriptors in place of files. buf then checks the image that protoc makes of it all.
+protoc is that of ``.venv-protoc``, which ``make`` installs; its plugins are those of this script's environment.
 buf runs through npx. Where npx is missing, lint and breaking say so; they fail in CI only (``CI`` is set).
 """
 
@@ -35,6 +36,7 @@ PROTO_ROOT = ROOT / "proto"
 SOURCE_ROOT = ROOT / "src"
 PACKAGE = Path("lightning_store/v1")
 SERVICE = PACKAGE / "service.proto"
+PROTOC_PYTHON = ROOT / ".venv-protoc" / "bin" / "python"
 BUF = "@bufbuild/buf@1.75.0"
 INIT = '"""Generated from proto/lightning_store/v1 by `make proto`; not to be edited."""\n'
 
@@ -153,7 +155,7 @@ def write_imported_descriptors(scratch: Path) -> Path:
 def run_protoc(proto_root: Path, descriptors: Path, sources: list[Path], *options: str) -> None:
     bin_directory = Path(sys.executable).parent
     plugins = [f"--plugin={bin_directory / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
-    command = [sys.executable, "-m", "grpc_tools.protoc", f"--descriptor_set_in={descriptors}", f"-I{proto_root}"]
+    command = [str(PROTOC_PYTHON), "-m", "grpc_tools.protoc", f"--descriptor_set_in={descriptors}", f"-I{proto_root}"]
     run([*command, *plugins, *options, *map(str, sources)])
 
 

@@ -11,7 +11,7 @@ from lightning_store.v1 import session_pb2 as lightning__store_dot_v1_dot_sessio
 from lightning_store.v1 import span_pb2 as lightning__store_dot_v1_dot_span__pb2
 from lightning_store.v1 import worker_pb2 as lightning__store_dot_v1_dot_worker__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.71.2'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -24,14 +24,14 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in lightning_store/v1/service_pb2_grpc.py depends on'
+        + f' but the generated code in lightning_store/v1/service_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
 
 
-class LightningStoreServiceStub:
+class LightningStoreServiceStub(object):
     """The queue, rollouts, attempts, spans, resources and workers of one training run.
 
     Classes of methods
@@ -240,7 +240,7 @@ class LightningStoreServiceStub:
                 _registered_method=True)
 
 
-class LightningStoreServiceServicer:
+class LightningStoreServiceServicer(object):
     """The queue, rollouts, attempts, spans, resources and workers of one training run.
 
     Classes of methods
@@ -715,7 +715,7 @@ def add_LightningStoreServiceServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class LightningStoreService:
+class LightningStoreService(object):
     """The queue, rollouts, attempts, spans, resources and workers of one training run.
 
     Classes of methods
