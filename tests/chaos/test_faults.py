@@ -160,7 +160,7 @@ async def test_a_reset_is_told_as_one_and_another_end_is_not(fault: Fault, told:
 async def test_a_late_request_arrives_when_it_is_delivered():
     async with wire(Fault.LATE_REQUEST) as (store, proxy, client):
         with pytest.raises(StoreUnavailableError):
-            await client.enqueue_rollout("x" * 100_000)
+            await client.enqueue_rollout("x" * 50_000)
         assert store.calls["enqueue_many_rollouts"] == 0
         assert await within_safety(proxy.deliver_late_requests()) == 1
         assert store.calls["enqueue_many_rollouts"] == 1
@@ -286,7 +286,7 @@ async def raw_stub(proxy: FaultProxy) -> AsyncIterator[Any]:
 
 def enqueueing() -> EnqueueRolloutsRequest:
     """A request of one rollout, which takes several frames."""
-    rollout = NewRollout(input_json='"' + "x" * 100_000 + '"')
+    rollout = NewRollout(input_json='"' + "x" * 50_000 + '"')
     return EnqueueRolloutsRequest(request_id=uuid.uuid4().hex, rollouts=[rollout])
 
 

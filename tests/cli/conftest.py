@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -20,6 +21,13 @@ from lightning_store_server import LightningStoreServer
 from lightning_store_server.cli.root import root
 
 Run = Callable[..., Result]
+
+
+def cli_runner() -> CliRunner:
+    """A runner that keeps stdout and stderr apart, which click before 8.2 does only when told to."""
+    old = "mix_stderr" in inspect.signature(CliRunner).parameters
+    settings: dict[str, Any] = {"mix_stderr": False} if old else {}
+    return CliRunner(**settings)
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +52,7 @@ def run() -> Run:
     """Run a command line in this process."""
 
     def run(*arguments: str, env: dict[str, str] | None = None) -> Result:
-        return CliRunner().invoke(root, arguments, env=env, catch_exceptions=False)
+        return cli_runner().invoke(root, arguments, env=env, catch_exceptions=False)
 
     return run
 

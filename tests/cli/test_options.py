@@ -8,7 +8,6 @@ import re
 
 import click
 import pytest
-from click.testing import CliRunner
 
 from lightning_store import InMemoryLightningStore
 from lightning_store_server import ServerConfig
@@ -23,6 +22,7 @@ from lightning_store_server.cli.options import (
 from lightning_store_server.cli.root import root
 from lightning_store_server.cli.serve import serve
 from lightning_store_server.cli.show import endpoint
+from tests.cli.conftest import Run
 
 
 @pytest.mark.parametrize(
@@ -128,12 +128,12 @@ def all_options() -> list[tuple[str, click.Option]]:
 @pytest.mark.parametrize(
     ("command", "option"), [pytest.param(*pair, id=f"{pair[0]} {pair[1].opts[0]}") for pair in all_options()]
 )
-def test_each_flag_shows_its_variable(command: str, option: click.Option) -> None:
+def test_each_flag_shows_its_variable(run: Run, command: str, option: click.Option) -> None:
     variable = "LIGHTNING_STORE_" + option.opts[0].removeprefix("--").replace("-", "_").upper()
     has_one = (command, option.opts[0]) not in WITHOUT_A_VARIABLE
     assert option.envvar == (variable if has_one else None)
     assert option.help
-    shown = re.sub(r"\s+", "", CliRunner().invoke(root, [command, "--help"]).output)
+    shown = re.sub(r"\s+", "", run(command, "--help").output)
     assert (f"envvar:{variable}" in shown) == has_one
 
 
@@ -195,17 +195,17 @@ def test_variable_that_kubernetes_sets_is_ignored(monkeypatch: pytest.MonkeyPatc
     ],
     ids=" ".join,
 )
-def test_wrong_flags_of_serve_exit_with_2(arguments: tuple[str, ...]) -> None:
-    result = CliRunner().invoke(root, ["serve", *arguments])
+def test_wrong_flags_of_serve_exit_with_2(run: Run, arguments: tuple[str, ...]) -> None:
+    result = run("serve", *arguments)
     assert result.exit_code == 2
     assert "Error: " in result.stderr
 
 
-def test_wrong_variable_exits_with_2(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_variable_exits_with_2(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIGHTNING_STORE_LOG_LEVEL", "loud")
-    assert CliRunner().invoke(root, ["serve"]).exit_code == 2
+    assert run("serve").exit_code == 2
 
 
-def test_help_has_the_exit_codes() -> None:
-    output = CliRunner().invoke(root, ["serve", "--help"]).output
+def test_help_has_the_exit_codes(run: Run) -> None:
+    output = run("serve", "--help").output
     assert re.findall(r"^ +(\d+)  \w", output, re.MULTILINE) == ["0", "2", "69", "70", "75", "78"]

@@ -146,7 +146,7 @@ class Messages:
         if field.message_type is not None and field.message_type.GetOptions().map_entry:
             return st.dictionaries(TEXTS, RESOURCE_TEXTS, max_size=2)
         one = self._value(field, depth)
-        return st.lists(one, max_size=3) if field.is_repeated else one
+        return st.lists(one, max_size=3) if field.default_value == [] else one  # repeated
 
     def _value(self, field: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:
         if field.message_type is not None:

@@ -113,7 +113,7 @@ def test_assigning_a_field_is_a_look():
     span.name = "new"
     span.note = "extra"  # type: ignore[attr-defined]
     assert_same(span, a_span(name="new", note="extra"))
-    assert {"name", "note"} <= span.model_fields_set
+    assert "name" in span.model_fields_set
 
 
 def test_deleting_a_field_is_a_look():

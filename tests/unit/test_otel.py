@@ -57,7 +57,8 @@ def test_nothing_is_left_out(tracer):
     assert span.kind == "CLIENT"
     assert (span.start_time, span.end_time) == (START / 10**9, (START + 10**9) / 10**9)
     assert span.status.model_dump() == {"status_code": "ERROR", "description": "it broke"}
-    assert span.attributes == {"text": "t", "int": 7, "float": 1.5, "bool": True, "list": ["a", "b"], "raw": b"\x00"}
+    raw = source.attributes["raw"]  # older SDKs make a string of it
+    assert span.attributes == {"text": "t", "int": 7, "float": 1.5, "bool": True, "list": ["a", "b"], "raw": raw}
     assert span.resource.attributes["service.name"] == "agent"
     assert span.resource.schema_url == "https://schema/r"
 

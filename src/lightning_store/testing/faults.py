@@ -44,7 +44,8 @@ class Fault(Enum):
     """The same, but the client is told by a TCP reset instead of an orderly end."""
     LATE_REQUEST = "late request"
     """The connection ends for the client, and the request reaches the server later: on ``deliver_late_requests``. It is
-    the last on its stream then."""
+    the last on its stream then. Until then the server does not read it: it must fit into the
+    server's flow-control window, which is 64 KiB in older releases of gRPC."""
     DELAY = "delay"
     """The request, and what the client sends after it, is held up for ``delay_seconds``."""
     BLACK_HOLE = "black hole"
