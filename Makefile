@@ -10,6 +10,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Agent Lightning brings much along, so it has an environment of its own, with this project beside it.
 VENV_AGENTLIGHTNING := .venv-agentlightning
+# protoc has one too. Its release decides the oldest grpcio and protobuf that the generated code works with (the lower bounds
+# in pyproject.toml), and it needs a protobuf as old.
+VENV_PROTOC := .venv-protoc
+GRPCIO_TOOLS := 1.71.2
+# One for each set of dependencies and each Python: tools/test_matrix.py.
+VENV_MATRIX := .venv-matrix
 
 # What a caller may hand on: make serve SERVE_ARGS="--port 5000", make demo DEMO_ARGS="--help", make test TEST_ARGS="-k f13",
 # make bench-peer BENCH_ARGS="--only add_span --callers 64 --seconds 2".
@@ -17,9 +23,12 @@ SERVE_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 TEST_ARGS ?=
+MATRIX_ARGS ?=
 TEST_JOBS ?= auto
 # Of thousands of tests that are for `make test-chaos` alone, not even the names need be read.
 TEST_LEFT_OUT := --ignore tests/chaos/test_flaky_wire_whole.py
+# The tests that neither start processes nor search for examples.
+TEST_QUICK := -m "not slow and not hypothesis and not chaos and not soak" $(TEST_LEFT_OUT)
 SOAK_SECONDS ?= 600
 SOAK_SEED ?=
 
@@ -100,7 +109,11 @@ test-soak: $(VENV)/.installed-dev ## Run 200 runners on a wire that breaks, for 
 
 .PHONY: test-fast
 test-fast: $(VENV)/.installed-dev ## Run the tests that neither start processes nor search for examples
-	$(BIN)/python -m pytest -m "not slow and not hypothesis and not chaos and not soak" $(TEST_LEFT_OUT) $(TEST_ARGS)
+	$(BIN)/python -m pytest $(TEST_QUICK) $(TEST_ARGS)
+
+.PHONY: test-matrix
+test-matrix: $(VENV)/.installed-dev ## … on each set of dependencies and each Python (MATRIX_ARGS=--short: each once)
+	$(BIN)/python tools/test_matrix.py $(MATRIX_ARGS) -- -n $(TEST_JOBS) $(TEST_QUICK) $(TEST_ARGS)
 
 .PHONY: test-agentlightning
 test-agentlightning: $(VENV_AGENTLIGHTNING)/.installed ## Run the tests against the real Agent Lightning
@@ -127,11 +140,11 @@ typecheck-agentlightning: $(VENV)/.installed-dev $(VENV_AGENTLIGHTNING)/.install
 	$(BIN)/python tools/run_pyright.py --project integrations/agentlightning
 
 .PHONY: proto
-proto: $(VENV)/.installed-dev ## Generate src/lightning_store/v1 from proto/
+proto: $(VENV)/.installed-dev $(VENV_PROTOC)/.installed-$(GRPCIO_TOOLS) ## Generate src/lightning_store/v1 from proto/
 	$(BIN)/python tools/generate_proto.py generate
 
 .PHONY: verify-proto
-verify-proto: $(VENV)/.installed-dev ## Check that generated code is current; buf lint and buf breaking
+verify-proto: $(VENV)/.installed-dev $(VENV_PROTOC)/.installed-$(GRPCIO_TOOLS) ## Check that generated code is current; buf lint and buf breaking
 	$(BIN)/python tools/generate_proto.py check
 	$(BIN)/python tools/generate_proto.py lint
 	$(BIN)/python tools/generate_proto.py breaking
@@ -145,8 +158,8 @@ wheel-test: $(VENV)/.installed-dev ## Build the wheel, install it elsewhere, run
 	$(BIN)/python tools/wheel_test.py
 
 .PHONY: clean
-clean: ## Remove .venv, caches and everything built
-	rm -rf $(VENV) $(VENV_AGENTLIGHTNING) build dist out .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean: ## Remove the environments, caches and everything built
+	rm -rf $(VENV) $(VENV_AGENTLIGHTNING) $(VENV_PROTOC) $(VENV_MATRIX) build dist out .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src server clients integrations tests tools examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp for each set of extras; pip runs again only when pyproject.toml is newer.
@@ -158,7 +171,11 @@ $(VENV_AGENTLIGHTNING)/.installed: pyproject.toml | $(VENV_AGENTLIGHTNING)/bin/p
 	$(VENV_AGENTLIGHTNING)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev-agentlightning]'
 	@touch $@
 
-$(VENV)/bin/python $(VENV_AGENTLIGHTNING)/bin/python:
+$(VENV_PROTOC)/.installed-$(GRPCIO_TOOLS): | $(VENV_PROTOC)/bin/python
+	$(VENV_PROTOC)/bin/python -m pip install --quiet --disable-pip-version-check grpcio-tools==$(GRPCIO_TOOLS)
+	@touch $@
+
+$(VENV)/bin/python $(VENV_AGENTLIGHTNING)/bin/python $(VENV_PROTOC)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Python 3.11 or newer is needed; '$(PYTHON)' is missing or older. Name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
 	  exit 1; }
