@@ -192,6 +192,9 @@ _inherited: list[Connection] = []
 """Connections of parent processes: kept, because collecting a channel closes it, and this one is not ours to close."""
 
 
+CHILD_MAY_KEEP_CORE: Final = tuple(map(int, grpc.__version__.split(".")[:2])) >= (1, 82)
+"""Whether a child may leave its parent's channels open. Up to grpcio 1.81 gRPC's handler ends a child in which gRPC's
+core is still in use, with exit code 64; so it has to close the channels there itself."""
 FORK_SECONDS_MAX: Final = 5.0
 """What a fork waits for our own threads. gRPC waits as long for its threads."""
 NUDGE_SECONDS: Final = 0.005
@@ -241,8 +244,9 @@ class _ForkGate:
             self._nudging.stop()
 
     def _pause(self) -> None:
-        for channel in _open_channels():
-            cygrpc.fork_unregister_channel(channel)
+        if CHILD_MAY_KEEP_CORE:
+            for channel in _open_channels():
+                cygrpc.fork_unregister_channel(channel)
         until = now() + FORK_SECONDS_MAX
         for session in list(self.sessions):
             session.leave(until)
