@@ -10,6 +10,7 @@ The environments are kept in ``.venv-matrix``; pip runs again only when pyprojec
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import shutil
@@ -52,7 +53,7 @@ def run(name: str, version: str, arguments: list[str]) -> tuple[str, bool]:
     print(f"--- {title}", flush=True)
     try:
         python = environment(name, version)
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (LookupError, subprocess.CalledProcessError) as error:
         print(error, file=sys.stderr)
         return f"{title}: error, no environment", True
     command = [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
@@ -74,9 +75,7 @@ def environment(name: str, version: str) -> Path:
     if stamp.exists() and stamp.stat().st_mtime > (ROOT / "pyproject.toml").stat().st_mtime:
         return python
     shutil.rmtree(directory, ignore_errors=True)
-    # pyenv's python3.12 starts only where that version is chosen; to others the variable means nothing.
-    chosen = os.environ | {"PYENV_VERSION": version}
-    subprocess.run([f"python{version}", "-m", "venv", directory], env=chosen, check=True)
+    subprocess.run([interpreter(version), "-m", "venv", directory], check=True)
     constraints = directory / "constraints.txt"
     constraints.write_text("\n".join(SETS[name]()), encoding="utf-8")
     pip = [
@@ -92,6 +91,18 @@ def environment(name: str, version: str) -> Path:
     subprocess.run([*pip, "--editable", f".[{','.join(EXTRAS)}]", *EXPORTERS, *TOOLS], cwd=ROOT, check=True)
     stamp.touch()
     return python
+
+
+def interpreter(version: str) -> str:
+    """The path of a Python of ``version``; LookupError if there is none that runs."""
+    name = f"python{version}"
+    # A shim of pyenv starts only a version that is chosen, globally or by this variable.
+    for variables in ({}, {"PYENV_VERSION": version}):
+        command = [name, "-c", "import sys; print(sys.executable)"]
+        with contextlib.suppress(OSError, subprocess.CalledProcessError):
+            found = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, check=True)
+            return found.stdout.strip()
+    raise LookupError(f"there is no {name} on PATH that runs")
 
 
 def lowest() -> Iterator[str]:
