@@ -10,8 +10,12 @@ import pytest
 from lightning_store_client.channel import CHILD_MAY_KEEP_CORE
 
 pytestmark = pytest.mark.slow
-child_may_keep_core = pytest.mark.skipif(
-    not CHILD_MAY_KEEP_CORE, reason="this gRPC ends each child of a process that serves"
+child_of_server_lives = pytest.mark.skipif(
+    not CHILD_MAY_KEEP_CORE, reason="gRPC up to 1.81 ends each child of a process that serves (docs/wire.md)"
+)
+child_after_close_lives = pytest.mark.skipif(
+    not CHILD_MAY_KEEP_CORE,
+    reason="gRPC up to 1.81 ends or hangs some children forked at once after a channel was closed (docs/wire.md)",
 )
 
 
@@ -143,6 +147,7 @@ def test_grandchildren(run_script, server):
     assert inputs(server) == {"child": 4, "grandchild": 5}
 
 
+@child_after_close_lives
 def test_a_client_that_was_closed_stays_closed_in_the_child(run_script, server):
     run_script(
         """
@@ -262,7 +267,7 @@ def test_a_server_object_is_a_client_of_itself_in_forked_children(run_script, wr
     )
 
 
-@child_may_keep_core
+@child_of_server_lives
 def test_only_the_process_that_made_a_server_can_start_it(run_script):
     run_script(
         """
@@ -310,7 +315,7 @@ def test_a_server_and_a_client_of_it_in_one_process_that_forks(run_script):
     )
 
 
-@child_may_keep_core
+@child_of_server_lives
 def test_the_port_is_free_again_when_the_server_stops_though_children_live_on(run_script):
     """A child inherits the listening socket, and must not keep it."""
     run_script(
