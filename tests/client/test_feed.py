@@ -225,7 +225,7 @@ async def test_a_feed_of_some_ends_if_the_server_comes_back_without_them(stack: 
 async def test_a_stream_that_has_grown_old_is_replaced_by_another(
     stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ):
-    brief = dataclasses.replace(METHODS["WatchRollouts"], deadline_seconds=0.2)
+    brief = dataclasses.replace(METHODS["WatchRollouts"], deadline_seconds=1.0)
     monkeypatch.setattr(calls, "METHODS", {**METHODS, "WatchRollouts": brief})
     async with stack:
         line = await Line(stack).open()
