@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -47,5 +48,7 @@ print(seen[0])
 
 def test_it_prepares_grpc_for_forks():
     """Which must be when gRPC is first imported: Agent Lightning alone does not import it."""
-    result = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
+    command = [sys.executable, "-c", IMPORTING]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "1"
