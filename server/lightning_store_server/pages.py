@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, cast
 
 from google.protobuf.message import Message
 
 from lightning_store.errors import InvalidArgumentError
+from lightning_store.queries import Query
 from lightning_store.v1.query_pb2 import StreamQueryResponse
 from lightning_store.wire.frames import with_rows
 from lightning_store.wire.queries import page_window
@@ -27,10 +28,10 @@ class Listing(Generic[Reply]):
     rows_field: str
     """Of the reply and, by the same name, of the messages of StreamQuery."""
     reply: type[Reply]
-    arguments: Callable[[Any], Mapping[str, Any]]
-    """The keywords of ``query``, from the request; may raise InvalidArgumentError."""
-    query: Callable[..., Awaitable[Any]]
-    """The rows, with their ``items`` and ``total``."""
+    query_of: Callable[[Any], Query[Any]]
+    """The query of a request; may raise InvalidArgumentError."""
+    run: Callable[[Any], Awaitable[Any]]
+    """The rows of a query, with their ``items`` and ``total``."""
     encode: Callable[[Any], bytes]
     """A row as its serialized message."""
 
@@ -49,8 +50,7 @@ async def first_page(listing: Listing[Reply], request: Any, limits: PageLimits) 
     Replies can only be sent (see ``lightning_store.wire.frames``): their rows are bytes, which stand for messages.
     """
     window = page_window(request, limits.rows)
-    arguments = {**listing.arguments(request), "limit": window.limit, "offset": window.offset}
-    result = await listing.query(**arguments)
+    result = await listing.run(replace(listing.query_of(request), limit=window.limit, offset=window.offset))
     rows: list[bytes] = await anext(batches(listing.encode, result.items, limits), [])
     next_page_token = window.next_page_token(len(rows), result.total)
     reply = cast(Any, listing.reply)(total=result.total, next_page_token=next_page_token)
@@ -63,7 +63,7 @@ async def all_pages(listing: Listing[Any], request: Any, limits: PageLimits) -> 
         message = "page_token is for the List methods; a stream has the whole result, so leave it empty"
         raise InvalidArgumentError(message, field="page_token")
     rows_max = page_window(request, limits.rows).page_rows
-    result = await listing.query(**listing.arguments(request))
+    result = await listing.run(listing.query_of(request))
     if not result.items:
         yield StreamQueryResponse(total=result.total)
     async for rows in batches(listing.encode, result.items, PageLimits(rows_max, limits.bytes)):

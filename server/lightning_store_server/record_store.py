@@ -1,110 +1,61 @@
-"""A served store as its records: payloads as text, spans as bytes. The engine keeps them so; for any other store they
-are read and written here. What is called rarely needs no such form."""
+"""A served store on records: payloads as text, spans as bytes. A store of ours has an engine that speaks so; for any
+other store, records are read and written here. What is called rarely needs no such form."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from inspect import getmembers, isroutine
-from typing import Any, Final, Protocol, TypeGuard, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeVar, cast
 
 from lightning_store import json_text
-from lightning_store.backends.base import (
+from lightning_store.backends.base import Rows
+from lightning_store.backends.records import (
     AttemptRecord,
     Claim,
     NewRollout,
     RolloutRecord,
     RolloutRow,
-    Rows,
     SpanCodec,
     SpanRecord,
 )
+from lightning_store.engine.idempotency import part_scope
+from lightning_store.engine.operations import EnqueueRollouts, Operation, StartAttempt, StartRollout, UpdateAttempt
 from lightning_store.errors import SpansRejectedError, StoreError
-from lightning_store.model import (
-    Attempt,
-    AttemptedRollout,
-    AttemptStatus,
-    EnqueueRolloutRequest,
-    Rollout,
-    Span,
-)
+from lightning_store.in_memory import InMemoryLightningStore
+from lightning_store.model import Attempt, AttemptedRollout, EnqueueRolloutRequest, Rollout, Span
 from lightning_store.outcomes import SpanOutcome, add_legal
-from lightning_store.replay import part_scope
+from lightning_store.queries import RolloutQuery, SpanQuery
 from lightning_store.store import LightningStore
 from lightning_store.wire.spans import ProtoSpanCodec
 
+R = TypeVar("R")
 
-@runtime_checkable
+
 class RecordStore(Protocol):
-    """The methods of a LightningStore that are called most, on records. Their arguments have been checked.
+    """The calls that a store gets most, on records. Their arguments have been checked."""
 
-    No method of such a store asks for the current task before it first waits: see :mod:`lightning_store_server.eager`.
-    """
+    async def execute(self, operation: Operation[R]) -> R:
+        """One of StartRollout, EnqueueRollouts, StartAttempt, UpdateAttempt."""
+        ...
 
-    async def start_rollout_record(self, new: NewRollout, worker_id: str | None) -> Claim: ...
+    async def claim(self, limit: int, worker_id: str | None, max_wait: float) -> Sequence[Claim]: ...
 
-    async def enqueue_records(self, new: Sequence[NewRollout]) -> Sequence[RolloutRecord]: ...
+    async def add_spans(self, records: Sequence[SpanRecord]) -> Sequence[SpanOutcome]: ...
 
-    async def claim_records(self, limit: int, worker_id: str | None, max_wait: float) -> Sequence[Claim]: ...
+    async def rollout(self, rollout_id: str) -> RolloutRow | None: ...
 
-    async def start_attempt_record(self, rollout_id: str, worker_id: str | None) -> Claim: ...
+    async def query_rollouts(self, query: RolloutQuery) -> Rows[RolloutRow]: ...
 
-    async def get_rollout_record(self, rollout_id: str) -> RolloutRow | None: ...
-
-    async def query_rollout_records(self, **query: Any) -> Rows[RolloutRow]: ...
-
-    async def update_attempt_record(
-        self, rollout_id: str, attempt_id: str, columns: Mapping[str, Any], status: AttemptStatus | None
-    ) -> AttemptRecord: ...
-
-    async def add_span_records(self, records: Sequence[SpanRecord]) -> Sequence[SpanOutcome]: ...
-
-    async def query_span_records(self, rollout_id: str, **query: Any) -> Rows[SpanRecord]: ...
+    async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]: ...
 
 
 def records_of(store: LightningStore) -> RecordStore:
-    """``store`` itself if it speaks for itself, else an adapter around its public methods."""
-    return store if _speaks_in_records(store) else _Adapter(store)
+    """The engine of a store of ours; an adapter around the public methods of any other.
 
-
-def is_known(store: LightningStore) -> bool:
-    """Whether every public method of it comes from where those on records come from, so that all keep the promise of a
-    RecordStore."""
-    if not isinstance(store, RecordStore):
-        return False
-    promised = max(_place(store, name) for name in _STAND_FOR)
-    return all(_place(store, name) >= promised for name in _PUBLIC_METHODS)
-
-
-def _speaks_in_records(store: LightningStore) -> TypeGuard[RecordStore]:
-    """Whether it has the methods on records, and no subclass, nor a test on the object, put something in the place of a
-    public method that these stand for: that is to be called."""
-    return isinstance(store, RecordStore) and all(
-        _place(store, on_records) <= _place(store, public)
-        for on_records, publics in _STAND_FOR.items()
-        for public in publics
-    )
-
-
-def _place(store: LightningStore, method: str) -> int:
-    """How far it is to where the store has the method from: -1 from the object itself, 0 from its class, and so on."""
-    if method in vars(store):
-        return -1
-    return next(place for place, kind in enumerate(type(store).__mro__) if method in vars(kind))
-
-
-_PUBLIC_METHODS: Final = [name for name, _ in getmembers(LightningStore, isroutine) if not name.startswith("_")]
-_STAND_FOR: Final[Mapping[str, Sequence[str]]] = {
-    "start_rollout_record": ["start_rollout"],
-    "enqueue_records": ["enqueue_rollout", "enqueue_many_rollouts"],
-    "claim_records": ["dequeue_rollout", "dequeue_many_rollouts"],
-    "start_attempt_record": ["start_attempt"],
-    "get_rollout_record": ["get_rollout_by_id"],
-    "query_rollout_records": ["query_rollouts"],
-    "update_attempt_record": ["update_attempt"],
-    "add_span_records": ["add_span", "add_many_spans", "add_otel_span"],
-    "query_span_records": ["query_spans"],
-}
-"""Methods on records, and the public ones that the server calls by them."""
+    A subclass of ours counts as another: it may have put something in the place of a public method.
+    """
+    if type(store) is InMemoryLightningStore:
+        return store.engine
+    return _Adapter(store)
 
 
 class _Adapter:
@@ -115,42 +66,47 @@ class _Adapter:
         self._store = store
         self._codec: SpanCodec = ProtoSpanCodec()
 
-    async def start_rollout_record(self, new: NewRollout, worker_id: str | None) -> Claim:
-        request = _request_of(new)
-        fields = {name: getattr(request, name) for name in ("mode", "resources_id", "config", "metadata")}
-        return _claim_of(await self._store.start_rollout(request.input, **fields, worker_id=worker_id))
+    async def execute(self, operation: Operation[R]) -> R:
+        return cast(R, await self._execute(operation))
 
-    async def enqueue_records(self, new: Sequence[NewRollout]) -> Sequence[RolloutRecord]:
-        return [_record_of(made) for made in await self._store.enqueue_many_rollouts(list(map(_request_of, new)))]
+    async def _execute(self, operation: Operation[Any]) -> Any:
+        match operation:
+            case StartRollout(new=new, worker_id=worker_id):
+                request = _request_of(new)
+                fields = {name: getattr(request, name) for name in ("mode", "resources_id", "config", "metadata")}
+                return _claim_of(await self._store.start_rollout(request.input, **fields, worker_id=worker_id))
+            case EnqueueRollouts(new=many):
+                made = await self._store.enqueue_many_rollouts(list(map(_request_of, many)))
+                return list(map(_record_of, made))
+            case StartAttempt(rollout_id=rollout_id, worker_id=worker_id):
+                return _claim_of(await self._store.start_attempt(rollout_id, worker_id=worker_id))
+            case UpdateAttempt():
+                return await self._update_attempt(operation)
+        raise TypeError(f"{type(operation).__name__} is no call of a RecordStore")
 
-    async def claim_records(self, limit: int, worker_id: str | None, max_wait: float) -> Sequence[Claim]:
+    async def claim(self, limit: int, worker_id: str | None, max_wait: float) -> Sequence[Claim]:
         wait = {"max_wait": max_wait} if max_wait > 0 else {}  # a store need not know of it
         claimed = await self._store.dequeue_many_rollouts(limit=limit, worker_id=worker_id, **wait)
         return list(map(_claim_of, claimed))
 
-    async def start_attempt_record(self, rollout_id: str, worker_id: str | None) -> Claim:
-        return _claim_of(await self._store.start_attempt(rollout_id, worker_id=worker_id))
-
-    async def get_rollout_record(self, rollout_id: str) -> RolloutRow | None:
+    async def rollout(self, rollout_id: str) -> RolloutRow | None:
         found = await self._store.get_rollout_by_id(rollout_id)
         return None if found is None else _row_of(found)
 
-    async def query_rollout_records(self, **query: Any) -> Rows[RolloutRow]:
-        found = await self._store.query_rollouts(**query)
+    async def query_rollouts(self, query: RolloutQuery) -> Rows[RolloutRow]:
+        found = await self._store.query_rollouts(**query.arguments())
         return Rows(list(map(_row_of, found)), found.total)
 
-    async def update_attempt_record(
-        self, rollout_id: str, attempt_id: str, columns: Mapping[str, Any], status: AttemptStatus | None
-    ) -> AttemptRecord:
-        fields = dict(columns)
+    async def _update_attempt(self, update: UpdateAttempt) -> AttemptRecord:
+        fields = dict(update.columns)
         if "metadata_json" in fields:
             text = fields.pop("metadata_json")
             fields["metadata"] = None if text is None else json_text.loads(text, "metadata")
-        if status is not None:
-            fields["status"] = status
-        return _attempt_record_of(await self._store.update_attempt(rollout_id, attempt_id, **fields))
+        if update.status is not None:
+            fields["status"] = update.status
+        return _attempt_record_of(await self._store.update_attempt(update.rollout_id, update.attempt_id, **fields))
 
-    async def add_span_records(self, records: Sequence[SpanRecord]) -> Sequence[SpanOutcome]:
+    async def add_spans(self, records: Sequence[SpanRecord]) -> Sequence[SpanOutcome]:
         numbered: list[Span | StoreError] = []
         for index, record in enumerate(records):
             try:
@@ -178,8 +134,8 @@ class _Adapter:
         # The first of two equal keys in one batch is the one that was stored, so each key is taken once.
         return [errors.get(index) or kept.pop(_key(span), None) for index, span in enumerate(spans)]
 
-    async def query_span_records(self, rollout_id: str, **query: Any) -> Rows[SpanRecord]:
-        result = await self._store.query_spans(rollout_id, **query)
+    async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
+        result = await self._store.query_spans(**query.arguments())
         return Rows([self._codec.encode(span) for span in result], result.total)
 
 

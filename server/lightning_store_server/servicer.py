@@ -9,11 +9,12 @@ from contextlib import AbstractContextManager
 from importlib.metadata import version
 from typing import Any, TypeVar
 
-from lightning_store.backends.base import SpanRecord
+from lightning_store.backends.records import SpanRecord
+from lightning_store.engine.idempotency import request_scope
+from lightning_store.engine.operations import EnqueueRollouts, StartAttempt, StartRollout, UpdateAttempt
 from lightning_store.errors import InvalidArgumentError, StoreError, StoreUnavailableError
 from lightning_store.model import AttemptedRollout, CompletedRollout, Rollout, Worker
 from lightning_store.outcomes import add_legal
-from lightning_store.replay import request_scope
 from lightning_store.store import LightningStore
 from lightning_store.v1 import resources_pb2 as resources
 from lightning_store.v1 import rollout_pb2 as rollout
@@ -55,35 +56,35 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             "rollouts",
             rollout.ListRolloutsResponse,
             queries.list_rollouts_from_proto,
-            self._records.query_rollout_records,
+            self._records.query_rollouts,
             records.RowsEncoder().encode,
         )
         self._attempts = Listing(
             "attempts",
             rollout.ListAttemptsResponse,
-            lambda request: {**queries.list_attempts_from_proto(request), **_of_rollout(request)},
-            store.query_attempts,
+            queries.list_attempts_from_proto,
+            lambda query: store.query_attempts(**query.arguments()),
             lambda row: codec.attempt_to_proto(row).SerializeToString(),
         )
         self._span_rows = Listing(
             "spans",
             span.ListSpansResponse,
-            lambda request: {**queries.list_spans_from_proto(request), **_of_rollout(request)},
-            self._records.query_span_records,
+            queries.list_spans_from_proto,
+            self._records.query_spans,
             spans.span_record_to_bytes,
         )
         self._resources = Listing(
             "resources",
             resources.ListResourcesResponse,
             queries.list_resources_from_proto,
-            store.query_resources,
+            lambda query: store.query_resources(**query.arguments()),
             lambda row: codec.resources_to_proto(row).SerializeToString(),
         )
         self._workers = Listing(
             "workers",
             worker.ListWorkersResponse,
             queries.list_workers_from_proto,
-            store.query_workers,
+            lambda query: store.query_workers(**query.arguments()),
             lambda row: codec.worker_to_proto(row).SerializeToString(),
         )
         self.otlp_http_port: int | None = None
@@ -128,7 +129,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         require(request, "rollout", "rollout")
         new = records.new_rollout_from_proto(request.rollout, "rollout")
         with _once(request, context):
-            started = await self._records.start_rollout_record(new, _worker_id(request))
+            started = await self._records.execute(StartRollout(new, _worker_id(request)))
         return rollout.StartRolloutResponse(rollout=records.rollout_record_to_proto(*started))
 
     async def EnqueueRollouts(
@@ -136,7 +137,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     ) -> rollout.EnqueueRolloutsResponse:
         new = [records.new_rollout_from_proto(one, f"rollouts[{i}]") for i, one in enumerate(request.rollouts)]
         with _once(request, context):
-            queued = await self._records.enqueue_records(new)
+            queued = await self._records.execute(EnqueueRollouts(new))
         return rollout.EnqueueRolloutsResponse(rollouts=map(records.rollout_record_to_proto, queued))
 
     async def DequeueRollouts(
@@ -147,7 +148,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         if limit == 0:
             return rollout.DequeueRolloutsResponse()
         with _once(request, context):
-            claim = self._records.claim_records(limit, _worker_id(request), wait)
+            claim = self._records.claim(limit, _worker_id(request), wait)
             claimed = await (self._until_drained(claim) if wait > 0 else claim)
         return rollout.DequeueRolloutsResponse(rollouts=[records.rollout_record_to_proto(*one) for one in claimed])
 
@@ -156,7 +157,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     ) -> rollout.StartAttemptResponse:
         rollout_id = required_text(request.rollout_id, "rollout_id")
         with _once(request, context):
-            started = await self._records.start_attempt_record(rollout_id, _worker_id(request))
+            started = await self._records.execute(StartAttempt(rollout_id, _worker_id(request)))
         return rollout.StartAttemptResponse(rollout=records.rollout_record_to_proto(*started))
 
     # --- Spans -------------------------------------------------------------------------------------------------------
@@ -165,7 +166,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         """The request is a frame: its spans are bytes."""
         read = [_span_record(message, f"spans[{index}]") for index, message in enumerate(request.spans)]
         with _once(request, context):
-            outcomes = await add_legal(read, self._records.add_span_records)
+            outcomes = await add_legal(read, self._records.add_spans)
         return span.AddSpansResponse(outcomes=map(span_outcome_to_proto, outcomes))
 
     async def AllocateSpanSequenceIds(
@@ -185,7 +186,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     # --- Reading -----------------------------------------------------------------------------------------------------
 
     async def GetRollout(self, request: rollout.GetRolloutRequest, context: Context) -> rollout.GetRolloutResponse:
-        found = await self._records.get_rollout_record(required_text(request.rollout_id, "rollout_id"))
+        found = await self._records.rollout(required_text(request.rollout_id, "rollout_id"))
         return rollout.GetRolloutResponse(rollout=None if found is None else records.rollout_row_to_proto(found))
 
     async def GetLatestAttempt(
@@ -278,7 +279,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         attempt_id = requests.attempt_from_request(request)
         columns, status = records.attempt_change_from_proto(request)
         with _once(request, context):
-            updated = await self._records.update_attempt_record(rollout_id, attempt_id, columns, status)
+            updated = await self._records.execute(UpdateAttempt(rollout_id, attempt_id, columns, status))
         return rollout.UpdateAttemptResponse(attempt=records.attempt_record_to_proto(updated))
 
     async def AddResources(
@@ -447,7 +448,3 @@ def _fingerprint(request: Any) -> str:
 def _worker_id(request: Any) -> str | None:
     """The worker's id; None where it is absent or empty."""
     return request.worker_id or None
-
-
-def _of_rollout(request: Any) -> dict[str, str]:
-    return {"rollout_id": required_text(request.rollout_id, "rollout_id")}

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import grpc
 import grpc.aio
@@ -24,7 +24,6 @@ from lightning_store.wire.errors import error_to_proto
 from lightning_store.wire.methods import METHODS, REPEATED_METADATA, SERVICE, SESSION, Method, Repeat
 from lightning_store_server.admission import Admission, Slot
 from lightning_store_server.config import ServerConfig
-from lightning_store_server.eager import begin
 from lightning_store_server.interceptors import (
     CallerGoneError,
     Context,
@@ -35,7 +34,6 @@ from lightning_store_server.interceptors import (
     shown_error,
     write,
 )
-from lightning_store_server.record_store import is_known
 from lightning_store_server.servicer import StoreServicer
 
 MESSAGE_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -54,8 +52,6 @@ class SessionServicer(StoreServicer):
         self._calls = _Calls(
             {name: self._rpc(method) for name, method in METHODS.items() if not method.streams}, admission
         )
-        self._begin = begin if is_known(store) else asyncio.create_task
-        """How a call is begun: at once if it is known what the store does before it waits."""
         self._access_log = config.access_log
         self._sessions: set[_Session] = set()
 
@@ -72,7 +68,7 @@ class SessionServicer(StoreServicer):
         self, request_iterator: AsyncIterator[SessionRequest], context: Context
     ) -> None:
         peer = context.peer() if self._access_log else None
-        session = _Session(self._calls, self._begin, partial(write, context), peer)
+        session = _Session(self._calls, partial(write, context), peer)
         self._sessions.add(session)
         if self._draining:
             session.take_no_more()
@@ -82,9 +78,6 @@ class SessionServicer(StoreServicer):
             await abort(PATH, context, error)
         finally:
             self._sessions.discard(session)
-
-
-Begin: TypeAlias = Callable[[Coroutine[Any, Any, None]], "asyncio.Task[None] | None"]
 
 
 class _Ended(NamedTuple):
@@ -158,31 +151,19 @@ def _name_of(call: SessionCall) -> str:
     return call.method if method is None else method.path
 
 
-class _UnderWay:
-    """A call whose reply is waited for."""
-
-    __slots__ = ("task",)
-
-    def __init__(self) -> None:
-        self.task: asyncio.Task[None] | None = None
-        """In which it goes on, once it had to wait."""
-
-
 class _Session:
     """One stream: reads calls, begins each, and sends what they end with."""
 
     def __init__(
         self,
         calls: _Calls,
-        begin_call: Begin,
         write: Callable[[SessionResponse], Coroutine[Any, Any, None]],
         logged_peer: str | None,
     ) -> None:
         self._calls = calls
-        self._begin_call = begin_call
         self._write = write
         self._logged_peer = logged_peer
-        self._under_way: dict[int, _UnderWay] = {}
+        self._under_way: dict[int, asyncio.Task[None]] = {}
         self._ended: list[_Ended] = []
         """Whose replies are to be sent next."""
         self._reading = True
@@ -225,15 +206,12 @@ class _Session:
                     called_off = {id_ for id_ in request.cancelled_ids if not self._cancel(id_)}
                     for begun, call in enumerate(one for one in request.calls if one.id not in called_off):
                         if begun and begun % CALLS_AT_A_STRETCH == 0:
-                            self._send(begin)
                             await asyncio.sleep(0)
                         self._begin(call)
-                    self._send(begin)
         except DecodeError as error:
             self._failure = InvalidArgumentError(f"what came is no SessionRequest: {error}")
         except Exception as error:
             self._failure = error
-        self._send(begin)
         self._reading = False
         self._note_whether_over()
 
@@ -243,28 +221,27 @@ class _Session:
         if self._draining:
             error = StoreUnavailableError("the server is shutting down; try again when it is back")
             self._ended.append(_Ended(call.id, b"", error_to_proto(error), None))
+            self._send()
         else:
-            under_way = self._under_way[call.id] = _UnderWay()
-            under_way.task = self._begin_call(self._run(call, under_way))
+            self._under_way[call.id] = asyncio.create_task(self._run(call))
 
     def _cancel(self, id_: int) -> bool:
         """Whether the call was under way."""
-        under_way = self._under_way.pop(id_, None)
-        if under_way is None:
+        task = self._under_way.pop(id_, None)
+        if task is None:
             return False
-        _give_up(under_way)
+        task.cancel()
         self._note_whether_over()
         return True
 
-    async def _run(self, call: SessionCall, under_way: _UnderWay) -> None:
+    async def _run(self, call: SessionCall) -> None:
         ended = await self._make(call)
-        if self._under_way.get(call.id) is not under_way:  # it was cancelled, and ended all the same
+        if self._under_way.get(call.id) is not asyncio.current_task():  # it was cancelled, and ended all the same
             _leave([ended])
             return
         del self._under_way[call.id]
         self._ended.append(ended)
-        if under_way.task is not None:  # else the reader sends it, with the others of its stretch
-            self._send(asyncio.create_task)
+        self._send()
 
     async def _make(self, call: SessionCall) -> _Ended:
         if self._logged_peer is None:
@@ -276,12 +253,11 @@ class _Session:
 
     # --- Sending -----------------------------------------------------------------------------------------------------
 
-    def _send(self, how: Begin) -> None:
-        """Send what has ended, after what is being sent. ``how`` begins it: at once, or in the loop's next turn, with
-        all that ends in this one."""
+    def _send(self) -> None:
+        """Send what has ended, after what is being sent, with all that ends in this turn of the event loop."""
         if self._ended and not self._sending:
             self._sending = True
-            self._sender = how(self._send_all())
+            self._sender = asyncio.create_task(self._send_all())
 
     async def _send_all(self) -> None:
         try:
@@ -310,18 +286,12 @@ class _Session:
     def _abandon(self) -> None:
         """The stream is over: nobody waits for what is under way."""
         given_up, self._under_way = self._under_way, {}
-        for under_way in given_up.values():
-            _give_up(under_way)
+        for task in given_up.values():
+            task.cancel()
         if self._sender is not None:
             self._sender.cancel()
             self._sender = None
         _leave(self._ended)
-
-
-def _give_up(under_way: _UnderWay) -> None:
-    if under_way.task is not None:
-        under_way.task.cancel()
-        under_way.task = None  # whose traceback has what is under way: a reference cycle, with the whole session
 
 
 def _runs(ended: list[_Ended]) -> Iterator[list[_Ended]]:

@@ -62,7 +62,7 @@ from lightning_store.model import (
     Worker,
     WorkerStatus,
 )
-from lightning_store.replay import request_scope
+from lightning_store.engine.idempotency import request_scope
 from lightning_store.store import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
 from lightning_store.threaded import LightningStoreThreaded
 

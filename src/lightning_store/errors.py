@@ -29,9 +29,9 @@ A value that pydantic refuses (an unknown status, ``max_attempts=0``) is ``pydan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 if TYPE_CHECKING:
     from lightning_store.model import Span
@@ -214,3 +214,39 @@ class InternalError(StoreError, RuntimeError):
     """``details["incident_id"]`` is in the server's log beside the cause."""
 
     reason = "INTERNAL"
+
+
+# --- Errors as data --------------------------------------------------------------------------------------------------
+
+
+class ErrorRecord(NamedTuple):
+    """What an error says, to be kept and raised again."""
+
+    reason: str
+    message: str
+    details: dict[str, str]
+    retry_after_seconds: float | None = None
+
+    @classmethod
+    def of(cls, error: StoreError) -> ErrorRecord:
+        retry_after = error.retry_after_seconds if isinstance(error, ResourceExhaustedError) else None
+        details = {name: str(value) for name, value in error.details.items()}
+        return cls(error.reason, str(error), details, retry_after)
+
+    def error(self) -> StoreError:
+        """A new error of the class that has this reason, StoreError if none has."""
+        error = CLASSES_BY_REASON.get(self.reason, StoreError)(self.message)
+        error.details = dict(self.details)
+        if isinstance(error, ResourceExhaustedError):
+            error.retry_after_seconds = self.retry_after_seconds
+        return error
+
+
+def _tree(base: type[StoreError]) -> Iterator[type[StoreError]]:
+    yield base
+    for derived in base.__subclasses__():
+        yield from _tree(derived)
+
+
+CLASSES_BY_REASON: Mapping[str, type[StoreError]] = {cls.reason: cls for cls in _tree(StoreError)}
+"""Every class of the tree above."""

@@ -8,14 +8,14 @@ from lightning_store.backends.memory import REPLAY_ENTRIES_MAX as REPLAY_ENTRIES
 from lightning_store.backends.memory import REPLAY_WINDOW_SECONDS as REPLAY_WINDOW_SECONDS
 from lightning_store.backends.memory import MemoryBackend
 from lightning_store.clock import Clock
-from lightning_store.engine import Engine
+from lightning_store.engine.policy import Policy
+from lightning_store.engine.store import EngineStore
 from lightning_store.memory_limits import MemoryLimits
 from lightning_store.model import Span
-from lightning_store.step import Policy
 from lightning_store.wire.spans import ProtoSpanCodec
 
 
-class InMemoryLightningStore(Engine):
+class InMemoryLightningStore(EngineStore):
     """A LightningStore that lives and dies with the process. Safe to call from any thread and event loop.
 
     ``worker_timeout_seconds`` gives up the attempts of workers that sent heartbeats and fell silent; 0 does not.

@@ -43,7 +43,7 @@ def limits(
 ) -> list[Expiry]:
     """The limits that an attempt is under, the one that wins a tie first. Empty where no deadline counts.
 
-    ``lease_end`` is when its worker counts as dead; see ``lightning_store.workers``.
+    ``lease_end`` is when its worker counts as dead; see ``lightning_store.engine.workers``.
     """
     if rollout_status not in ACTIVE or attempt_status not in ACTIVE:
         return []

@@ -1,14 +1,15 @@
-"""Query arguments, checked once and turned into a :class:`~lightning_store.backends.base.Query`."""
+"""Queries as objects: made once from the arguments of a ``query_…`` method, checked then, and handed down as they are to
+the wire or to a backend."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Final, get_args
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Final, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel
 
-from lightning_store.backends.base import Filter, Query
+from lightning_store.arguments import check_id
 from lightning_store.errors import InvalidArgumentError, InvalidTypeError, UnsortableFieldError
 from lightning_store.model import (
     Attempt,
@@ -22,80 +23,196 @@ from lightning_store.model import (
     WorkerStatus,
 )
 
-
-@dataclass(frozen=True, slots=True)
-class Sortable:
-    """Which fields of a model rows can be sorted by: those that a backend keeps as a column with an order."""
-
-    model: type[BaseModel]
-    columns: frozenset[str]
-
-    def check(self, field: str) -> None:
-        if field in self.columns:
-            return
-        legal = ", ".join(sorted(self.columns))
-        name = self.model.__name__
-        if field in self.model.model_fields:
-            message = f"sort_by: {field!r} of a {name} has no order; sort by one of {legal}"
-            raise UnsortableFieldError(message, field="sort_by")
-        raise InvalidArgumentError(f"sort_by: a {name} has no field {field!r}; sort by one of {legal}", field="sort_by")
-
-
-def _all_but(model: type[BaseModel], *unordered: str) -> Sortable:
-    return Sortable(model, frozenset(model.model_fields).difference(unordered))
-
-
-ROLLOUTS: Final = _all_but(Rollout, "input", "config", "metadata")
-ATTEMPTS: Final = _all_but(Attempt, "metadata")
-RESOURCES: Final = _all_but(ResourcesUpdate, "resources")
-WORKERS: Final = _all_but(Worker, "heartbeat_stats")
-SPANS: Final = Sortable(
-    Span,
-    frozenset(
-        "rollout_id attempt_id sequence_id trace_id span_id parent_id name start_time end_time".split()  # noqa: SIM905
-    ),
-)
+RowT = TypeVar("RowT")
 
 ROLLOUT_STATUSES: Final = frozenset(get_args(RolloutStatus))
 WORKER_STATUSES: Final = frozenset(get_args(WorkerStatus))
 
 
-def build_query(
-    rows: Sortable,
-    *,
-    filters: Sequence[Filter | None] = (),
-    filter_logic: FilterLogic = "and",
-    sort_by: str | None,
-    sort_order: SortOrder,
-    limit: int,
-    offset: int,
-) -> Query:
-    """The query of these arguments; InvalidArgumentError or UnsortableFieldError says which one is not legal."""
-    if filter_logic not in get_args(FilterLogic):
-        raise InvalidArgumentError(f"filter_logic is {filter_logic!r}; give 'and' or 'or'", field="filter_logic")
-    if sort_order not in get_args(SortOrder):
-        raise InvalidArgumentError(f"sort_order is {sort_order!r}; give 'asc' or 'desc'", field="sort_order")
-    if limit < -1:
-        raise InvalidArgumentError(f"limit is {limit}; give -1 for all rows, or 0 and up", field="limit")
-    if offset < 0:
-        raise InvalidArgumentError(f"offset is {offset}; give 0 and up", field="offset")
-    if sort_by is not None:
-        rows.check(sort_by)
-    return Query(
-        filters=tuple(f for f in filters if f is not None),
-        logic=filter_logic,
-        sort_by=sort_by,
-        none_first=sort_by is not None and not sort_by.endswith("_time"),
-        descending=sort_order == "desc",
-        limit=limit,
-        offset=offset,
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """One optional filter on one column of a record."""
+
+    field: str
+    kind: Literal["in", "equals", "contains"]
+    value: Any
+    """A frozenset for "in", text for the others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query(Generic[RowT]):
+    """Which rows, in which order, and which part of them. ``lightning_store.store`` says what each argument means.
+
+    Raises:
+        InvalidArgumentError: An argument is not legal.
+        InvalidTypeError: An argument has the wrong type.
+        UnsortableFieldError: ``sort_by`` names a field that has no order.
+    """
+
+    model: ClassVar[type[BaseModel]]
+    unordered: ClassVar[frozenset[str]]
+    """The fields of the model by which rows cannot be sorted."""
+
+    filter_logic: FilterLogic = "and"
+    sort_by: str | None = None
+    sort_order: SortOrder = "asc"
+    limit: int = -1
+    offset: int = 0
+    filters: tuple[Filter, ...] = field(init=False, repr=False, compare=False)
+    """Of the arguments that were given."""
+
+    def __post_init__(self) -> None:
+        if self.filter_logic not in get_args(FilterLogic):
+            message = f"filter_logic is {self.filter_logic!r}; give 'and' or 'or'"
+            raise InvalidArgumentError(message, field="filter_logic")
+        if self.sort_order not in get_args(SortOrder):
+            raise InvalidArgumentError(f"sort_order is {self.sort_order!r}; give 'asc' or 'desc'", field="sort_order")
+        if self.limit < -1:
+            raise InvalidArgumentError(f"limit is {self.limit}; give -1 for all rows, or 0 and up", field="limit")
+        if self.offset < 0:
+            raise InvalidArgumentError(f"offset is {self.offset}; give 0 and up", field="offset")
+        if self.sort_by is not None:
+            self._check_sortable(self.sort_by)
+        object.__setattr__(self, "filters", tuple(one for one in self._given_filters() if one is not None))
+
+    def _given_filters(self) -> Sequence[Filter | None]:
+        return ()
+
+    def _check_sortable(self, name: str) -> None:
+        columns = [column for column in self.model.model_fields if column not in self.unordered]
+        if name in columns:
+            return
+        legal, model = ", ".join(sorted(columns)), self.model.__name__
+        if name in self.model.model_fields:
+            message = f"sort_by: {name!r} of a {model} has no order; sort by one of {legal}"
+            raise UnsortableFieldError(message, field="sort_by")
+        raise InvalidArgumentError(f"sort_by: a {model} has no field {name!r}; sort by one of {legal}", field="sort_by")
+
+    @property
+    def descending(self) -> bool:
+        return self.sort_order == "desc"
+
+    @property
+    def none_first(self) -> bool:
+        """Where null sorts when ascending: texts first, times last."""
+        return self.sort_by is not None and not self.sort_by.endswith("_time")
+
+    def arguments(self) -> dict[str, Any]:
+        """The keyword arguments of the ``query_…`` method for which this stands, but for those at their defaults."""
+        given = ((one, getattr(self, one.name)) for one in fields(self) if one.init)
+        return {one.name: value for one, value in given if value != one.default}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutQuery(Query[Rollout]):
+    """Arguments of ``query_rollouts``."""
+
+    model = Rollout
+    unordered = frozenset({"input", "config", "metadata"})
+
+    status_in: Sequence[RolloutStatus] | None = None
+    rollout_id_in: Sequence[str] | None = None
+    rollout_id_contains: str | None = None
+
+    def _given_filters(self) -> Sequence[Filter | None]:
+        return (
+            _one_of("status", "status_in", self.status_in, ROLLOUT_STATUSES),
+            _one_of("rollout_id", "rollout_id_in", self.rollout_id_in),
+            _contains("rollout_id", self.rollout_id_contains),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptQuery(Query[Attempt]):
+    """Arguments of ``query_attempts``."""
+
+    model = Attempt
+    unordered = frozenset({"metadata"})
+
+    rollout_id: str
+    sort_by: str | None = "sequence_id"
+
+    def _given_filters(self) -> Sequence[Filter | None]:
+        check_id("rollout_id", self.rollout_id)
+        return ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpanQuery(Query[Span]):
+    """Arguments of ``query_spans``."""
+
+    model = Span
+    unordered = frozenset(Span.model_fields).difference(
+        ("rollout_id", "attempt_id", "sequence_id", "trace_id", "span_id", "parent_id", "name", "start_time", "end_time")
     )
 
+    rollout_id: str
+    attempt_id: str | None = None
+    """An id, "latest", or None for all attempts."""
+    trace_id: str | None = None
+    trace_id_contains: str | None = None
+    span_id: str | None = None
+    span_id_contains: str | None = None
+    parent_id: str | None = None
+    parent_id_contains: str | None = None
+    name: str | None = None
+    name_contains: str | None = None
+    sort_by: str | None = "sequence_id"
 
-def one_of(
-    field: str, argument: str, values: Sequence[str] | None, legal: frozenset[Any] | None = None
+    def _given_filters(self) -> Sequence[Filter | None]:
+        check_id("rollout_id", self.rollout_id)
+        if self.attempt_id is not None:
+            check_id("attempt_id", self.attempt_id)
+        return (
+            _equals("trace_id", self.trace_id),
+            _contains("trace_id", self.trace_id_contains),
+            _equals("span_id", self.span_id),
+            _contains("span_id", self.span_id_contains),
+            _equals("parent_id", self.parent_id),
+            _contains("parent_id", self.parent_id_contains),
+            _equals("name", self.name),
+            _contains("name", self.name_contains),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourcesQuery(Query[ResourcesUpdate]):
+    """Arguments of ``query_resources``."""
+
+    model = ResourcesUpdate
+    unordered = frozenset({"resources"})
+
+    resources_id: str | None = None
+    resources_id_contains: str | None = None
+
+    def _given_filters(self) -> Sequence[Filter | None]:
+        return (
+            _equals("resources_id", self.resources_id),
+            _contains("resources_id", self.resources_id_contains),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerQuery(Query[Worker]):
+    """Arguments of ``query_workers``."""
+
+    model = Worker
+    unordered = frozenset({"heartbeat_stats"})
+
+    status_in: Sequence[WorkerStatus] | None = None
+    worker_id_contains: str | None = None
+
+    def _given_filters(self) -> Sequence[Filter | None]:
+        return (
+            _one_of("status", "status_in", self.status_in, WORKER_STATUSES),
+            _contains("worker_id", self.worker_id_contains),
+        )
+
+
+def _one_of(
+    column: str, argument: str, values: Sequence[str] | None, legal: frozenset[Any] | None = None
 ) -> Filter | None:
-    """The filter "``field`` is one of ``values``"; None where the caller gave none."""
+    """The filter "``column`` is one of ``values``"; None where the caller gave none."""
     if values is None:
         return None
     if isinstance(values, str):
@@ -104,23 +221,15 @@ def one_of(
     if legal is not None and not wanted <= legal:
         unknown, known = (", ".join(sorted(map(repr, names))) for names in (wanted - legal, legal))
         raise InvalidArgumentError(f"{argument} has {unknown}; give some of {known}", field=argument)
-    return Filter(field, "in", wanted)
+    return Filter(column, "in", wanted)
 
 
-def equals(field: str, value: str | None) -> Filter | None:
-    """The filter "``field`` is ``value``"; None where the caller gave none."""
-    return None if value is None else Filter(field, "equals", _text(field, value))
+def _equals(column: str, value: str | None) -> Filter | None:
+    return None if value is None else Filter(column, "equals", _text(column, value))
 
 
-def contains(field: str, value: str | None) -> Filter | None:
-    """The filter "``field`` has ``value`` in it"; None where the caller gave none."""
-    return None if value is None else Filter(field, "contains", _text(f"{field}_contains", value))
-
-
-def text_filter(argument: str, value: str | None) -> Filter | None:
-    """The filter that the argument's name tells: ``name`` is equality, ``name_contains`` a substring."""
-    field = argument.removesuffix("_contains")
-    return equals(field, value) if field == argument else contains(field, value)
+def _contains(column: str, value: str | None) -> Filter | None:
+    return None if value is None else Filter(column, "contains", _text(f"{column}_contains", value))
 
 
 def _text(argument: str, value: str) -> str:

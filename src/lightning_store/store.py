@@ -107,7 +107,7 @@ class LightningStore(ABC):
 
     @property
     def replay_window_seconds(self) -> float:
-        """How long a request that is made again is answered from memory (``lightning_store.replay``). 0: it is not."""
+        """How long a request that is made again is answered from memory (``lightning_store.engine.idempotency``). 0: it is not."""
         return 0.0
 
     @abstractmethod

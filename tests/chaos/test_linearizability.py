@@ -11,7 +11,7 @@ import pytest
 from lightning_store import InMemoryLightningStore, LightningStore
 from lightning_store.forwarding import ForwardingStore
 from lightning_store.model import AttemptedRollout
-from lightning_store.replay import part_scope
+from lightning_store.engine.idempotency import part_scope
 from lightning_store.store import LightningStoreCapabilities
 from lightning_store.testing.faults import Fault, FaultSchedule
 from lightning_store.testing.linearizability import StoreModel, Verdict, check_history

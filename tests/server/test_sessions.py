@@ -18,7 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.rpc.code_pb2 import Code
 
 from lightning_store import InMemoryLightningStore
-from lightning_store.replay import current_request
+from lightning_store.engine.idempotency import current_request
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.v1 import rollout_pb2, server_pb2
 from lightning_store.v1.session_pb2 import SessionCall, SessionRequest, SessionResponse

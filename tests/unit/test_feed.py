@@ -22,11 +22,11 @@ from lightning_store import (
     waiters,
 )
 from lightning_store.forwarding import ForwardingStore
-from lightning_store.step import DELETION_BATCH
+from lightning_store.engine.engine import DELETION_BATCH
 from lightning_store.testing import SAFETY_SECONDS, FakeClock
 from lightning_store.testing.contract.base import within_safety
 from lightning_store.testing.contract.feed import many_ended
-from lightning_store.waiters import Watchers
+from lightning_store.engine.waiting import Watchers
 
 pytestmark = pytest.mark.asyncio
 

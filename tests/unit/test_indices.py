@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from lightning_store.backends import indices
+from lightning_store.backends.memory import indices
 from lightning_store.backends.base import Completion
-from lightning_store.backends.indices import BLOCK, SHARDS, SLACK, Blocks, CompletionLog, Deadlines, Fifo, Shards
+from lightning_store.backends.memory.indices import BLOCK, SHARDS, SLACK, Blocks, Deadlines, Shards
 
 IDS = st.sampled_from("abcdefgh")
 MANY = 5 * SLACK

@@ -9,7 +9,7 @@ import pytest
 
 from lightning_store import EnqueueRolloutRequest, InMemoryLightningStore
 from lightning_store import step as steps
-from lightning_store.replay import request_scope
+from lightning_store.engine.idempotency import request_scope
 
 pytestmark = pytest.mark.asyncio
 

@@ -19,7 +19,7 @@ from lightning_store import (
 )
 from lightning_store.backends import indices, memory
 from lightning_store.backends.memory import MemoryBackend, MemoryTransaction
-from lightning_store.replay import request_scope
+from lightning_store.engine.idempotency import request_scope
 from lightning_store.testing import FakeClock
 from lightning_store.testing.contract.base import make_span
 

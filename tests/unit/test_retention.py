@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lightning_store import EnqueueRolloutRequest, InMemoryLightningStore, InvalidArgumentError
-from lightning_store.step import DELETION_BATCH
+from lightning_store.engine.engine import DELETION_BATCH
 from lightning_store.testing import FakeClock
 from lightning_store.testing.contract.base import make_span, report, within_safety
 

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 import pytest
 
 from lightning_store import AttemptedRollout, InMemoryLightningStore
-from lightning_store.replay import request_scope
+from lightning_store.engine.idempotency import request_scope
 from lightning_store.testing import SAFETY_SECONDS, FakeClock
-from lightning_store.waiters import Claimant, Claimants, Waiters, Wakeup
+from lightning_store.engine.waiting import Claimant, Claimants, RolloutWaiters, Wakeup
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class TestWaiters:
         ],
     )
     async def test_it_wakes_once_each_of_its_rollouts_has_ended(self, ends: list[str], woken: bool):
-        waiters = Waiters()
+        waiters = RolloutWaiters()
         with waiters.register(["a", "b"]) as waiter:
             for rollout_id in ends:
                 waiters.notify([rollout_id])
@@ -75,7 +75,7 @@ class TestWaiters:
         assert [(rollout.rollout_id, rollout.status) for rollout in ended] == [(id_, "succeeded") for id_ in ids]
 
     def test_a_waiter_whose_loop_was_closed_is_forgotten(self):
-        waiters = Waiters()
+        waiters = RolloutWaiters()
         with registered_on_a_closed_loop(waiters.register(["a", "b"])):
             waiters.notify(["a"])
             assert sorted(waiters._by_rollout) == ["a", "b"]
@@ -84,7 +84,7 @@ class TestWaiters:
 
     @pytest.mark.asyncio
     async def test_who_has_left_is_forgotten(self):
-        waiters = Waiters()
+        waiters = RolloutWaiters()
         with waiters.register(["a", "b"]), waiters.register(["b"]):
             assert sorted(waiters._by_rollout) == ["a", "b"]
         assert waiters._by_rollout == {}

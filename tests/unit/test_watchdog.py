@@ -11,7 +11,7 @@ import pytest
 
 from lightning_store import InMemoryLightningStore, Rollout, RolloutConfig
 from lightning_store.testing import SAFETY_SECONDS, FakeClock
-from lightning_store.watchdog import SLACK_SECONDS, SLEEP_SECONDS_MAX, Watchdog
+from lightning_store.engine.deadlines import SLACK_SECONDS, SLEEP_SECONDS_MAX, DeadlineTimer
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_loops_that_are_closed_are_forgotten(clock: FakeClock):
     async def look() -> None:
         raise AssertionError("nothing is due")
 
-    watchdog = Watchdog(clock, look)
+    watchdog = DeadlineTimer(clock, look)
 
     async def watch_and_wait(deadline: float) -> None:
         with watchdog.waiting():
@@ -141,7 +141,7 @@ class TestTimers:
         async def look() -> None:
             pass
 
-        watchdog = Watchdog(clock, look)
+        watchdog = DeadlineTimer(clock, look)
         for deadline in deadlines:
             watchdog.watch(None if deadline is None else clock.now() + deadline)
         return [due - clock.now() for due in clock.pending()]

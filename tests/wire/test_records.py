@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_store import json_text
-from lightning_store.backends.base import AttemptRecord, RolloutRecord, RolloutRow
+from lightning_store.backends.records import AttemptRecord, RolloutRecord, RolloutRow
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.model import Attempt, AttemptedRollout, Rollout, RolloutConfig
 from lightning_store.testing import strategies

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue, KeyValueList
 
-from lightning_store.backends.base import SpanRecord
+from lightning_store.backends.records import SpanRecord
 from lightning_store.errors import InvalidArgumentError, NotJsonError
 from lightning_store.model import Span
 from lightning_store.testing import strategies

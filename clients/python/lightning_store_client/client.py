@@ -6,7 +6,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 from lightning_store import arguments
 from lightning_store.clock import Clock, SystemClock
@@ -29,7 +29,6 @@ from lightning_store.model import (
     AttemptUpdate,
     CompletedRollout,
     EnqueueRolloutRequest,
-    FilterLogic,
     PaginatedResult,
     Resource,
     ResourcesUpdate,
@@ -39,15 +38,15 @@ from lightning_store.model import (
     RolloutMode,
     RolloutStatus,
     RolloutUpdate,
-    SortOrder,
     Span,
     Unset,
     Worker,
-    WorkerStatus,
     given,
 )
 from lightning_store.outcomes import SpanOutcome, add_legal, stored_number, stored_of
-from lightning_store.store import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
+from lightning_store.queries import AttemptQuery, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
+from lightning_store.query_methods import QueryMethods
+from lightning_store.store import LightningStoreCapabilities, LightningStoreStatistics
 from lightning_store.v1 import resources_pb2, rollout_pb2, server_pb2, span_pb2, worker_pb2
 from lightning_store.v1.query_pb2 import StreamQueryRequest
 from lightning_store.v1.service_pb2_grpc import LightningStoreServiceStub
@@ -65,6 +64,8 @@ from lightning_store_client.worker import Stats, WorkerSession
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
+T = TypeVar("T")
+
 WAIT_SECONDS_MAX = 20.0
 """What one call asks the server to wait; a longer wait is several calls."""
 SPAN_BATCH_BYTES = 4 * MIB
@@ -79,7 +80,32 @@ REFUSALS = (InvalidArgumentError, InvalidTypeError, ResourceExhaustedError, Unsu
 """Errors of a call that did not happen for sure."""
 
 
-class LightningStoreClient(LightningStore):
+class _Listing(NamedTuple):
+    """How one kind of query goes over the wire."""
+
+    rpc: str
+    rows: str
+    """The field of the reply, and of the messages of StreamQuery."""
+    to_proto: Callable[[Any], Any]
+    read: Callable[[Sequence[Any], str], list[Any]]
+
+
+_LISTINGS: Final[Mapping[type[Query[Any]], _Listing]] = {
+    RolloutQuery: _Listing(
+        "ListRollouts", "rollouts", queries.list_rollouts_to_proto, codec.rollouts_at_first_look
+    ),
+    AttemptQuery: _Listing(
+        "ListAttempts", "attempts", queries.list_attempts_to_proto, eagerly(codec.attempt_from_proto)
+    ),
+    SpanQuery: _Listing("ListSpans", "spans", queries.list_spans_to_proto, spans.spans_at_first_look),
+    ResourcesQuery: _Listing(
+        "ListResources", "resources", queries.list_resources_to_proto, eagerly(codec.resources_from_proto)
+    ),
+    WorkerQuery: _Listing("ListWorkers", "workers", queries.list_workers_to_proto, eagerly(codec.worker_from_proto)),
+}
+
+
+class LightningStoreClient(QueryMethods):
     """Speaks to the server at ``endpoint``, ``"host:port"``.
 
     Usable from any thread and event loop, and in processes that are forked from this one or get it by pickle: each
@@ -327,147 +353,17 @@ class LightningStoreClient(LightningStore):
 
     # --- Queries -----------------------------------------------------------------------------------------------------
 
-    async def query_rollouts(
-        self,
-        *,
-        status_in: Sequence[RolloutStatus] | None = None,
-        rollout_id_in: Sequence[str] | None = None,
-        rollout_id_contains: str | None = None,
-        filter_logic: FilterLogic = "and",
-        sort_by: str | None = None,
-        sort_order: SortOrder = "asc",
-        limit: int = -1,
-        offset: int = 0,
-        status: Sequence[RolloutStatus] | None = None,
-        rollout_ids: Sequence[str] | None = None,
-    ) -> PaginatedResult[Rollout]:
-        request = queries.list_rollouts_to_proto(
-            status_in=status if status_in is None else status_in,
-            rollout_id_in=rollout_ids if rollout_id_in is None else rollout_id_in,
-            rollout_id_contains=rollout_id_contains,
-            filter_logic=filter_logic,
-            sort_by=sort_by,
-            sort_order=sort_order,
-            limit=limit,
-            offset=offset,
-        )
-        return await self._query("ListRollouts", "rollouts", request, codec.rollouts_at_first_look, limit, offset)
-
-    async def query_attempts(
-        self,
-        rollout_id: str,
-        *,
-        sort_by: str | None = "sequence_id",
-        sort_order: SortOrder = "asc",
-        limit: int = -1,
-        offset: int = 0,
-    ) -> PaginatedResult[Attempt]:
-        request = queries.list_attempts_to_proto(
-            rollout_id, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset
-        )
-        return await self._query("ListAttempts", "attempts", request, eagerly(codec.attempt_from_proto), limit, offset)
-
-    async def query_spans(
-        self,
-        rollout_id: str,
-        attempt_id: str | Literal["latest"] | None = None,
-        *,
-        trace_id: str | None = None,
-        trace_id_contains: str | None = None,
-        span_id: str | None = None,
-        span_id_contains: str | None = None,
-        parent_id: str | None = None,
-        parent_id_contains: str | None = None,
-        name: str | None = None,
-        name_contains: str | None = None,
-        filter_logic: FilterLogic = "and",
-        limit: int = -1,
-        offset: int = 0,
-        sort_by: str | None = "sequence_id",
-        sort_order: SortOrder = "asc",
-    ) -> PaginatedResult[Span]:
-        request = queries.list_spans_to_proto(
-            rollout_id,
-            attempt_id=attempt_id,
-            trace_id=trace_id,
-            trace_id_contains=trace_id_contains,
-            span_id=span_id,
-            span_id_contains=span_id_contains,
-            parent_id=parent_id,
-            parent_id_contains=parent_id_contains,
-            name=name,
-            name_contains=name_contains,
-            filter_logic=filter_logic,
-            sort_by=sort_by,
-            sort_order=sort_order,
-            limit=limit,
-            offset=offset,
-        )
-        return await self._query("ListSpans", "spans", request, spans.spans_at_first_look, limit, offset)
-
-    async def query_resources(
-        self,
-        *,
-        resources_id: str | None = None,
-        resources_id_contains: str | None = None,
-        filter_logic: FilterLogic = "and",
-        sort_by: str | None = None,
-        sort_order: SortOrder = "asc",
-        limit: int = -1,
-        offset: int = 0,
-    ) -> PaginatedResult[ResourcesUpdate]:
-        request = queries.list_resources_to_proto(
-            resources_id=resources_id,
-            resources_id_contains=resources_id_contains,
-            filter_logic=filter_logic,
-            sort_by=sort_by,
-            sort_order=sort_order,
-            limit=limit,
-            offset=offset,
-        )
-        return await self._query(
-            "ListResources", "resources", request, eagerly(codec.resources_from_proto), limit, offset
-        )
-
-    async def query_workers(
-        self,
-        *,
-        status_in: Sequence[WorkerStatus] | None = None,
-        worker_id_contains: str | None = None,
-        filter_logic: FilterLogic = "and",
-        sort_by: str | None = None,
-        sort_order: SortOrder = "asc",
-        limit: int = -1,
-        offset: int = 0,
-    ) -> PaginatedResult[Worker]:
-        request = queries.list_workers_to_proto(
-            status_in=status_in,
-            worker_id_contains=worker_id_contains,
-            filter_logic=filter_logic,
-            sort_by=sort_by,
-            sort_order=sort_order,
-            limit=limit,
-            offset=offset,
-        )
-        return await self._query("ListWorkers", "workers", request, eagerly(codec.worker_from_proto), limit, offset)
-
-    async def _query(
-        self,
-        rpc: str,
-        kind: str,
-        request: Any,
-        read: Callable[[Sequence[Any], str], list[Any]],
-        limit: int,
-        offset: int,
-    ) -> PaginatedResult[Any]:
-        """All rows of one List request, taken at one moment: in one reply, or streamed if one cannot hold them."""
-        pages = [await self._calls.unary(rpc, request)]
+    async def run_query(self, query: Query[T]) -> PaginatedResult[T]:
+        """All rows of a query, taken at one moment: in one reply, or streamed if one cannot hold them."""
+        listing = _LISTINGS[type(query)]
+        request = listing.to_proto(query)
+        pages = [await self._calls.unary(listing.rpc, request)]
         if pages[0].next_page_token:
-            pages = await self._calls.stream("StreamQuery", StreamQueryRequest(**{kind: request}))
+            pages = await self._calls.stream("StreamQuery", StreamQueryRequest(**{listing.rows: request}))
             if not pages:
                 raise InternalError("StreamQuery: the server's answer ended before its first message")
-        rows = [row for page in pages for row in read(getattr(page, kind)[:], kind)]
-        return PaginatedResult(rows, limit, offset, pages[0].total)
+        rows = [row for page in pages for row in listing.read(getattr(page, listing.rows)[:], listing.rows)]
+        return PaginatedResult(rows, query.limit, query.offset, pages[0].total)
 
     async def get_rollout_by_id(self, rollout_id: str) -> Rollout | None:
         arguments.check_id("rollout_id", rollout_id)

@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-from lightning_store.backends.base import SpanRecord
+from lightning_store.backends.records import SpanRecord
 from lightning_store.errors import StoreError
 from lightning_store.store import LightningStore
 from lightning_store.wire.methods import TRACE_EXPORT
@@ -57,7 +57,7 @@ class TraceIngest:
                 report.rejected(span.path, span.complaint or "")
             else:
                 records[span.path] = span.record
-        outcomes = await self._spans.add_span_records(list(records.values())) if records else ()
+        outcomes = await self._spans.add_spans(list(records.values())) if records else ()
         errors = {path: one for path, one in zip(records, outcomes, strict=True) if isinstance(one, StoreError)}
         for error in errors.values():
             if error.may_pass:

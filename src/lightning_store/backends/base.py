@@ -1,219 +1,264 @@
 """The Backend interface: what the engine needs of a place that holds data.
 
-A backend holds records and gives the engine atomic steps; it knows no rule. The rules are in ``lightning_store.step``.
+The engine works in groups of operations, and each group is one transaction with the same few steps, however many
+operations are in it:
 
-Records are immutable: a change is a new record. User payloads are JSON text, a span's body is encoded bytes, so a
-backend never looks inside either.
+1. ``load`` reads everything that the operations need (:class:`Needs`), set-wise. It begins the transaction. A second,
+   smaller load follows where the first shows that more is needed.
+2. The engine decides, on what was loaded. The backend knows no rule.
+3. ``commit`` writes everything that changed (:class:`Changes`), set-wise, and ends the transaction.
+
+What a backend has to keep, and ``lightning_store.testing.BackendContract`` checks:
+
+* A transaction sees one state of the data, and nobody else changes what it loaded before it ends. A backend that cannot
+  guarantee it by locks raises :class:`ConflictError`; the engine runs the operations again.
+* When ``commit`` returns, all of the changes are stored, for good as far as the backend promises durability. When it
+  raises, none of them are, except with :class:`CommitUnknownError`.
+* After ``rollback`` nothing of the transaction has happened.
+* A snapshot sees one state of the data and writes nothing.
+* A backend may suspend at each await, unless it says that it is ``inline``.
+
+Reading beyond these: ``evict_spans`` and the reads of a :class:`Snapshot` (filtered lists, completions, counts) are
+verbs of their own, since they answer one caller and are not part of a group.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
-from typing import Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
-from lightning_store.model import (
-    AttemptStatus,
-    FilterLogic,
-    RolloutConfig,
-    RolloutMode,
-    RolloutStatus,
-    Span,
-    WorkerStatus,
+from lightning_store.backends.records import (
+    AttemptRecord,
+    CompletionRow,
+    Counts,
+    ReplyRecord,
+    ResourcesRecord,
+    RolloutRecord,
+    RolloutRow,
+    SpanRecord,
+    WorkerRecord,
 )
+from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
 
 T = TypeVar("T")
 
-SPAN_OVERHEAD_BYTES: Final = 600
-"""Memory of a span record beside its body: the record, its ids and names, and its place in the indices."""
-ROLLOUT_OVERHEAD_BYTES: Final = 1500
-"""Memory of a rollout beside its payloads: the record, its ids, its config, its place in the indices."""
-ATTEMPT_OVERHEAD_BYTES: Final = 800
-RESOURCES_OVERHEAD_BYTES: Final = 500
-WORKER_OVERHEAD_BYTES: Final = 500
-WIDEST_CHAR_BYTES: Final = 4
+AttemptKey: TypeAlias = tuple[str, str]
+"""Rollout id, attempt id."""
+SpanKey: TypeAlias = tuple[str, str, str]
+"""Rollout id, attempt id, span id."""
+
+PROVISIONAL: Final = 1 << 62
+"""The first of the positions that stand for "after all that are stored": a backend that hands out positions when it
+commits replaces them then by its own next ones, in their order."""
 
 
-def text_bytes(text: str | None) -> int:
-    """Memory of a text, at the most: one emoji makes all its characters as wide as itself."""
-    if text is None:
-        return 0
-    return len(text) if text.isascii() else WIDEST_CHAR_BYTES * len(text)
+class ConflictError(Exception):
+    """Another transaction changed what this one had loaded. Nothing was written; the same operations may run again."""
 
 
-class RolloutRecord(NamedTuple):
-    """A stored rollout. ``config`` is never changed in place."""
-
-    rollout_id: str
-    input_json: str
-    start_time: float
-    end_time: float | None
-    mode: RolloutMode | None
-    resources_id: str | None
-    status: RolloutStatus
-    config: RolloutConfig
-    metadata_json: str | None
-
-    @property
-    def payload_bytes(self) -> int:
-        """Of its JSON texts, in memory."""
-        return text_bytes(self.input_json) + text_bytes(self.metadata_json)
-
-    @property
-    def size_bytes(self) -> int:
-        """About what it takes in memory."""
-        return ROLLOUT_OVERHEAD_BYTES + self.payload_bytes
+class CommitUnknownError(Exception):
+    """The commit was sent and no answer came: it may have happened. The recorded replies tell."""
 
 
-class NewRollout(NamedTuple):
-    """What a rollout is made of, checked."""
+class Usage(NamedTuple):
+    """Bytes that are stored, about."""
 
-    input_json: str
-    mode: RolloutMode | None
-    resources_id: str | None
-    """None takes the latest resources at the time of the call."""
-    config: RolloutConfig
-    metadata_json: str
+    bytes: int
+    """Of everything, the spans included."""
+    span_bytes: int
 
 
-class AttemptRecord(NamedTuple):
-    """A stored attempt."""
-
-    rollout_id: str
-    attempt_id: str
-    sequence_id: int
-    start_time: float
-    end_time: float | None
-    status: AttemptStatus
-    worker_id: str | None
-    last_heartbeat_time: float | None
-    metadata_json: str | None
-
-    @property
-    def payload_bytes(self) -> int:
-        """Of its JSON text, in memory."""
-        return text_bytes(self.metadata_json)
-
-    @property
-    def size_bytes(self) -> int:
-        """About what it takes in memory."""
-        return ATTEMPT_OVERHEAD_BYTES + self.payload_bytes
+# --- What is read ----------------------------------------------------------------------------------------------------
 
 
-class SpanRecord(NamedTuple):
-    """A stored span: the fields that are looked up, and all the rest encoded by a :class:`SpanCodec`."""
+class Due(NamedTuple):
+    """What the store has to do by itself by now, and how much of it at a time."""
 
-    rollout_id: str
-    attempt_id: str
-    sequence_id: int | None
-    """None until the engine has allocated one."""
-    trace_id: str
-    span_id: str
-    parent_id: str | None
-    name: str
-    start_time: float | None
-    end_time: float | None
-    body: bytes
-    common: bytes = b""
-    """What follows the body, if it may be what other spans have too, such as the resource of their process: those that
-    are in memory at the same time share it."""
-
-    @property
-    def size_bytes(self) -> int:
-        """About what it takes in memory, at the most."""
-        return len(self.body) + len(self.common) + SPAN_OVERHEAD_BYTES
+    now: float
+    """Deadlines before this time have passed, in seconds since the epoch."""
+    limit: int
+    retain_since: float | None = None
+    """Rollouts that became terminal before this time are to be deleted; None: none for their age."""
+    retain_count: int | None = None
+    """Terminal rollouts beyond so many are to be deleted, those that ended first; None: none for their number."""
 
 
-class ResourcesRecord(NamedTuple):
-    """The present version of stored resources."""
+@dataclass(slots=True)
+class Needs:
+    """What a group of operations reads: the union of what each of them asks for."""
 
-    resources_id: str
-    resources_json: str
-    create_time: float
-    update_time: float
-    version: int
+    replies: set[str] = field(default_factory=set)
+    """Request ids."""
+    rollouts: set[str] = field(default_factory=set)
+    """Rollout ids. Each rollout comes with its span counter, its latest attempt, and the worker that this names. So do
+    the rollouts at the head of the queue and those that are due."""
+    attempts: set[AttemptKey] = field(default_factory=set)
+    """Attempts beside the latest ones. Each comes with the worker that it names."""
+    spans: set[SpanKey] = field(default_factory=set)
+    """Keys of spans, to be told which are stored."""
+    workers: set[str] = field(default_factory=set)
+    held: set[str] = field(default_factory=set)
+    """Worker ids, for the rollout and the attempt that each of them holds."""
+    holders: set[str] = field(default_factory=set)
+    """Rollout ids, for the workers that hold an attempt of them."""
+    resources: set[str] = field(default_factory=set)
+    latest_resources: bool = False
+    claims: int = 0
+    """How many rollouts from the head of the queue."""
+    claim_bytes: int = 0
+    """Payload bytes after which so many are enough; the rollout that exceeds them is the last."""
+    due: Due | None = None
 
-    @property
-    def payload_bytes(self) -> int:
-        """Of its JSON text, in memory."""
-        return text_bytes(self.resources_json)
+    def add(self, other: Needs) -> None:
+        """Add everything that ``other`` asks for."""
+        self.replies |= other.replies
+        self.rollouts |= other.rollouts
+        self.attempts |= other.attempts
+        self.spans |= other.spans
+        self.workers |= other.workers
+        self.held |= other.held
+        self.holders |= other.holders
+        self.resources |= other.resources
+        self.latest_resources |= other.latest_resources
+        self.claims += other.claims
+        self.claim_bytes += other.claim_bytes
+        self.due = other.due or self.due
 
-    @property
-    def size_bytes(self) -> int:
-        """About what it takes in memory."""
-        return RESOURCES_OVERHEAD_BYTES + self.payload_bytes
 
+class Loaded(ABC):
+    """What a load has read. A look-up of something that was not among the needs raises :class:`NotLoadedError`."""
 
-class WorkerRecord(NamedTuple):
-    """A stored worker."""
+    __slots__ = ()
 
-    worker_id: str
-    status: WorkerStatus = "unknown"
-    heartbeat_stats_json: str | None = None
-    last_heartbeat_time: float | None = None
-    last_dequeue_time: float | None = None
-    last_busy_time: float | None = None
-    last_idle_time: float | None = None
-    current_rollout_id: str | None = None
-    current_attempt_id: str | None = None
+    @abstractmethod
+    def reply(self, request_id: str) -> ReplyRecord | None: ...
+
+    @abstractmethod
+    def rollout(self, rollout_id: str) -> RolloutRecord | None: ...
+
+    @abstractmethod
+    def attempt(self, rollout_id: str, attempt_id: str) -> AttemptRecord | None: ...
+
+    @abstractmethod
+    def last_sequence(self, rollout_id: str) -> int:
+        """Where the rollout's span counter stands: 0 before the first number. The rollout exists."""
+
+    @abstractmethod
+    def has_span(self, rollout_id: str, attempt_id: str, span_id: str) -> bool: ...
+
+    @abstractmethod
+    def worker(self, worker_id: str) -> WorkerRecord | None: ...
+
+    @abstractmethod
+    def holders(self, rollout_id: str) -> Iterable[str]:
+        """The ids of the workers that hold an attempt of this rollout; some that do not any more may be among them."""
+
+    @abstractmethod
+    def resources(self, resources_id: str) -> ResourcesRecord | None: ...
+
+    @abstractmethod
+    def latest_resources(self) -> ResourcesRecord | None: ...
+
+    @abstractmethod
+    def queue(self) -> Iterable[str]:
+        """The rollouts at the head of the queue, in order."""
 
     @property
-    def size_bytes(self) -> int:
-        """About what it takes in memory."""
-        return WORKER_OVERHEAD_BYTES + text_bytes(self.heartbeat_stats_json)
+    @abstractmethod
+    def queue_is_whole(self) -> bool:
+        """Whether ``queue()`` goes to the tail of the queue."""
+
+    @abstractmethod
+    def overdue(self) -> Sequence[str]:
+        """Up to ``due.limit`` rollouts whose deadline has passed, the earliest first."""
+
+    @abstractmethod
+    def expendable(self) -> Sequence[str]:
+        """Up to ``due.limit`` rollouts that are not to be retained, those that ended first."""
+
+    def is_taken(self, rollout_id: str, attempt_id: str | None = None) -> bool:
+        """Whether a rollout, or an attempt of it, with this new id is known to exist. A backend that learns that only
+        when it inserts raises ConflictError then."""
+        return False
+
+    @property
+    def last_queue_position(self) -> int:
+        """The position after which those of newly queued rollouts follow."""
+        return PROVISIONAL
+
+    @property
+    def last_completion_position(self) -> int:
+        """The position after which those of new completions follow."""
+        return PROVISIONAL
 
 
-class RolloutRow(NamedTuple):
-    """A rollout with its latest attempt, None where there is none."""
+class NotLoadedError(Exception):
+    """A rule looked at something that was not loaded; ``needs`` names it."""
 
-    rollout: RolloutRecord
-    attempt: AttemptRecord | None
-
-
-class Claim(NamedTuple):
-    """A rollout with the attempt that was begun of it just now."""
-
-    rollout: RolloutRecord
-    attempt: AttemptRecord
+    def __init__(self, needs: Needs) -> None:
+        super().__init__("not loaded")
+        self.needs = needs
 
 
-class SpanCodec(Protocol):
-    """Turns spans into records and back. ``decode([encode(span)]) == [span]`` for every span."""
-
-    def encode(self, span: Span) -> SpanRecord:
-        """TypeError or ValueError, naming the field, for a span that cannot be stored."""
-        ...
-
-    def decode(self, records: Sequence[SpanRecord]) -> list[Span]:
-        """A new Span of each record; the records' ``sequence_id`` is set."""
-        ...
+# --- What is written -------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Filter:
-    """One optional filter on one column of a record."""
+@dataclass(slots=True)
+class Changes:
+    """What a group of operations writes: for each key, its state when all of them are done."""
 
-    field: str
-    kind: Literal["in", "equals", "contains"]
-    value: Any
-    """A frozenset for "in", text for the others."""
+    rollouts: dict[str, RolloutRecord | None] = field(default_factory=dict)
+    """None deletes a rollout with all that belongs to it; what is said of it elsewhere in the changes is void. From its
+    columns follow its place in the queue, among the completions, and when it is due."""
+    attempts: dict[AttemptKey, AttemptRecord] = field(default_factory=dict)
+    spans: dict[SpanKey, tuple[SpanRecord, int]] = field(default_factory=dict)
+    """New spans, in order, each with its size in bytes."""
+    sequences: dict[str, int] = field(default_factory=dict)
+    """Where the span counters of these rollouts stand."""
+    workers: dict[str, WorkerRecord] = field(default_factory=dict)
+    resources: dict[str, ResourcesRecord] = field(default_factory=dict)
+    latest_resources: str | None = None
+    """Which of ``resources`` are the latest from now on; None: those that were."""
+    replies: dict[str, ReplyRecord] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
-    """What rows, in what order, which part. Validated: see ``lightning_store.queries``."""
+class Transaction(ABC):
+    """One group of operations: ``load``, perhaps again, then ``commit`` or ``rollback``."""
 
-    filters: tuple[Filter, ...] = ()
-    logic: FilterLogic = "and"
-    sort_by: str | None = None
-    """A column of the record; None is the order of insertion."""
-    none_first: bool = False
-    """Where null sorts when ascending."""
-    descending: bool = False
-    limit: int = -1
-    offset: int = 0
+    __slots__ = ()
+
+    @abstractmethod
+    async def load(self, needs: Needs) -> Loaded:
+        """Read ``needs``. The first load begins the transaction.
+
+        Args:
+            needs: What to read. An inline backend, which reads on demand, gets an empty one but for ``due``.
+
+        Returns:
+            Everything that this transaction has loaded so far.
+
+        Raises:
+            ConflictError: Another transaction is in the way.
+        """
+
+    @abstractmethod
+    async def commit(self, changes: Changes) -> None:
+        """Write ``changes`` and end the transaction.
+
+        Raises:
+            ConflictError: Another transaction is in the way; nothing was written.
+            CommitUnknownError: It may have happened or not.
+        """
+
+    @abstractmethod
+    async def rollback(self) -> None:
+        """End the transaction without a trace; nothing happens if it has ended already."""
+
+
+# --- Reading alone ---------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,208 +269,63 @@ class Rows(Generic[T]):
     total: int
 
 
-class Completion(NamedTuple):
-    """That a rollout became terminal."""
-
-    rollout_id: str
-    position: int
-    """Among all completions of the store: 1, 2, 3, … in the order in which they happened."""
-    time: float
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How much is stored."""
-
-    rollouts: int
-    attempts: int
-    spans: int
-    resources: int
-    workers: int
-    span_bytes: int
-    bytes: int
-    """What everything takes, about, the spans included."""
-
-
-class Transaction(ABC):
-    """One atomic step. Its verbs are called only inside ``async with backend.transaction()``."""
+class Snapshot(ABC):
+    """One state of the data, to read from."""
 
     __slots__ = ()
 
-    # Rollouts
+    @abstractmethod
+    async def has_due(self, due: Due) -> bool:
+        """Whether a transaction that needs ``due`` would find something overdue or expendable. An indexed look."""
 
     @abstractmethod
-    async def get_rollout(self, rollout_id: str) -> RolloutRecord | None: ...
+    async def rollouts(self, rollout_ids: Sequence[str]) -> list[RolloutRow | None]:
+        """Each of these rollouts with its latest attempt, in their order; None where there is no such rollout."""
 
     @abstractmethod
-    async def put_rollout(self, rollout: RolloutRecord) -> None:
-        """Insert it, or replace the record of that id."""
+    async def resources(self, resources_id: str | None) -> ResourcesRecord | None:
+        """Those of this id, or the latest ones for None."""
 
     @abstractmethod
-    async def list_rollouts(self, query: Query) -> Rows[RolloutRecord]: ...
+    async def worker(self, worker_id: str) -> WorkerRecord | None: ...
 
     @abstractmethod
-    async def delete_rollout(self, rollout_id: str) -> None:
-        """Remove it with all that belongs to it: attempts, spans, deadline, completion, its place in the queue."""
-
-    # Completions, one a rollout at most. A rollout that ends anew has its completion then, and not the former one.
+    async def query_rollouts(self, query: RolloutQuery) -> Rows[RolloutRow]: ...
 
     @abstractmethod
-    async def note_completion(self, rollout_id: str, time: float) -> None: ...
+    async def query_attempts(self, query: AttemptQuery) -> Rows[AttemptRecord]: ...
 
     @abstractmethod
-    async def forget_completion(self, rollout_id: str) -> None: ...
+    async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
+        """Spans of the attempt ``query.attempt_id``; of all attempts if that is None."""
 
     @abstractmethod
-    async def get_completion(self, rollout_id: str) -> Completion | None: ...
+    async def query_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]: ...
 
     @abstractmethod
-    async def list_completions(self, after: int, limit: int) -> list[Completion]:
+    async def query_workers(self, query: WorkerQuery) -> Rows[WorkerRecord]: ...
+
+    @abstractmethod
+    async def completions(self, after: int, limit: int) -> list[CompletionRow]:
         """The first ``limit`` of those past position ``after``, in order."""
 
     @abstractmethod
-    async def count_completions(self) -> int:
-        """How many rollouts have one."""
-
-    @abstractmethod
     async def last_completion(self) -> int:
-        """The last position that was given out; 0 before the first."""
-
-    # The queue. A rollout stands in it at most once.
-
-    @abstractmethod
-    async def push_queue(self, rollout_id: str) -> None:
-        """Put it at the tail. One that is in the queue already keeps its place."""
-
-    @abstractmethod
-    async def pop_queue(self) -> str | None:
-        """Take the head, whatever that rollout's status is now."""
-
-    @abstractmethod
-    async def leave_queue(self, rollout_id: str) -> None:
-        """Take it out, if it is in."""
-
-    # Attempts
-
-    @abstractmethod
-    async def get_attempt(self, rollout_id: str, attempt_id: str) -> AttemptRecord | None: ...
-
-    @abstractmethod
-    async def latest_attempt(self, rollout_id: str) -> AttemptRecord | None: ...
-
-    @abstractmethod
-    async def latest_attempts(self, rollout_ids: Sequence[str]) -> Sequence[AttemptRecord | None]:
-        """That of each rollout, in their order."""
-
-    @abstractmethod
-    async def put_attempt(self, attempt: AttemptRecord) -> None:
-        """Insert it as the latest of its rollout, or replace the record of that id."""
-
-    @abstractmethod
-    async def list_attempts(self, rollout_id: str, query: Query) -> Rows[AttemptRecord]: ...
-
-    # Deadlines, one a rollout at most
-
-    @abstractmethod
-    async def set_deadline(self, rollout_id: str, time: float | None) -> None:
-        """Replace the rollout's deadline; None removes it."""
+        """The position past which all completions to come will be; 0 before the first."""
 
     @abstractmethod
     async def next_deadline(self) -> float | None:
-        """A time before which nothing is due: the earliest deadline, or somewhat earlier."""
-
-    @abstractmethod
-    async def take_due(self, now: float, limit: int) -> list[str]:
-        """Remove up to ``limit`` deadlines that are before ``now``, earliest first; return their rollouts."""
-
-    # Spans
-
-    @abstractmethod
-    async def has_span(self, rollout_id: str, attempt_id: str, span_id: str) -> bool: ...
-
-    @abstractmethod
-    async def insert_span(self, span: SpanRecord, size_bytes: int) -> bool:
-        """Store it. False if its key is stored already, and nothing changed.
-
-        Its ``sequence_id`` is set; the rollout's span counter moves up to that if it is below.
-        """
-
-    @abstractmethod
-    async def list_spans(self, rollout_id: str, attempt_id: str | None, query: Query) -> Rows[SpanRecord]: ...
-
-    @abstractmethod
-    async def last_sequence(self, rollout_id: str) -> int:
-        """Where the rollout's span counter stands: 0 before the first number."""
-
-    @abstractmethod
-    async def next_sequence(self, rollout_id: str) -> int:
-        """Move the rollout's span counter on by one and return the new number."""
-
-    @abstractmethod
-    async def evict_spans(self, excess_bytes: int, *, unfinished: bool) -> list[str]:
-        """Drop whole rollouts' spans until ``excess_bytes`` or more are free, and return the rollouts.
-
-        Finished ones go first, the one that ended earliest first of all; then, if ``unfinished`` allows it, the others,
-        oldest first.
-        """
-
-    @abstractmethod
-    async def spans_evicted(self, rollout_id: str) -> bool:
-        """Whether spans of this rollout were dropped."""
-
-    # Resources
-
-    @abstractmethod
-    async def get_resources(self, resources_id: str) -> ResourcesRecord | None: ...
-
-    @abstractmethod
-    async def latest_resources(self) -> ResourcesRecord | None: ...
-
-    @abstractmethod
-    async def put_resources(self, resources: ResourcesRecord) -> None:
-        """Insert or replace, and make it the latest."""
-
-    @abstractmethod
-    async def list_resources(self, query: Query) -> Rows[ResourcesRecord]: ...
-
-    # Workers
-
-    @abstractmethod
-    async def get_worker(self, worker_id: str) -> WorkerRecord | None: ...
-
-    @abstractmethod
-    async def put_worker(self, worker: WorkerRecord) -> None: ...
-
-    @abstractmethod
-    async def list_workers(self, query: Query) -> Rows[WorkerRecord]: ...
-
-    # Replies of calls that must not happen twice, and sizes
-
-    @abstractmethod
-    async def recall_reply(self, request_id: str, at: float) -> tuple[str, Any] | None:
-        """The operation and reply remembered for this id, unless they left the replay window.
-
-        ``at`` is the time now, on a clock that never jumps.
-        """
-
-    @abstractmethod
-    async def remember_reply(self, request_id: str, operation: str, reply: Any, at: float) -> None:
-        """Keep a reply; it becomes visible with the change that it answers, or not at all."""
+        """The earliest deadline of all rollouts, or an earlier time; None if there is none."""
 
     @abstractmethod
     async def counts(self) -> Counts: ...
 
-    @abstractmethod
-    async def span_bytes(self) -> int:
-        """``counts().span_bytes``, at once."""
-
-    @abstractmethod
-    async def stored_bytes(self) -> int:
-        """``counts().bytes``, at once."""
-
 
 class Backend(ABC):
     """A place that holds data."""
+
+    inline: bool = False
+    """Whether no call of it ever suspends, so that an operation runs at once and reads what it needs on demand."""
 
     @property
     @abstractmethod
@@ -435,12 +335,29 @@ class Backend(ABC):
     @property
     @abstractmethod
     def replay_window_seconds(self) -> float:
-        """How long a remembered reply is kept."""
+        """How long a recorded reply is kept."""
 
     @abstractmethod
-    def transaction(self) -> AbstractAsyncContextManager[Transaction]:
-        """One atomic step: others see all of it or nothing.
+    def transaction(self) -> Transaction:
+        """A new one. It begins with its first load."""
 
-        A backend need not be able to undo: the engine checks before it writes, so a body that raises has written
-        nothing but what stands by itself (attempts given up at their deadline).
+    @abstractmethod
+    def snapshot(self) -> AbstractAsyncContextManager[Snapshot]:
+        """The state of the data, for as long as this is entered."""
+
+    @abstractmethod
+    async def evict_spans(self, excess_bytes: int, *, unfinished: bool) -> list[str]:
+        """Drop whole rollouts' spans until ``excess_bytes`` or more are free.
+
+        Args:
+            excess_bytes: How many bytes of spans to free at the least.
+            unfinished: Whether rollouts that are not terminal may lose theirs, oldest first, when nothing else is left.
+                Terminal ones go first, the one that ended earliest first of all.
+
+        Returns:
+            The rollouts whose spans were dropped.
         """
+
+    @abstractmethod
+    async def usage(self) -> Usage:
+        """How many bytes are stored. As fast as the look-up of a number."""

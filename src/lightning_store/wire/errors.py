@@ -20,6 +20,7 @@ from grpc_status import rpc_status
 from pydantic import ValidationError
 
 from lightning_store.errors import (
+    CLASSES_BY_REASON,
     AttemptNotFoundError,
     CallCancelledError,
     CursorUnknownError,
@@ -73,8 +74,6 @@ STATUS_CODES: Final[Mapping[type[StoreError], grpc.StatusCode]] = {
     InternalError: grpc.StatusCode.INTERNAL,
 }
 """Every class of the tree. One that is derived from these elsewhere goes by its nearest base."""
-
-_CLASSES_BY_REASON: Final = {cls.reason: cls for cls in STATUS_CODES}
 
 _CLASSES_BY_CODE: Final[Mapping[grpc.StatusCode, type[StoreError]]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidArgumentError,
@@ -217,7 +216,7 @@ def status_code(number: int) -> grpc.StatusCode:
 
 def _from_status(code: grpc.StatusCode, details: str, status: Any) -> StoreError:
     message, info, retry_after_seconds = _rich_status(status)
-    cls = _CLASSES_BY_REASON.get(info.reason) if info.domain == DOMAIN else None
+    cls = CLASSES_BY_REASON.get(info.reason) if info.domain == DOMAIN else None
     if cls is None and (sizes := _TOO_LARGE.search(details)):
         return _too_large(int(sizes[1]), int(sizes[2]))
     found = (cls or _CLASSES_BY_CODE.get(code, StoreError))(message or _plain_message(code, details))
@@ -285,7 +284,7 @@ def span_outcome_from_proto(message: span_pb2.SpanOutcome, field: str) -> int | 
             return None
         case "rejected":
             rejected = message.rejected
-            error = _CLASSES_BY_REASON.get(rejected.reason, InvalidArgumentError)(rejected.message)
+            error = CLASSES_BY_REASON.get(rejected.reason, InvalidArgumentError)(rejected.message)
             error.details = dict(rejected.details)
             return error
     raise invalid(f"{field}.outcome", "is missing; the server must say what became of the span")

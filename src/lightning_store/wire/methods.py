@@ -19,7 +19,7 @@ from lightning_store.v1 import service_pb2, span_pb2
 from lightning_store.wire.frames import frame_of
 
 REPEATED_METADATA: Final = ("lightning-store-repeated", "1")
-"""Sent with a call that was sent before: the first one may still arrive. See ``lightning_store.replay``."""
+"""Sent with a call that was sent before: the first one may still arrive. See ``lightning_store.engine.idempotency``."""
 
 SERVICE: Final = service_pb2.DESCRIPTOR.services_by_name["LightningStoreService"].full_name
 TRACE_SERVICE: Final = trace_service_pb2.DESCRIPTOR.services_by_name["TraceService"].full_name

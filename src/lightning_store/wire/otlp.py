@@ -24,7 +24,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
 
 from lightning_store import json_text
-from lightning_store.backends.base import SpanRecord
+from lightning_store.backends.records import SpanRecord
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.v1 import span_pb2
 from lightning_store.wire.attributes import read_value

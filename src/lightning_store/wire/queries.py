@@ -1,21 +1,17 @@
-"""Queries: the client's arguments as List requests, List requests as the store's arguments, and pages of their rows.
-
-The arguments of a query are a TypedDict whose keys are keywords of the store's ``query_…`` method, so that a server
-calls ``store.query_rollouts(**list_rollouts_from_proto(request))``, with ``offset`` and ``limit`` from a
-:class:`PageWindow` where it sends one page.
-"""
+"""Queries as List requests and back, and pages of their rows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, TypedDict, TypeVar, Unpack, get_args
+from typing import Any, Final, TypeVar
 
+from lightning_store.model import RolloutStatus, WorkerStatus
+from lightning_store.queries import AttemptQuery, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
 from lightning_store.errors import InvalidTypeError
-from lightning_store.model import FilterLogic, RolloutStatus, SortOrder, WorkerStatus
 from lightning_store.v1 import common_pb2, resources_pb2, rollout_pb2, span_pb2, worker_pb2
 from lightning_store.wire import enums
-from lightning_store.wire.checks import invalid, not_negative, optional_text_to_proto, text_to_proto
+from lightning_store.wire.checks import invalid, not_negative, optional_text_to_proto, required_text, text_to_proto
 from lightning_store.wire.requests import select_attempt, selected_attempt
 from lightning_store.wire.wire_format import INT64_MAX
 
@@ -32,61 +28,7 @@ ListRequest = (
     | worker_pb2.ListWorkersRequest
 )
 
-
-class Ordering(TypedDict, total=False):
-    """What every query has: the order and the part of the rows. A missing key is the method's default."""
-
-    sort_by: str | None
-    sort_order: SortOrder
-    limit: int
-    offset: int
-
-
-class RolloutQuery(Ordering, total=False):
-    """Keywords of ``query_rollouts``."""
-
-    status_in: Sequence[RolloutStatus] | None
-    rollout_id_in: Sequence[str] | None
-    rollout_id_contains: str | None
-    filter_logic: FilterLogic
-
-
-class AttemptQuery(Ordering, total=False):
-    """Keywords of ``query_attempts``, less the rollout."""
-
-
-class SpanQuery(Ordering, total=False):
-    """Keywords of ``query_spans``, less the rollout."""
-
-    attempt_id: str | None
-    trace_id: str | None
-    trace_id_contains: str | None
-    span_id: str | None
-    span_id_contains: str | None
-    parent_id: str | None
-    parent_id_contains: str | None
-    name: str | None
-    name_contains: str | None
-    filter_logic: FilterLogic
-
-
-class ResourcesQuery(Ordering, total=False):
-    """Keywords of ``query_resources``."""
-
-    resources_id: str | None
-    resources_id_contains: str | None
-    filter_logic: FilterLogic
-
-
-class WorkerQuery(Ordering, total=False):
-    """Keywords of ``query_workers``."""
-
-    status_in: Sequence[WorkerStatus] | None
-    worker_id_contains: str | None
-    filter_logic: FilterLogic
-
-
-SpanFilter = Literal[
+_SPAN_FILTERS: Final = (
     "trace_id",
     "trace_id_contains",
     "span_id",
@@ -95,56 +37,51 @@ SpanFilter = Literal[
     "parent_id_contains",
     "name",
     "name_contains",
-]
-_SPAN_FILTERS: Final[tuple[SpanFilter, ...]] = get_args(SpanFilter)
+)
 
 
-def list_rollouts_to_proto(**query: Unpack[RolloutQuery]) -> rollout_pb2.ListRolloutsRequest:
-    status_in, rollout_id_in = query.get("status_in"), query.get("rollout_id_in")
+def list_rollouts_to_proto(query: RolloutQuery) -> rollout_pb2.ListRolloutsRequest:
+    status_in, rollout_id_in = query.status_in, query.rollout_id_in
     request = rollout_pb2.ListRolloutsRequest(
         status_in=None if status_in is None else rollout_statuses_to_proto(status_in),
         rollout_id_in=None if rollout_id_in is None else texts_to_proto(rollout_id_in, "rollout_id_in"),
-        rollout_id_contains=optional_text_to_proto(query.get("rollout_id_contains"), "rollout_id_contains"),
-        filter_logic=enums.filter_logic_to_proto(query.get("filter_logic", "and")),
+        rollout_id_contains=optional_text_to_proto(query.rollout_id_contains, "rollout_id_contains"),
+        filter_logic=enums.filter_logic_to_proto(query.filter_logic),
     )
     _write_ordering(request, query)
     return request
 
 
 def list_rollouts_from_proto(request: rollout_pb2.ListRolloutsRequest) -> RolloutQuery:
-    query = RolloutQuery(filter_logic=enums.filter_logic_from_proto(request.filter_logic, "filter_logic"))
-    _read_ordering(request, query)
-    if request.HasField("status_in"):
-        query["status_in"] = rollout_statuses_from_proto(request.status_in)
-    if request.HasField("rollout_id_in"):
-        query["rollout_id_in"] = list(request.rollout_id_in.values)
-    if request.HasField("rollout_id_contains"):
-        query["rollout_id_contains"] = request.rollout_id_contains
-    return query
+    has = request.HasField
+    return RolloutQuery(
+        status_in=rollout_statuses_from_proto(request.status_in) if has("status_in") else None,
+        rollout_id_in=list(request.rollout_id_in.values) if has("rollout_id_in") else None,
+        rollout_id_contains=request.rollout_id_contains if has("rollout_id_contains") else None,
+        filter_logic=enums.filter_logic_from_proto(request.filter_logic, "filter_logic"),
+        **_ordering(request),
+    )
 
 
-def list_attempts_to_proto(rollout_id: str, **query: Unpack[AttemptQuery]) -> rollout_pb2.ListAttemptsRequest:
-    request = rollout_pb2.ListAttemptsRequest(rollout_id=text_to_proto(rollout_id, "rollout_id"))
+def list_attempts_to_proto(query: AttemptQuery) -> rollout_pb2.ListAttemptsRequest:
+    request = rollout_pb2.ListAttemptsRequest(rollout_id=text_to_proto(query.rollout_id, "rollout_id"))
     _write_ordering(request, query)
     return request
 
 
 def list_attempts_from_proto(request: rollout_pb2.ListAttemptsRequest) -> AttemptQuery:
-    query = AttemptQuery()
-    _read_ordering(request, query)
-    return query
+    return AttemptQuery(rollout_id=required_text(request.rollout_id, "rollout_id"), **_ordering(request))
 
 
-def list_spans_to_proto(rollout_id: str, **query: Unpack[SpanQuery]) -> span_pb2.ListSpansRequest:
+def list_spans_to_proto(query: SpanQuery) -> span_pb2.ListSpansRequest:
     request = span_pb2.ListSpansRequest(
-        rollout_id=text_to_proto(rollout_id, "rollout_id"),
-        filter_logic=enums.filter_logic_to_proto(query.get("filter_logic", "and")),
+        rollout_id=text_to_proto(query.rollout_id, "rollout_id"),
+        filter_logic=enums.filter_logic_to_proto(query.filter_logic),
     )
-    attempt_id = query.get("attempt_id")
-    if attempt_id is not None:
-        select_attempt(request, attempt_id)
+    if query.attempt_id is not None:
+        select_attempt(request, query.attempt_id)
     for name in _SPAN_FILTERS:
-        text = query.get(name)
+        text = getattr(query, name)
         if text is not None:
             setattr(request, name, text_to_proto(text, name))
     _write_ordering(request, query)
@@ -152,59 +89,54 @@ def list_spans_to_proto(rollout_id: str, **query: Unpack[SpanQuery]) -> span_pb2
 
 
 def list_spans_from_proto(request: span_pb2.ListSpansRequest) -> SpanQuery:
-    query = SpanQuery(
+    filters = {name: getattr(request, name) for name in _SPAN_FILTERS if request.HasField(name)}
+    return SpanQuery(
+        rollout_id=required_text(request.rollout_id, "rollout_id"),
         attempt_id=selected_attempt(request),
         filter_logic=enums.filter_logic_from_proto(request.filter_logic, "filter_logic"),
+        **filters,
+        **_ordering(request),
     )
-    _read_ordering(request, query)
-    for name in _SPAN_FILTERS:
-        if request.HasField(name):
-            query[name] = getattr(request, name)
-    return query
 
 
-def list_resources_to_proto(**query: Unpack[ResourcesQuery]) -> resources_pb2.ListResourcesRequest:
+def list_resources_to_proto(query: ResourcesQuery) -> resources_pb2.ListResourcesRequest:
     request = resources_pb2.ListResourcesRequest(
-        resources_id=optional_text_to_proto(query.get("resources_id"), "resources_id"),
-        resources_id_contains=optional_text_to_proto(query.get("resources_id_contains"), "resources_id_contains"),
-        filter_logic=enums.filter_logic_to_proto(query.get("filter_logic", "and")),
+        resources_id=optional_text_to_proto(query.resources_id, "resources_id"),
+        resources_id_contains=optional_text_to_proto(query.resources_id_contains, "resources_id_contains"),
+        filter_logic=enums.filter_logic_to_proto(query.filter_logic),
     )
     _write_ordering(request, query)
     return request
 
 
 def list_resources_from_proto(request: resources_pb2.ListResourcesRequest) -> ResourcesQuery:
-    query = ResourcesQuery(filter_logic=enums.filter_logic_from_proto(request.filter_logic, "filter_logic"))
-    _read_ordering(request, query)
-    if request.HasField("resources_id"):
-        query["resources_id"] = request.resources_id
-    if request.HasField("resources_id_contains"):
-        query["resources_id_contains"] = request.resources_id_contains
-    return query
+    has = request.HasField
+    return ResourcesQuery(
+        resources_id=request.resources_id if has("resources_id") else None,
+        resources_id_contains=request.resources_id_contains if has("resources_id_contains") else None,
+        filter_logic=enums.filter_logic_from_proto(request.filter_logic, "filter_logic"),
+        **_ordering(request),
+    )
 
 
-def list_workers_to_proto(**query: Unpack[WorkerQuery]) -> worker_pb2.ListWorkersRequest:
-    status_in = query.get("status_in")
+def list_workers_to_proto(query: WorkerQuery) -> worker_pb2.ListWorkersRequest:
     request = worker_pb2.ListWorkersRequest(
-        status_in=None if status_in is None else _worker_statuses_to_proto(status_in),
-        worker_id_contains=optional_text_to_proto(query.get("worker_id_contains"), "worker_id_contains"),
-        filter_logic=enums.filter_logic_to_proto(query.get("filter_logic", "and")),
+        status_in=None if query.status_in is None else _worker_statuses_to_proto(query.status_in),
+        worker_id_contains=optional_text_to_proto(query.worker_id_contains, "worker_id_contains"),
+        filter_logic=enums.filter_logic_to_proto(query.filter_logic),
     )
     _write_ordering(request, query)
     return request
 
 
 def list_workers_from_proto(request: worker_pb2.ListWorkersRequest) -> WorkerQuery:
-    query = WorkerQuery(filter_logic=enums.filter_logic_from_proto(request.filter_logic, "filter_logic"))
-    _read_ordering(request, query)
-    if request.HasField("status_in"):
-        query["status_in"] = [
-            enums.WORKER_STATUS.from_proto(number, f"status_in.values[{index}]")
-            for index, number in enumerate(request.status_in.values)
-        ]
-    if request.HasField("worker_id_contains"):
-        query["worker_id_contains"] = request.worker_id_contains
-    return query
+    has = request.HasField
+    return WorkerQuery(
+        status_in=_worker_statuses_from_proto(request.status_in) if has("status_in") else None,
+        worker_id_contains=request.worker_id_contains if has("worker_id_contains") else None,
+        filter_logic=enums.filter_logic_from_proto(request.filter_logic, "filter_logic"),
+        **_ordering(request),
+    )
 
 
 # --- What the requests have in common --------------------------------------------------------------------------------
@@ -227,6 +159,13 @@ def _worker_statuses_to_proto(statuses: Sequence[WorkerStatus]) -> worker_pb2.Wo
     return worker_pb2.WorkerStatusSet(values=values)
 
 
+def _worker_statuses_from_proto(message: worker_pb2.WorkerStatusSet) -> list[WorkerStatus]:
+    return [
+        enums.WORKER_STATUS.from_proto(number, f"status_in.values[{index}]")
+        for index, number in enumerate(message.values)
+    ]
+
+
 def texts_to_proto(texts: Sequence[str], field: str) -> common_pb2.StringSet:
     return common_pb2.StringSet(values=[text_to_proto(text, field) for text in _listed(texts, field)])
 
@@ -238,26 +177,24 @@ def _listed(values: Sequence[ItemT], field: str) -> Sequence[ItemT]:
     return values
 
 
-def _write_ordering(request: ListRequest, query: Ordering) -> None:
-    """Only what was given, so that the rest has the method's defaults."""
-    if "sort_by" in query:
-        if query["sort_by"] == "":  # on the wire it stands for None
-            raise invalid("sort_by", "is empty; name a field, or give None for the order of insertion")
-        request.sort_by = text_to_proto(query["sort_by"] or "", "sort_by")
-    if "sort_order" in query:
-        request.sort_order = enums.sort_order_to_proto(query["sort_order"])
-    limit = query.get("limit", ALL_ROWS)
-    if limit != ALL_ROWS:
-        request.limit = min(limit, INT64_MAX)
-    request.offset = min(query.get("offset", 0), INT64_MAX)
+def _write_ordering(request: ListRequest, query: Query[Any]) -> None:
+    request.sort_by = text_to_proto(query.sort_by or "", "sort_by")  # empty: the order of insertion
+    request.sort_order = enums.sort_order_to_proto(query.sort_order)
+    if query.limit != ALL_ROWS:
+        request.limit = min(query.limit, INT64_MAX)
+    request.offset = min(query.offset, INT64_MAX)
 
 
-def _read_ordering(request: ListRequest, query: Ordering) -> None:
+def _ordering(request: ListRequest) -> dict[str, Any]:
+    """The order and the part of the rows; without ``sort_by`` that of the method."""
+    ordering: dict[str, Any] = {
+        "sort_order": enums.sort_order_from_proto(request.sort_order, "sort_order"),
+        "limit": not_negative(request.limit, "limit") if request.HasField("limit") else ALL_ROWS,
+        "offset": not_negative(request.offset, "offset"),
+    }
     if request.HasField("sort_by"):
-        query["sort_by"] = request.sort_by or None
-    query["sort_order"] = enums.sort_order_from_proto(request.sort_order, "sort_order")
-    query["limit"] = not_negative(request.limit, "limit") if request.HasField("limit") else ALL_ROWS
-    query["offset"] = not_negative(request.offset, "offset")
+        ordering["sort_by"] = request.sort_by or None
+    return ordering
 
 
 # --- Pages -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from lightning_store import json_text
-from lightning_store.backends.base import AttemptRecord, NewRollout, RolloutRecord, RolloutRow
+from lightning_store.backends.records import AttemptRecord, NewRollout, RolloutRecord, RolloutRow
 from lightning_store.model import AttemptStatus, RolloutConfig
 from lightning_store.v1 import rollout_pb2
 from lightning_store.wire.checks import json_object

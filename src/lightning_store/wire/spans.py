@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
-from lightning_store.backends.base import SpanRecord
+from lightning_store.backends.records import SpanRecord
 from lightning_store.lazy import lazily
 from lightning_store.model import Span
 from lightning_store.v1 import span_pb2

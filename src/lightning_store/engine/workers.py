@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_store.backends.base import AttemptRecord, WorkerRecord
+from lightning_store.backends.records import AttemptRecord, WorkerRecord
 from lightning_store.lifecycle import ACTIVE, REPORTED
 
 

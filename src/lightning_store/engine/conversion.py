@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_store import json_text
-from lightning_store.backends.base import AttemptRecord, Claim, ResourcesRecord, RolloutRecord, RolloutRow, WorkerRecord
+from lightning_store.backends.records import AttemptRecord, Claim, ResourcesRecord, RolloutRecord, RolloutRow, WorkerRecord
 from lightning_store.lazy import lazily
 from lightning_store.model import (
     Attempt,

@@ -1,8 +1,8 @@
 """Request ids: how a call that is sent twice happens once.
 
-A caller that may repeat a call (a server whose client retries after a lost reply) runs it inside
-``request_scope(request_id)``. The engine then keeps the reply together with the change, in one transaction, and answers
-the same id again from memory without doing anything. The id travels in a context variable, so that the methods of
+A caller that may repeat a call (a server whose client retries after a lost reply) makes it inside
+``request_scope(request_id)``. The engine then records the reply in the transaction that makes the change, and answers
+the same id again from the record, without doing anything. The id travels in a context variable, so that the methods of
 ``LightningStore`` keep their signatures; it reaches tasks and threads that are given the caller's context.
 
 A store that does not read ``current_request`` gives at-least-once where a retry follows a lost reply; its

@@ -7,12 +7,13 @@ from itertools import islice
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from lightning_store.backends.base import Filter, Query, Rows
+from lightning_store.backends.base import Rows
+from lightning_store.queries import Filter, Query
 
 T = TypeVar("T")
 
 
-def select(records: Iterable[T], query: Query) -> Rows[T]:
+def select(records: Iterable[T], query: Query[Any]) -> Rows[T]:
     """The page of ``records``, given in order of insertion, that ``query`` asks for."""
     rows = [record for record in records if matches(record, query)] if query.filters else list(records)
     if query.sort_by is not None:
@@ -23,19 +24,19 @@ def select(records: Iterable[T], query: Query) -> Rows[T]:
     return Rows(rows[query.offset : end], len(rows))
 
 
-def page_of_all(records: Iterable[T], total: int, query: Query) -> Rows[T]:
+def page_of_all(records: Iterable[T], total: int, query: Query[Any]) -> Rows[T]:
     """As ``select`` for a query with neither filter nor order, without touching the rows past the page."""
     end = total if query.limit < 0 else min(query.offset + query.limit, total)
     return Rows(list(islice(records, min(query.offset, end), end)), total)
 
 
-def is_plain(query: Query) -> bool:
+def is_plain(query: Query[Any]) -> bool:
     """Whether the query takes rows as they were inserted."""
     return not query.filters and query.sort_by is None and not query.descending
 
 
-def matches(record: object, query: Query) -> bool:
-    combine = all if query.logic == "and" else any
+def matches(record: object, query: Query[Any]) -> bool:
+    combine = all if query.filter_logic == "and" else any
     return combine(_passes(record, one) for one in query.filters)
 
 

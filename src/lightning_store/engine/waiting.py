@@ -1,4 +1,5 @@
-"""Who waits for what. A wait is a future that the change which ends it resolves: no thread, no polling."""
+"""Waits for rollouts, for the queue and for completions. A wait is a future that the change which ends it resolves: no
+thread, no polling."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from lightning_store.clock import Clock
+from lightning_store.engine.view import Effects
 
 
 class Wakeup:
@@ -52,8 +54,8 @@ class Waiter(Wakeup):
     def note_end(self, rollout_id: str) -> bool:
         """Wake up if this was the last that was missing. False if nobody waits here any more. From any thread.
 
-        A rollout that is put back does not count as pending again: threads may tell of changes out of order, and who
-        wakes up reads the state anyway.
+        A rollout that is put back does not count as pending again: notifications from several threads may come out of
+        order, and a waiter that wakes up reads the state anyway.
         """
         self._pending.discard(rollout_id)
         return (bool(self._pending) and not self._one_is_enough) or self.wake()
@@ -65,7 +67,7 @@ class Waiter(Wakeup):
             self.wake()
 
 
-class Waiters:
+class RolloutWaiters:
     """All waits for rollouts of one store."""
 
     def __init__(self) -> None:
@@ -90,7 +92,7 @@ class Waiters:
                 self._forget(waiter)
 
     def notify(self, ended: Sequence[str]) -> None:
-        """Tell the waits which rollouts became terminal."""
+        """Rollouts became terminal, or are gone."""
         if not ended or not self._by_rollout:
             return
         with self._lock:
@@ -152,7 +154,7 @@ class Watchers:
                 self._watching.discard(watcher)
 
     def notify(self, ended: Sequence[str], deleted: Sequence[str]) -> None:
-        """Tell those whom it concerns that rollouts became terminal, or were deleted."""
+        """Wake the watchers of rollouts that became terminal or were deleted."""
         if not self._watching or not (ended or deleted):
             return
         with self._lock:
@@ -180,9 +182,10 @@ class Claimants:
 
     @contextmanager
     def register(self, request_id: str | None) -> Iterator[Claimant]:
-        """Join the line. Try to claim after registering, then wait; a rollout queued in between wakes all the same.
+        """Join the waiting claimants. Try to claim after registering, then wait: a rollout that is queued in between
+        wakes the claimant too.
 
-        Whoever leaves the line with a call that it did not follow passes it on to the next.
+        A claimant that leaves before it has followed its wake-up forwards it to the next.
         """
         claimant = Claimant(request_id)
         with self._lock:
@@ -221,3 +224,19 @@ class Claimants:
             for other in self._waiting.values():
                 if other is not claimant and other.request_id == claimant.request_id is not None:
                     other.wakeup.wake()
+
+
+class Waiting:
+    """All waits on one store, in this process."""
+
+    def __init__(self) -> None:
+        self.rollouts = RolloutWaiters()
+        self.claimants = Claimants()
+        self.watchers = Watchers()
+
+    def notify(self, effects: Effects) -> None:
+        """Wake the waiters that a transaction concerns."""
+        self.rollouts.notify(effects.ended)
+        self.rollouts.notify(effects.deleted)
+        self.claimants.notify(len(effects.queued))
+        self.watchers.notify(effects.ended, effects.deleted)

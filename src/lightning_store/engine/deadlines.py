@@ -1,7 +1,7 @@
-"""When the store has to look at its deadlines by itself: timers on the event loops that use it, no thread.
+"""Timers for deadlines, on the event loops that use the store; no thread.
 
-A timer dies with its loop and waits while its loop is blocked. So every loop on which somebody waits for the store has
-a timer of its own; who calls after a deadline sees its outcome anyway, and nobody else can tell the difference.
+A timer ends with its loop and is late while its loop is blocked. So each loop on which a call waits has a timer of its
+own. A call that comes after a deadline sees its outcome anyway.
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ from lightning_store.clock import Clock, Timer
 from lightning_store.loops import forget_closed
 
 SLACK_SECONDS: Final = 0.001
-"""How long after a deadline the watchdog wakes: a deadline counts once the clock is past it."""
+"""How long after a deadline the timer fires: a deadline counts once the clock is past it."""
 SLEEP_SECONDS_MAX: Final = 60.0
 """It looks at the clock at least this often, in case the machine's time was set."""
 
 
-class Watchdog:
-    """Calls ``look`` soon after the earliest deadline, on each loop that needs it."""
+class DeadlineTimer:
+    """Calls ``look`` soon after the earliest deadline, on each loop that needs it.
+
+    Args:
+        clock: The time, and the timers.
+        look: Acts on what is due, and then watches the next deadline.
+    """
 
     def __init__(self, clock: Clock, look: Callable[[], Awaitable[None]]) -> None:
         self._clock = clock
@@ -34,8 +39,8 @@ class Watchdog:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """While the calling task waits for the store, its loop is told of every deadline, whoever set it. Begins before
-        the task looks at the store: the look sees the deadlines that were set by then."""
+        """While the calling task waits for the store, its loop has a timer for every deadline, whoever set it. Enter it
+        before looking at the store: the look sees the deadlines that were set by then."""
         loop = asyncio.get_running_loop()
         self._waiting[loop] += 1
         try:
@@ -46,7 +51,7 @@ class Watchdog:
                 del self._waiting[loop]
 
     def watch(self, deadline: float | None) -> None:
-        """See to it that ``look`` is called after ``deadline``, the earliest of all as of now."""
+        """Call ``look`` after ``deadline``; None does nothing. An earlier one that is watched already stays."""
         if deadline is None:
             return
         here = asyncio.get_running_loop()

@@ -1,0 +1,553 @@
+"""Everything in dictionaries of this process. Each look-up and each change is O(1) or O(log n) in what is stored; filtered
+lists are linear in the rows that their index yields."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
+from typing import Final
+
+from lightning_store.backends.base import (
+    Backend,
+    Changes,
+    Due,
+    Loaded,
+    Needs,
+    Rows,
+    Snapshot,
+    Transaction,
+    Usage,
+)
+from lightning_store.backends.memory.filtering import is_plain, page_of_all, select
+from lightning_store.backends.memory.indices import SLACK, Blocks, Deadlines, Shards
+from lightning_store.backends.memory.replies import Replies
+from lightning_store.backends.records import (
+    AttemptRecord,
+    CompletionRow,
+    Counts,
+    ReplyRecord,
+    ResourcesRecord,
+    RolloutRecord,
+    RolloutRow,
+    SpanRecord,
+    WorkerRecord,
+)
+from lightning_store.errors import InvalidArgumentError
+from lightning_store.ids import new_hex
+from lightning_store.lifecycle import TERMINAL
+from lightning_store.model import TIME_MAX_SECONDS
+from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
+
+REPLAY_WINDOW_SECONDS: Final = 600.0
+"""How long a reply is kept: well beyond the time over which a client retries."""
+REPLAY_ENTRIES_MAX: Final = 200_000
+"""Replies kept at most; the oldest go first."""
+
+
+class _Rollout:
+    """All that belongs to one rollout."""
+
+    __slots__ = ("attempts", "ordinal", "record", "sequence", "span_bytes", "spans", "spans_ordinal")
+
+    def __init__(self, record: RolloutRecord, ordinal: int) -> None:
+        self.record = record
+        self.ordinal = ordinal
+        self.attempts: dict[str, AttemptRecord] = {}
+        self.sequence = 0
+        self.spans: dict[str | tuple[str, str], SpanRecord] = {}
+        self.span_bytes = 0
+        self.spans_ordinal = 0
+        """Its place among the rollouts that have spans."""
+
+    def span_key(self, attempt_id: str, span_id: str) -> str | tuple[str, str]:
+        """Its key among all spans of the rollout; a short one in the first attempt, which is the only one as a rule."""
+        return span_id if attempt_id == next(iter(self.attempts), None) else (attempt_id, span_id)
+
+    @property
+    def latest(self) -> AttemptRecord | None:
+        attempt_id = self.record.latest_attempt_id
+        return None if attempt_id is None else self.attempts[attempt_id]
+
+    @property
+    def row(self) -> RolloutRow:
+        return RolloutRow(self.record, self.latest)
+
+
+def _queue_place(record: RolloutRecord) -> int | None:
+    """Where a rollout stands in the queue; None if it is not in it."""
+    return record.queue_position if record.in_queue else None
+
+
+class MemoryBackend(Backend):
+    """Everything in dictionaries. No call ever suspends, so on one event loop a transaction is atomic by itself; a lock
+    makes it atomic between threads.
+
+    Args:
+        replay_window_seconds: How long a recorded reply is kept.
+        replay_entries_max: How many replies are kept at most.
+    """
+
+    inline = True
+
+    def __init__(
+        self,
+        *,
+        replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
+        replay_entries_max: int = REPLAY_ENTRIES_MAX,
+    ) -> None:
+        if not 0 <= replay_window_seconds <= TIME_MAX_SECONDS:
+            message = f"replay_window_seconds is {replay_window_seconds}; give 0 to {TIME_MAX_SECONDS}"
+            raise InvalidArgumentError(message, field="replay_window_seconds")
+        if replay_entries_max < 1:
+            message = f"replay_entries_max is {replay_entries_max}; give 1 or more"
+            raise InvalidArgumentError(message, field="replay_entries_max")
+        self._store_id = new_hex(12)
+        self._replay_window_seconds = replay_window_seconds
+        self._lock = threading.Lock()
+        self._data = MemoryData(Replies(replay_window_seconds, replay_entries_max))
+        self._snapshot = _Snapshot(self._data, self._lock)
+
+    @property
+    def store_id(self) -> str:
+        return self._store_id
+
+    @property
+    def replay_window_seconds(self) -> float:
+        return self._replay_window_seconds
+
+    def transaction(self) -> Transaction:
+        return _Transaction(self._data, self._lock)
+
+    def snapshot(self) -> _Snapshot:
+        return self._snapshot
+
+    async def evict_spans(self, excess_bytes: int, *, unfinished: bool) -> list[str]:
+        with self._lock:
+            return self._data.evict_spans(excess_bytes, unfinished=unfinished)
+
+    async def usage(self) -> Usage:
+        return Usage(self._data.span_bytes + self._data.other_bytes, self._data.span_bytes)
+
+
+class _Transaction(Transaction):
+    """Holds the lock from its first load on. What was "loaded" is the data itself, which nobody changes meanwhile."""
+
+    __slots__ = ("_data", "_lock", "_open")
+
+    def __init__(self, data: MemoryData, lock: threading.Lock) -> None:
+        self._data = data
+        self._lock = lock
+        self._open = False
+
+    async def load(self, needs: Needs) -> Loaded:
+        if not self._open:
+            self._lock.acquire()
+            self._open = True
+        if needs.due is not None:
+            self._data.look_at_due(needs.due)
+        return self._data
+
+    async def commit(self, changes: Changes) -> None:
+        self._data.store(changes)
+        self._open = False
+        self._lock.release()
+
+    async def rollback(self) -> None:
+        if self._open:
+            self._open = False
+            self._lock.release()
+
+
+class MemoryData(Loaded):
+    """The data, its indices, and what a transaction looks up and stores. Used under the backend's lock only."""
+
+    def __init__(self, replies: Replies) -> None:
+        self._rollouts: Shards[_Rollout] = Shards()
+        self._in_order: Blocks[_Rollout] = Blocks()
+        self._by_status: defaultdict[str, Blocks[_Rollout]] = defaultdict(Blocks)
+        self._queue: Blocks[str] = Blocks()
+        self._queue_position = 0
+        self._completed: Blocks[_Rollout] = Blocks()
+        self._completion_position = 0
+        self._deadlines = Deadlines()
+        self._overdue: Sequence[str] = ()
+        self._expendable: Sequence[str] = ()
+        self._ordinals = itertools.count()
+        self._with_spans: Blocks[_Rollout] = Blocks()
+        self._ended: list[tuple[float, int, str]] = []
+        """Candidates for eviction: a heap of end time, ordinal and id, with some that are out of date."""
+        self._resources: dict[str, ResourcesRecord] = {}
+        self._latest_resources: str | None = None
+        self._workers: dict[str, WorkerRecord] = {}
+        self._replies = replies
+        self._attempts = 0
+        self._spans = 0
+        self.span_bytes = 0
+        self.other_bytes = 0
+
+    # --- Looking up --------------------------------------------------------------------------------------------------
+
+    def reply(self, request_id: str) -> ReplyRecord | None:
+        return self._replies.get(request_id)
+
+    def rollout(self, rollout_id: str) -> RolloutRecord | None:
+        entry = self._rollouts.get(rollout_id)
+        return None if entry is None else entry.record
+
+    def row(self, rollout_id: str) -> RolloutRow | None:
+        entry = self._rollouts.get(rollout_id)
+        return None if entry is None else entry.row
+
+    def attempt(self, rollout_id: str, attempt_id: str) -> AttemptRecord | None:
+        entry = self._rollouts.get(rollout_id)
+        return None if entry is None else entry.attempts.get(attempt_id)
+
+    def last_sequence(self, rollout_id: str) -> int:
+        entry = self._rollouts.get(rollout_id)
+        return 0 if entry is None else entry.sequence
+
+    def has_span(self, rollout_id: str, attempt_id: str, span_id: str) -> bool:
+        entry = self._rollouts.get(rollout_id)
+        return entry is not None and entry.span_key(attempt_id, span_id) in entry.spans
+
+    def worker(self, worker_id: str) -> WorkerRecord | None:
+        return self._workers.get(worker_id)
+
+    def holders(self, rollout_id: str) -> Iterable[str]:
+        entry = self._rollouts.get(rollout_id)
+        return () if entry is None else {one.worker_id for one in entry.attempts.values() if one.worker_id}
+
+    def resources(self, resources_id: str) -> ResourcesRecord | None:
+        return self._resources.get(resources_id)
+
+    def latest_resources(self) -> ResourcesRecord | None:
+        return None if self._latest_resources is None else self._resources[self._latest_resources]
+
+    def is_taken(self, rollout_id: str, attempt_id: str | None = None) -> bool:
+        entry = self._rollouts.get(rollout_id)
+        return entry is not None and (attempt_id is None or attempt_id in entry.attempts)
+
+    def queue(self) -> Iterator[str]:
+        return iter(self._queue)
+
+    @property
+    def queue_is_whole(self) -> bool:
+        return True
+
+    @property
+    def last_queue_position(self) -> int:
+        return self._queue_position
+
+    @property
+    def last_completion_position(self) -> int:
+        return self._completion_position
+
+    # --- What is due -------------------------------------------------------------------------------------------------
+
+    def look_at_due(self, due: Due) -> None:
+        self._overdue = self._deadlines.passed(due.now, due.limit)
+        self._expendable = self._not_retained(due)
+
+    def overdue(self) -> Sequence[str]:
+        return self._overdue
+
+    def expendable(self) -> Sequence[str]:
+        return self._expendable
+
+    def has_due(self, due: Due) -> bool:
+        earliest = self._deadlines.earliest()
+        return (earliest is not None and earliest < due.now) or bool(self._not_retained(due._replace(limit=1)))
+
+    def next_deadline(self) -> float | None:
+        return self._deadlines.earliest()
+
+    def _not_retained(self, due: Due) -> Sequence[str]:
+        if due.retain_count is None and due.retain_since is None:
+            return ()
+        excess = 0 if due.retain_count is None else len(self._completed) - due.retain_count
+        since = due.retain_since
+        found: list[str] = []
+        for place, entry in enumerate(itertools.islice(self._completed, due.limit)):
+            time = entry.record.completion_time
+            if place >= excess and (since is None or time is None or time >= since):
+                break  # those that follow ended later
+            found.append(entry.record.rollout_id)
+        return found
+
+    # --- Storing -----------------------------------------------------------------------------------------------------
+
+    def store(self, changes: Changes) -> None:
+        for rollout_id, rollout in changes.rollouts.items():
+            if rollout is None:
+                self._delete(rollout_id)
+            else:
+                self._put_rollout(rollout)
+        for attempt in changes.attempts.values():
+            self._put_attempt(attempt)
+        for span, size_bytes in changes.spans.values():
+            self._insert_span(span, size_bytes)
+        for rollout_id, number in changes.sequences.items():
+            if (entry := self._rollouts.get(rollout_id)) is not None:
+                entry.sequence = number
+        for worker in changes.workers.values():
+            former_worker = self._workers.get(worker.worker_id)
+            self._workers[worker.worker_id] = worker
+            self.other_bytes += worker.size_bytes - (0 if former_worker is None else former_worker.size_bytes)
+        for resources in changes.resources.values():
+            former = self._resources.get(resources.resources_id)
+            self._resources[resources.resources_id] = resources
+            self.other_bytes += resources.size_bytes - (0 if former is None else former.size_bytes)
+        self._latest_resources = changes.latest_resources or self._latest_resources
+        for reply in changes.replies.values():
+            self._replies.put(reply)
+
+    def _put_rollout(self, rollout: RolloutRecord) -> None:
+        entry = self._rollouts.get(rollout.rollout_id)
+        if entry is None:
+            entry = self._rollouts[rollout.rollout_id] = _Rollout(rollout, next(self._ordinals))
+            self._in_order[entry.ordinal] = entry
+            self._by_status[rollout.status][entry.ordinal] = entry
+            self.other_bytes += rollout.size_bytes
+            self._move_in_queue(rollout.rollout_id, None, _queue_place(rollout))
+            self._move_completion(entry, None)
+            self._deadlines.set(rollout.rollout_id, rollout.deadline)
+            return
+        former, entry.record = entry.record, rollout
+        if former.input_json is not rollout.input_json or former.metadata_json is not rollout.metadata_json:
+            self.other_bytes += rollout.size_bytes - former.size_bytes
+        if former.status != rollout.status:
+            del self._by_status[former.status][entry.ordinal]
+            self._by_status[rollout.status][entry.ordinal] = entry
+            self._move_in_queue(rollout.rollout_id, _queue_place(former), _queue_place(rollout))
+        if former.completion_position != rollout.completion_position:
+            self._move_completion(entry, former.completion_position)
+        if former.deadline != rollout.deadline:
+            self._deadlines.set(rollout.rollout_id, rollout.deadline)
+        if entry.spans and rollout.end_time != former.end_time and rollout.status in TERMINAL:
+            self._note_end(entry)
+
+    def _move_in_queue(self, rollout_id: str, former: int | None, position: int | None) -> None:
+        if former == position:
+            return
+        if former is not None:
+            del self._queue[former]
+        if position is None:
+            return
+        if position > self._queue_position:
+            self._queue[position] = rollout_id
+            self._queue_position = position
+        else:
+            self._queue.insert(position, rollout_id)
+
+    def _move_completion(self, entry: _Rollout, former: int | None) -> None:
+        if former is not None:
+            del self._completed[former]
+        position = entry.record.completion_position
+        if position is not None:
+            self._completed[position] = entry
+            self._completion_position = max(self._completion_position, position)
+
+    def _delete(self, rollout_id: str) -> None:
+        entry = self._rollouts.pop(rollout_id)
+        if entry is None:
+            return
+        del self._in_order[entry.ordinal]
+        del self._by_status[entry.record.status][entry.ordinal]
+        self._move_in_queue(rollout_id, _queue_place(entry.record), None)
+        if entry.record.completion_position is not None:
+            del self._completed[entry.record.completion_position]
+        self._deadlines.set(rollout_id, None)
+        self._drop_spans(entry)
+        self._attempts -= len(entry.attempts)
+        self.other_bytes -= entry.record.size_bytes + sum(one.size_bytes for one in entry.attempts.values())
+
+    def _put_attempt(self, attempt: AttemptRecord) -> None:
+        entry = self._rollouts.get(attempt.rollout_id)
+        if entry is None:
+            return
+        former = entry.attempts.get(attempt.attempt_id)
+        entry.attempts[attempt.attempt_id] = attempt
+        if former is None:
+            self._attempts += 1
+            self.other_bytes += attempt.size_bytes
+        elif former.metadata_json is not attempt.metadata_json:
+            self.other_bytes += attempt.size_bytes - former.size_bytes
+
+    def _insert_span(self, span: SpanRecord, size_bytes: int) -> None:
+        entry = self._rollouts.get(span.rollout_id)
+        if entry is None:
+            return
+        if not entry.spans:
+            entry.spans_ordinal = next(self._ordinals)
+            self._with_spans[entry.spans_ordinal] = entry
+            if entry.record.status in TERMINAL:
+                self._note_end(entry)
+        entry.spans[entry.span_key(span.attempt_id, span.span_id)] = span
+        entry.span_bytes += size_bytes
+        self._spans += 1
+        self.span_bytes += size_bytes
+
+    # --- Evicting ----------------------------------------------------------------------------------------------------
+
+    def evict_spans(self, excess_bytes: int, *, unfinished: bool) -> list[str]:
+        evicted: list[str] = []
+        target_bytes = self.span_bytes - excess_bytes
+        while self.span_bytes > target_bytes and (entry := self._next_to_evict(unfinished)) is not None:
+            self._drop_spans(entry)
+            entry.record = entry.record._replace(spans_evicted=True)
+            evicted.append(entry.record.rollout_id)
+        return evicted
+
+    def _next_to_evict(self, unfinished: bool) -> _Rollout | None:
+        while self._ended:
+            end_time, _, rollout_id = heapq.heappop(self._ended)
+            entry = self._rollouts.get(rollout_id)
+            if entry is None or not entry.spans:
+                continue
+            if entry.record.status in TERMINAL and entry.record.end_time == end_time:
+                return entry
+        return next(iter(self._with_spans), None) if unfinished else None
+
+    def _drop_spans(self, entry: _Rollout) -> None:
+        if not entry.spans:
+            return
+        self._spans -= len(entry.spans)
+        self.span_bytes -= entry.span_bytes
+        entry.spans = {}
+        entry.span_bytes = 0
+        del self._with_spans[entry.spans_ordinal]
+
+    def _note_end(self, entry: _Rollout) -> None:
+        """Make a finished rollout that has spans a candidate for eviction. Entries out of date are skipped later."""
+        end_time = entry.record.end_time
+        if end_time is not None:
+            heapq.heappush(self._ended, (end_time, entry.ordinal, entry.record.rollout_id))
+        if len(self._ended) > 2 * len(self._with_spans) + SLACK:  # many ended again and again
+            self._ended = [
+                (one.record.end_time, one.ordinal, one.record.rollout_id)
+                for one in self._with_spans
+                if one.record.status in TERMINAL and one.record.end_time is not None
+            ]
+            heapq.heapify(self._ended)
+
+    # --- Lists -------------------------------------------------------------------------------------------------------
+
+    def list_rollouts(self, query: RolloutQuery) -> Rows[RolloutRow]:
+        if is_plain(query):
+            page = page_of_all((entry.record for entry in self._in_order), len(self._rollouts), query)
+        else:
+            page = select((entry.record for entry in self._candidates(query)), query)
+        rows = [self._rollouts[record.rollout_id].row for record in page.items]
+        return Rows(rows, page.total)
+
+    def _candidates(self, query: RolloutQuery) -> Iterable[_Rollout]:
+        """Rollouts that can match, in order of insertion: through an index where each row must pass an "in" filter."""
+        choices = [self._with_one_of(one.field, one.value) for one in query.filters if one.kind == "in"]
+        if (query.filter_logic == "or" and len(query.filters) > 1) or not choices:
+            return self._in_order
+        fewest = min(choices, key=len)
+        return sorted(fewest, key=attrgetter("ordinal"))
+
+    def _with_one_of(self, field: str, values: frozenset[str]) -> list[_Rollout]:
+        if field == "rollout_id":
+            return [entry for rollout_id in values if (entry := self._rollouts.get(rollout_id)) is not None]
+        return [entry for status in values if status in self._by_status for entry in self._by_status[status]]
+
+    def list_attempts(self, query: AttemptQuery) -> Rows[AttemptRecord]:
+        entry = self._rollouts.get(query.rollout_id)
+        return Rows([], 0) if entry is None else select(entry.attempts.values(), query)
+
+    def list_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
+        entry = self._rollouts.get(query.rollout_id)
+        if entry is None:
+            return Rows([], 0)
+        spans: Iterable[SpanRecord] = entry.spans.values()
+        if query.attempt_id is not None:
+            spans = [span for span in spans if span.attempt_id == query.attempt_id]
+        return select(spans, query)
+
+    def list_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]:
+        return select(self._resources.values(), query)
+
+    def list_workers(self, query: WorkerQuery) -> Rows[WorkerRecord]:
+        return select(self._workers.values(), query)
+
+    def list_completions(self, after: int, limit: int) -> list[CompletionRow]:
+        rows: list[CompletionRow] = []
+        for entry in itertools.islice(self._completed.since(after + 1), limit):
+            position, time = entry.record.completion_position, entry.record.completion_time
+            assert position is not None
+            assert time is not None
+            rows.append(CompletionRow(position, time, entry.row))
+        return rows
+
+    def counts(self) -> Counts:
+        return Counts(
+            rollouts=len(self._rollouts),
+            attempts=self._attempts,
+            spans=self._spans,
+            resources=len(self._resources),
+            workers=len(self._workers),
+            span_bytes=self.span_bytes,
+            bytes=self.span_bytes + self.other_bytes,
+        )
+
+
+class _Snapshot(Snapshot):
+    """The data under the lock. There is one, which many enter one after another."""
+
+    __slots__ = ("_data", "_lock")
+
+    def __init__(self, data: MemoryData, lock: threading.Lock) -> None:
+        self._data = data
+        self._lock = lock
+
+    async def __aenter__(self) -> _Snapshot:
+        self._lock.acquire()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._lock.release()
+
+    async def has_due(self, due: Due) -> bool:
+        return self._data.has_due(due)
+
+    async def rollouts(self, rollout_ids: Sequence[str]) -> list[RolloutRow | None]:
+        return list(map(self._data.row, rollout_ids))
+
+    async def resources(self, resources_id: str | None) -> ResourcesRecord | None:
+        return self._data.latest_resources() if resources_id is None else self._data.resources(resources_id)
+
+    async def worker(self, worker_id: str) -> WorkerRecord | None:
+        return self._data.worker(worker_id)
+
+    async def query_rollouts(self, query: RolloutQuery) -> Rows[RolloutRow]:
+        return self._data.list_rollouts(query)
+
+    async def query_attempts(self, query: AttemptQuery) -> Rows[AttemptRecord]:
+        return self._data.list_attempts(query)
+
+    async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
+        return self._data.list_spans(query)
+
+    async def query_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]:
+        return self._data.list_resources(query)
+
+    async def query_workers(self, query: WorkerQuery) -> Rows[WorkerRecord]:
+        return self._data.list_workers(query)
+
+    async def completions(self, after: int, limit: int) -> list[CompletionRow]:
+        return self._data.list_completions(after, limit)
+
+    async def last_completion(self) -> int:
+        return self._data.last_completion_position
+
+    async def next_deadline(self) -> float | None:
+        return self._data.next_deadline()
+
+    async def counts(self) -> Counts:
+        return self._data.counts()

@@ -1,0 +1,237 @@
+"""Records: what a backend stores, and what the engine decides on.
+
+Records are immutable: a change is a new record. User payloads are JSON text and a span's body is encoded bytes, so
+neither the engine nor a backend looks inside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
+
+from lightning_store.lifecycle import QUEUED
+from lightning_store.model import AttemptStatus, RolloutConfig, RolloutMode, RolloutStatus, Span, WorkerStatus
+
+SPAN_OVERHEAD_BYTES: Final = 600
+"""Memory of a span record beside its body: the record, its ids and names, and its place in the indices."""
+ROLLOUT_OVERHEAD_BYTES: Final = 1500
+"""Memory of a rollout beside its payloads: the record, its ids, its config, its place in the indices."""
+ATTEMPT_OVERHEAD_BYTES: Final = 800
+RESOURCES_OVERHEAD_BYTES: Final = 500
+WORKER_OVERHEAD_BYTES: Final = 500
+WIDEST_CHAR_BYTES: Final = 4
+
+
+def text_bytes(text: str | None) -> int:
+    """Memory of a text, at the most: one emoji makes all its characters as wide as itself."""
+    if text is None:
+        return 0
+    return len(text) if text.isascii() else WIDEST_CHAR_BYTES * len(text)
+
+
+class RolloutRecord(NamedTuple):
+    """A stored rollout: the columns that callers see, then those that the engine schedules by.
+
+    ``config`` is never changed in place.
+    """
+
+    rollout_id: str
+    input_json: str
+    start_time: float
+    end_time: float | None
+    mode: RolloutMode | None
+    resources_id: str | None
+    status: RolloutStatus
+    config: RolloutConfig
+    metadata_json: str | None
+    latest_attempt_id: str | None = None
+    queue_position: int | None = None
+    """Its place in the queue, from the time it is queued until it is claimed, finished or deleted. It is in the queue
+    while its status says so; set to running by hand and back, it has the same place again."""
+    completion_position: int | None = None
+    """Its place among all completions of the store; None while it is not terminal."""
+    completion_time: float | None = None
+    """When it became terminal. ``end_time`` moves with later reports of the same outcome, this does not."""
+    deadline: float | None = None
+    """No deadline of its latest attempt passes before this time. A heartbeat moves the deadline and not this; the
+    engine looks again when this time has come. None: no deadline counts."""
+    spans_evicted: bool = False
+    """Whether spans of it were dropped to free memory."""
+
+    @property
+    def in_queue(self) -> bool:
+        return self.queue_position is not None and self.status in QUEUED
+
+    @property
+    def payload_bytes(self) -> int:
+        """Of its JSON texts, in memory."""
+        return text_bytes(self.input_json) + text_bytes(self.metadata_json)
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory."""
+        return ROLLOUT_OVERHEAD_BYTES + self.payload_bytes
+
+
+class NewRollout(NamedTuple):
+    """What a rollout is made of, checked."""
+
+    input_json: str
+    mode: RolloutMode | None
+    resources_id: str | None
+    """None takes the latest resources at the time of the call."""
+    config: RolloutConfig
+    metadata_json: str
+
+    @property
+    def payload_bytes(self) -> int:
+        """Of its JSON texts, in memory."""
+        return text_bytes(self.input_json) + text_bytes(self.metadata_json)
+
+
+class AttemptRecord(NamedTuple):
+    """A stored attempt."""
+
+    rollout_id: str
+    attempt_id: str
+    sequence_id: int
+    start_time: float
+    end_time: float | None
+    status: AttemptStatus
+    worker_id: str | None
+    last_heartbeat_time: float | None
+    metadata_json: str | None
+
+    @property
+    def payload_bytes(self) -> int:
+        """Of its JSON text, in memory."""
+        return text_bytes(self.metadata_json)
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory."""
+        return ATTEMPT_OVERHEAD_BYTES + self.payload_bytes
+
+
+class SpanRecord(NamedTuple):
+    """A stored span: the fields that are looked up, and all the rest encoded by a :class:`SpanCodec`."""
+
+    rollout_id: str
+    attempt_id: str
+    sequence_id: int | None
+    """None until the engine has allocated one."""
+    trace_id: str
+    span_id: str
+    parent_id: str | None
+    name: str
+    start_time: float | None
+    end_time: float | None
+    body: bytes
+    common: bytes = b""
+    """What follows the body, if it may be what other spans have too, such as the resource of their process: those that
+    are in memory at the same time share it."""
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory, at the most."""
+        return len(self.body) + len(self.common) + SPAN_OVERHEAD_BYTES
+
+
+class ResourcesRecord(NamedTuple):
+    """The present version of stored resources."""
+
+    resources_id: str
+    resources_json: str
+    create_time: float
+    update_time: float
+    version: int
+
+    @property
+    def payload_bytes(self) -> int:
+        """Of its JSON text, in memory."""
+        return text_bytes(self.resources_json)
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory."""
+        return RESOURCES_OVERHEAD_BYTES + self.payload_bytes
+
+
+class WorkerRecord(NamedTuple):
+    """A stored worker."""
+
+    worker_id: str
+    status: WorkerStatus = "unknown"
+    heartbeat_stats_json: str | None = None
+    last_heartbeat_time: float | None = None
+    last_dequeue_time: float | None = None
+    last_busy_time: float | None = None
+    last_idle_time: float | None = None
+    current_rollout_id: str | None = None
+    current_attempt_id: str | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """About what it takes in memory."""
+        return WORKER_OVERHEAD_BYTES + text_bytes(self.heartbeat_stats_json)
+
+
+class RolloutRow(NamedTuple):
+    """A rollout with its latest attempt, None where there is none."""
+
+    rollout: RolloutRecord
+    attempt: AttemptRecord | None
+
+
+class Claim(NamedTuple):
+    """A rollout with the attempt that was begun of it just now."""
+
+    rollout: RolloutRecord
+    attempt: AttemptRecord
+
+
+class SpanCodec(Protocol):
+    """Turns spans into records and back. ``decode([encode(span)]) == [span]`` for every span."""
+
+    def encode(self, span: Span) -> SpanRecord:
+        """TypeError or ValueError, naming the field, for a span that cannot be stored."""
+        ...
+
+    def decode(self, records: Sequence[SpanRecord]) -> list[Span]:
+        """A new Span of each record; the records' ``sequence_id`` is set."""
+        ...
+
+
+class CompletionRow(NamedTuple):
+    """That a rollout became terminal, with the rollout as it is now."""
+
+    position: int
+    time: float
+    row: RolloutRow
+
+
+class ReplyRecord(NamedTuple):
+    """The reply to a call that carried a request id, kept so that a repeated call is answered and not made again."""
+
+    request_id: str
+    recorded_at: float
+    """Seconds on the executor's monotonic clock."""
+    signature: str
+    """Tells apart different calls that were given one request id."""
+    refused: bool
+    """Whether ``body`` is an error rather than a result."""
+    body: bytes
+    """Encoded by the operation's codec."""
+
+
+class Counts(NamedTuple):
+    """How much is stored."""
+
+    rollouts: int
+    attempts: int
+    spans: int
+    resources: int
+    workers: int
+    span_bytes: int
+    bytes: int
+    """What everything takes, about, the spans included."""

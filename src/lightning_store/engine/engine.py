@@ -1,0 +1,275 @@
+"""The engine on records: operations, reads, waits. What a server speaks to, and ``EngineStore`` in process.
+
+Its arguments have been checked, and its results are records. The rules are in ``lightning_store.engine.rules``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Final, TypeVar
+
+from lightning_store.backends.base import Backend, Rows, Snapshot
+from lightning_store.backends.records import (
+    AttemptRecord,
+    Claim,
+    CompletionRow,
+    Counts,
+    ResourcesRecord,
+    RolloutRecord,
+    RolloutRow,
+    SpanCodec,
+    SpanRecord,
+    WorkerRecord,
+)
+from lightning_store.clock import Clock
+from lightning_store.engine.completion_feed import CompletionFeed, position_of
+from lightning_store.engine.executor import Executor
+from lightning_store.engine.idempotency import current_request, part_scope
+from lightning_store.engine.operations import AddSpans, ClaimRollouts, DeleteRollouts, Operation
+from lightning_store.engine.policy import Policy
+from lightning_store.engine.rules import Deletion
+from lightning_store.engine.waiting import Waiting
+from lightning_store.errors import RolloutNotFoundError, SpansEvictedError
+from lightning_store.lifecycle import TERMINAL
+from lightning_store.memory_limits import MemoryLimits
+from lightning_store.outcomes import SpanOutcome
+from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
+
+R = TypeVar("R")
+
+DELETION_BATCH: Final = 500
+"""Rollouts that one transaction deletes: as many as hold up other calls for some milliseconds only."""
+
+
+class Engine:
+    """Every rule of the contract, on one backend.
+
+    Args:
+        backend: Where the data is.
+        codec: Decodes spans, for an estimator of their size.
+        policy: Which of the rules hold.
+        clock: The time.
+        memory: Limits of what is stored; None where there are none.
+    """
+
+    def __init__(
+        self, backend: Backend, codec: SpanCodec, *, policy: Policy, clock: Clock, memory: MemoryLimits | None
+    ) -> None:
+        self.policy = policy
+        self.memory = memory
+        self.store_id = backend.store_id
+        self.replay_window_seconds = backend.replay_window_seconds
+        self._codec = codec
+        self._clock = clock
+        self._waiting = Waiting()
+        self._executor = Executor(backend, policy, clock, memory, self._waiting)
+
+    async def execute(self, operation: Operation[R]) -> R:
+        """Run an operation.
+
+        Raises:
+            StoreError: It was refused, and nothing changed.
+        """
+        return await self._executor.execute(operation)
+
+    async def add_spans(self, records: Sequence[SpanRecord]) -> list[SpanOutcome]:
+        """Store encoded spans, whatever codec made them.
+
+        Returns:
+            What became of each, in order. Refusals are not raised.
+        """
+        return await self.execute(AddSpans([(record, self._size_bytes(record)) for record in records]))
+
+    def _size_bytes(self, record: SpanRecord) -> int:
+        if self.memory is None or self.memory.span_size_estimator is None:
+            return record.size_bytes
+        return self.memory.span_size_estimator(*self._codec.decode([record]))
+
+    # --- Reading -----------------------------------------------------------------------------------------------------
+
+    async def counts(self) -> Counts:
+        return await self._executor.read(lambda snapshot: snapshot.counts())
+
+    async def rollout(self, rollout_id: str) -> RolloutRow | None:
+        return (await self._rollouts([rollout_id]))[0]
+
+    async def latest_attempt(self, rollout_id: str) -> AttemptRecord | None:
+        """None where there is none. RolloutNotFoundError for an unknown rollout in strict mode."""
+        row = await self.rollout(rollout_id)
+        if row is None:
+            self._refuse_if_strict(rollout_id)
+        return None if row is None else row.attempt
+
+    async def resources(self, resources_id: str | None) -> ResourcesRecord | None:
+        """Those of this id; the latest ones for None."""
+        return await self._executor.read(lambda snapshot: snapshot.resources(resources_id))
+
+    async def worker(self, worker_id: str) -> WorkerRecord | None:
+        return await self._executor.read(lambda snapshot: snapshot.worker(worker_id))
+
+    async def query_rollouts(self, query: RolloutQuery) -> Rows[RolloutRow]:
+        return await self._executor.read(lambda snapshot: snapshot.query_rollouts(query))
+
+    async def query_attempts(self, query: AttemptQuery) -> Rows[AttemptRecord]:
+        async def select(snapshot: Snapshot) -> Rows[AttemptRecord]:
+            if self.policy.strict and (await snapshot.rollouts([query.rollout_id])) == [None]:
+                raise RolloutNotFoundError.of(query.rollout_id)
+            return await snapshot.query_attempts(query)
+
+        return await self._executor.read(select)
+
+    async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
+        """Spans, still encoded. SpansEvictedError if they were dropped."""
+
+        async def select(snapshot: Snapshot) -> Rows[SpanRecord]:
+            [row] = await snapshot.rollouts([query.rollout_id])
+            if row is None:
+                self._refuse_if_strict(query.rollout_id)
+                return Rows([], 0)
+            if row.rollout.spans_evicted:
+                raise SpansEvictedError.of(query.rollout_id)
+            if query.attempt_id != "latest":
+                return await snapshot.query_spans(query)
+            if row.attempt is None:
+                return Rows([], 0)
+            return await snapshot.query_spans(replace(query, attempt_id=row.attempt.attempt_id))
+
+        return await self._executor.read(select)
+
+    async def query_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]:
+        return await self._executor.read(lambda snapshot: snapshot.query_resources(query))
+
+    async def query_workers(self, query: WorkerQuery) -> Rows[WorkerRecord]:
+        return await self._executor.read(lambda snapshot: snapshot.query_workers(query))
+
+    async def _rollouts(self, rollout_ids: Sequence[str]) -> list[RolloutRow | None]:
+        return await self._executor.read(lambda snapshot: snapshot.rollouts(rollout_ids))
+
+    def _refuse_if_strict(self, unknown: str) -> None:
+        """Strict mode refuses to read what does not exist (fact 15)."""
+        if self.policy.strict:
+            raise RolloutNotFoundError.of(unknown)
+
+    # --- Waiting -----------------------------------------------------------------------------------------------------
+
+    async def claim(self, limit: int, worker_id: str | None, max_wait: float) -> list[Claim]:
+        """Claim from the head of the queue; on an empty queue, wait for the next rollout that is queued.
+
+        Args:
+            limit: How many rollouts at most; 1 or more.
+            worker_id: Who asks; None for nobody.
+            max_wait: How long to wait, in seconds.
+        """
+        operation = ClaimRollouts(limit, worker_id)
+        if max_wait <= 0:
+            return await self.execute(operation)
+        request = current_request()
+        until = self._clock.monotonic() + max_wait
+        claimants = self._waiting.claimants
+        with (
+            claimants.register(None if request is None else request.id) as claimant,
+            self._executor.timer.waiting(),
+        ):
+            await self._executor.arm_timer()
+            woken = True
+            while True:
+                claimants.follow_call(claimant)
+                left = until - self._clock.monotonic()
+                last_look = left <= 0 or not woken
+                claims = await self._executor.execute(operation, final=last_look)
+                if claims:
+                    claimants.answered(claimant)
+                if claims or last_look:
+                    return claims
+                woken = await claimant.wakeup.wait(self._clock, left)
+
+    async def wait(
+        self, rollout_ids: Mapping[str, None], timeout: float | None, *, one_is_enough: bool
+    ) -> dict[str, RolloutRecord]:
+        """Wait until all of these rollouts are terminal, or one of them; those that are gone are not waited for.
+
+        Args:
+            rollout_ids: Without repeats.
+            timeout: How long to wait, in seconds; None waits for ever.
+            one_is_enough: Whether to return as soon as one of them is terminal.
+
+        Returns:
+            Those that are terminal by then.
+        """
+        until = None if timeout is None else self._clock.monotonic() + timeout
+        woken = True
+        while True:
+            with (
+                self._waiting.rollouts.register(rollout_ids, one_is_enough=one_is_enough) as waiter,
+                self._executor.timer.waiting(),
+            ):
+                await self._executor.arm_timer()
+                ended, unknown = await self._ended(list(rollout_ids))
+                left = None if until is None else until - self._clock.monotonic()
+                done = len(ended) + len(unknown) == len(rollout_ids) or (one_is_enough and ended)
+                if done or not woken or (left is not None and left <= 0):
+                    return ended
+                for rollout_id in ended:
+                    waiter.note_end(rollout_id)
+                for rollout_id in unknown:
+                    waiter.pass_over(rollout_id)
+                woken = await waiter.wait(self._clock, left)
+
+    async def _ended(self, rollout_ids: Sequence[str]) -> tuple[dict[str, RolloutRecord], list[str]]:
+        """Those that are terminal, and the ids of those that do not exist."""
+        ended: dict[str, RolloutRecord] = {}
+        unknown: list[str] = []
+        for rollout_id, row in zip(rollout_ids, await self._rollouts(rollout_ids), strict=True):
+            if row is None:
+                self._refuse_if_strict(rollout_id)
+                unknown.append(rollout_id)
+            elif row.rollout.status in TERMINAL:
+                ended[rollout_id] = row.rollout
+        return ended, unknown
+
+    async def watch(self, wanted: Collection[str] | None, after: str | None) -> AsyncGenerator[CompletionRow, None]:
+        """The rollouts that became terminal, in order, and those to come.
+
+        Args:
+            wanted: Only these, each once; None is all, for ever.
+            after: The cursor to go on after; None begins at the beginning.
+        """
+        feed = CompletionFeed(
+            None if wanted is None else set(wanted), position_of(self.store_id, after), strict=self.policy.strict
+        )
+        with self._waiting.watchers.register(wanted) as watcher, self._executor.timer.waiting():
+            await self._executor.arm_timer()
+            while not feed.done:
+                feed.drop(watcher.before_look())
+                for row in await self._executor.read(feed.look):
+                    yield row
+                if feed.caught_up and not feed.done:
+                    await watcher.wakeup.wait(self._clock, None)
+
+    # --- Deleting ----------------------------------------------------------------------------------------------------
+
+    async def delete(self, which: Deletion) -> list[str]:
+        """Delete rollouts, a slice at a time, and return their ids."""
+        deleted: list[str] = []
+        place: int | None = 0
+        while place is not None:
+            # The first slice has the id of the call itself, which nothing else may have then.
+            with part_scope(f"{place}") if place else nullcontext():
+                candidates, next_place = await self._candidates(which, place)
+                place, some = await self.execute(DeleteRollouts(candidates, which, next_place))
+            deleted += some
+            await asyncio.sleep(0)  # let others in between
+        return deleted
+
+    async def _candidates(self, which: Deletion, place: int) -> tuple[list[str], int | None]:
+        """The rollouts of the slice that begins at ``place``, and where the next one does; None if there is none."""
+        if which.rollout_ids is not None:
+            end = place + DELETION_BATCH
+            return list(which.rollout_ids[place:end]), end if end < len(which.rollout_ids) else None
+        oldest = await self._executor.read(lambda snapshot: snapshot.completions(place, DELETION_BATCH))
+        young = not oldest or not which.is_old(oldest[-1].time, self._clock.now())
+        next_place = None if young or len(oldest) < DELETION_BATCH else oldest[-1].position
+        return [one.row.rollout.rollout_id for one in oldest], next_place

@@ -1,0 +1,426 @@
+"""Runs operations in transactions: expire what is overdue, decide, record the replies, commit, notify the waiters.
+
+A backend that suspends gets the operations in groups: all that are ready go into one transaction, and while it commits
+the next ones gather. One that never suspends runs each operation at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from copy import copy
+from typing import Any, Final, Generic, Protocol, TypeVar, cast
+
+from lightning_store.backends.base import (
+    Backend,
+    CommitUnknownError,
+    ConflictError,
+    Due,
+    Needs,
+    NotLoadedError,
+    Snapshot,
+    Transaction,
+)
+from lightning_store.backends.records import ReplyRecord
+from lightning_store.clock import Clock
+from lightning_store.engine import rules
+from lightning_store.engine.deadlines import DeadlineTimer
+from lightning_store.engine.idempotency import Request, current_request
+from lightning_store.engine.operations import Operation
+from lightning_store.engine.policy import Policy
+from lightning_store.engine.replies import decode_refusal, encode_refusal
+from lightning_store.engine.rules import Deletion
+from lightning_store.engine.view import Effects, View
+from lightning_store.errors import (
+    RequestIdReusedError,
+    ResourceExhaustedError,
+    StoreError,
+    StoreUnavailableError,
+)
+from lightning_store.ids import new_hex
+from lightning_store.memory_limits import MemoryLimits, memory_full
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+GROUP_OPERATIONS_MAX: Final = 256
+"""Operations of one group."""
+GROUP_BYTES_MAX: Final = 8 * 1024 * 1024
+"""Bytes that the operations of one group write; a larger one is alone in its group."""
+DUE_BATCH: Final = 500
+"""Rollouts that one transaction expires, and deletes: as many as hold up other calls for some milliseconds only."""
+CONFLICTS_MAX: Final = 20
+"""Times in a row that a group may meet a conflict. Then its operations fail as unavailable."""
+CONFLICT_BACKOFF_SECONDS: Final = 0.002
+"""Before the second try after a conflict; twice as long before each further one."""
+
+
+class Notifier(Protocol):
+    """Tells waiters what a transaction did. One that knows of other servers tells these too."""
+
+    def notify(self, effects: Effects) -> None:
+        """Called after the commit, on the event loop of the executor."""
+        ...
+
+
+class _Call(Generic[R]):
+    """One operation on its way: what is asked, then what came of it."""
+
+    __slots__ = ("done", "error", "final", "operation", "reply", "request")
+
+    def __init__(self, operation: Operation[R], request: Request | None, *, final: bool) -> None:
+        self.operation = operation
+        self.request = None if operation.codec is None else request
+        self.final = final
+        """Whether an empty reply is the answer, rather than a reason to wait and look again."""
+        self.done: asyncio.Future[None] | None = None
+        """Set when the call is over, whatever came of it. None where nobody waits for it."""
+        self.reply: R | None = None
+        self.error: Exception | None = None
+
+    def result(self) -> R:
+        """The reply, or the error raised. Once: the call does not keep the error, whose traceback knows the call."""
+        if self.error is None:
+            return cast(R, self.reply)
+        error, self.error = self.error, None
+        try:
+            raise error
+        finally:
+            del error
+
+    def fail(self, error: Exception) -> None:
+        """A refusal goes without its traceback, and so without all that the frames in it hold."""
+        self.error = error.with_traceback(None) if isinstance(error, StoreError) else error
+
+    @property
+    def signature(self) -> str:
+        """What a reply is recorded for, beside the request's id."""
+        assert self.request is not None
+        return f"{self.operation.name} {self.request.fingerprint}"
+
+
+class Executor:
+    """The transactions of one store.
+
+    Args:
+        backend: Where the data is.
+        policy: Which of the rules hold.
+        clock: The time.
+        memory: Limits of what is stored; None where there are none.
+        notifier: Told what each transaction did.
+    """
+
+    def __init__(
+        self, backend: Backend, policy: Policy, clock: Clock, memory: MemoryLimits | None, notifier: Notifier
+    ) -> None:
+        self._backend = backend
+        self._policy = policy
+        self._clock = clock
+        self._memory = memory
+        self._notifier = notifier
+        self.timer = DeadlineTimer(clock, self._look_at_deadlines)
+        self._ready: deque[_Call[Any]] = deque()
+        self._worker: asyncio.Task[None] | None = None
+
+    async def execute(self, operation: Operation[R], *, final: bool = True) -> R:
+        """Run an operation, or find out what it came to when the present request was made before.
+
+        Args:
+            operation: What to do.
+            final: Whether an empty reply is the answer; otherwise the caller looks again, and none is recorded.
+
+        Raises:
+            StoreError: The operation was refused. Nothing changed.
+        """
+        call = _Call(operation, current_request(), final=final)
+        if self._backend.inline:
+            await self._run([call])
+        else:
+            await self._gather(call)
+        return call.result()
+
+    async def read(self, select: Callable[[Snapshot], Awaitable[R]]) -> R:
+        """Read from one state of the data, in which nothing is overdue.
+
+        Where the data cannot be changed now, what is stored is read as it is.
+        """
+        async with self._backend.snapshot() as snapshot:
+            if not await snapshot.has_due(self._due()):
+                return await select(snapshot)
+        try:
+            await self._run([])
+        except StoreUnavailableError as error:
+            logger.warning("Overdue attempts were not expired before a read: %s", error)
+        async with self._backend.snapshot() as snapshot:
+            return await select(snapshot)
+
+    # --- Groups ------------------------------------------------------------------------------------------------------
+
+    async def _gather(self, call: _Call[Any]) -> None:
+        """Have the call run with all others that are ready. Cancelled before it begins, it is dropped."""
+        call.done = asyncio.get_running_loop().create_future()
+        self._ready.append(call)
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
+        try:
+            await call.done
+        except asyncio.CancelledError:
+            if call in self._ready:
+                self._ready.remove(call)
+            raise
+
+    async def _work(self) -> None:
+        """Run groups until nothing is ready."""
+        try:
+            while self._ready:
+                group = self._next_group()
+                try:
+                    await self._run(group)
+                finally:
+                    for call in group:
+                        if call.done is not None and not call.done.done():
+                            call.done.set_result(None)
+        finally:
+            self._worker = None
+
+    def _next_group(self) -> list[_Call[Any]]:
+        group = [self._ready.popleft()]
+        size_bytes = group[0].operation.size_bytes
+        while self._ready and len(group) < GROUP_OPERATIONS_MAX:
+            size_bytes += self._ready[0].operation.size_bytes
+            if size_bytes > GROUP_BYTES_MAX:
+                break
+            group.append(self._ready.popleft())
+        return group
+
+    async def _run(self, calls: Sequence[_Call[Any]]) -> None:
+        """Run these in one transaction, or in several where that cannot be: each has its reply or its error then."""
+        if not self._backend.inline:
+            self._give_request_ids(calls)
+        conflicts = 0
+        while True:
+            try:
+                if await self._transact(calls):
+                    break
+                await asyncio.sleep(0)  # there was a great deal that was due: let others in between
+            except (ConflictError, CommitUnknownError) as error:
+                conflicts += 1
+                if conflicts > CONFLICTS_MAX:
+                    logger.warning("A transaction met %d conflicts in a row, the last: %r", conflicts, error)
+                    return _fail_all(calls, StoreUnavailableError("the store is too busy; try again"))
+                await self._clock.sleep(random.random() * CONFLICT_BACKOFF_SECONDS * 2**conflicts)
+            except Exception as error:
+                if len(calls) <= 1:
+                    if not calls:
+                        raise
+                    return _fail_all(calls, error)
+                for call in calls:  # one by one: only the culprit fails
+                    await self._run([call])
+                return None
+        await self._drop_excess(calls)
+        return None
+
+    def _give_request_ids(self, calls: Sequence[_Call[Any]]) -> None:
+        """A commit whose answer is lost is resolved by the recorded replies, so each call has a request id."""
+        for call in calls:
+            if call.request is None and call.operation.codec is not None:
+                call.request = Request(f"own-{new_hex(32)}", "")
+
+    async def _transact(self, calls: Sequence[_Call[Any]]) -> bool:
+        """One transaction. False if there was so much that was due that no call has run yet."""
+        full = await self._make_room(calls)
+        now, at = self._clock.now(), self._clock.monotonic()
+        transaction = self._backend.transaction()
+        try:
+            loaded = await transaction.load(self._needs_of(calls, now))
+            view = View(loaded, now, self._policy)
+            all_done = await self._expire(transaction, view)
+            if all_done:
+                await self._decide_all(transaction, view, calls, at, full)
+        except BaseException:
+            await transaction.rollback()
+            raise
+        try:
+            await transaction.commit(view.changes)
+        except CommitUnknownError:
+            self._notifier.notify(view.effects)  # who wakes for nothing looks again
+            raise
+        except BaseException:
+            await transaction.rollback()
+            raise
+        self._watch(view)
+        self._notifier.notify(view.effects)
+        return all_done
+
+    def _needs_of(self, calls: Sequence[_Call[Any]], now: float) -> Needs:
+        needs = Needs(due=self._due(now))
+        if not self._backend.inline:
+            for call in calls:
+                call.operation.add_needs(needs)
+                if call.request is not None:
+                    needs.replies.add(call.request.id)
+        return needs
+
+    async def _decide_all(
+        self,
+        transaction: Transaction,
+        view: View,
+        calls: Sequence[_Call[Any]],
+        at: float,
+        full: ResourceExhaustedError | None,
+    ) -> None:
+        """Have each call decide, and load what some of them still miss, until none misses anything."""
+        while calls:
+            missing = Needs()
+            undecided = []
+            for call in calls:
+                try:
+                    self._decide(view, call, at, full)
+                except NotLoadedError as error:
+                    missing.add(error.needs)
+                    undecided.append(call)
+            calls = undecided
+            if calls:
+                await transaction.load(missing)
+
+    def _decide(self, view: View, call: _Call[Any], at: float, full: ResourceExhaustedError | None) -> None:
+        """Have a call decide on the view, and record its reply. A call that fails leaves nothing in the view.
+
+        Raises:
+            NotLoadedError: Something has to be loaded first.
+        """
+        if call.request is not None:
+            recorded = view.reply(call.request.id)
+            if recorded is not None and at - recorded.recorded_at <= self._backend.replay_window_seconds:
+                return _replay(call, recorded)
+        mark = view.mark()
+        try:
+            if full is not None and call.operation.stores:
+                raise full
+            call.reply = call.operation.decide(view)
+            self._record(view, call, at)
+        except NotLoadedError:
+            view.revert(mark)
+            raise
+        except Exception as error:
+            view.revert(mark)
+            call.fail(error)
+            self._record_refusal(view, call, error, at)
+
+    def _record(self, view: View, call: _Call[Any], at: float) -> None:
+        request, codec = call.request, call.operation.codec
+        if request is None or codec is None or not (call.reply or (request.repeated and call.final)):
+            return  # what came to nothing may run again, unless an earlier call of the same id may still be on its way
+        view.put_reply(ReplyRecord(request.id, at, call.signature, False, codec.encode(call.reply)))
+
+    def _record_refusal(self, view: View, call: _Call[Any], error: Exception, at: float) -> None:
+        """What is refused for want of room may be granted when it is asked for again: that is no answer to keep."""
+        request = call.request
+        for_good = isinstance(error, StoreError) and not isinstance(error, ResourceExhaustedError)
+        if request is not None and request.repeated and for_good:
+            body = encode_refusal(cast(StoreError, error))
+            view.put_reply(ReplyRecord(request.id, at, call.signature, True, body))
+
+    # --- What is due -------------------------------------------------------------------------------------------------
+
+    def _due(self, now: float | None = None) -> Due:
+        now = self._clock.now() if now is None else now
+        seconds = self._policy.retain_finished_seconds
+        since = None if seconds is None else now - seconds
+        return Due(now, DUE_BATCH, since, self._policy.retain_finished_count)
+
+    async def _expire(self, transaction: Transaction, view: View) -> bool:
+        """End the attempts whose deadline has passed, and delete what is not retained. False if there may be more of it
+        than one transaction should take."""
+        overdue, expendable = view.loaded.overdue(), view.loaded.expendable()
+        left: Sequence[tuple[Callable[..., object], str]] = [
+            *((rules.expire, rollout_id) for rollout_id in overdue),
+            *((_delete, rollout_id) for rollout_id in expendable),
+        ]
+        while left:
+            missing = Needs()
+            undecided = []
+            for rule, rollout_id in left:
+                mark = view.mark()
+                try:
+                    rule(view, rollout_id)
+                except NotLoadedError as error:
+                    view.revert(mark)
+                    missing.add(error.needs)
+                    undecided.append((rule, rollout_id))
+            left = undecided
+            if left:
+                await transaction.load(missing)
+        return len(overdue) < DUE_BATCH and len(expendable) < DUE_BATCH
+
+    def _watch(self, view: View) -> None:
+        """See to it that somebody looks when what was changed is due."""
+        earliest: float | None = None
+        for rollout in view.changes.rollouts.values():
+            if rollout is not None and rollout.deadline is not None and (earliest is None or rollout.deadline < earliest):
+                earliest = rollout.deadline
+        seconds = self._policy.retain_finished_seconds
+        if seconds is not None and view.effects.ended:
+            earliest = view.now + seconds if earliest is None else min(earliest, view.now + seconds)
+        self.timer.watch(earliest)
+
+    async def arm_timer(self) -> None:
+        """Have the running event loop look when the next rollout is due. For a task that waits: the loop on which the
+        deadline was set may be gone."""
+        async with self._backend.snapshot() as snapshot:
+            self.timer.watch(await snapshot.next_deadline())
+            seconds = self._policy.retain_finished_seconds
+            if seconds is not None:
+                for oldest in await snapshot.completions(0, 1):
+                    self.timer.watch(oldest.time + seconds)
+
+    async def _look_at_deadlines(self) -> None:
+        await self._run([])
+        await self.arm_timer()
+
+    # --- Limits of memory --------------------------------------------------------------------------------------------
+
+    async def _make_room(self, calls: Sequence[_Call[Any]]) -> ResourceExhaustedError | None:
+        """Why nothing more can be stored: the limit is reached, and nothing is left that may be dropped."""
+        if self._memory is None or not any(call.operation.stores for call in calls):
+            return None
+        limit_bytes = self._memory.limit_bytes
+        excess = (await self._backend.usage()).bytes - limit_bytes
+        if excess <= 0:
+            return None
+        await self._backend.evict_spans(excess, unfinished=False)
+        stored = (await self._backend.usage()).bytes
+        return memory_full(stored, limit_bytes) if stored > limit_bytes else None
+
+    async def _drop_excess(self, calls: Sequence[_Call[Any]]) -> None:
+        """Of spans, which have a limit of their own: if they are past it, those of the rollouts that ended first go."""
+        if self._memory is None or not any(call.operation.stores for call in calls):
+            return
+        span_bytes = (await self._backend.usage()).span_bytes
+        if span_bytes > self._memory.eviction_bytes:
+            await self._backend.evict_spans(span_bytes - self._memory.safe_bytes, unfinished=True)
+
+
+def _delete(view: View, rollout_id: str) -> None:
+    rules.delete(view, rollout_id, Deletion())
+
+
+def _replay(call: _Call[Any], recorded: ReplyRecord) -> None:
+    """Answer from the record. RequestIdReusedError if it is of another call."""
+    assert call.operation.codec is not None
+    if recorded.signature != call.signature:
+        message = f"request_id {recorded.request_id} was used for another call already; make a new one for each call"
+        call.fail(RequestIdReusedError(message, field="request_id"))
+    elif recorded.refused:
+        call.fail(decode_refusal(recorded.body))
+    else:
+        call.reply = call.operation.codec.decode(recorded.body)
+
+
+def _fail_all(calls: Sequence[_Call[Any]], error: Exception) -> None:
+    for call in calls:
+        call.fail(copy(error) if isinstance(error, StoreError) else error)

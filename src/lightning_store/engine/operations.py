@@ -1,0 +1,307 @@
+"""The operations that change a store: what each one needs, what it decides, and how its reply is recorded.
+
+An operation is a value. The executor asks it for its needs, has it decide on a view, and hands back what that returned;
+``decide`` may run more than once, on another view each time, until a transaction commits.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from lightning_store.backends.base import Needs
+from lightning_store.backends.records import (
+    AttemptRecord,
+    Claim,
+    NewRollout,
+    ResourcesRecord,
+    RolloutRecord,
+    SpanRecord,
+    WorkerRecord,
+)
+from lightning_store.engine import rules
+from lightning_store.engine.replies import RecordCodec, ReplyCodec, SpanOutcomesCodec
+from lightning_store.engine.rules import Deletion
+from lightning_store.engine.view import View
+from lightning_store.model import AttemptStatus, RolloutStatus
+from lightning_store.outcomes import SpanOutcome
+
+R = TypeVar("R")
+
+
+class Operation(ABC, Generic[R]):
+    """One call that changes something."""
+
+    __slots__ = ()
+
+    name: ClassVar[str]
+    """Part of what a recorded reply is known by: it never changes."""
+    codec: ClassVar[ReplyCodec[Any] | None] = None
+    """Turns the reply into bytes and back. None: the operation may as well run twice, and no reply is recorded."""
+    stores: ClassVar[bool] = False
+    """Whether it adds to what is stored, which is refused when the limits of memory or disk are reached."""
+
+    @abstractmethod
+    def add_needs(self, needs: Needs) -> None:
+        """Add what it reads, as far as the arguments tell."""
+
+    @abstractmethod
+    def decide(self, view: View) -> R:
+        """Read and change the view; the reply. A StoreError is a refusal, of which no change remains."""
+
+    @property
+    def size_bytes(self) -> int:
+        """About how many bytes it writes."""
+        return 0
+
+
+# --- Rollouts --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EnqueueRollouts(Operation[list[RolloutRecord]]):
+    name = "enqueue_rollouts"
+    codec = RecordCodec(list[RolloutRecord])
+    stores = True
+
+    new: Sequence[NewRollout]
+
+    def add_needs(self, needs: Needs) -> None:
+        for one in self.new:
+            _need_resources(needs, one)
+
+    def decide(self, view: View) -> list[RolloutRecord]:
+        return rules.enqueue(view, self.new)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(one.payload_bytes for one in self.new)
+
+
+@dataclass(frozen=True, slots=True)
+class StartRollout(Operation[Claim]):
+    name = "start_rollout"
+    codec = RecordCodec(Claim)
+    stores = True
+
+    new: NewRollout
+    worker_id: str | None
+
+    def add_needs(self, needs: Needs) -> None:
+        _need_resources(needs, self.new)
+        _need_worker(needs, self.worker_id)
+
+    def decide(self, view: View) -> Claim:
+        return rules.start_rollout(view, self.new, self.worker_id)
+
+    @property
+    def size_bytes(self) -> int:
+        return self.new.payload_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRollouts(Operation[list[Claim]]):
+    """Claim from the head of the queue, without waiting."""
+
+    name = "dequeue_rollouts"
+    codec = RecordCodec(list[Claim])
+
+    limit: int
+    """1 or more."""
+    worker_id: str | None
+
+    def add_needs(self, needs: Needs) -> None:
+        needs.claims += self.limit
+        needs.claim_bytes += rules.CLAIM_BYTES
+        _need_worker(needs, self.worker_id)
+
+    def decide(self, view: View) -> list[Claim]:
+        return rules.claim(view, self.limit, self.worker_id)
+
+
+@dataclass(frozen=True, slots=True)
+class StartAttempt(Operation[Claim]):
+    name = "start_attempt"
+    codec = RecordCodec(Claim)
+
+    rollout_id: str
+    worker_id: str | None
+
+    def add_needs(self, needs: Needs) -> None:
+        needs.rollouts.add(self.rollout_id)
+        _need_worker(needs, self.worker_id)
+
+    def decide(self, view: View) -> Claim:
+        return rules.begin_attempt(view, rules.known_rollout(view, self.rollout_id), self.worker_id)
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateRollout(Operation[RolloutRecord]):
+    name = "update_rollout"
+    codec = RecordCodec(RolloutRecord)
+
+    rollout_id: str
+    columns: Mapping[str, Any]
+    """Columns of the record to set."""
+    status: RolloutStatus | None
+    """None leaves it alone."""
+
+    def add_needs(self, needs: Needs) -> None:
+        needs.rollouts.add(self.rollout_id)
+
+    def decide(self, view: View) -> RolloutRecord:
+        return rules.update_rollout(view, self.rollout_id, self.columns, self.status)
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRollouts(Operation[list[RolloutRecord]]):
+    name = "cancel_rollouts"
+    codec = RecordCodec(list[RolloutRecord])
+
+    rollout_ids: Sequence[str]
+
+    def add_needs(self, needs: Needs) -> None:
+        needs.rollouts.update(self.rollout_ids)
+
+    def decide(self, view: View) -> list[RolloutRecord]:
+        return rules.cancel(view, self.rollout_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRollouts(Operation[tuple[int | None, list[str]]]):
+    """One slice of a deletion. The reply is the place from which the next slice goes on, and what was deleted."""
+
+    name = "delete_rollouts"
+    codec = RecordCodec(tuple[int | None, list[str]])
+
+    candidates: Sequence[str]
+    which: Deletion
+    next_place: int | None
+
+    def add_needs(self, needs: Needs) -> None:
+        needs.rollouts.update(self.candidates)
+        needs.holders.update(self.candidates)
+
+    def decide(self, view: View) -> tuple[int | None, list[str]]:
+        return self.next_place, [one for one in self.candidates if rules.delete(view, one, self.which)]
+
+
+# --- Attempts and workers --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateAttempt(Operation[AttemptRecord]):
+    name = "update_attempt"
+    codec = RecordCodec(AttemptRecord)
+
+    rollout_id: str
+    attempt_id: str
+    """An id, or "latest"."""
+    columns: Mapping[str, Any]
+    """Columns of the record to set."""
+    status: AttemptStatus | None
+    """None leaves it alone."""
+
+    def add_needs(self, needs: Needs) -> None:
+        needs.rollouts.add(self.rollout_id)
+        if self.attempt_id != "latest":
+            needs.attempts.add((self.rollout_id, self.attempt_id))
+        _need_worker(needs, self.columns.get("worker_id"))
+
+    def decide(self, view: View) -> AttemptRecord:
+        return rules.update_attempt(view, self.rollout_id, self.attempt_id, self.columns, self.status)
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat(Operation[WorkerRecord]):
+    name = "update_worker"
+
+    worker_id: str
+    stats_json: str | None
+    """None keeps the former."""
+
+    def add_needs(self, needs: Needs) -> None:
+        needs.workers.add(self.worker_id)
+        needs.held.add(self.worker_id)
+
+    def decide(self, view: View) -> WorkerRecord:
+        return rules.heartbeat(view, self.worker_id, self.stats_json)
+
+
+# --- Spans -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class AddSpans(Operation[list[SpanOutcome]]):
+    name = "add_spans"
+    codec = SpanOutcomesCodec()
+    stores = True
+
+    spans: Sequence[tuple[SpanRecord, int]]
+    """Each with the bytes that count for it."""
+
+    def add_needs(self, needs: Needs) -> None:
+        for span, _ in self.spans:
+            needs.rollouts.add(span.rollout_id)
+            needs.attempts.add((span.rollout_id, span.attempt_id))
+            needs.spans.add((span.rollout_id, span.attempt_id, span.span_id))
+
+    def decide(self, view: View) -> list[SpanOutcome]:
+        return rules.add_spans(view, self.spans)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(size for _, size in self.spans)
+
+
+@dataclass(frozen=True, slots=True)
+class AllocateSequenceIds(Operation[list[int]]):
+    name = "get_many_span_sequence_ids"
+    codec = RecordCodec(list[int])
+
+    rollout_ids: Sequence[str]
+
+    def add_needs(self, needs: Needs) -> None:
+        needs.rollouts.update(self.rollout_ids)
+
+    def decide(self, view: View) -> list[int]:
+        return rules.allocate(view, self.rollout_ids)
+
+
+# --- Resources -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class PublishResources(Operation[ResourcesRecord]):
+    name = "publish_resources"
+    codec = RecordCodec(ResourcesRecord)
+    stores = True
+
+    resources_id: str | None
+    """None makes a new id."""
+    resources_json: str
+
+    def add_needs(self, needs: Needs) -> None:
+        if self.resources_id is not None:
+            needs.resources.add(self.resources_id)
+
+    def decide(self, view: View) -> ResourcesRecord:
+        return rules.publish(view, self.resources_id, self.resources_json)
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.resources_json)
+
+
+def _need_resources(needs: Needs, new: NewRollout) -> None:
+    if new.resources_id is None:
+        needs.latest_resources = True
+    else:
+        needs.resources.add(new.resources_id)
+
+
+def _need_worker(needs: Needs, worker_id: str | None) -> None:
+    if worker_id:
+        needs.workers.add(worker_id)

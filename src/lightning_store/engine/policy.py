@@ -1,0 +1,33 @@
+"""Which of the rules hold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lightning_store.errors import InvalidArgumentError
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """The settings of a store that change what its rules decide.
+
+    Raises:
+        InvalidArgumentError: A setting is out of its range.
+    """
+
+    strict: bool = False
+    worker_timeout_seconds: float = 0.0
+    """An attempt whose worker has sent heartbeats and is silent for longer ends as unresponsive. 0: it does not."""
+    retain_finished_seconds: float | None = None
+    """A rollout is deleted when it has been terminal for longer. None: it is not."""
+    retain_finished_count: int | None = None
+    """So many terminal rollouts are kept, those that ended last. None: all of them."""
+
+    def __post_init__(self) -> None:
+        if not self.worker_timeout_seconds >= 0:
+            message = f"worker_timeout_seconds is {self.worker_timeout_seconds}; give 0 or more"
+            raise InvalidArgumentError(message, field="worker_timeout_seconds")
+        for name in ("retain_finished_seconds", "retain_finished_count"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InvalidArgumentError(f"{name} is {value}; give more than 0, or None to keep all", field=name)

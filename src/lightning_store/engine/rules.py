@@ -1,0 +1,461 @@
+"""The rules that change records, as plain functions of a view of the data.
+
+A rule reads what it needs through the view and writes what it changes there; the view knows the time and the policy.
+A rule that refuses raises a StoreError. The status rules are in ``lightning_store.lifecycle``, those of workers in
+``lightning_store.engine.workers``; ``docs/contract.md`` tells them all as numbered facts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, Final
+
+from lightning_store import lifecycle
+from lightning_store.backends.records import (
+    AttemptRecord,
+    Claim,
+    NewRollout,
+    ResourcesRecord,
+    RolloutRecord,
+    SpanRecord,
+    WorkerRecord,
+)
+from lightning_store.engine import workers
+from lightning_store.engine.view import View
+from lightning_store.errors import (
+    AttemptNotFoundError,
+    InvalidArgumentError,
+    InvalidTransitionError,
+    NoAttemptsError,
+    ResourcesNotFoundError,
+    RolloutNotFoundError,
+    StoreError,
+)
+from lightning_store.model import AttemptStatus, RolloutStatus
+from lightning_store.outcomes import SpanOutcome
+
+SEQUENCE_MAX: Final = 2**63 - 1
+"""The last span number: what a signed 64-bit integer holds."""
+CLAIM_BYTES: Final = 64 * 1024 * 1024
+"""A claim ends with the rollout whose payloads bring it to so many bytes: its reply has to be one message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """Which rollouts to delete: those for which everything holds that is not None."""
+
+    rollout_ids: Sequence[str] | None = None
+    older_than_seconds: float | None = None
+    """Terminal for so long, or longer."""
+    status_in: Collection[str] | None = None
+
+    def is_old(self, completion_time: float | None, now: float) -> bool:
+        if self.older_than_seconds is None:
+            return True
+        return completion_time is not None and now - completion_time >= self.older_than_seconds
+
+
+# --- Looking up ------------------------------------------------------------------------------------------------------
+
+
+def known_rollout(view: View, rollout_id: str) -> RolloutRecord:
+    """The rollout. RolloutNotFoundError if there is none (fact 15)."""
+    record = view.rollout(rollout_id)
+    if record is None:
+        raise RolloutNotFoundError.of(rollout_id)
+    return record
+
+
+def known_attempt(view: View, rollout_id: str, attempt_id: str) -> AttemptRecord:
+    """The attempt of a rollout that exists. AttemptNotFoundError if there is none (fact 15)."""
+    record = view.attempt(rollout_id, attempt_id)
+    if record is None:
+        raise AttemptNotFoundError.of(rollout_id, attempt_id)
+    return record
+
+
+# --- Deadlines (facts 28 to 30) --------------------------------------------------------------------------------------
+
+
+def expire(view: View, rollout_id: str) -> None:
+    """End the rollout's latest attempt if a deadline of it has passed; note the next deadline if none has."""
+    rollout = view.rollout(rollout_id)
+    attempt = None if rollout is None else view.latest_attempt(rollout)
+    if rollout is None or attempt is None:
+        return
+    for limit in _limits(view, rollout, attempt):
+        if view.now > limit.time:
+            _change_attempt(view, rollout, attempt, _moved(view, attempt, limit.status), reported=True)
+            return
+    view.put_rollout(rollout._replace(deadline=_deadline(view, rollout, attempt)))
+
+
+def _deadline(view: View, rollout: RolloutRecord, latest: AttemptRecord) -> float | None:
+    """When to look at the rollout again: its earliest deadline, or None while none counts."""
+    times = [limit.time for limit in _limits(view, rollout, latest)]
+    if _has_lease(view, latest) and rollout.status in lifecycle.ACTIVE and latest.status in lifecycle.ACTIVE:
+        # To see whether the worker has begun to send heartbeats.
+        times.append(view.now + view.policy.worker_timeout_seconds)
+    return min(times, default=None)
+
+
+def _with_deadline(view: View, rollout: RolloutRecord, latest: AttemptRecord) -> RolloutRecord:
+    """The rollout with a deadline that is early enough. One that moved later is found out when the former has come."""
+    deadline, former = _deadline(view, rollout, latest), rollout.deadline
+    if deadline == former or (deadline is not None and former is not None and former < deadline):
+        return rollout
+    return rollout._replace(deadline=deadline)
+
+
+def _has_lease(view: View, attempt: AttemptRecord) -> bool:
+    return bool(view.policy.worker_timeout_seconds and attempt.worker_id)
+
+
+def _limits(view: View, rollout: RolloutRecord, latest: AttemptRecord) -> list[lifecycle.Expiry]:
+    lease_end = None
+    if latest.worker_id and _has_lease(view, latest):
+        worker = view.worker(latest.worker_id)
+        if worker is not None:
+            lease_end = workers.lease_end(worker, latest, view.policy.worker_timeout_seconds)
+    return lifecycle.limits(
+        rollout.status, latest.status, latest.start_time, latest.last_heartbeat_time, rollout.config, lease_end
+    )
+
+
+# --- Rollouts and the queue (facts 1 to 9) ---------------------------------------------------------------------------
+
+
+def create(view: View, new: NewRollout, status: RolloutStatus) -> RolloutRecord:
+    """A new rollout, not stored yet. The resources must have been checked."""
+    resources_id = new.resources_id
+    if resources_id is None:
+        latest = view.latest_resources()
+        resources_id = latest.resources_id if latest is not None else None
+    return RolloutRecord(
+        rollout_id=view.new_rollout_id(),
+        input_json=new.input_json,
+        start_time=view.now,
+        end_time=None,
+        mode=new.mode,
+        resources_id=resources_id,
+        status=status,
+        config=new.config,
+        metadata_json=new.metadata_json,
+    )
+
+
+def check_resources(view: View, resources_id: str | None) -> None:
+    """Strict mode refuses an id that is not known (fact 2)."""
+    if view.policy.strict and resources_id is not None and view.resources(resources_id) is None:
+        raise ResourcesNotFoundError.of(resources_id)
+
+
+def enqueue(view: View, requests: Sequence[NewRollout]) -> list[RolloutRecord]:
+    """Put new rollouts at the tail of the queue."""
+    for new in requests:
+        check_resources(view, new.resources_id)
+    records = []
+    for new in requests:
+        record = create(view, new, "queuing")._replace(queue_position=view.next_queue_position())
+        view.put_rollout(record)
+        view.effects.queued.append(record.rollout_id)
+        records.append(record)
+    return records
+
+
+def start_rollout(view: View, new: NewRollout, worker_id: str | None) -> Claim:
+    """A new rollout that skips the queue, with its first attempt."""
+    check_resources(view, new.resources_id)
+    return begin_attempt(view, create(view, new, "preparing"), worker_id)
+
+
+def claim(view: View, limit: int, worker_id: str | None) -> list[Claim]:
+    """Up to ``limit`` rollouts, fewer if there are no more or they are large (facts 4 and 26)."""
+    claims: list[Claim] = []
+    payload_bytes = 0
+    for rollout_id in view.queue():
+        rollout = known_rollout(view, rollout_id)
+        claims.append(begin_attempt(view, rollout, worker_id))
+        payload_bytes += rollout.payload_bytes
+        if len(claims) == limit or payload_bytes >= CLAIM_BYTES:
+            break
+    if worker_id:
+        worker = known_worker(view, worker_id)
+        asked = worker._replace(last_dequeue_time=view.now) if claims else workers.asked_in_vain(worker, view.now)
+        view.put_worker(asked)
+    return claims
+
+
+def begin_attempt(view: View, rollout: RolloutRecord, worker_id: str | None) -> Claim:
+    """A new attempt of a rollout, which leaves the queue if it is in it (facts 4 and 6)."""
+    former = view.latest_attempt(rollout)
+    attempt = AttemptRecord(
+        rollout_id=rollout.rollout_id,
+        attempt_id=view.new_attempt_id(rollout.rollout_id),
+        sequence_id=1 if former is None else former.sequence_id + 1,
+        start_time=view.now,
+        end_time=None,
+        status="preparing",
+        worker_id=worker_id,
+        last_heartbeat_time=None,
+        metadata_json=None,
+    )
+    view.put_attempt(attempt)
+    rollout = _with_status(view, rollout, "preparing", latest_attempt_id=attempt.attempt_id)
+    rollout = _with_deadline(view, rollout, attempt)
+    view.put_rollout(rollout)
+    if worker_id:
+        view.put_worker(workers.take(known_worker(view, worker_id), attempt, view.now))
+    return Claim(rollout, attempt)
+
+
+def update_rollout(
+    view: View, rollout_id: str, columns: Mapping[str, Any], status: RolloutStatus | None
+) -> RolloutRecord:
+    """Set ``columns`` of a rollout, then move it to ``status`` if one was given (fact 7)."""
+    rollout = known_rollout(view, rollout_id)
+    if status is not None and view.policy.strict and not lifecycle.may_leave(rollout.status, status):
+        message = f"Rollout {rollout_id} is {rollout.status}; it can only be put back to queuing or requeuing"
+        raise InvalidTransitionError(message, rollout_id=rollout_id, field="status")
+    rollout = rollout._replace(**columns)
+    if status is not None:
+        rollout = _with_status(view, rollout, status, keeps_place=True)
+    latest = view.latest_attempt(rollout)
+    if latest is not None:
+        rollout = _with_deadline(view, rollout, latest)
+    view.put_rollout(rollout)
+    return rollout
+
+
+def cancel(view: View, rollout_ids: Sequence[str]) -> list[RolloutRecord]:
+    """End rollouts as cancelled; those that are terminal already stay as they are."""
+    records = {rollout_id: known_rollout(view, rollout_id) for rollout_id in rollout_ids}
+    for rollout_id, record in records.items():
+        if record.status not in lifecycle.TERMINAL:
+            records[rollout_id] = update_rollout(view, rollout_id, {}, "cancelled")
+    return [records[rollout_id] for rollout_id in rollout_ids]
+
+
+def _with_status(
+    view: View, rollout: RolloutRecord, status: RolloutStatus, *, keeps_place: bool = False, **columns: Any
+) -> RolloutRecord:
+    """The rollout moved to ``status``, and its place in the queue and among the completions with it (fact 5).
+
+    Args:
+        keeps_place: Whether a rollout that goes on without being claimed has its place again when it is put back.
+        columns: More columns to set.
+    """
+    columns["status"] = status
+    if status in lifecycle.TERMINAL:
+        columns["end_time"] = view.now
+        columns["queue_position"] = None
+        view.effects.ended.append(rollout.rollout_id)
+        if status != rollout.status:
+            columns["completion_position"] = view.next_completion_position()
+            columns["completion_time"] = view.now
+        return rollout._replace(**columns)
+    if rollout.completion_position is not None:
+        columns["completion_position"] = columns["completion_time"] = None
+    if status in lifecycle.QUEUED:
+        if rollout.queue_position is None:
+            columns["queue_position"] = view.next_queue_position()
+        view.effects.queued.append(rollout.rollout_id)
+    elif not keeps_place and rollout.queue_position is not None:
+        columns["queue_position"] = None
+    return rollout._replace(**columns)
+
+
+def delete(view: View, rollout_id: str, which: Deletion) -> bool:
+    """Delete a rollout if it is there and all that was asked for holds for it. Its workers are released."""
+    record = view.rollout(rollout_id)
+    if record is None or (which.status_in is not None and record.status not in which.status_in):
+        return False
+    if not which.is_old(record.completion_time, view.now):
+        return False
+    for worker in view.holders(rollout_id):
+        view.put_worker(workers.release(worker, view.now))
+    view.delete_rollout(rollout_id)
+    return True
+
+
+# --- Attempts (facts 10 to 16) ---------------------------------------------------------------------------------------
+
+
+def update_attempt(
+    view: View, rollout_id: str, attempt_id: str, columns: Mapping[str, Any], status: AttemptStatus | None
+) -> AttemptRecord:
+    """Set ``columns`` of an attempt (or the "latest"), then move it to ``status`` if given; the rollout follows."""
+    rollout = known_rollout(view, rollout_id)
+    latest = view.latest_attempt(rollout)
+    if latest is None:
+        raise NoAttemptsError.of(rollout_id)
+    former = latest if attempt_id == "latest" else known_attempt(view, rollout_id, attempt_id)
+    updated = former._replace(**columns)
+    if status is not None:
+        updated = _moved(view, updated, status)
+    _change_attempt(view, rollout, former, updated, reported=status is not None)
+    return updated
+
+
+def _moved(view: View, attempt: AttemptRecord, status: AttemptStatus) -> AttemptRecord:
+    return attempt._replace(status=status, end_time=None if status in lifecycle.ACTIVE else view.now)
+
+
+def _change_attempt(
+    view: View, rollout: RolloutRecord, former: AttemptRecord, attempt: AttemptRecord, *, reported: bool
+) -> None:
+    """Replace ``former`` by ``attempt``; ``reported`` if its status was set, be it to the same as before."""
+    view.put_attempt(attempt)
+    if attempt.attempt_id == rollout.latest_attempt_id:
+        followed = _with_deadline(view, _following(view, rollout, attempt, reported), attempt)
+        if followed is not rollout:
+            view.put_rollout(followed)
+    _follow_workers(view, former, attempt)
+
+
+def _following(view: View, rollout: RolloutRecord, latest: AttemptRecord, reported: bool) -> RolloutRecord:
+    """The rollout after its latest attempt changed (facts 10 and 12)."""
+    if view.policy.strict and rollout.status in lifecycle.TERMINAL:
+        return rollout
+    status = lifecycle.rollout_status_after(latest.status, latest.sequence_id, rollout.config)
+    if status == rollout.status and not (reported and status in lifecycle.TERMINAL):
+        return rollout
+    return _with_status(view, rollout, status)
+
+
+# --- Workers (facts 25 to 27) ----------------------------------------------------------------------------------------
+
+
+def known_worker(view: View, worker_id: str) -> WorkerRecord:
+    """The worker's record; a new one at its first mention."""
+    return view.worker(worker_id) or WorkerRecord(worker_id)
+
+
+def _follow_workers(view: View, former: AttemptRecord, attempt: AttemptRecord) -> None:
+    assigned = attempt.worker_id != former.worker_id
+    if assigned and former.worker_id:
+        holder = view.worker(former.worker_id)
+        if holder is not None and workers.holds(holder, former):
+            view.put_worker(workers.release(holder, view.now))
+    if attempt.worker_id:
+        worker = known_worker(view, attempt.worker_id)
+        view.put_worker(workers.follow(worker, attempt, assigned, view.now))
+
+
+def heartbeat(view: View, worker_id: str, stats_json: str | None) -> WorkerRecord:
+    """Note that the worker is alive, and so the attempt that it holds. ``stats_json=None`` keeps the former."""
+    worker = known_worker(view, worker_id)
+    worker = worker._replace(
+        last_heartbeat_time=view.now,
+        heartbeat_stats_json=worker.heartbeat_stats_json if stats_json is None else stats_json,
+    )
+    view.put_worker(worker)
+    if worker.current_rollout_id and worker.current_attempt_id:
+        rollout = view.rollout(worker.current_rollout_id)
+        attempt = None if rollout is None else view.attempt(rollout.rollout_id, worker.current_attempt_id)
+        if rollout is not None and attempt is not None and attempt.status in lifecycle.ACTIVE:
+            _sign_of_life(view, rollout, attempt, moves=False)
+    return worker
+
+
+# --- Spans (facts 14 and 17 to 20) -----------------------------------------------------------------------------------
+
+
+def allocate(view: View, rollout_ids: Sequence[str]) -> list[int]:
+    """The next span number of each of these rollouts, in order: all, or on any error none."""
+    for rollout_id, count in Counter(rollout_ids).items():
+        known_rollout(view, rollout_id)
+        last = view.last_sequence(rollout_id)
+        if last + count > SEQUENCE_MAX:
+            message = f"Rollout {rollout_id} has no span sequence numbers left: its last one is {last}"
+            raise InvalidArgumentError(message, rollout_id=rollout_id)
+    numbers = []
+    for rollout_id in rollout_ids:
+        number = view.last_sequence(rollout_id) + 1
+        view.set_last_sequence(rollout_id, number)
+        numbers.append(number)
+    return numbers
+
+
+def add_spans(view: View, spans: Sequence[tuple[SpanRecord, int]]) -> list[SpanOutcome]:
+    """Store spans, each with its size in bytes; one outcome each, in order. A refused span refuses no other."""
+    outcomes: list[SpanOutcome] = []
+    refusals: dict[tuple[str, str], StoreError | None] = {}
+    touched: dict[tuple[str, str], None] = {}
+    for span, size_bytes in spans:
+        key = (span.rollout_id, span.attempt_id)
+        if key not in refusals:
+            refusals[key] = _refusal(view, *key)
+        outcome = refusals[key] or _add_span(view, span, size_bytes)
+        outcomes.append(outcome)
+        if isinstance(outcome, int):
+            touched[key] = None
+    for rollout_id, attempt_id in touched:
+        rollout = known_rollout(view, rollout_id)
+        _sign_of_life(view, rollout, known_attempt(view, rollout_id, attempt_id), moves=True)
+    return outcomes
+
+
+def _add_span(view: View, span: SpanRecord, size_bytes: int) -> SpanOutcome:
+    if view.has_span(span.rollout_id, span.attempt_id, span.span_id):
+        return None
+    if span.sequence_id is None:
+        try:
+            [number] = allocate(view, [span.rollout_id])
+        except StoreError as error:
+            return copy(error)
+        span = span._replace(sequence_id=number)
+    view.insert_span(span, size_bytes)
+    return span.sequence_id
+
+
+def _refusal(view: View, rollout_id: str, attempt_id: str) -> StoreError | None:
+    """Why spans of this attempt cannot be stored; None if they can."""
+    try:
+        known_rollout(view, rollout_id)
+        known_attempt(view, rollout_id, attempt_id)
+    except StoreError as error:
+        return copy(error)
+    return None
+
+
+def _sign_of_life(view: View, rollout: RolloutRecord, attempt: AttemptRecord, *, moves: bool) -> None:
+    """Refresh the heartbeat of an attempt. A span (``moves``) also begins or revives it (facts 14 and 17)."""
+    is_latest = attempt.attempt_id == rollout.latest_attempt_id
+    alive = attempt._replace(last_heartbeat_time=max(attempt.last_heartbeat_time or 0.0, view.now))
+    begins = attempt.status == "preparing"
+    revives = attempt.status == "unresponsive" and is_latest and rollout.status == "requeuing"
+    if moves and (begins or revives):
+        alive = _moved(view, alive, "running")
+    view.put_attempt(alive)
+    if is_latest:
+        followed = rollout
+        if alive.status != attempt.status and rollout.status in ("preparing", "requeuing"):
+            followed = _with_status(view, rollout, "running")
+        followed = _with_deadline(view, followed, alive)
+        if followed is not rollout:
+            view.put_rollout(followed)
+    if alive.status != attempt.status:
+        _follow_workers(view, attempt, alive)
+
+
+# --- Resources (fact 24) ---------------------------------------------------------------------------------------------
+
+
+def publish(view: View, resources_id: str | None, resources_json: str) -> ResourcesRecord:
+    """The next version of ``resources_id``, version 1 if it is new; a new id for None. It becomes the latest."""
+    former = None if resources_id is None else view.resources(resources_id)
+    if resources_id is not None and former is None and view.policy.strict:
+        raise ResourcesNotFoundError.of(resources_id)
+    record = ResourcesRecord(
+        resources_id=resources_id if resources_id is not None else view.new_resources_id(),
+        resources_json=resources_json,
+        create_time=view.now if former is None else former.create_time,
+        update_time=view.now,
+        version=1 if former is None else former.version + 1,
+    )
+    view.put_resources(record)
+    return record

@@ -1,0 +1,418 @@
+"""EngineStore: the contract in process. It checks arguments, has the engine act, and makes objects of records."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
+
+from lightning_store import arguments, json_text
+from lightning_store.backends.base import Backend, Rows
+from lightning_store.backends.records import NewRollout, SpanCodec, SpanRecord
+from lightning_store.clock import Clock, SystemClock
+from lightning_store.engine.completion_feed import cursor_of
+from lightning_store.engine.conversion import (
+    attempt_of,
+    attempted_rollout_of,
+    resources_of,
+    rollout_of,
+    rollout_with_attempt,
+    rollouts_at_first_look,
+    worker_of,
+)
+from lightning_store.engine.engine import Engine
+from lightning_store.engine.operations import (
+    AllocateSequenceIds,
+    CancelRollouts,
+    EnqueueRollouts,
+    Heartbeat,
+    PublishResources,
+    StartAttempt,
+    StartRollout,
+    UpdateAttempt,
+    UpdateRollout,
+)
+from lightning_store.engine.policy import Policy
+from lightning_store.engine.rules import Deletion
+from lightning_store.errors import StoreError
+from lightning_store.lazy import eagerly
+from lightning_store.memory_limits import MemoryLimits
+from lightning_store.model import (
+    UNSET,
+    Attempt,
+    AttemptedRollout,
+    AttemptStatus,
+    AttemptUpdate,
+    CompletedRollout,
+    EnqueueRolloutRequest,
+    PaginatedResult,
+    Resource,
+    ResourcesUpdate,
+    ReturnWhen,
+    Rollout,
+    RolloutConfig,
+    RolloutMode,
+    RolloutStatus,
+    RolloutUpdate,
+    Span,
+    Unset,
+    Worker,
+    given,
+)
+from lightning_store.outcomes import add_legal, stored_number, stored_of
+from lightning_store.queries import AttemptQuery, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
+from lightning_store.query_methods import QueryMethods
+from lightning_store.store import LightningStoreCapabilities, LightningStoreStatistics
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import ReadableSpan
+
+T = TypeVar("T")
+
+SLICE_ROWS: Final = 256
+"""Rows of a query that are converted at a stretch."""
+
+
+class EngineStore(QueryMethods):
+    """A LightningStore on a backend in this process.
+
+    Args:
+        backend: Where the data is.
+        spans: Turns spans into records and back.
+        policy: Which of the rules hold.
+        clock: The time; the machine's clock for None.
+        memory: Limits of what is stored; None where there are none.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        spans: SpanCodec,
+        *,
+        policy: Policy,
+        clock: Clock | None = None,
+        memory: MemoryLimits | None = None,
+    ) -> None:
+        self._codec = spans
+        self._clock: Clock = clock if clock is not None else SystemClock()
+        self._started = self._clock.monotonic()
+        self.engine = Engine(backend, spans, policy=policy, clock=self._clock, memory=memory)
+        """The same store on records, for a server."""
+
+    @property
+    def strict(self) -> bool:
+        return self.engine.policy.strict
+
+    @property
+    def replay_window_seconds(self) -> float:
+        return self.engine.replay_window_seconds
+
+    # --- About the store ---------------------------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> LightningStoreCapabilities:
+        return {"thread_safe": True, "async_safe": True, "zero_copy": False, "otlp_traces": False}
+
+    async def statistics(self) -> LightningStoreStatistics:
+        counts = await self.engine.counts()
+        statistics: LightningStoreStatistics = {
+            "name": type(self).__name__,
+            "total_rollouts": counts.rollouts,
+            "total_attempts": counts.attempts,
+            "total_spans": counts.spans,
+            "total_resources": counts.resources,
+            "total_workers": counts.workers,
+            "uptime": self._clock.monotonic() - self._started,
+            "total_span_bytes": counts.span_bytes,
+            "total_bytes": counts.bytes,
+        }
+        memory = self.engine.memory
+        if memory is not None:
+            statistics["eviction_threshold_bytes"] = memory.eviction_bytes
+            statistics["safe_threshold_bytes"] = memory.safe_bytes
+            statistics["memory_capacity_bytes"] = memory.capacity_bytes
+            statistics["memory_limit_bytes"] = memory.limit_bytes
+        return statistics
+
+    # --- The queue ---------------------------------------------------------------------------------------------------
+
+    async def start_rollout(
+        self,
+        input: Any,
+        mode: RolloutMode | None = None,
+        resources_id: str | None = None,
+        config: RolloutConfig | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        worker_id: str | None = None,
+    ) -> AttemptedRollout:
+        new = _new_rollout(arguments.rollout_request(input, mode, resources_id, config, metadata))
+        return attempted_rollout_of(await self.engine.execute(StartRollout(new, arguments.worker_name(worker_id))))
+
+    async def enqueue_rollout(
+        self,
+        input: Any,
+        mode: RolloutMode | None = None,
+        resources_id: str | None = None,
+        config: RolloutConfig | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Rollout:
+        new = _new_rollout(arguments.rollout_request(input, mode, resources_id, config, metadata))
+        [record] = await self.engine.execute(EnqueueRollouts([new]))
+        return rollout_of(record)
+
+    async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
+        checked = arguments.checked_requests(rollouts)
+        new = [_new_rollout(request, f"rollouts[{i}].") for i, request in enumerate(checked)]
+        return [rollout_of(record) for record in await self.engine.execute(EnqueueRollouts(new))]
+
+    async def dequeue_rollout(self, worker_id: str | None = None, *, max_wait: float = 0.0) -> AttemptedRollout | None:
+        claimed = await self.dequeue_many_rollouts(limit=1, worker_id=worker_id, max_wait=max_wait)
+        return claimed[0] if claimed else None
+
+    async def dequeue_many_rollouts(
+        self, *, limit: int = 1, worker_id: str | None = None, max_wait: float = 0.0
+    ) -> Sequence[AttemptedRollout]:
+        max_wait = arguments.wait_seconds("max_wait", max_wait)
+        if limit <= 0:
+            return []
+        claims = await self.engine.claim(limit, arguments.worker_name(worker_id), max_wait)
+        return [attempted_rollout_of(claim) for claim in claims]
+
+    async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> AttemptedRollout:
+        arguments.check_id("rollout_id", rollout_id)
+        operation = StartAttempt(rollout_id, arguments.worker_name(worker_id))
+        return attempted_rollout_of(await self.engine.execute(operation))
+
+    # --- Spans -------------------------------------------------------------------------------------------------------
+
+    async def add_span(self, span: Span) -> Span | None:
+        [span] = arguments.checked_spans([span])
+        return None if await self._add_span_record(self._codec.encode(span)) is None else span
+
+    async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
+        spans = arguments.checked_spans(spans)
+        outcomes = await add_legal([self._encoded(span) for span in spans], self.engine.add_spans)
+        return stored_of(spans, outcomes)
+
+    async def add_otel_span(
+        self,
+        rollout_id: str,
+        attempt_id: str,
+        readable_span: ReadableSpan,
+        sequence_id: int | None = None,
+    ) -> Span | None:
+        span = Span.from_opentelemetry(readable_span, rollout_id, attempt_id, sequence_id or 0)
+        record = self._codec.encode(span)
+        if sequence_id is None:
+            record = record._replace(sequence_id=None)
+        number = await self._add_span_record(record)
+        if number is None:
+            return None
+        span.sequence_id = number
+        return span
+
+    def _encoded(self, span: Span) -> SpanRecord | StoreError:
+        """The record of a span, or why it cannot be stored."""
+        try:
+            return self._codec.encode(span)
+        except StoreError as error:
+            return error
+
+    async def _add_span_record(self, record: SpanRecord) -> int | None:
+        """The number under which it is stored; None for a duplicate."""
+        [outcome] = await self.engine.add_spans([record])
+        return stored_number(outcome)
+
+    async def get_next_span_sequence_id(self, rollout_id: str, attempt_id: str) -> int:
+        return (await self.get_many_span_sequence_ids([(rollout_id, attempt_id)]))[0]
+
+    async def get_many_span_sequence_ids(self, rollout_attempt_ids: Sequence[tuple[str, str]]) -> Sequence[int]:
+        rollout_ids: list[str] = []
+        for rollout_id, attempt_id in rollout_attempt_ids:
+            arguments.check_id("rollout_id", rollout_id)
+            arguments.check_id("attempt_id", attempt_id)
+            rollout_ids.append(rollout_id)
+        return await self.engine.execute(AllocateSequenceIds(rollout_ids))
+
+    # --- Queries -----------------------------------------------------------------------------------------------------
+
+    async def run_query(self, query: Query[T]) -> PaginatedResult[T]:
+        return cast(PaginatedResult[T], await self._rows(query))
+
+    async def _rows(self, query: Query[Any]) -> PaginatedResult[Any]:
+        engine = self.engine
+        match query:
+            case RolloutQuery():
+                return await _page(query, await engine.query_rollouts(query), rollouts_at_first_look)
+            case AttemptQuery():
+                return await _page(query, await engine.query_attempts(query), eagerly(attempt_of))
+            case SpanQuery():
+                return await _page(query, await engine.query_spans(query), self._codec.decode)
+            case ResourcesQuery():
+                return await _page(query, await engine.query_resources(query), eagerly(resources_of))
+            case WorkerQuery():
+                return await _page(query, await engine.query_workers(query), eagerly(worker_of))
+        raise TypeError(f"{type(query).__name__} is no query of a store")
+
+    async def get_rollout_by_id(self, rollout_id: str) -> Rollout | None:
+        arguments.check_id("rollout_id", rollout_id)
+        row = await self.engine.rollout(rollout_id)
+        return None if row is None else rollout_with_attempt(row)
+
+    async def get_latest_attempt(self, rollout_id: str) -> Attempt | None:
+        arguments.check_id("rollout_id", rollout_id)
+        record = await self.engine.latest_attempt(rollout_id)
+        return None if record is None else attempt_of(record)
+
+    async def get_resources_by_id(self, resources_id: str) -> ResourcesUpdate | None:
+        arguments.check_id("resources_id", resources_id)
+        record = await self.engine.resources(resources_id)
+        return None if record is None else resources_of(record)
+
+    async def get_latest_resources(self) -> ResourcesUpdate | None:
+        record = await self.engine.resources(None)
+        return None if record is None else resources_of(record)
+
+    async def get_worker_by_id(self, worker_id: str) -> Worker | None:
+        arguments.check_id("worker_id", worker_id)
+        record = await self.engine.worker(worker_id)
+        return None if record is None else worker_of(record)
+
+    # --- Resources ---------------------------------------------------------------------------------------------------
+
+    async def add_resources(self, resources: Mapping[str, Resource]) -> ResourcesUpdate:
+        return await self._publish(None, resources)
+
+    async def update_resources(self, resources_id: str, resources: Mapping[str, Resource]) -> ResourcesUpdate:
+        arguments.check_id("resources_id", resources_id)
+        return await self._publish(resources_id, resources)
+
+    async def _publish(self, resources_id: str | None, resources: Mapping[str, Resource]) -> ResourcesUpdate:
+        fields = {name: resource.model_dump() for name, resource in arguments.named_resources(resources).items()}
+        operation = PublishResources(resources_id, json_text.dumps(fields, "resources"))
+        return resources_of(await self.engine.execute(operation))
+
+    # --- Updates -----------------------------------------------------------------------------------------------------
+
+    async def update_rollout(
+        self,
+        rollout_id: str,
+        input: Any | Unset = UNSET,
+        mode: RolloutMode | None | Unset = UNSET,
+        resources_id: str | None | Unset = UNSET,
+        status: RolloutStatus | Unset = UNSET,
+        config: RolloutConfig | Unset = UNSET,
+        metadata: Mapping[str, Any] | None | Unset = UNSET,
+    ) -> Rollout:
+        arguments.check_id("rollout_id", rollout_id)
+        update = RolloutUpdate(
+            **given(input=input, mode=mode, resources_id=resources_id, status=status, config=config, metadata=metadata)
+        )
+        arguments.check_text("resources_id", update.resources_id)
+        columns = {name: getattr(update, name) for name in update.model_fields_set - {"status", "input", "metadata"}}
+        columns |= _json_columns(update, "input", "metadata")
+        new_status = update.status if "status" in update.model_fields_set else None
+        return rollout_of(await self.engine.execute(UpdateRollout(rollout_id, columns, new_status)))
+
+    async def cancel_rollouts(self, rollout_ids: Sequence[str]) -> list[Rollout]:
+        arguments.distinct_ids(rollout_ids)
+        records = await self.engine.execute(CancelRollouts(rollout_ids))
+        return [rollout_of(record) for record in records]
+
+    async def update_attempt(
+        self,
+        rollout_id: str,
+        attempt_id: str | Literal["latest"],
+        status: AttemptStatus | Unset = UNSET,
+        worker_id: str | None | Unset = UNSET,
+        last_heartbeat_time: float | None | Unset = UNSET,
+        metadata: Mapping[str, Any] | None | Unset = UNSET,
+    ) -> Attempt:
+        arguments.check_id("rollout_id", rollout_id)
+        arguments.check_id("attempt_id", attempt_id)
+        update = AttemptUpdate(
+            **given(status=status, worker_id=worker_id, last_heartbeat_time=last_heartbeat_time, metadata=metadata)
+        )
+        arguments.check_text("worker_id", update.worker_id)
+        columns = {name: getattr(update, name) for name in update.model_fields_set - {"status", "metadata"}}
+        columns |= _json_columns(update, "metadata")
+        new_status = update.status if "status" in update.model_fields_set else None
+        return attempt_of(await self.engine.execute(UpdateAttempt(rollout_id, attempt_id, columns, new_status)))
+
+    async def update_worker(self, worker_id: str, heartbeat_stats: Mapping[str, Any] | Unset = UNSET) -> Worker:
+        arguments.check_heartbeat(worker_id, heartbeat_stats)
+        stats_json = None if isinstance(heartbeat_stats, Unset) else json_text.dumps(heartbeat_stats, "heartbeat_stats")
+        return worker_of(await self.engine.execute(Heartbeat(worker_id, stats_json)))
+
+    # --- Waiting -----------------------------------------------------------------------------------------------------
+
+    async def wait_for_rollouts(
+        self, *, rollout_ids: Sequence[str], timeout: float | None = None, return_when: ReturnWhen = "all"
+    ) -> list[Rollout]:
+        distinct = arguments.distinct_ids(rollout_ids)
+        one_is_enough = arguments.is_any(return_when)
+        seconds = None if timeout is None else arguments.wait_seconds("timeout", timeout)
+        ended = await self.engine.wait(distinct, seconds, one_is_enough=one_is_enough)
+        return [rollout_of(ended[rollout_id]) for rollout_id in rollout_ids if rollout_id in ended]
+
+    async def watch_rollouts(
+        self, rollout_ids: Sequence[str] | None = None, *, after: str | None = None
+    ) -> AsyncIterator[CompletedRollout]:
+        wanted = None if rollout_ids is None else set(arguments.distinct_ids(rollout_ids))
+        async with aclosing(self.engine.watch(wanted, after)) as completions:
+            async for one in completions:
+                yield CompletedRollout(rollout_with_attempt(one.row), cursor_of(self.engine.store_id, one.position))
+
+    # --- Deleting ----------------------------------------------------------------------------------------------------
+
+    async def delete_rollouts(
+        self,
+        rollout_ids: Sequence[str] | None = None,
+        *,
+        older_than: float | None = None,
+        status_in: Sequence[RolloutStatus] | None = None,
+    ) -> list[str]:
+        arguments.check_deletion(rollout_ids, older_than, status_in)
+        which = Deletion(
+            None if rollout_ids is None else list(arguments.distinct_ids(rollout_ids)),
+            older_than,
+            None if status_in is None else frozenset(status_in),
+        )
+        return await self.engine.delete(which)
+
+
+async def _page(
+    query: Query[Any], rows: Rows[Any], convert: Callable[[Sequence[Any]], list[Any]]
+) -> PaginatedResult[Any]:
+    return PaginatedResult(await _converted(convert, rows.items), query.limit, query.offset, rows.total)
+
+
+async def _converted(convert: Callable[[Sequence[Any]], list[T]], records: Sequence[Any]) -> list[T]:
+    """The records as objects; of many of them, a slice at a time, so that other calls get their turn in between."""
+    converted: list[T] = []
+    for start in range(0, len(records), SLICE_ROWS):
+        if start:
+            await asyncio.sleep(0)
+        converted += convert(records[start : start + SLICE_ROWS])
+    return converted
+
+
+def _new_rollout(request: EnqueueRolloutRequest, prefix: str = "") -> NewRollout:
+    return NewRollout(
+        input_json=json_text.dumps(request.input, f"{prefix}input"),
+        mode=request.mode,
+        resources_id=request.resources_id,
+        config=request.config if request.config is not None else RolloutConfig(),
+        metadata_json=json_text.dumps(request.metadata or {}, f"{prefix}metadata"),
+    )
+
+
+def _json_columns(update: RolloutUpdate | AttemptUpdate, *fields: str) -> dict[str, str | None]:
+    """The columns of those payload fields that the update sets. None clears: it is JSON null for an input."""
+    columns: dict[str, str | None] = {}
+    for field in update.model_fields_set.intersection(fields):
+        value = getattr(update, field)
+        keeps_null = field != "input"
+        columns[f"{field}_json"] = None if value is None and keeps_null else json_text.dumps(value, field)
+    return columns

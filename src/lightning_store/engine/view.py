@@ -1,0 +1,256 @@
+"""What the rules see and change: the records that were loaded, under the changes of the group so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+from lightning_store.backends.base import Changes, Loaded, Needs, NotLoadedError
+from lightning_store.backends.records import (
+    AttemptRecord,
+    ReplyRecord,
+    ResourcesRecord,
+    RolloutRecord,
+    SpanRecord,
+    WorkerRecord,
+)
+from lightning_store.engine.policy import Policy
+from lightning_store.ids import new_hex
+
+_ABSENT: Final[Any] = object()
+
+
+@dataclass(slots=True)
+class Effects:
+    """What a transaction did that somebody may be waiting for."""
+
+    ended: list[str] = field(default_factory=list)
+    """The rollouts that became terminal."""
+    deleted: list[str] = field(default_factory=list)
+    """The rollouts that are gone."""
+    queued: list[str] = field(default_factory=list)
+    """The rollouts that were put into the queue."""
+
+    def add(self, other: Effects) -> None:
+        self.ended += other.ended
+        self.deleted += other.deleted
+        self.queued += other.queued
+
+
+class Mark(NamedTuple):
+    """How far the changes had come at some point, to go back to."""
+
+    journal: int
+    ended: int
+    deleted: int
+    queued: int
+    queue_position: int
+    completion_position: int
+    latest_resources: str | None
+
+
+class View:
+    """One group's data at one clock reading. Reads see the group's own changes first, then what was loaded.
+
+    An operation that is refused, or that looked at something that was not loaded, leaves no trace: ``mark`` before it,
+    ``revert`` after it.
+
+    Args:
+        loaded: What the transaction has loaded.
+        now: The time of every change of this group, in seconds since the epoch.
+        policy: Which of the rules hold.
+    """
+
+    __slots__ = (
+        "_completion_position",
+        "_journal",
+        "_queue",
+        "_queue_position",
+        "_queue_rank",
+        "changes",
+        "effects",
+        "loaded",
+        "now",
+        "policy",
+    )
+
+    def __init__(self, loaded: Loaded, now: float, policy: Policy) -> None:
+        self.loaded = loaded
+        self.now = now
+        self.policy = policy
+        self.changes = Changes()
+        self.effects = Effects()
+        self._journal: list[tuple[dict[Any, Any], Any, Any]] = []
+        self._queue: Iterator[str] | None = None
+        self._queue_rank = 0
+        """How many of the rollouts that this group queued were looked at by claims."""
+        self._queue_position = loaded.last_queue_position
+        self._completion_position = loaded.last_completion_position
+
+    # --- Reading -----------------------------------------------------------------------------------------------------
+
+    def rollout(self, rollout_id: str) -> RolloutRecord | None:
+        changed: RolloutRecord | None = self.changes.rollouts.get(rollout_id, _ABSENT)
+        return self.loaded.rollout(rollout_id) if changed is _ABSENT else changed
+
+    def attempt(self, rollout_id: str, attempt_id: str) -> AttemptRecord | None:
+        """Of a rollout that exists."""
+        changed = self.changes.attempts.get((rollout_id, attempt_id))
+        return self.loaded.attempt(rollout_id, attempt_id) if changed is None else changed
+
+    def latest_attempt(self, rollout: RolloutRecord) -> AttemptRecord | None:
+        attempt_id = rollout.latest_attempt_id
+        return None if attempt_id is None else self.attempt(rollout.rollout_id, attempt_id)
+
+    def last_sequence(self, rollout_id: str) -> int:
+        changed = self.changes.sequences.get(rollout_id)
+        return self.loaded.last_sequence(rollout_id) if changed is None else changed
+
+    def has_span(self, rollout_id: str, attempt_id: str, span_id: str) -> bool:
+        key = (rollout_id, attempt_id, span_id)
+        return key in self.changes.spans or self.loaded.has_span(*key)
+
+    def worker(self, worker_id: str) -> WorkerRecord | None:
+        changed = self.changes.workers.get(worker_id)
+        return self.loaded.worker(worker_id) if changed is None else changed
+
+    def holders(self, rollout_id: str) -> list[WorkerRecord]:
+        """The workers that hold an attempt of this rollout."""
+        candidates = dict.fromkeys([*self.loaded.holders(rollout_id), *self.changes.workers])
+        workers = (self.worker(worker_id) for worker_id in candidates)
+        return [one for one in workers if one is not None and one.current_rollout_id == rollout_id]
+
+    def resources(self, resources_id: str) -> ResourcesRecord | None:
+        changed = self.changes.resources.get(resources_id)
+        return self.loaded.resources(resources_id) if changed is None else changed
+
+    def latest_resources(self) -> ResourcesRecord | None:
+        latest = self.changes.latest_resources
+        return self.loaded.latest_resources() if latest is None else self.changes.resources[latest]
+
+    def reply(self, request_id: str) -> ReplyRecord | None:
+        changed = self.changes.replies.get(request_id)
+        return self.loaded.reply(request_id) if changed is None else changed
+
+    def new_rollout_id(self) -> str:
+        """One that no rollout has."""
+        while True:
+            rollout_id = f"ro-{new_hex(12)}"
+            if rollout_id not in self.changes.rollouts and not self.loaded.is_taken(rollout_id):
+                return rollout_id
+
+    def new_attempt_id(self, rollout_id: str) -> str:
+        """One that no attempt of this rollout has."""
+        while True:
+            attempt_id = f"at-{new_hex(8)}"
+            key = (rollout_id, attempt_id)
+            if key not in self.changes.attempts and not self.loaded.is_taken(*key):
+                return attempt_id
+
+    def new_resources_id(self) -> str:
+        return f"rs-{new_hex(12)}"
+
+    def queue(self) -> Iterator[str]:
+        """The rollouts in the queue, from its head on, that no claim of this group has looked at.
+
+        Raises:
+            NotLoadedError: More of the queue has to be loaded to know what comes next.
+        """
+        if self._queue is None:
+            self._queue = iter(self.loaded.queue())
+        for rollout_id in self._queue:
+            if rollout_id not in self.changes.rollouts or self._keeps_place(rollout_id):
+                yield rollout_id
+        if not self.loaded.queue_is_whole:
+            raise NotLoadedError(Needs(claims=1))
+        while self._queue_rank < len(self.effects.queued):
+            self._queue_rank += 1
+            queued = self.changes.rollouts[self.effects.queued[self._queue_rank - 1]]
+            if queued is not None and queued.in_queue:
+                yield queued.rollout_id
+
+    def _keeps_place(self, rollout_id: str) -> bool:
+        """Whether a rollout that was in the queue and that this group changed still stands in the same place."""
+        former, rollout = self.loaded.rollout(rollout_id), self.changes.rollouts[rollout_id]
+        if former is None or rollout is None:
+            return False
+        return rollout.in_queue and rollout.queue_position == former.queue_position
+
+    # --- Changing ----------------------------------------------------------------------------------------------------
+
+    def put_rollout(self, rollout: RolloutRecord) -> None:
+        """Insert it, or replace the record of that id."""
+        self._set(self.changes.rollouts, rollout.rollout_id, rollout)
+
+    def delete_rollout(self, rollout_id: str) -> None:
+        """Remove it with all that belongs to it."""
+        self._set(self.changes.rollouts, rollout_id, None)
+        self.effects.deleted.append(rollout_id)
+
+    def put_attempt(self, attempt: AttemptRecord) -> None:
+        self._set(self.changes.attempts, (attempt.rollout_id, attempt.attempt_id), attempt)
+
+    def put_worker(self, worker: WorkerRecord) -> None:
+        self._set(self.changes.workers, worker.worker_id, worker)
+
+    def put_resources(self, resources: ResourcesRecord) -> None:
+        """Insert or replace, and make it the latest."""
+        self._set(self.changes.resources, resources.resources_id, resources)
+        self.changes.latest_resources = resources.resources_id
+
+    def insert_span(self, span: SpanRecord, size_bytes: int) -> None:
+        """A new one, whose ``sequence_id`` is set; the rollout's span counter moves up to that if it is below."""
+        assert span.sequence_id is not None
+        self._set(self.changes.spans, (span.rollout_id, span.attempt_id, span.span_id), (span, size_bytes))
+        if span.sequence_id > self.last_sequence(span.rollout_id):
+            self.set_last_sequence(span.rollout_id, span.sequence_id)
+
+    def set_last_sequence(self, rollout_id: str, number: int) -> None:
+        self._set(self.changes.sequences, rollout_id, number)
+
+    def put_reply(self, reply: ReplyRecord) -> None:
+        self._set(self.changes.replies, reply.request_id, reply)
+
+    def next_queue_position(self) -> int:
+        self._queue_position += 1
+        return self._queue_position
+
+    def next_completion_position(self) -> int:
+        self._completion_position += 1
+        return self._completion_position
+
+    # --- Going back --------------------------------------------------------------------------------------------------
+
+    def mark(self) -> Mark:
+        effects = self.effects
+        return Mark(
+            len(self._journal),
+            len(effects.ended),
+            len(effects.deleted),
+            len(effects.queued),
+            self._queue_position,
+            self._completion_position,
+            self.changes.latest_resources,
+        )
+
+    def revert(self, mark: Mark) -> None:
+        """Undo everything since ``mark``."""
+        while len(self._journal) > mark.journal:
+            table, key, former = self._journal.pop()
+            if former is _ABSENT:
+                del table[key]
+            else:
+                table[key] = former
+        del self.effects.ended[mark.ended :]
+        del self.effects.deleted[mark.deleted :]
+        del self.effects.queued[mark.queued :]
+        self._queue_position = mark.queue_position
+        self._completion_position = mark.completion_position
+        self.changes.latest_resources = mark.latest_resources
+        self._queue = None  # what was passed over may have to be looked at again
+        self._queue_rank = 0
+
+    def _set(self, table: dict[Any, Any], key: Any, value: Any) -> None:
+        self._journal.append((table, key, table.get(key, _ABSENT)))
+        table[key] = value
