@@ -55,8 +55,10 @@ DUE_BATCH: Final = 500
 """Rollouts that one transaction expires, and deletes: as many as hold up other calls for some milliseconds only."""
 CONFLICTS_MAX: Final = 20
 """Times in a row that a group may meet a conflict. Then its operations fail as unavailable."""
-CONFLICT_BACKOFF_SECONDS: Final = 0.002
-"""Before the second try after a conflict; twice as long before each further one."""
+CONFLICT_BACKOFF_SECONDS: Final = 0.001
+CONFLICT_BACKOFF_SECONDS_MAX: Final = 0.1
+"""Before a group runs again it waits up to twice the first after one conflict, and up to twice as long after each
+further one, but never longer than the second."""
 
 
 class Notifier(Protocol):
@@ -70,7 +72,7 @@ class Notifier(Protocol):
 class _Call(Generic[R]):
     """One operation on its way: what is asked, then what came of it."""
 
-    __slots__ = ("done", "error", "final", "operation", "reply", "request")
+    __slots__ = ("done", "error", "final", "operation", "replayed", "reply", "request")
 
     def __init__(self, operation: Operation[R], request: Request | None, *, final: bool) -> None:
         self.operation = operation
@@ -80,6 +82,8 @@ class _Call(Generic[R]):
         self.done: asyncio.Future[None] | None = None
         """Set when the call is over, whatever came of it. None where nobody waits for it."""
         self.reply: R | None = None
+        self.replayed = False
+        """Whether the reply was recorded before."""
         self.error: Exception | None = None
 
     def result(self) -> R:
@@ -197,14 +201,20 @@ class Executor:
             group.append(self._ready.popleft())
         return group
 
-    async def _run(self, calls: Sequence[_Call[Any]]) -> None:
-        """Run these in one transaction, or in several where that cannot be: each has its reply or its error then."""
+    async def _run(self, calls: Sequence[_Call[Any]], *, alone: bool = False) -> None:
+        """Run these in one transaction, or in several where that cannot be: each has its reply or its error then.
+
+        Args:
+            calls: The operations; none, to do only what is due.
+            alone: Whether the transaction that they were in has failed, and each runs by itself now.
+        """
         if not self._backend.inline:
             self._give_request_ids(calls)
         conflicts = 0
+        unanswered: list[Effects] = []
         while True:
             try:
-                if await self._transact(calls):
+                if await self._transact(calls, unanswered):
                     break
                 await asyncio.sleep(0)  # there was a great deal that was due: let others in between
             except (ConflictError, CommitUnknownError) as error:
@@ -212,17 +222,23 @@ class Executor:
                 if conflicts > CONFLICTS_MAX:
                     logger.warning("A transaction met %d conflicts in a row, the last: %r", conflicts, error)
                     return _fail_all(calls, StoreUnavailableError("the store is too busy; try again"))
-                await self._clock.sleep(random.random() * CONFLICT_BACKOFF_SECONDS * 2**conflicts)
+                await _back_off(conflicts)
             except Exception as error:
-                if len(calls) <= 1:
-                    if not calls:
-                        raise
-                    return _fail_all(calls, error)
-                for call in calls:  # one by one: only the culprit fails
-                    await self._run([call])
-                return None
+                if not alone:
+                    return await self._run_one_by_one(calls)
+                return _fail_all(calls, error)
+        if any(call.replayed for call in calls) or not any(call.request for call in calls):
+            for effects in unanswered:  # of a commit that happened, as the recorded replies tell
+                self._notifier.notify(effects)
         await self._drop_excess(calls)
         return None
+
+    async def _run_one_by_one(self, calls: Sequence[_Call[Any]]) -> None:
+        """After a failure that nobody expected: only the culprit fails."""
+        for call in calls:
+            await self._run([call], alone=True)
+        if not calls:
+            await self._run([], alone=True)
 
     def _give_request_ids(self, calls: Sequence[_Call[Any]]) -> None:
         """A commit whose answer is lost is resolved by the recorded replies, so each call has a request id."""
@@ -230,8 +246,11 @@ class Executor:
             if call.request is None and call.operation.codec is not None:
                 call.request = Request(f"own-{new_hex(32)}", "")
 
-    async def _transact(self, calls: Sequence[_Call[Any]]) -> bool:
-        """One transaction. False if there was so much that was due that no call has run yet."""
+    async def _transact(self, calls: Sequence[_Call[Any]], unanswered: list[Effects]) -> bool:
+        """One transaction. False if there was so much that was due that no call has run yet.
+
+        What a commit did whose answer is lost, if it happened, is added to ``unanswered``.
+        """
         full = await self._make_room(calls)
         now, at = self._clock.now(), self._clock.monotonic()
         transaction = self._backend.transaction()
@@ -247,7 +266,7 @@ class Executor:
         try:
             await transaction.commit(view.changes)
         except CommitUnknownError:
-            self._notifier.notify(view.effects)  # who wakes for nothing looks again
+            unanswered.append(view.effects)
             raise
         except BaseException:
             await transaction.rollback()
@@ -405,12 +424,19 @@ class Executor:
             await self._backend.evict_spans(span_bytes - self._memory.safe_bytes, unfinished=True)
 
 
+async def _back_off(conflicts: int) -> None:
+    """Real time, whatever the store's clock says: the other transaction takes real time too."""
+    ceiling = min(CONFLICT_BACKOFF_SECONDS * 2**conflicts, CONFLICT_BACKOFF_SECONDS_MAX)
+    await asyncio.sleep(random.random() * ceiling)
+
+
 def _delete(view: View, rollout_id: str) -> None:
     rules.delete(view, rollout_id, Deletion())
 
 
 def _replay(call: _Call[Any], recorded: ReplyRecord) -> None:
     """Answer from the record. RequestIdReusedError if it is of another call."""
+    call.replayed = True
     assert call.operation.codec is not None
     if recorded.signature != call.signature:
         message = f"request_id {recorded.request_id} was used for another call already; make a new one for each call"
@@ -422,5 +448,7 @@ def _replay(call: _Call[Any], recorded: ReplyRecord) -> None:
 
 
 def _fail_all(calls: Sequence[_Call[Any]], error: Exception) -> None:
+    if not calls:
+        raise error
     for call in calls:
         call.fail(copy(error) if isinstance(error, StoreError) else error)

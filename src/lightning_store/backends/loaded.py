@@ -1,0 +1,152 @@
+"""What a backend that loads set-wise hands to the engine: dictionaries of what was asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import count
+from typing import Final, TypeVar
+
+from lightning_store.backends.base import (
+    PROVISIONAL,
+    AttemptKey,
+    Changes,
+    Loaded,
+    Needs,
+    NotLoadedError,
+    SpanKey,
+)
+from lightning_store.backends.records import AttemptRecord, ReplyRecord, ResourcesRecord, RolloutRecord, WorkerRecord
+
+T = TypeVar("T")
+
+_UNASKED: Final = object()
+
+
+class LoadedRecords(Loaded):
+    """Everything that a transaction has loaded, by key; None where there is no such thing.
+
+    A backend fills the dictionaries with what :class:`Needs` asked for, the absent included. A look-up of a key that is
+    in none of them raises NotLoadedError, upon which the engine loads it.
+    """
+
+    __slots__ = (
+        "attempts",
+        "expendable_ids",
+        "holder_ids",
+        "latest",
+        "overdue_ids",
+        "queue_end",
+        "queued",
+        "replies",
+        "resources_by_id",
+        "rollouts",
+        "sequences",
+        "spans",
+        "workers",
+    )
+
+    def __init__(self) -> None:
+        self.replies: dict[str, ReplyRecord | None] = {}
+        self.rollouts: dict[str, RolloutRecord | None] = {}
+        self.attempts: dict[AttemptKey, AttemptRecord | None] = {}
+        self.sequences: dict[str, int] = {}
+        self.spans: dict[SpanKey, bool] = {}
+        """Whether a span with this key is stored."""
+        self.workers: dict[str, WorkerRecord | None] = {}
+        self.holder_ids: dict[str, Sequence[str]] = {}
+        self.resources_by_id: dict[str, ResourcesRecord | None] = {}
+        self.latest: dict[None, ResourcesRecord | None] = {}
+        """The latest resources, once they are loaded."""
+        self.queued: list[str] = []
+        self.queue_end = False
+        """Whether ``queued`` goes to the tail of the queue."""
+        self.overdue_ids: Sequence[str] = ()
+        self.expendable_ids: Sequence[str] = ()
+
+    def reply(self, request_id: str) -> ReplyRecord | None:
+        return _asked(self.replies, request_id, replies={request_id})
+
+    def rollout(self, rollout_id: str) -> RolloutRecord | None:
+        return _asked(self.rollouts, rollout_id, rollouts={rollout_id})
+
+    def attempt(self, rollout_id: str, attempt_id: str) -> AttemptRecord | None:
+        if self.rollouts.get(rollout_id, _UNASKED) is None:
+            return None
+        key = (rollout_id, attempt_id)
+        return _asked(self.attempts, key, attempts={key})
+
+    def last_sequence(self, rollout_id: str) -> int:
+        return _asked(self.sequences, rollout_id, rollouts={rollout_id})
+
+    def has_span(self, rollout_id: str, attempt_id: str, span_id: str) -> bool:
+        key = (rollout_id, attempt_id, span_id)
+        return _asked(self.spans, key, spans={key})
+
+    def worker(self, worker_id: str) -> WorkerRecord | None:
+        return _asked(self.workers, worker_id, workers={worker_id})
+
+    def holders(self, rollout_id: str) -> Iterable[str]:
+        return _asked(self.holder_ids, rollout_id, holders={rollout_id})
+
+    def resources(self, resources_id: str) -> ResourcesRecord | None:
+        return _asked(self.resources_by_id, resources_id, resources={resources_id})
+
+    def latest_resources(self) -> ResourcesRecord | None:
+        return _asked(self.latest, None, latest_resources=True)
+
+    def queue(self) -> Iterable[str]:
+        return self.queued
+
+    @property
+    def queue_is_whole(self) -> bool:
+        return self.queue_end
+
+    def overdue(self) -> Sequence[str]:
+        return self.overdue_ids
+
+    def expendable(self) -> Sequence[str]:
+        return self.expendable_ids
+
+
+KeyT = TypeVar("KeyT")
+
+
+def _asked(table: dict[KeyT, T], key: KeyT, **needs: object) -> T:
+    try:
+        return table[key]
+    except KeyError:
+        raise NotLoadedError(Needs(**needs)) from None  # type: ignore[arg-type]
+
+
+def with_positions(changes: Changes, last_queue_position: int, last_completion_position: int) -> Changes:
+    """The changes with real positions in the place of provisional ones.
+
+    Args:
+        changes: What a group of operations writes.
+        last_queue_position: The last position of the queue that was ever given to a rollout.
+        last_completion_position: The last position of a completion that was ever given to a rollout.
+    """
+    rollouts = dict(changes.rollouts)
+    records = [record for record in rollouts.values() if record is not None]
+    queued = sorted(
+        (record.queue_position, record.rollout_id)
+        for record in records
+        if record.queue_position is not None and record.queue_position > PROVISIONAL
+    )
+    completed = sorted(
+        (record.completion_position, record.rollout_id)
+        for record in records
+        if record.completion_position is not None and record.completion_position > PROVISIONAL
+    )
+    for position, (_, rollout_id) in zip(count(last_queue_position + 1), queued, strict=False):
+        rollouts[rollout_id] = _known(rollouts, rollout_id)._replace(queue_position=position)
+    for position, (_, rollout_id) in zip(count(last_completion_position + 1), completed, strict=False):
+        rollouts[rollout_id] = _known(rollouts, rollout_id)._replace(completion_position=position)
+    return replace(changes, rollouts=rollouts)
+
+
+def _known(rollouts: dict[str, RolloutRecord | None], rollout_id: str) -> RolloutRecord:
+    record = rollouts[rollout_id]
+    assert record is not None
+    return record

@@ -1,0 +1,375 @@
+"""Backends that behave as databases do: they suspend at each await, load only what was asked for, roll back, report
+conflicts, and lose the answer to a commit. Each is a memory backend inside."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Final, TypeVar
+
+from lightning_store.backends.base import (
+    Backend,
+    Changes,
+    CommitUnknownError,
+    ConflictError,
+    Due,
+    Loaded,
+    Needs,
+    Rows,
+    Snapshot,
+    Transaction,
+    Usage,
+)
+from lightning_store.backends.loaded import LoadedRecords, with_positions
+from lightning_store.backends.memory import REPLAY_ENTRIES_MAX, REPLAY_WINDOW_SECONDS, MemoryBackend
+from lightning_store.backends.records import (
+    AttemptRecord,
+    CompletionRow,
+    Counts,
+    ResourcesRecord,
+    RolloutRow,
+    SpanRecord,
+    WorkerRecord,
+)
+from lightning_store.clock import Clock
+from lightning_store.engine.policy import Policy
+from lightning_store.engine.store import EngineStore
+from lightning_store.memory_limits import MemoryLimits
+from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
+from lightning_store.wire.spans import ProtoSpanCodec
+
+T = TypeVar("T")
+
+
+class SuspendingBackend(Backend):
+    """Suspends at each await, and loads what was asked for and nothing else.
+
+    One transaction or snapshot at a time is open; the others wait for it.
+
+    Args:
+        inner: Where the data is.
+    """
+
+    inline = False
+
+    def __init__(self, inner: Backend | None = None) -> None:
+        self.inner = MemoryBackend() if inner is None else inner
+        self.awaits: Counter[str] = Counter()
+        """How often each verb was awaited."""
+        self._turn = asyncio.Lock()
+
+    @property
+    def store_id(self) -> str:
+        return self.inner.store_id
+
+    @property
+    def replay_window_seconds(self) -> float:
+        return self.inner.replay_window_seconds
+
+    def transaction(self) -> Transaction:
+        return _SuspendingTransaction(self)
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Snapshot]:
+        async with self._turn:
+            yield _SuspendingSnapshot(self)
+
+    async def evict_spans(self, excess_bytes: int, *, unfinished: bool) -> list[str]:
+        async with self._turn:
+            return await self.suspended(
+                "evict_spans", lambda: self.inner.evict_spans(excess_bytes, unfinished=unfinished)
+            )
+
+    async def usage(self) -> Usage:
+        return await self.suspended("usage", self.inner.usage)
+
+    # --- What the transactions and snapshots of this backend and of its subclasses do --------------------------------
+
+    async def begin(self) -> None:
+        await self._turn.acquire()
+
+    def end(self) -> None:
+        self._turn.release()
+
+    async def suspended(self, verb: str, make: Callable[[], Awaitable[T]]) -> T:
+        """The result of what ``make`` gives, with others let in before it and after it."""
+        self.awaits[verb] += 1
+        await asyncio.sleep(0)
+        result = await make()
+        await asyncio.sleep(0)
+        return result
+
+    async def read(self, needs: Needs, into: LoadedRecords) -> None:
+        """Load ``needs`` from the data."""
+        transaction = self.inner.transaction()
+        data = await transaction.load(needs)
+        try:
+            _copy(needs, data, into)
+        finally:
+            await transaction.rollback()
+
+    async def write(self, changes: Changes) -> None:
+        """Store ``changes``, with real positions for provisional ones."""
+        transaction = self.inner.transaction()
+        data = await transaction.load(Needs())
+        positions = data.last_queue_position, data.last_completion_position
+        await transaction.commit(with_positions(changes, *positions))
+
+
+class RollingBackBackend(SuspendingBackend):
+    """Rolls back the first commit of each recorded reply and fails, as a database that lost its disk for a moment.
+
+    Args:
+        inner: Where the data is.
+    """
+
+    def __init__(self, inner: Backend | None = None) -> None:
+        super().__init__(inner)
+        self._tried: set[str] = set()
+
+    async def write(self, changes: Changes) -> None:
+        if not self._tried.issuperset(changes.replies):
+            self._tried.update(changes.replies)
+            raise OSError("the disk is gone for a moment")
+        await super().write(changes)
+
+
+class ConflictingBackend(SuspendingBackend):
+    """Reports a conflict at random, when it loads or when it commits.
+
+    Args:
+        inner: Where the data is.
+        seed: Of the random numbers.
+        rate: Which part of the commits is refused.
+    """
+
+    def __init__(self, inner: Backend | None = None, *, seed: int = 0, rate: float = 0.25) -> None:
+        super().__init__(inner)
+        self._random = random.Random(seed)
+        self._rate = rate
+
+    async def read(self, needs: Needs, into: LoadedRecords) -> None:
+        self._perhaps_conflict()
+        await super().read(needs, into)
+
+    async def write(self, changes: Changes) -> None:
+        self._perhaps_conflict()
+        await super().write(changes)
+
+    def _perhaps_conflict(self) -> None:
+        if self._random.random() < self._rate:
+            raise ConflictError("another transaction is in the way")
+
+
+class ForgetfulBackend(SuspendingBackend):
+    """Loses the answer to every other commit; half of these happened, and half did not.
+
+    Args:
+        inner: Where the data is.
+    """
+
+    def __init__(self, inner: Backend | None = None) -> None:
+        super().__init__(inner)
+        self._commits = 0
+
+    async def write(self, changes: Changes) -> None:
+        self._commits += 1
+        if self._commits % 4 != 1:
+            await super().write(changes)
+        if self._commits % 2:
+            raise CommitUnknownError("the connection broke before the answer came")
+
+
+class _SuspendingTransaction(Transaction):
+    def __init__(self, backend: SuspendingBackend) -> None:
+        self._backend = backend
+        self._loaded = LoadedRecords()
+        self._open = False
+
+    async def load(self, needs: Needs) -> Loaded:
+        if not self._open:
+            await self._backend.begin()
+            self._open = True
+        await self._backend.suspended("load", lambda: self._backend.read(needs, self._loaded))
+        return self._loaded
+
+    async def commit(self, changes: Changes) -> None:
+        try:
+            await self._backend.suspended("commit", lambda: self._backend.write(changes))
+        finally:
+            self._close()
+
+    async def rollback(self) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            self._backend.end()
+
+
+class _SuspendingSnapshot(Snapshot):
+    """Each read is made on a snapshot of the data inside, which nobody changes meanwhile."""
+
+    def __init__(self, backend: SuspendingBackend) -> None:
+        self._backend = backend
+
+    async def _read(self, verb: str, read: Callable[[Snapshot], Awaitable[T]]) -> T:
+        return await self._backend.suspended(verb, lambda: _on(self._backend.inner.snapshot(), read))
+
+    async def has_due(self, due: Due) -> bool:
+        return await self._read("has_due", lambda inner: inner.has_due(due))
+
+    async def rollouts(self, rollout_ids: Sequence[str]) -> list[RolloutRow | None]:
+        return await self._read("rollouts", lambda inner: inner.rollouts(rollout_ids))
+
+    async def resources(self, resources_id: str | None) -> ResourcesRecord | None:
+        return await self._read("resources", lambda inner: inner.resources(resources_id))
+
+    async def worker(self, worker_id: str) -> WorkerRecord | None:
+        return await self._read("worker", lambda inner: inner.worker(worker_id))
+
+    async def query_rollouts(self, query: RolloutQuery) -> Rows[RolloutRow]:
+        return await self._read("query_rollouts", lambda inner: inner.query_rollouts(query))
+
+    async def query_attempts(self, query: AttemptQuery) -> Rows[AttemptRecord]:
+        return await self._read("query_attempts", lambda inner: inner.query_attempts(query))
+
+    async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
+        return await self._read("query_spans", lambda inner: inner.query_spans(query))
+
+    async def query_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]:
+        return await self._read("query_resources", lambda inner: inner.query_resources(query))
+
+    async def query_workers(self, query: WorkerQuery) -> Rows[WorkerRecord]:
+        return await self._read("query_workers", lambda inner: inner.query_workers(query))
+
+    async def completions(self, after: int, limit: int) -> list[CompletionRow]:
+        return await self._read("completions", lambda inner: inner.completions(after, limit))
+
+    async def last_completion(self) -> int:
+        return await self._read("last_completion", lambda inner: inner.last_completion())
+
+    async def next_deadline(self) -> float | None:
+        return await self._read("next_deadline", lambda inner: inner.next_deadline())
+
+    async def counts(self) -> Counts:
+        return await self._read("counts", lambda inner: inner.counts())
+
+
+async def _on(snapshot: AbstractAsyncContextManager[Snapshot], read: Callable[[Snapshot], Awaitable[T]]) -> T:
+    async with snapshot as opened:
+        return await read(opened)
+
+
+def _copy(needs: Needs, data: Loaded, into: LoadedRecords) -> None:
+    """What was asked for and was not loaded before, from ``data`` into ``into``."""
+    for request_id in needs.replies:
+        into.replies[request_id] = data.reply(request_id)
+    for worker_id in needs.workers:
+        _copy_worker(worker_id, data, into)
+    for worker_id in needs.held:
+        worker = data.worker(worker_id)
+        if worker is not None and worker.current_rollout_id and worker.current_attempt_id:
+            _copy_rollout(worker.current_rollout_id, data, into)
+            _copy_attempt(worker.current_rollout_id, worker.current_attempt_id, data, into)
+    for rollout_id in needs.holders:
+        into.holder_ids[rollout_id] = list(data.holders(rollout_id))
+        for worker_id in into.holder_ids[rollout_id]:
+            _copy_worker(worker_id, data, into)
+    for rollout_id in needs.rollouts:
+        _copy_rollout(rollout_id, data, into)
+    for key in needs.attempts:
+        _copy_attempt(*key, data, into)
+    for span_key in needs.spans:
+        into.spans[span_key] = data.has_span(*span_key)
+    for resources_id in needs.resources:
+        into.resources_by_id[resources_id] = data.resources(resources_id)
+    if needs.latest_resources:
+        into.latest[None] = data.latest_resources()
+    if needs.claims:
+        _copy_queue(needs.claims + len(into.queued), data, into)
+    if needs.due is not None:
+        into.overdue_ids = list(data.overdue())
+        into.expendable_ids = list(data.expendable())
+        for rollout_id in (*into.overdue_ids, *into.expendable_ids):
+            _copy_rollout(rollout_id, data, into)
+        for rollout_id in into.expendable_ids:
+            into.holder_ids[rollout_id] = list(data.holders(rollout_id))
+            for worker_id in into.holder_ids[rollout_id]:
+                _copy_worker(worker_id, data, into)
+
+
+def _copy_queue(length: int, data: Loaded, into: LoadedRecords) -> None:
+    queued = _first(data.queue(), length + 1)
+    into.queue_end = len(queued) <= length
+    into.queued[:] = queued[:length]
+    for rollout_id in into.queued:
+        _copy_rollout(rollout_id, data, into)
+
+
+def _first(items: Iterable[str], length: int) -> list[str]:
+    return [item for _, item in zip(range(length), items, strict=False)]
+
+
+def _copy_rollout(rollout_id: str, data: Loaded, into: LoadedRecords) -> None:
+    rollout = into.rollouts[rollout_id] = data.rollout(rollout_id)
+    if rollout is None:
+        return
+    into.sequences[rollout_id] = data.last_sequence(rollout_id)
+    if rollout.latest_attempt_id is not None:
+        _copy_attempt(rollout_id, rollout.latest_attempt_id, data, into)
+
+
+def _copy_attempt(rollout_id: str, attempt_id: str, data: Loaded, into: LoadedRecords) -> None:
+    attempt = into.attempts[rollout_id, attempt_id] = data.attempt(rollout_id, attempt_id)
+    if attempt is not None and attempt.worker_id:
+        _copy_worker(attempt.worker_id, data, into)
+
+
+def _copy_worker(worker_id: str, data: Loaded, into: LoadedRecords) -> None:
+    into.workers[worker_id] = data.worker(worker_id)
+
+
+def store_on(
+    backend: Callable[[Backend], Backend],
+    *,
+    clock: Clock | None = None,
+    strict: bool = False,
+    worker_timeout_seconds: float = 0.0,
+    retain_finished_seconds: float | None = None,
+    retain_finished_count: int | None = None,
+    replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
+    replay_entries_max: int = REPLAY_ENTRIES_MAX,
+    **limits: Any,
+) -> EngineStore:
+    """A store on a backend of this module, with the arguments of ``InMemoryLightningStore``.
+
+    Args:
+        backend: Makes the backend, given the memory backend that is inside: one of the classes of this module, say.
+
+    Returns:
+        A store for one event loop. Put it into a ``LightningStoreThreaded`` for callers on several.
+    """
+    policy = Policy(
+        strict=strict,
+        worker_timeout_seconds=worker_timeout_seconds,
+        retain_finished_seconds=retain_finished_seconds,
+        retain_finished_count=retain_finished_count,
+    )
+    inner = MemoryBackend(replay_window_seconds=replay_window_seconds, replay_entries_max=replay_entries_max)
+    return EngineStore(
+        backend(inner), ProtoSpanCodec(), policy=policy, clock=clock, memory=MemoryLimits.of(**limits)
+    )
+
+
+BACKENDS: Final[Mapping[str, Callable[[Backend], Backend]]] = {
+    "suspending": SuspendingBackend,
+    "rolling-back": RollingBackBackend,
+    "conflicting": ConflictingBackend,
+    "forgetful": ForgetfulBackend,
+}
+"""By name, each with its defaults."""
