@@ -52,6 +52,8 @@ class Query(Generic[RowT]):
     model: ClassVar[type[BaseModel]]
     unordered: ClassVar[frozenset[str]]
     """The fields of the model by which rows cannot be sorted."""
+    lists: ClassVar[Sequence[str]] = ()
+    """The arguments that take several values."""
 
     filter_logic: FilterLogic = "and"
     sort_by: str | None = None
@@ -73,6 +75,10 @@ class Query(Generic[RowT]):
             raise InvalidArgumentError(f"offset is {self.offset}; give 0 and up", field="offset")
         if self.sort_by is not None:
             self._check_sortable(self.sort_by)
+        for name in self.lists:  # which may be iterators, or change later
+            values = getattr(self, name)
+            if values is not None and not isinstance(values, str):
+                object.__setattr__(self, name, tuple(values))
         object.__setattr__(self, "filters", tuple(one for one in self._given_filters() if one is not None))
 
     def _given_filters(self) -> Sequence[Filter | None]:
@@ -109,6 +115,7 @@ class RolloutQuery(Query[Rollout]):
 
     model = Rollout
     unordered = frozenset({"input", "config", "metadata"})
+    lists = ("status_in", "rollout_id_in")
 
     status_in: Sequence[RolloutStatus] | None = None
     rollout_id_in: Sequence[str] | None = None
@@ -198,6 +205,7 @@ class WorkerQuery(Query[Worker]):
 
     model = Worker
     unordered = frozenset({"heartbeat_stats"})
+    lists = ("status_in",)
 
     status_in: Sequence[WorkerStatus] | None = None
     worker_id_contains: str | None = None
