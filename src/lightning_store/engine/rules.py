@@ -426,9 +426,7 @@ def _sign_of_life(view: View, rollout: RolloutRecord, attempt: AttemptRecord, *,
     """Refresh the heartbeat of an attempt. A span (``moves``) also begins or revives it (facts 14 and 17)."""
     is_latest = attempt.attempt_id == rollout.latest_attempt_id
     alive = attempt._replace(last_heartbeat_time=max(attempt.last_heartbeat_time or 0.0, view.now))
-    begins = attempt.status == "preparing"
-    revives = attempt.status == "unresponsive" and is_latest and rollout.status == "requeuing"
-    if moves and (begins or revives):
+    if moves and attempt.status in ("preparing", "unresponsive"):
         alive = _moved(view, alive, "running")
     view.put_attempt(alive)
     if is_latest:
