@@ -330,11 +330,9 @@ class StoreModel:
 
     def claim(self, state: ModelState, limit: int) -> tuple[ModelState, Hashable]:
         claimed: list[tuple[str, Hashable]] = []
-        while state.queue and len(claimed) < limit:
-            name, *rest = state.queue
-            state = state._replace(queue=tuple(rest))
+        for name in state.queue:
             rollout = state.rollout(name)
-            if rollout is not None and rollout.status in QUEUED:
+            if rollout is not None and rollout.status in QUEUED and len(claimed) < limit:
                 state, number = self.begin_attempt(state, name)
                 claimed.append((name, number))
         return state, tuple(claimed)
@@ -362,7 +360,7 @@ class StoreModel:
         rollout = state.rollout(name)
         if rollout is None:
             return state, NOT_FOUND
-        # A terminal status leaves the queue; preparing and running keep the place until a claim passes it.
+        # A terminal status leaves the queue; preparing and running keep the place in it.
         return state.moved(name, rollout._replace(status=status), leave_queue=status in TERMINAL), status
 
     def look(self, state: ModelState, name: str) -> tuple[ModelState, Hashable]:

@@ -91,11 +91,11 @@ class ReferenceStore:
         return rollout
 
     def next_in_queue(self) -> ReferenceRollout | None:
-        """Take what the next claim must get; what is not queued any more is skipped for good."""
-        while self.queue:
-            rollout = self.rollouts[self.queue.pop(0)]
-            if rollout.status in QUEUED:
-                return rollout
+        """Take what the next claim must get. What was set to preparing or running by hand keeps its place."""
+        for rollout_id in self.queue:
+            if self.rollouts[rollout_id].status in QUEUED:
+                self.queue.remove(rollout_id)
+                return self.rollouts[rollout_id]
         return None
 
     def begin(self, rollout: ReferenceRollout, attempt_id: str, worker_id: str | None, now: float) -> None:
@@ -107,8 +107,7 @@ class ReferenceStore:
             self.held[worker_id] = attempt
 
     def set_by_hand(self, rollout: ReferenceRollout, status: RolloutStatus) -> None:
-        """update_rollout: a terminal status leaves the queue; preparing and running keep the place until a claim
-        passes it."""
+        """update_rollout: a terminal status leaves the queue; preparing and running keep the place in it."""
         self._move(rollout, status, leave_queue=status in TERMINAL)
 
     def report(self, attempt: ReferenceAttempt, status: AttemptStatus) -> None:
