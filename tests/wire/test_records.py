@@ -23,7 +23,7 @@ def text_of(value: object) -> str | None:
 
 
 def record_of(rollout: Rollout) -> RolloutRecord:
-    fields = {name: getattr(rollout, name) for name in RolloutRecord._fields if not name.endswith("_json")}
+    fields = {name: getattr(rollout, name) for name in RolloutRecord._fields if hasattr(rollout, name)}
     return RolloutRecord(
         **fields, input_json=json_text.dumps(rollout.input, "input"), metadata_json=text_of(rollout.metadata)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, cast, get_args
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from lightning_store.errors import InvalidArgumentError, InvalidTypeError
 from lightning_store.model import UNSET, AttemptUpdate, RolloutConfig, RolloutStatus, RolloutUpdate
+from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
 from lightning_store.testing import strategies
 from lightning_store.v1 import rollout_pb2, span_pb2, worker_pb2
 from lightning_store.wire import queries, requests
@@ -120,8 +122,8 @@ def test_text_that_is_none_is_refused_with_its_name(bad):
     for call in (
         lambda: requests.wait_to_proto(["ok", bad], None),
         lambda: requests.update_worker_to_proto(bad, UNSET),
-        lambda: queries.list_attempts_to_proto(bad),
-        lambda: queries.list_rollouts_to_proto(rollout_id_in=[bad]),
+        lambda: queries.list_attempts_to_proto(AttemptQuery(rollout_id=bad)),
+        lambda: queries.list_rollouts_to_proto(RolloutQuery(rollout_id_in=[bad])),
     ):
         with pytest.raises((InvalidArgumentError, InvalidTypeError), match="id"):
             call()
@@ -130,59 +132,70 @@ def test_text_that_is_none_is_refused_with_its_name(bad):
 # --- Queries ---------------------------------------------------------------------------------------------------------
 
 _ORDERING = {
-    "sort_by": st.one_of(st.none(), st.sampled_from(["start_time", "name"])),
     "sort_order": st.sampled_from(["asc", "desc"]),
     "limit": st.integers(-1, 2**63 - 1),
     "offset": st.integers(0, 2**63 - 1),
 }
 _LOGIC = {"filter_logic": st.sampled_from(["and", "or"])}
 _TEXT = st.one_of(st.none(), strategies.texts())
-_DEFAULTS = {"sort_order": "asc", "limit": -1, "offset": 0}
 _ROWS = st.lists(st.sampled_from(get_args(RolloutStatus)), max_size=3)
 _WORKERS = st.lists(st.sampled_from(["idle", "busy", "unknown"]), max_size=3)
 _SPAN_TEXTS = ["trace_id", "span_id", "parent_id", "name"]
 _SPAN_FILTERS = {name: _TEXT for text in _SPAN_TEXTS for name in (text, f"{text}_contains")}
 
 
-def queries_with(**more):
-    return st.fixed_dictionaries({}, optional={**_ORDERING, **more})
+def queries_of(query, *sortable, **more):
+    """Queries with any of their arguments left out; sorted by nothing, or one of ``sortable``."""
+    sort_by = st.one_of(st.none(), st.sampled_from(sortable))
+    optional = st.fixed_dictionaries({}, optional={"sort_by": sort_by, **_ORDERING, **more})
+    return optional.map(lambda arguments: query(**arguments))
 
 
-def check(query, found, **defaults):
-    """What comes out is what went in, and defaults; None is the same as not given, except for sort_by."""
-    wanted = {**_DEFAULTS, **defaults, **{k: v for k, v in query.items() if v is not None or k == "sort_by"}}
-    assert {k: v for k, v in found.items() if v is not None or k == "sort_by"} == wanted
-
-
-@given(queries_with(status_in=_ROWS, rollout_id_in=st.lists(strategies.texts()), rollout_id_contains=_TEXT, **_LOGIC))
+@given(
+    queries_of(
+        RolloutQuery,
+        "start_time",
+        "status",
+        status_in=_ROWS,
+        rollout_id_in=st.lists(strategies.texts()),
+        rollout_id_contains=_TEXT,
+        **_LOGIC,
+    )
+)
 def test_rollout_queries(query):
-    message = through_bytes(queries.list_rollouts_to_proto(**query))
-    check(query, queries.list_rollouts_from_proto(message), filter_logic="and")
+    message = through_bytes(queries.list_rollouts_to_proto(query))
+    assert queries.list_rollouts_from_proto(message) == query
 
 
-@given(queries_with())
+@given(queries_of(partial(AttemptQuery, rollout_id="r"), "start_time", "sequence_id"))
 def test_attempt_queries(query):
-    message = through_bytes(queries.list_attempts_to_proto("r", **query))
-    check(query, queries.list_attempts_from_proto(message))
+    message = through_bytes(queries.list_attempts_to_proto(query))
+    assert queries.list_attempts_from_proto(message) == query
     assert message.rollout_id == "r"
 
 
-@given(queries_with(attempt_id=st.sampled_from([None, "latest", "at-1"]), **_SPAN_FILTERS, **_LOGIC))
+_ATTEMPTS = st.sampled_from([None, "latest", "at-1"])
+
+
+_SPANS_OF = partial(SpanQuery, rollout_id="r")
+
+
+@given(queries_of(_SPANS_OF, "start_time", "name", attempt_id=_ATTEMPTS, **_SPAN_FILTERS, **_LOGIC))
 def test_span_queries(query):
-    message = through_bytes(queries.list_spans_to_proto("r", **query))
-    check(query, queries.list_spans_from_proto(message), filter_logic="and")
+    message = through_bytes(queries.list_spans_to_proto(query))
+    assert queries.list_spans_from_proto(message) == query
 
 
-@given(queries_with(resources_id=_TEXT, resources_id_contains=_TEXT, **_LOGIC))
+@given(queries_of(ResourcesQuery, "create_time", "version", resources_id=_TEXT, resources_id_contains=_TEXT, **_LOGIC))
 def test_resources_queries(query):
-    message = through_bytes(queries.list_resources_to_proto(**query))
-    check(query, queries.list_resources_from_proto(message), filter_logic="and")
+    message = through_bytes(queries.list_resources_to_proto(query))
+    assert queries.list_resources_from_proto(message) == query
 
 
-@given(queries_with(status_in=_WORKERS, worker_id_contains=_TEXT, **_LOGIC))
+@given(queries_of(WorkerQuery, "last_busy_time", "worker_id", status_in=_WORKERS, worker_id_contains=_TEXT, **_LOGIC))
 def test_worker_queries(query):
-    message = through_bytes(queries.list_workers_to_proto(**query))
-    check(query, queries.list_workers_from_proto(message), filter_logic="and")
+    message = through_bytes(queries.list_workers_to_proto(query))
+    assert queries.list_workers_from_proto(message) == query
 
 
 def list_request(**fields):
@@ -202,17 +215,24 @@ def test_bad_queries():
         assert caught.value.details["field"] == field
     with pytest.raises(InvalidArgumentError, match="latest is false"):
         queries.list_spans_from_proto(span_pb2.ListSpansRequest(rollout_id="r", latest=False))
-    with pytest.raises(InvalidArgumentError, match="status_in must be one of"):
-        queries.list_rollouts_to_proto(status_in=cast(Any, ["nonsense"]))
+    with pytest.raises(InvalidArgumentError, match="status_in has 'nonsense'; give some of"):
+        RolloutQuery(status_in=cast(Any, ["nonsense"]))
     with pytest.raises(InvalidTypeError, match="give a list"):
-        queries.list_rollouts_to_proto(rollout_id_in="ro-1")
-    with pytest.raises(InvalidArgumentError, match="sort_order must be one of"):
-        queries.list_rollouts_to_proto(sort_order=cast(Any, "up"))
+        RolloutQuery(rollout_id_in="ro-1")
+    with pytest.raises(InvalidArgumentError, match="sort_order is 'up'; give 'asc' or 'desc'"):
+        RolloutQuery(sort_order=cast(Any, "up"))
+    with pytest.raises(InvalidArgumentError, match="filter_logic is 'xor'; give 'and' or 'or'"):
+        RolloutQuery(filter_logic=cast(Any, "xor"))
 
 
-def test_a_negative_limit_of_the_python_api_reaches_the_server():
-    with pytest.raises(InvalidArgumentError, match="limit is -5"):
-        queries.list_rollouts_from_proto(queries.list_rollouts_to_proto(limit=-5))
+def test_a_negative_limit_is_refused_on_both_sides_of_the_wire():
+    for refused in (
+        lambda: RolloutQuery(limit=-5),
+        lambda: queries.list_rollouts_from_proto(rollout_pb2.ListRolloutsRequest(limit=-5)),
+    ):
+        with pytest.raises(InvalidArgumentError, match="limit is -5") as caught:
+            refused()
+        assert caught.value.details["field"] == "limit"
 
 
 # --- Pages -----------------------------------------------------------------------------------------------------------
