@@ -426,14 +426,14 @@ async def test_a_thousand_waits_cost_no_thread(stack: AsyncExitStack):
 
 def waiting_at(store: InMemoryLightningStore) -> int:
     """How many calls the store holds."""
-    steps = store._steps
-    waits = {waiter for some in list(steps.waiters._by_rollout.values()) for waiter in tuple(some)}
-    return len(waits) + len(steps.claimants._waiting)
+    waiting = store.engine._waiting
+    waits = {waiter for some in list(waiting.rollouts._by_rollout.values()) for waiter in tuple(some)}
+    return len(waits) + len(waiting.claimants._waiting)
 
 
 def following(store: InMemoryLightningStore) -> int:
     """How many are registered to follow the store."""
-    return len(store._steps.watchers._watching)
+    return len(store.engine._waiting.watchers._watching)
 
 
 async def until(condition: Any) -> None:

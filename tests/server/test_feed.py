@@ -38,10 +38,10 @@ def until_followed(store, count):
     """Return when so many calls follow the store."""
     changed = threading.Event()
     for _ in range(int(SAFETY_SECONDS * 1000)):
-        if len(store._steps.watchers._watching) == count:
+        if len(store.engine._waiting.watchers._watching) == count:
             return
         changed.wait(0.001)
-    raise AssertionError(f"{len(store._steps.watchers._watching)} calls follow the store, not {count}")
+    raise AssertionError(f"{len(store.engine._waiting.watchers._watching)} calls follow the store, not {count}")
 
 
 def test_the_last_message_of_a_feed_of_some_says_that_it_is_complete(serve):

@@ -458,7 +458,7 @@ def test_waits_of_a_client_that_vanishes_claim_nothing_later(served, open_stream
     threading.Event().wait(seconds)
     stream.rpc.cancel()
     settle(served)
-    until(served, lambda: not served.store._steps.claimants._waiting)
+    until(served, lambda: not served.store.engine._waiting.claimants._waiting)
     made = asyncio.run(served.store.enqueue_rollout("task"))
     assert asyncio.run(served.store.get_rollout_by_id(made.rollout_id)).status == "queuing"
 

@@ -37,8 +37,8 @@ async def kept_without_a_call(store: InMemoryLightningStore) -> list[str]:
     """What is in memory when the timers that are due have run; a call would look at what is overdue."""
     for _ in range(10):
         await asyncio.sleep(0)
-    backend: Any = store._backend
-    return [entry.record.rollout_id for entry in backend.transaction()._in_order]
+    backend: Any = store.engine._executor._backend
+    return [entry.record.rollout_id for entry in backend._data._in_order]
 
 
 class TestForATime:
