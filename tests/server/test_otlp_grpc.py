@@ -25,7 +25,13 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, TraceFlags, TraceState
 from packaging.version import Version
 
-from lightning_store import InMemoryLightningStore, ResourceExhaustedError, StoreUnavailableError
+from lightning_store import (
+    InMemoryLightningStore,
+    RejectedSpan,
+    ResourceExhaustedError,
+    SpansRejectedError,
+    StoreUnavailableError,
+)
 from lightning_store.model import Span
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.wire.methods import TRACE_EXPORT
@@ -275,9 +281,12 @@ class Refusing(InMemoryLightningStore):
         super().__init__()
         self.errors = list(errors)
 
-    async def add_span_records(self, records):
-        outcomes = await super().add_span_records(records[:1])
-        return [*outcomes, *(self.errors.pop(0) for _ in records[1:])]
+    async def add_many_spans(self, spans):
+        stored = await super().add_many_spans(spans[:1])
+        refused = [RejectedSpan(index, span.span_id, self.errors.pop(0)) for index, span in enumerate(spans) if index]
+        if refused:
+            raise SpansRejectedError.of(refused, stored, len(spans))
+        return stored
 
 
 @pytest.mark.parametrize("error", [exhausted(1.0), StoreUnavailableError("away")])
