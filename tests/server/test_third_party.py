@@ -6,8 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
-from functools import partial
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import pytest
 
@@ -30,11 +29,11 @@ from lightning_store.testing.contract.spans import (
 )
 from lightning_store.testing.contract.waiting import WaitingContract
 from lightning_store.testing.contract.waiting_for_any import WaitingForAnyContract
-from lightning_store.v1 import rollout_pb2, server_pb2, span_pb2
+from lightning_store.v1 import server_pb2, span_pb2
 from lightning_store.wire.spans import span_to_proto
 from lightning_store_client import LightningStoreClient
 from lightning_store_server import LightningStoreServer
-from lightning_store_server.record_store import is_known, records_of
+from lightning_store_server.record_store import records_of
 
 
 class OneThreadStore(ForwardingStore):
@@ -190,9 +189,8 @@ OVERRIDDEN: dict[str, Callable[[LightningStoreClient, AttemptedRollout], Awaitab
 }
 
 
-@pytest.mark.parametrize("on", ["class", "object"])
 @pytest.mark.parametrize("method", OVERRIDDEN)
-def test_what_a_subclass_or_an_object_does_otherwise_is_done_so(serve, method, on):
+def test_what_a_subclass_does_otherwise_is_done_so(serve, method):
     calls = []
 
     async def counted(store, *args, **kwargs):
@@ -200,11 +198,7 @@ def test_what_a_subclass_or_an_object_does_otherwise_is_done_so(serve, method, o
             calls.append(method)
             return await getattr(InMemoryLightningStore, method)(store, *args, **kwargs)
 
-    if on == "class":
-        store = type("Subclass", (InMemoryLightningStore,), {method: counted})()
-    else:
-        store = InMemoryLightningStore()
-        setattr(store, method, partial(counted, store))
+    store = type("Subclass", (InMemoryLightningStore,), {method: counted})()
     rollout = asyncio.run(store.start_rollout("task"))
     calls.clear()
     served = serve(store)
@@ -217,34 +211,10 @@ def test_what_a_subclass_or_an_object_does_otherwise_is_done_so(serve, method, o
     assert calls == [method]
 
 
-def test_methods_on_records_may_come_from_anywhere(serve):
-    class Mixin:
-        async def claim_records(self, limit, worker_id, max_wait):
-            return await InMemoryLightningStore.claim_records(self, limit, worker_id, max_wait)
-
-    class Store(Mixin, InMemoryLightningStore):
+def test_only_the_store_itself_is_served_by_its_engine():
+    class Subclass(InMemoryLightningStore):
         pass
 
-    store = Store()
-    assert cast(Any, records_of(store)) is store
-    rollout = asyncio.run(store.enqueue_rollout("task"))
-    reply = serve(store).call("DequeueRollouts", rollout_pb2.DequeueRolloutsRequest(request_id="id", limit=1))
-    assert [one.rollout_id for one in reply.rollouts] == [rollout.rollout_id]
-
-
-def test_a_store_of_which_only_other_methods_were_overridden_speaks_for_itself():
-    class Store(InMemoryLightningStore):
-        async def statistics(self):
-            return await super().statistics()
-
-    class Overridden(Store):
-        async def add_many_spans(self, spans):
-            return await super().add_many_spans(spans)
-
-    class OnRecordsToo(Overridden):
-        async def claim_records(self, limit, worker_id, max_wait):
-            return await super().claim_records(limit, worker_id, max_wait)
-
-    stores: list[Any] = [InMemoryLightningStore(), Store(), Overridden(), OnRecordsToo()]
-    assert [records_of(store) is store for store in stores] == [True, True, False, False]
-    assert [is_known(store) for store in stores] == [True, False, False, False]
+    store, subclassed = InMemoryLightningStore(), Subclass()
+    assert records_of(store) is store.engine
+    assert records_of(subclassed) is not subclassed.engine
