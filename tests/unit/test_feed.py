@@ -19,14 +19,16 @@ from lightning_store import (
     LightningStoreThreaded,
     UnsupportedError,
     request_scope,
-    waiters,
 )
-from lightning_store.forwarding import ForwardingStore
+from lightning_store.backends.base import Backend
+from lightning_store.backends.memory import MemoryBackend
+from lightning_store.engine import waiting
 from lightning_store.engine.engine import DELETION_BATCH
+from lightning_store.engine.waiting import Wakeup, Watchers
+from lightning_store.forwarding import ForwardingStore
 from lightning_store.testing import SAFETY_SECONDS, FakeClock
 from lightning_store.testing.contract.base import within_safety
 from lightning_store.testing.contract.feed import many_ended
-from lightning_store.engine.waiting import Watchers
 
 pytestmark = pytest.mark.asyncio
 
@@ -39,7 +41,7 @@ def feed_of(store: LightningStore, rollout_ids: list[str] | None = None) -> Feed
 
 def following(store: InMemoryLightningStore) -> int:
     """How many are registered to follow the store."""
-    return len(store._steps.watchers._watching)
+    return len(store.engine._waiting.watchers._watching)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -164,30 +166,30 @@ async def test_a_store_that_forwards_no_streams_says_so():
 
 async def test_a_deletion_between_two_looks_is_not_missed(monkeypatch: pytest.MonkeyPatch):
     """On another thread it may come at any moment: here as the next wake-up is made."""
-    watchers, wakeup_class = Watchers(), waiters.Wakeup
+    watchers = Watchers()
 
-    def disturbed() -> waiters.Wakeup:
-        made = wakeup_class()
+    def disturbed() -> Wakeup:
+        made = Wakeup()
         watchers.notify([], ["ro-1"])
         return made
 
     with watchers.register({"ro-1"}) as watcher:
-        monkeypatch.setattr(waiters, "Wakeup", disturbed)
+        monkeypatch.setattr(waiting, "Wakeup", disturbed)
         gone = watcher.before_look()
         monkeypatch.undo()
         assert gone == ["ro-1"] or await within_safety(watcher.wakeup.wait(FakeClock(), None))
 
 
 async def test_a_rollout_that_is_not_followed_wakes_nobody():
-    store, steps = counting_store()
+    store, visits = counting_store()
     [wanted] = [one.rollout_id for one in await store.enqueue_many_rollouts([EnqueueRolloutRequest(input=1)])]
     feeds = [asyncio.create_task(anext(feed_of(store, [wanted]))) for _ in range(50)]
     await until(lambda: following(store) == 50)
-    await settled(steps)
-    before = steps.count
+    await settled(visits)
+    before = visits.count
     await many_ended(store, 10)
-    await settled(steps)
-    assert steps.count - before == 2  # the two calls that made and ended them
+    await settled(visits)
+    assert visits.count - before == 2  # the two calls that made and ended them
     await store.update_rollout(wanted, status="succeeded")
     for feed in feeds:
         assert (await within_safety(feed)).rollout.rollout_id == wanted
@@ -196,36 +198,44 @@ async def test_a_rollout_that_is_not_followed_wakes_nobody():
 # --- What waiting costs ----------------------------------------------------------------------------------------------
 
 
-class Steps:
-    """Counts the steps of a store."""
+class Visits:
+    """Counts the transactions and snapshots that a backend opens."""
 
-    def __init__(self, store: InMemoryLightningStore) -> None:
+    def __init__(self, backend: Backend) -> None:
         self.count = 0
-        self._transaction: Any = store._backend.transaction
+        backend.transaction = self._counted(backend.transaction)  # type: ignore[method-assign]
+        backend.snapshot = self._counted(backend.snapshot)  # type: ignore[method-assign]
 
-    def __call__(self) -> Any:
-        self.count += 1
-        return self._transaction()
+    def _counted(self, open_: Callable[[], Any]) -> Callable[[], Any]:
+        def counted() -> Any:
+            self.count += 1
+            return open_()
+
+        return counted
 
 
-def counting_store() -> tuple[InMemoryLightningStore, Steps]:
+def backend_of(store: InMemoryLightningStore) -> MemoryBackend:
+    backend = store.engine._executor._backend
+    assert isinstance(backend, MemoryBackend)
+    return backend
+
+
+def counting_store() -> tuple[InMemoryLightningStore, Visits]:
     store = InMemoryLightningStore(clock=FakeClock())
-    steps = Steps(store)
-    store._backend.transaction = steps  # type: ignore[method-assign]
-    return store, steps
+    return store, Visits(backend_of(store))
 
 
-async def settled(steps: Steps) -> None:
+async def settled(visits: Visits) -> None:
     """Let all that can run come to its rest."""
     quiet = 0
     while quiet < 10:
-        before = steps.count
+        before = visits.count
         await asyncio.sleep(0)
-        quiet = quiet + 1 if steps.count == before else 0
+        quiet = quiet + 1 if visits.count == before else 0
 
 
 async def test_a_thousand_waits_for_ten_thousand_rollouts_cost_no_thread_and_no_work():
-    store, steps = counting_store()
+    store, visits = counting_store()
     made = await store.enqueue_many_rollouts([EnqueueRolloutRequest(input=None)] * 10_000)
     ids = [rollout.rollout_id for rollout in made]
     assert len(await store.dequeue_many_rollouts(limit=10_000)) == 10_000
@@ -237,17 +247,17 @@ async def test_a_thousand_waits_for_ten_thousand_rollouts_cost_no_thread_and_no_
     ]
     claims = [asyncio.create_task(store.dequeue_rollout(max_wait=1e6)) for _ in range(500)]
     feeds = [asyncio.create_task(anext(feed_of(store, ids))) for _ in range(5)]
-    await settled(steps)
-    begun = steps.count
+    await settled(visits)
+    begun = visits.count
     for _ in range(100):
         cast(FakeClock, store._clock).advance(1000)
         await asyncio.sleep(0)
-    await settled(steps)
-    assert (steps.count, threading.active_count()) == (begun, threads)
+    await settled(visits)
+    assert (visits.count, threading.active_count()) == (begun, threads)
     assert not any(task.done() for task in (*waits, *claims, *feeds))
     await store.enqueue_rollout("one more")
-    await settled(steps)
-    assert steps.count - begun == 2  # the enqueue, and the claim of the one who came first
+    await settled(visits)
+    assert visits.count - begun == 2  # the enqueue, and the claim of the one who came first
     assert [claim.done() for claim in claims] == [True] + [False] * 499
     await store.cancel_rollouts(ids)
     assert [len(waited) for waited in await within_safety(asyncio.gather(*waits[:2]))] == [10_000] * 2
@@ -281,7 +291,7 @@ async def test_a_deletion_that_was_cut_short_goes_on_when_repeated():
     ids = await many_ended(store, 3 * DELETION_BATCH)
     with request_scope("r"):
         first = asyncio.create_task(store.delete_rollouts(older_than=0))
-    await until(lambda: first.done() or len(store._backend.transaction()._rollouts) < len(ids))  # type: ignore[attr-defined]
+    await until(lambda: first.done() or len(backend_of(store)._data._rollouts) < len(ids))
     first.cancel()
     with pytest.raises(asyncio.CancelledError):
         await first
