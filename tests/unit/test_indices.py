@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from functools import partial
 from types import FrameType
 from typing import Any
 from unittest import mock
@@ -15,7 +14,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from lightning_store.backends.memory import indices
-from lightning_store.backends.base import Completion
 from lightning_store.backends.memory.indices import BLOCK, SHARDS, SLACK, Blocks, Deadlines, Shards
 
 IDS = st.sampled_from("abcdefgh")
@@ -60,107 +58,69 @@ def test_no_dictionary_holds_much_of_it() -> None:
     assert max(map(len, blocks._blocks.values())) == BLOCK
 
 
-class FifoMachine(RuleBasedStateMachine):
-    """A list in which an id stands once."""
+class BlocksMachine(RuleBasedStateMachine):
+    """A dictionary that is read in the order of its numbers."""
 
     def __init__(self) -> None:
         super().__init__()
         self._block = mock.patch.object(indices, "BLOCK", LITTLE_BLOCK)
         self._block.start()
-        self.fifo = Fifo()
-        self.plain: list[str] = []
+        self.blocks: Blocks[str] = Blocks()
+        self.plain: dict[int, str] = {}
+        self.last = 0
 
     def teardown(self) -> None:
-        while self.plain:
-            assert self.fifo.pop() == self.plain.pop(0)
-        assert self.fifo.pop() is None
         self._block.stop()
 
-    @rule(id_=IDS)
-    def push(self, id_: str) -> None:
-        self.fifo.push(id_)
-        if id_ not in self.plain:
-            self.plain.append(id_)
+    @rule(id_=IDS, skipped=st.integers(0, 2 * LITTLE_BLOCK))
+    def append(self, id_: str, skipped: int) -> None:
+        self.last += 1 + skipped
+        self.blocks[self.last] = self.plain[self.last] = id_
 
-    @rule()
-    def pop(self) -> None:
-        assert self.fifo.pop() == (self.plain.pop(0) if self.plain else None)
+    @rule(id_=IDS, share=st.floats(0, 1))
+    def insert(self, id_: str, share: float) -> None:
+        number = int(self.last * share)
+        if number not in self.plain:
+            self.blocks.insert(number, id_)
+            self.plain[number] = id_
+
+    @rule(place=st.integers(0, 100))
+    def delete(self, place: int) -> None:
+        if self.plain:
+            number = sorted(self.plain)[place % len(self.plain)]
+            del self.blocks[number]
+            del self.plain[number]
 
     @rule(id_=IDS, times=st.integers(1, 3 * LITTLE_BLOCK))
     def leave_again_and_again(self, id_: str, times: int) -> None:
         for _ in range(times):
-            self.push(id_)
-            self.fifo.discard(id_)
-            self.plain.remove(id_)
-
-    @invariant()
-    def it_is_as_the_list(self) -> None:
-        assert (list(self.fifo), len(self.fifo)) == (self.plain, len(self.plain))
-        assert self.fifo.head() == (self.plain[0] if self.plain else None)
-
-
-TestFifo = FifoMachine.TestCase
-
-
-class CompletionLogMachine(RuleBasedStateMachine):
-    """A list in which a rollout stands once, at its last completion."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._block = mock.patch.object(indices, "BLOCK", LITTLE_BLOCK)
-        self._block.start()
-        self.log = CompletionLog()
-        self.plain: list[Completion] = []
-        self.position = 0
-
-    def teardown(self) -> None:
-        self._block.stop()
-
-    def forget_plainly(self, rollout_id: str) -> None:
-        self.plain = [one for one in self.plain if one.rollout_id != rollout_id]
-
-    @rule(rollout_id=IDS, time=st.floats(0, 100))
-    def note(self, rollout_id: str, time: float) -> None:
-        self.position += 1
-        self.forget_plainly(rollout_id)
-        self.plain.append(Completion(rollout_id, self.position, time))
-        self.log.note(rollout_id, time)
-
-    @rule(rollout_id=IDS)
-    def forget(self, rollout_id: str) -> None:
-        self.forget_plainly(rollout_id)
-        self.log.forget(rollout_id)
-
-    @rule(rollout_id=IDS, times=st.integers(1, 2 * LITTLE_BLOCK))
-    def end_again_and_again(self, rollout_id: str, times: int) -> None:
-        for _ in range(times):
-            self.note(rollout_id, 0.0)
+            self.append(id_, 0)
+            del self.blocks[self.last]
+            del self.plain[self.last]
 
     @rule(share=st.floats(0, 1.1))
-    def read_after(self, share: float) -> None:
-        position = int(self.position * share)
-        assert list(self.log.after(position)) == [one for one in self.plain if one.position > position]
+    def read_from(self, share: float) -> None:
+        first = int(self.last * share)
+        assert list(self.blocks.since(first)) == [self.plain[one] for one in sorted(self.plain) if one >= first]
 
     @invariant()
-    def it_is_as_the_list(self) -> None:
-        assert list(self.log.after(0)) == self.plain
-        assert (len(self.log), self.log.position) == (len(self.plain), self.position)
-        completions = {one.rollout_id: one for one in self.plain}
-        assert all(self.log.get(rollout_id) == completions.get(rollout_id) for rollout_id in "abcdefgh")
+    def it_is_as_the_dictionary(self) -> None:
+        assert list(self.blocks) == [self.plain[number] for number in sorted(self.plain)]
+        assert len(self.blocks) == len(self.plain)
 
 
-TestCompletionLog = CompletionLogMachine.TestCase
+TestBlocks = BlocksMachine.TestCase
 
 
-def test_completions_that_are_forgotten_leave_nothing_behind() -> None:
-    log = CompletionLog()
+def test_entries_that_are_deleted_leave_nothing_behind() -> None:
+    blocks: Blocks[int] = Blocks()
     for number in range(MANY):
-        log.note(f"ro-{number}", 0.0)
+        blocks[number] = number
     for number in reversed(range(MANY)):
-        log.forget(f"ro-{number}")
-        assert len(list(log._in_order)) == number
-    assert list(log.after(0)) == []
-    assert log.position == MANY
+        del blocks[number]
+        assert len(list(blocks)) == len(blocks) == number
+    assert list(blocks.since(0)) == []
+    assert not blocks._blocks
 
 
 def instructions(act: Callable[[], object]) -> int:
@@ -182,18 +142,18 @@ def instructions(act: Callable[[], object]) -> int:
     return count
 
 
-@pytest.mark.parametrize("position", ["before all", "the last but one"])
-def test_a_look_is_no_more_work_however_many_were_forgotten(position: str) -> None:
-    log = CompletionLog()
+@pytest.mark.parametrize("position", ["before all", "the last"])
+def test_a_look_is_no_more_work_however_many_were_deleted(position: str) -> None:
+    blocks: Blocks[int] = Blocks()
     costs = []
     for number in range(10 * BLOCK):
-        log.note(f"ro-{number}", 0.0)
+        blocks[number] = number
         if number:
-            log.forget(f"ro-{number - 1}")
-            after = 0 if position == "before all" else log.position - 1
-            assert [one.rollout_id for one in log.after(after)] == [f"ro-{number}"]
+            del blocks[number - 1]
+        first = 0 if position == "before all" else number
+        assert list(blocks.since(first)) == [number]
         if number % (BLOCK // 4) == 7:
-            costs.append(instructions(partial(list, log.after(after))))
+            costs.append(instructions(lambda first=first: list(blocks.since(first))))  # type: ignore[misc]
     assert max(costs) < 200
 
 
@@ -204,13 +164,29 @@ def test_deadlines_come_up_in_order(changes: list[tuple[str, int | None]], now: 
         deadlines.set(rollout_id, time)
         plain[rollout_id] = time
     due = sorted((time, rollout_id) for rollout_id, time in plain.items() if time is not None and time < now)
-    taken = deadlines.take(now, limit)
-    assert [plain[rollout_id] for rollout_id in taken] == [time for time, _ in due[:limit]]
-    assert set(taken) <= {rollout_id for _, rollout_id in due}
-    left = [time for rollout_id, time in plain.items() if time is not None and rollout_id not in taken]
-    earliest = deadlines.earliest()
-    assert earliest is None or earliest <= min(left, default=earliest)
-    assert earliest is not None or not left
+    for _ in range(2):  # a look changes nothing
+        passed = deadlines.passed(now, limit)
+        assert [plain[rollout_id] for rollout_id in passed] == [time for time, _ in due[:limit]]
+        assert set(passed) <= {rollout_id for _, rollout_id in due}
+        assert len(set(passed)) == len(passed)
+    earliest, times = deadlines.earliest(), [time for time in plain.values() if time is not None]
+    assert earliest is None or earliest <= min(times, default=earliest)
+    assert earliest is not None or not times
+    for rollout_id in passed:
+        deadlines.set(rollout_id, None)
+        plain[rollout_id] = None
+    left = sorted(time for time in plain.values() if time is not None and time < now)
+    assert [plain[rollout_id] for rollout_id in deadlines.passed(now, len(plain))] == left
+
+
+def test_what_is_earliest_is_right_after_a_look() -> None:
+    deadlines = Deadlines()
+    deadlines.set("moved", 1)
+    deadlines.set("moved", 9)
+    deadlines.set("gone", 2)
+    deadlines.set("gone", None)
+    assert deadlines.passed(5, 10) == []
+    assert deadlines.earliest() == 9
 
 
 def test_deadlines_that_are_taken_back_leave_little_behind() -> None:
@@ -218,10 +194,11 @@ def test_deadlines_that_are_taken_back_leave_little_behind() -> None:
     for number in range(MANY):
         deadlines.set(f"ro-{number}", 1e6 + number)
         deadlines.set(f"ro-{number}", None)
-        assert max(len(deadlines._heap), len(deadlines._entry)) <= SLACK
+        assert len(deadlines._heap) <= SLACK + 1
+    assert not deadlines._due
     for number in range(MANY):
         deadlines.set(f"ro-{number}", 1e6 + number)
     for number in range(1, MANY):
         deadlines.set(f"ro-{number}", None)
-    assert max(len(deadlines._heap), len(deadlines._entry)) <= SLACK + 2
-    assert deadlines.take(2e6, MANY) == ["ro-0"]
+    assert len(deadlines._heap) <= SLACK + 2
+    assert deadlines.passed(2e6, MANY) == ["ro-0"]
