@@ -19,7 +19,8 @@ from lightning_store import (
     SpansEvictedError,
     request_scope,
 )
-from lightning_store.backends.memory import MemoryBackend, MemoryTransaction
+from lightning_store.backends.memory import MemoryBackend
+from lightning_store.backends.memory.backend import MemoryData
 from lightning_store.testing import FakeClock
 from lightning_store.testing.contract.base import make_span, report, retrying, some_llm
 
@@ -217,7 +218,7 @@ ACTIONS = st.sampled_from(
 )
 
 
-def counted(data: MemoryTransaction) -> int:
+def counted(data: MemoryData) -> int:
     """All that is stored, added up."""
     entries = list(data._in_order)
     records: list[Any] = [
@@ -238,10 +239,14 @@ class Actor:
         self.number = 0
 
     @property
-    def data(self) -> MemoryTransaction:
-        backend = self.store._backend
+    def backend(self) -> MemoryBackend:
+        backend = self.store.engine._executor._backend
         assert isinstance(backend, MemoryBackend)
-        return backend.transaction()
+        return backend
+
+    @property
+    def data(self) -> MemoryData:
+        return self.backend._data
 
     async def act(self, action: str, choice: int, text: str) -> None:
         self.number += 1
@@ -259,7 +264,7 @@ class Actor:
             case "publish":
                 await self.store.update_resources(f"rs-{choice % 2}", some_llm(text or "m"))
             case "evict":
-                await self.data.evict_spans(choice, unfinished=choice % 2 == 0)
+                await self.backend.evict_spans(choice, unfinished=choice % 2 == 0)
             case _ if chosen is not None:
                 await self.act_on(chosen, action, choice, text)
 
@@ -285,11 +290,11 @@ def test_bytes_are_those_of_what_is_stored(actions: list[tuple[str, int, str]]):
         actor = Actor()
         for action in actions:
             await actor.act(*action)
-            counts = await actor.data.counts()
+            counts = actor.data.counts()
             assert counts.bytes == counted(actor.data)
         ids = [rollout.rollout_id for rollout in await actor.store.query_rollouts()]
         assert await actor.store.delete_rollouts(ids) == ids
-        counts = await actor.data.counts()
+        counts = actor.data.counts()
         assert (counts.rollouts, counts.attempts, counts.spans, counts.span_bytes) == (0, 0, 0, 0)
         left: list[Any] = [*actor.data._resources.values(), *actor.data._workers.values()]
         assert counts.bytes == sum(record.size_bytes for record in left)
