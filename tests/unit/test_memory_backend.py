@@ -17,10 +17,13 @@ from lightning_store import (
     RolloutConfig,
     RolloutNotFoundError,
 )
+from lightning_store.backends.base import Changes, Needs
 from lightning_store.backends.memory import MemoryBackend, backend, indices, replies
 from lightning_store.backends.memory.backend import MemoryData
+from lightning_store.backends.records import RolloutRecord
 from lightning_store.engine.idempotency import request_scope
 from lightning_store.engine.replies import decode_refusal
+from lightning_store.model import RolloutStatus
 from lightning_store.testing import FakeClock
 from lightning_store.testing.contract.base import make_span
 
@@ -126,6 +129,39 @@ class TestHeaps:
         assert len(await store.query_spans(rollouts[0].rollout_id)) == 1
         with pytest.raises(RuntimeError, match="evicted"):
             await store.query_spans(rollouts[1].rollout_id)
+
+
+class TestOrder:
+    """One transaction may change a rollout several times: only the last record of it is stored."""
+
+    def record(self, rollout_id: str, status: RolloutStatus, **columns: Any) -> RolloutRecord:
+        return RolloutRecord(rollout_id, "null", 0.0, None, None, None, status, RolloutConfig(), None, **columns)
+
+    async def store(self, backend: MemoryBackend, *records: RolloutRecord) -> None:
+        transaction, changes = backend.transaction(), Changes()
+        await transaction.load(Needs())
+        changes.rollouts.update({record.rollout_id: record for record in records})
+        await transaction.commit(changes)
+
+    async def test_what_ends_later_than_it_was_changed_completes_later(self):
+        backend = MemoryBackend()
+        first = self.record("first", "succeeded", completion_position=1, completion_time=1.0)
+        second = self.record("second", "succeeded", completion_position=2, completion_time=1.0)
+        await self.store(backend, second, first)
+        async with backend.snapshot() as snapshot:
+            read = [
+                [row.row.rollout.rollout_id for row in await snapshot.completions(after, 10)] for after in (0, 1, 2)
+            ]
+        assert read == [["first", "second"], ["second"], []]
+
+    async def test_what_is_claimed_and_put_back_at_once_is_at_the_tail(self):
+        backend = MemoryBackend()
+        first, second = (self.record(f"ro-{place}", "queuing", queue_position=place) for place in (1, 2))
+        await self.store(backend, first, second)
+        await self.store(backend, first._replace(queue_position=3))
+        assert list(backend._data.queue()) == ["ro-2", "ro-1"]
+        await self.store(backend, first._replace(status="preparing", queue_position=None))
+        assert list(backend._data.queue()) == ["ro-2"]
 
 
 class TestReplies:

@@ -322,6 +322,7 @@ class MemoryData(Loaded):
         if former.status != rollout.status:
             del self._by_status[former.status][entry.ordinal]
             self._by_status[rollout.status][entry.ordinal] = entry
+        if former.status != rollout.status or former.queue_position != rollout.queue_position:
             self._move_in_queue(rollout.rollout_id, _queue_place(former), _queue_place(rollout))
         if former.completion_position != rollout.completion_position:
             self._move_completion(entry, former.completion_position)
@@ -347,9 +348,13 @@ class MemoryData(Loaded):
         if former is not None:
             del self._completed[former]
         position = entry.record.completion_position
-        if position is not None:
+        if position is None:
+            return
+        if position > self._completion_position:
             self._completed[position] = entry
-            self._completion_position = max(self._completion_position, position)
+            self._completion_position = position
+        else:  # one transaction may change rollouts in another order than it ends them in
+            self._completed.insert(position, entry)
 
     def _delete(self, rollout_id: str) -> None:
         entry = self._rollouts.pop(rollout_id)
