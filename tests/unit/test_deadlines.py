@@ -1,4 +1,4 @@
-"""The watchdog wakes whoever waits, whatever became of the event loop that set the deadline."""
+"""The deadline timer wakes whoever waits, whatever became of the event loop that set the deadline."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from lightning_store import InMemoryLightningStore, Rollout, RolloutConfig
-from lightning_store.testing import SAFETY_SECONDS, FakeClock
 from lightning_store.engine.deadlines import SLACK_SECONDS, SLEEP_SECONDS_MAX, DeadlineTimer
+from lightning_store.testing import SAFETY_SECONDS, FakeClock
 
 
 @pytest.fixture
@@ -73,24 +73,31 @@ WAITS: dict[str, Callable[[InMemoryLightningStore, str], Awaitable[object]]] = {
 }
 
 
+LOOKS = {"wait": "read", "claim": "execute", "feed": "read"}
+"""The method of the executor by which each of them looks at the store."""
+
+
 @pytest.mark.asyncio
+@pytest.mark.parametrize("moment", ["timer", "look"])
 @pytest.mark.parametrize("name", WAITS)
 async def test_a_deadline_that_is_set_right_after_the_look_is_not_missed(
-    store: InMemoryLightningStore, clock: FakeClock, name: str
+    store: InMemoryLightningStore, clock: FakeClock, name: str, moment: str
 ):
+    """Nor one that is set when the timer was armed for those that were there, before the look."""
     started = await store.start_rollout("task")
     retried = RolloutConfig(timeout_seconds=10, max_attempts=2, retry_condition=["timeout"])
     config = retried if name == "claim" else RolloutConfig(timeout_seconds=10)
-    run, changed = store._steps._run, asyncio.Event()
+    executor, method = store.engine._executor, "arm_timer" if moment == "timer" else LOOKS[name]
+    act, changed = getattr(executor, method), asyncio.Event()
 
-    async def run_and_set_a_deadline(call: Any) -> Any:
-        reply = await run(call)
-        store._steps._run = run  # type: ignore[method-assign]
+    async def act_and_set_a_deadline(*args: Any, **kwargs: Any) -> Any:
+        result = await act(*args, **kwargs)
+        setattr(executor, method, act)
         await asyncio.to_thread(asyncio.run, store.update_rollout(started.rollout_id, config=config))
         changed.set()
-        return reply
+        return result
 
-    store._steps._run = run_and_set_a_deadline  # type: ignore[method-assign]
+    setattr(executor, method, act_and_set_a_deadline)
     waiting = asyncio.ensure_future(WAITS[name](store, started.rollout_id))
     await asyncio.wait_for(changed.wait(), SAFETY_SECONDS)
     for _ in range(100):
@@ -118,32 +125,32 @@ def test_loops_that_are_closed_are_forgotten(clock: FakeClock):
     async def look() -> None:
         raise AssertionError("nothing is due")
 
-    watchdog = DeadlineTimer(clock, look)
+    timer = DeadlineTimer(clock, look)
 
     async def watch_and_wait(deadline: float) -> None:
-        with watchdog.waiting():
-            watchdog.watch(deadline)
+        with timer.waiting():
+            timer.watch(deadline)
 
     for number in range(50):
         asyncio.run(watch_and_wait(clock.now() + 10 + number))
-    assert len(watchdog._armed) == 1
-    assert not watchdog._waiting
+    assert len(timer._armed) == 1
+    assert not timer._waiting
 
 
 class TestTimers:
-    """When the watchdog of one loop wakes."""
+    """When the timer of one loop fires."""
 
     pytestmark = pytest.mark.asyncio
 
     async def armed(self, clock: FakeClock, *deadlines: float | None) -> list[float]:
-        """In how many seconds it wakes after these deadlines, in seconds from now, were told in turn."""
+        """In how many seconds it fires after these deadlines, in seconds from now, were watched in turn."""
 
         async def look() -> None:
             pass
 
-        watchdog = DeadlineTimer(clock, look)
+        timer = DeadlineTimer(clock, look)
         for deadline in deadlines:
-            watchdog.watch(None if deadline is None else clock.now() + deadline)
+            timer.watch(None if deadline is None else clock.now() + deadline)
         return [due - clock.now() for due in clock.pending()]
 
     async def test_soon_after_the_deadline(self, clock: FakeClock):
