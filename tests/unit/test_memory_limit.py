@@ -178,6 +178,14 @@ class TestWhatIsDropped:
             await store.add_span(make_span(started, 21))
         assert len(await store.query_spans(started.rollout_id)) == 20
 
+    async def test_nothing_goes_for_a_call_that_stores_nothing(self):
+        store = limited()
+        started = await filled(store)
+        await report(store, started, "succeeded")
+        await store.update_worker("w", {"cpu": 1})
+        assert await store.dequeue_rollout("w") is not None
+        assert len(await store.query_spans(started.rollout_id)) == 10
+
     async def test_rollouts_stay_whatever_is_dropped(self):
         store = limited()
         started = await filled(store)
