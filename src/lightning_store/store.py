@@ -98,7 +98,7 @@ class LightningStore(ABC):
     @property
     @abstractmethod
     def capabilities(self) -> LightningStoreCapabilities:
-        """What this store can do."""
+        """What this store can do beyond being called from one task."""
 
     @property
     def strict(self) -> bool:
@@ -107,7 +107,8 @@ class LightningStore(ABC):
 
     @property
     def replay_window_seconds(self) -> float:
-        """How long a request that is made again is answered from memory (``lightning_store.engine.idempotency``). 0: it is not."""
+        """How long a request that is made again is answered from its recorded reply, in seconds. 0: it is not. See
+        ``lightning_store.request_scope``."""
         return 0.0
 
     @abstractmethod
@@ -130,10 +131,23 @@ class LightningStore(ABC):
         metadata: Mapping[str, Any] | None = None,
         worker_id: str | None = None,
     ) -> AttemptedRollout:
-        """Make a rollout that skips the queue, with its first attempt (status preparing) held by ``worker_id``.
+        """Make a rollout that skips the queue, with its first attempt.
 
-        ``resources_id=None`` takes the latest resources' id, or None when there are none. An id that is not known is
-        kept as given; in strict mode it is a ValueError. ``metadata=None`` is stored as ``{}``.
+        Args:
+            input: The task: any JSON value.
+            mode: Which split it belongs to; None for none.
+            resources_id: The resources to use. None takes the latest, or stays None where there are none. An id that is
+                not known is kept as given.
+            config: Timeouts and retries; None for the defaults.
+            metadata: A JSON object; None is stored as ``{}``.
+            worker_id: Who runs the attempt; None for nobody.
+
+        Returns:
+            The rollout and its attempt, both preparing.
+
+        Raises:
+            ValueError: An argument is not legal. Strict mode: ``resources_id`` is not known (facts 2 and 3).
+            TypeError: A payload holds what JSON cannot hold.
         """
 
     @abstractmethod
@@ -145,58 +159,124 @@ class LightningStore(ABC):
         config: RolloutConfig | None = None,
         metadata: Mapping[str, Any] | None = None,
     ) -> Rollout:
-        """Put one rollout at the tail of the queue: status queuing, no attempt yet. Arguments as ``start_rollout``."""
+        """Put one rollout at the tail of the queue.
+
+        Args:
+            input: The task: any JSON value.
+            mode: Which split it belongs to; None for none.
+            resources_id: The resources to use. None takes the latest, or stays None where there are none. An id that is
+                not known is kept as given.
+            config: Timeouts and retries; None for the defaults.
+            metadata: A JSON object; None is stored as ``{}``.
+
+        Returns:
+            The rollout, queuing and without an attempt.
+
+        Raises:
+            ValueError: An argument is not legal. Strict mode: ``resources_id`` is not known (facts 1 to 3).
+            TypeError: A payload holds what JSON cannot hold.
+        """
 
     @abstractmethod
     async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
-        """Put rollouts at the tail of the queue in the order given: all of them, or on any error none."""
+        """Put rollouts at the tail of the queue: all of them, or on any error none.
+
+        Args:
+            rollouts: The arguments of ``enqueue_rollout`` for each.
+
+        Returns:
+            The rollouts, in the order given, in which they stand in the queue too.
+
+        Raises:
+            ValueError: As ``enqueue_rollout``.
+            TypeError: As ``enqueue_rollout``.
+        """
 
     @abstractmethod
     async def dequeue_rollout(self, worker_id: str | None = None, *, max_wait: float = 0.0) -> AttemptedRollout | None:
-        """Claim the rollout at the head of the queue, with a new attempt; None when the queue is empty.
+        """Claim the rollout at the head of the queue, with a new attempt (facts 4, 25 and 26).
 
         No rollout is handed out twice, however many callers there are. The attempt's number is one more than the
-        attempts so far; its status and the rollout's become preparing. With a ``worker_id`` the worker is recorded as
-        having asked, and as busy with what it got.
+        attempts so far.
 
-        It never blocks, unless it is allowed to wait: then one that finds the queue empty gets the next rollout that is
-        queued within ``max_wait`` seconds, in the order in which the waiting callers came.
+        Args:
+            worker_id: Who asks. The worker is recorded as having asked, and as busy with what it got.
+            max_wait: How long to wait for a rollout if the queue is empty, in seconds. Callers that wait are served in
+                the order in which they came.
+
+        Returns:
+            The rollout and its attempt, both preparing; None if the queue was empty all the time.
+
+        Raises:
+            ValueError: ``max_wait`` is NaN.
         """
 
     @abstractmethod
     async def dequeue_many_rollouts(
         self, *, limit: int = 1, worker_id: str | None = None, max_wait: float = 0.0
     ) -> Sequence[AttemptedRollout]:
-        """Claim up to ``limit`` rollouts; ``[]`` if there are none or limit is 0 or less. The worker holds the last.
+        """Claim several rollouts from the head of the queue. The worker holds the last one.
 
-        ``max_wait`` as in ``dequeue_rollout``; the wait is for at least one.
+        Args:
+            limit: How many at most; 0 or less claims none.
+            worker_id: As in ``dequeue_rollout``.
+            max_wait: As in ``dequeue_rollout``. The wait is for at least one.
+
+        Returns:
+            The rollouts with their attempts, in the order of the queue. Fewer than ``limit`` if there are no more, or if
+            their payloads are large.
+
+        Raises:
+            ValueError: As ``dequeue_rollout``.
         """
 
     @abstractmethod
     async def start_attempt(self, rollout_id: str, worker_id: str | None = None) -> AttemptedRollout:
-        """Begin a new attempt of a rollout, whatever its status and ``max_attempts``; it leaves the queue if it was in.
+        """Begin a new attempt of a rollout, whatever its status and ``max_attempts`` (fact 6).
 
-        ValueError: unknown rollout.
+        Args:
+            rollout_id: The rollout. It leaves the queue if it was in it.
+            worker_id: Who runs the attempt; None for nobody.
+
+        Returns:
+            The rollout and its new attempt, both preparing.
+
+        Raises:
+            ValueError: The rollout is not known.
         """
 
     # --- Spans -------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     async def add_span(self, span: Span) -> Span | None:
-        """Store a span; return it, or None if its key (rollout, attempt, span id) is stored already.
+        """Store a span (facts 14 and 17 to 19).
 
         The span refreshes the attempt's heartbeat (store clock, never backwards) and moves a preparing attempt, with
-        its rollout, to running. An unresponsive attempt becomes running again, and so does its rollout if the attempt
-        is its latest and the rollout is requeuing; a timeout, failed or succeeded attempt stays as it is. A duplicate
-        changes nothing. ``span.sequence_id`` is kept as given and raises the rollout's counter to it. ValueError:
-        unknown rollout or attempt.
+        its rollout, to running. It revives an unresponsive attempt; a timeout, failed or succeeded one it does not.
+
+        Args:
+            span: Its ``sequence_id`` is kept as given, and raises the rollout's counter to it.
+
+        Returns:
+            The span; None if a span with its key (rollout, attempt, span id) is stored already, which changes nothing.
+
+        Raises:
+            ValueError: The rollout or the attempt is not known, or the span cannot be stored.
+            TypeError: It is no Span, or holds what a span cannot hold.
         """
 
     @abstractmethod
     async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
-        """Store spans of any mix of rollouts and attempts; return those stored, in the order given, less duplicates.
+        """Store spans of any mix of rollouts and attempts (fact 20).
 
-        If some cannot be stored, ``SpansRejectedError`` (a ValueError) lists them, and all the others are stored.
+        Args:
+            spans: Each as in ``add_span``.
+
+        Returns:
+            Those that were stored, in the order given; duplicates are left out.
+
+        Raises:
+            SpansRejectedError: A ValueError. Some were refused, and it lists them; all the others are stored.
         """
 
     @abstractmethod
@@ -207,21 +287,46 @@ class LightningStore(ABC):
         readable_span: ReadableSpan,
         sequence_id: int | None = None,
     ) -> Span | None:
-        """Store a span that an OpenTelemetry SDK recorded, as ``add_span`` does.
+        """Store a span that an OpenTelemetry SDK recorded, as ``add_span`` does (fact 21).
 
-        Without a ``sequence_id`` it takes the rollout's next, in the same step.
+        Args:
+            rollout_id: The rollout.
+            attempt_id: The attempt.
+            readable_span: A span of the SDK.
+            sequence_id: Its number; None takes the rollout's next, in the same transaction.
+
+        Returns:
+            The span as it is stored; None for a duplicate.
+
+        Raises:
+            ValueError: As ``add_span``.
         """
 
     @abstractmethod
     async def get_next_span_sequence_id(self, rollout_id: str, attempt_id: str) -> int:
-        """Allocate the rollout's next span number: 1, 2, 3, … over all its attempts, no gap and no repeat.
+        """Allocate the rollout's next span number: 1, 2, 3, … over all its attempts, no gap and no repeat (fact 19).
 
-        The attempt need not exist yet. ValueError: unknown rollout.
+        Args:
+            rollout_id: The rollout.
+            attempt_id: The attempt, which need not exist yet.
+
+        Raises:
+            ValueError: The rollout is not known.
         """
 
     @abstractmethod
     async def get_many_span_sequence_ids(self, rollout_attempt_ids: Sequence[tuple[str, str]]) -> Sequence[int]:
-        """Allocate one number for each (rollout id, attempt id), in order. ValueError, and none: unknown rollout."""
+        """Allocate one span number for each pair: all of them, or on any error none.
+
+        Args:
+            rollout_attempt_ids: Pairs of rollout id and attempt id.
+
+        Returns:
+            The numbers, in the order of the pairs.
+
+        Raises:
+            ValueError: A rollout is not known.
+        """
 
     # --- Queries -----------------------------------------------------------------------------------------------------
 
@@ -240,9 +345,26 @@ class LightningStore(ABC):
         status: Sequence[RolloutStatus] | None = None,
         rollout_ids: Sequence[str] | None = None,
     ) -> PaginatedResult[Rollout]:
-        """Rollouts that match; each one that has attempts comes as AttemptedRollout with its latest.
+        """Rollouts that match (facts 9 and 23).
 
-        ``status`` and ``rollout_ids`` are the older names of ``status_in`` and ``rollout_id_in``, which win.
+        Args:
+            status_in: Only those in one of these statuses.
+            rollout_id_in: Only those with one of these ids.
+            rollout_id_contains: Only those with this text in their id.
+            filter_logic: Whether all of the filters have to hold ("and") or one of them ("or").
+            sort_by: A field of a Rollout that has an order; None is the order of insertion.
+            sort_order: "asc" or "desc".
+            limit: How many rows at most; -1 for all.
+            offset: How many rows to skip first.
+            status: The older name of ``status_in``, which wins.
+            rollout_ids: The older name of ``rollout_id_in``, which wins.
+
+        Returns:
+            The rows; each one that has attempts is an AttemptedRollout with its latest.
+
+        Raises:
+            ValueError: An argument is not legal.
+            TypeError: ``sort_by`` names a field that has no order.
         """
 
     @abstractmethod
@@ -255,7 +377,22 @@ class LightningStore(ABC):
         limit: int = -1,
         offset: int = 0,
     ) -> PaginatedResult[Attempt]:
-        """Attempts of a rollout; none for an unknown rollout (strict: ValueError)."""
+        """Attempts of a rollout.
+
+        Args:
+            rollout_id: The rollout.
+            sort_by: A field of an Attempt that has an order; None is the order of insertion.
+            sort_order: "asc" or "desc".
+            limit: How many rows at most; -1 for all.
+            offset: How many rows to skip first.
+
+        Returns:
+            The rows; none for a rollout that is not known.
+
+        Raises:
+            ValueError: An argument is not legal. Strict mode: the rollout is not known.
+            TypeError: ``sort_by`` names a field that has no order.
+        """
 
     @abstractmethod
     async def query_spans(
@@ -277,10 +414,32 @@ class LightningStore(ABC):
         sort_by: str | None = "sequence_id",
         sort_order: SortOrder = "asc",
     ) -> PaginatedResult[Span]:
-        """Spans of a rollout, of all its attempts, of one, or of the ``"latest"`` one (even if it has none).
+        """Spans of a rollout (facts 22 and 23). The rollout and the attempt always hold; ``filter_logic`` joins the others.
 
-        None for an unknown rollout (strict: ValueError). ``filter_logic`` joins the optional filters; the rollout and
-        attempt always hold. ``SpansEvictedError`` (a RuntimeError) if they were dropped to free memory.
+        Args:
+            rollout_id: The rollout.
+            attempt_id: Only those of this attempt, or of the "latest" one, even if it has none; None for all attempts.
+            trace_id: Only those of this trace.
+            trace_id_contains: Only those with this text in their trace id.
+            span_id: Only those with this id.
+            span_id_contains: Only those with this text in their id.
+            parent_id: Only those with this parent.
+            parent_id_contains: Only those with this text in their parent's id.
+            name: Only those with this name.
+            name_contains: Only those with this text in their name.
+            filter_logic: Whether all of the filters have to hold ("and") or one of them ("or").
+            limit: How many rows at most; -1 for all.
+            offset: How many rows to skip first.
+            sort_by: A field of a Span that has an order; None is the order of insertion.
+            sort_order: "asc" or "desc".
+
+        Returns:
+            The rows; none for a rollout that is not known.
+
+        Raises:
+            ValueError: An argument is not legal. Strict mode: the rollout is not known.
+            TypeError: ``sort_by`` names a field that has no order.
+            SpansEvictedError: A RuntimeError. The spans were dropped to free memory.
         """
 
     @abstractmethod
@@ -295,7 +454,21 @@ class LightningStore(ABC):
         limit: int = -1,
         offset: int = 0,
     ) -> PaginatedResult[ResourcesUpdate]:
-        """Resources that match, each in its present version."""
+        """Resources that match, each in its present version.
+
+        Args:
+            resources_id: Only those with this id.
+            resources_id_contains: Only those with this text in their id.
+            filter_logic: Whether all of the filters have to hold ("and") or one of them ("or").
+            sort_by: A field of a ResourcesUpdate that has an order; None is the order of insertion.
+            sort_order: "asc" or "desc".
+            limit: How many rows at most; -1 for all.
+            offset: How many rows to skip first.
+
+        Raises:
+            ValueError: An argument is not legal.
+            TypeError: ``sort_by`` names a field that has no order.
+        """
 
     @abstractmethod
     async def query_workers(
@@ -309,7 +482,21 @@ class LightningStore(ABC):
         limit: int = -1,
         offset: int = 0,
     ) -> PaginatedResult[Worker]:
-        """Workers that match."""
+        """Workers that match.
+
+        Args:
+            status_in: Only those in one of these statuses.
+            worker_id_contains: Only those with this text in their id.
+            filter_logic: Whether all of the filters have to hold ("and") or one of them ("or").
+            sort_by: A field of a Worker that has an order; None is the order of insertion.
+            sort_order: "asc" or "desc".
+            limit: How many rows at most; -1 for all.
+            offset: How many rows to skip first.
+
+        Raises:
+            ValueError: An argument is not legal.
+            TypeError: ``sort_by`` names a field that has no order.
+        """
 
     @abstractmethod
     async def get_rollout_by_id(self, rollout_id: str) -> Rollout | None:
@@ -317,7 +504,11 @@ class LightningStore(ABC):
 
     @abstractmethod
     async def get_latest_attempt(self, rollout_id: str) -> Attempt | None:
-        """The newest attempt; None if there is none or the rollout is unknown (strict: ValueError if unknown)."""
+        """The newest attempt of a rollout; None if there is none, or no such rollout.
+
+        Raises:
+            ValueError: Strict mode, and the rollout is not known.
+        """
 
     @abstractmethod
     async def get_resources_by_id(self, resources_id: str) -> ResourcesUpdate | None:
@@ -335,13 +526,31 @@ class LightningStore(ABC):
 
     @abstractmethod
     async def add_resources(self, resources: Mapping[str, Resource]) -> ResourcesUpdate:
-        """Publish resources under a new id, as version 1. They become the latest."""
+        """Publish resources under a new id, as version 1. They become the latest (fact 24).
+
+        Args:
+            resources: By name.
+
+        Returns:
+            What was published, with its id.
+
+        Raises:
+            ValueError: One of them is no resource.
+        """
 
     @abstractmethod
     async def update_resources(self, resources_id: str, resources: Mapping[str, Resource]) -> ResourcesUpdate:
-        """Replace the resources of an id: version + 1, create_time kept, now the latest.
+        """Replace the resources of an id. They become the latest (fact 24).
 
-        An unknown id is created at version 1 (strict: ValueError).
+        Args:
+            resources_id: The id. One that is not known is created, at version 1.
+            resources: By name.
+
+        Returns:
+            What was published: version + 1, ``create_time`` kept.
+
+        Raises:
+            ValueError: One of them is no resource. Strict mode: the id is not known.
         """
 
     # --- Updates -----------------------------------------------------------------------------------------------------
@@ -357,18 +566,41 @@ class LightningStore(ABC):
         config: RolloutConfig | Unset = UNSET,
         metadata: Mapping[str, Any] | None | Unset = UNSET,
     ) -> Rollout:
-        """Set fields of a rollout; UNSET leaves one alone, None clears input, mode, resources_id or metadata.
+        """Set fields of a rollout (facts 5, 7 and 8). UNSET leaves one alone.
 
-        ``metadata`` is replaced, not merged. A terminal status (succeeded, failed, cancelled) stamps end_time and wakes
-        waiters; queuing or requeuing puts it into the queue. Cancelling touches neither attempt nor worker. Every
-        transition is allowed (strict: a finished rollout goes only to queuing or requeuing, else ValueError).
-        ValueError: unknown rollout, None for status or config.
+        A terminal status stamps ``end_time`` and wakes waiters; queuing or requeuing puts the rollout into the queue.
+        Cancelling touches neither the attempt nor its worker.
+
+        Args:
+            rollout_id: The rollout.
+            input: Any JSON value; None is the JSON null.
+            mode: None clears it.
+            resources_id: None clears it.
+            status: Every transition is allowed.
+            config: Replaced as a whole.
+            metadata: Replaced as a whole, not merged; None clears it.
+
+        Returns:
+            The rollout as it is then.
+
+        Raises:
+            ValueError: The rollout is not known, an argument is not legal, or ``status`` or ``config`` is None. Strict
+                mode: a finished rollout goes only to queuing or requeuing.
         """
 
     async def cancel_rollouts(self, rollout_ids: Sequence[str]) -> list[Rollout]:
-        """End rollouts as cancelled: all of them, or on an unknown id none. Those that are terminal stay as they are.
+        """End rollouts as cancelled: all of them, or on an unknown id none. Their runners learn of it with their next
+        heartbeat.
 
-        Returns them in the order given. Their runners learn of it with their next heartbeat.
+        Args:
+            rollout_ids: Those that are terminal already stay as they are.
+
+        Returns:
+            The rollouts, in the order given.
+
+        Raises:
+            ValueError: A rollout is not known.
+            UnsupportedError: This store cannot.
         """
         raise UnsupportedError(f"{type(self).__name__} cannot cancel several rollouts; use update_rollout")
 
@@ -382,20 +614,42 @@ class LightningStore(ABC):
         last_heartbeat_time: float | None | Unset = UNSET,
         metadata: Mapping[str, Any] | None | Unset = UNSET,
     ) -> Attempt:
-        """Set fields of an attempt; UNSET leaves one alone, None clears worker_id, last_heartbeat_time or metadata.
+        """Set fields of an attempt (facts 10 to 16). UNSET leaves one alone.
 
         The rollout follows its latest attempt: preparing, running and succeeded pass through; failed, timeout and
         unresponsive become requeuing if ``config`` asks for a retry and attempts are left, else failed. This is
         derived anew on each call, also from a late report (strict: not once the rollout is finished). A report on an
         older attempt is recorded and leaves the rollout alone.
-        ValueError: unknown rollout or attempt, no attempts, None for status.
+
+        Args:
+            rollout_id: The rollout.
+            attempt_id: The attempt, or "latest".
+            status: The new status.
+            worker_id: Who runs it; None clears it.
+            last_heartbeat_time: In seconds since the epoch; None clears it.
+            metadata: Replaced as a whole, not merged; None clears it.
+
+        Returns:
+            The attempt as it is then.
+
+        Raises:
+            ValueError: The rollout or the attempt is not known, the rollout has no attempts, or ``status`` is None.
         """
 
     @abstractmethod
     async def update_worker(self, worker_id: str, heartbeat_stats: Mapping[str, Any] | Unset = UNSET) -> Worker:
-        """Record a worker's heartbeat, at the store's clock; it also keeps the attempt that the worker holds alive.
+        """Record a worker's heartbeat, at the store's clock. It also keeps the attempt that the worker holds alive (fact 27).
 
-        ``heartbeat_stats`` are replaced when given. TypeError: None for them. ValueError: an empty worker_id.
+        Args:
+            worker_id: The worker; it is recorded at its first mention.
+            heartbeat_stats: A JSON object, which replaces the former one; UNSET keeps that.
+
+        Returns:
+            The worker as it is then.
+
+        Raises:
+            ValueError: ``worker_id`` is empty.
+            TypeError: ``heartbeat_stats`` is None, or no mapping.
         """
 
     # --- Waiting -----------------------------------------------------------------------------------------------------
@@ -404,25 +658,38 @@ class LightningStore(ABC):
     async def wait_for_rollouts(
         self, *, rollout_ids: Sequence[str], timeout: float | None = None, return_when: ReturnWhen = "all"
     ) -> list[Rollout]:
-        """Wait until all these rollouts are terminal; return them in the order asked, repeats as asked.
+        """Wait until rollouts are terminal (fact 31). One that waits for its retry is not.
 
-        ``return_when="any"`` waits for one of them, and returns all that are terminal then. After ``timeout`` seconds,
-        return those that are terminal by then: None waits without limit, 0 or less looks once. Unknown ids are left out
-        at once (strict: ValueError). A rollout that waits for its retry is not terminal.
+        Args:
+            rollout_ids: The rollouts. Those that are not known are left out at once.
+            timeout: How long to wait, in seconds: None without limit, 0 or less looks once.
+            return_when: Whether to wait for "all" of them, or for "any".
+
+        Returns:
+            Those that are terminal by then, in the order asked, repeats as asked.
+
+        Raises:
+            ValueError: Strict mode, and a rollout is not known.
         """
 
     def watch_rollouts(
         self, rollout_ids: Sequence[str] | None = None, *, after: str | None = None
     ) -> AsyncIterator[CompletedRollout]:
-        """Tell of rollouts as they become terminal: ``async for completed in store.watch_rollouts(): …``.
+        """Follow rollouts as they become terminal: ``async for completed in store.watch_rollouts(): …``.
 
         Those come first that are terminal already, then the others, in the order in which they ended and each once. A
-        rollout that is put back and ends again is told again, and so is one whose outcome changes; one that was put
-        back before it could be told is told when it ends anew.
+        rollout that is put back and ends again comes again, and so does one whose outcome changes; one that was put
+        back before it could come comes when it ends anew.
 
-        With ``rollout_ids`` the feed ends when each of them has been told; ids that are unknown, or deleted meanwhile,
-        are passed over (strict: ValueError if unknown at the start). Without, it goes on for ever. ``after`` goes on
-        where the completion with this cursor was told. ``CursorUnknownError`` (a ValueError): it is of another store.
+        Args:
+            rollout_ids: Only these; the feed ends when each of them has come. Those that are not known, or deleted
+                meanwhile, are passed over. None is all, and the feed goes on for ever.
+            after: The cursor of a completion, to go on after it.
+
+        Raises:
+            CursorUnknownError: A ValueError. The cursor is of another store.
+            ValueError: Strict mode, and a rollout is not known at the start.
+            UnsupportedError: This store cannot.
         """
         raise UnsupportedError(f"{type(self).__name__} has no feed of completions; use wait_for_rollouts")
 
@@ -435,11 +702,21 @@ class LightningStore(ABC):
         older_than: float | None = None,
         status_in: Sequence[RolloutStatus] | None = None,
     ) -> list[str]:
-        """Delete rollouts with their attempts and spans, to free what they take; return their ids.
+        """Delete rollouts with their attempts and spans, to free what they take.
 
-        Those for which everything holds that is given: one of ``rollout_ids``, terminal for ``older_than`` seconds or
-        longer, one of the statuses ``status_in``. One of the first two must be given: ValueError. Late reports on a
-        deleted rollout are refused as for any unknown one, and who waits for it goes on without it. Great numbers are
-        deleted some at a time, and other calls get their turn in between.
+        Late reports on a deleted rollout are refused as for any unknown one, and a wait for it goes on without it. Great
+        numbers are deleted some at a time, and other calls get their turn in between.
+
+        Args:
+            rollout_ids: Only these. This or ``older_than`` has to be given.
+            older_than: Only those that have been terminal for so many seconds, or longer.
+            status_in: Only those in one of these statuses.
+
+        Returns:
+            The ids of those that were deleted.
+
+        Raises:
+            ValueError: Neither ``rollout_ids`` nor ``older_than`` is given, or an argument is not legal.
+            UnsupportedError: This store cannot.
         """
         raise UnsupportedError(f"{type(self).__name__} cannot delete rollouts")
