@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lightning_store.clock import Clock, SystemClock
+from lightning_store.engine.idempotency import request_scope
 from lightning_store.errors import (
     AttemptNotFoundError,
     CallCancelledError,
@@ -62,7 +63,6 @@ from lightning_store.model import (
     Worker,
     WorkerStatus,
 )
-from lightning_store.engine.idempotency import request_scope
 from lightning_store.store import LightningStore, LightningStoreCapabilities, LightningStoreStatistics
 from lightning_store.threaded import LightningStoreThreaded
 

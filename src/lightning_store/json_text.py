@@ -75,9 +75,9 @@ def _write(value: Any) -> str:
 
 def _may_be_unreadable(text: str) -> bool:
     """Whether the text may be deeper, or have a number of more digits, than the parser takes."""
-    if text.count("[") + text.count("{") > DEPTH_MAX:
-        return True
-    return _has_long_number(text)
+    if len(text) <= DEPTH_MAX:
+        return False
+    return text.count("[") + text.count("{") > DEPTH_MAX or _has_long_number(text)
 
 
 def _has_long_number(text: str) -> bool:

@@ -1,5 +1,5 @@
-"""Queries as objects: made once from the arguments of a ``query_…`` method, checked then, and handed down as they are to
-the wire or to a backend."""
+"""Queries as objects: made once from the arguments of a ``query_…`` method, checked then, and handed down as they are
+to the wire or to a backend."""
 
 from __future__ import annotations
 
@@ -150,7 +150,17 @@ class SpanQuery(Query[Span]):
 
     model = Span
     unordered = frozenset(Span.model_fields).difference(
-        ("rollout_id", "attempt_id", "sequence_id", "trace_id", "span_id", "parent_id", "name", "start_time", "end_time")
+        (
+            "rollout_id",
+            "attempt_id",
+            "sequence_id",
+            "trace_id",
+            "span_id",
+            "parent_id",
+            "name",
+            "start_time",
+            "end_time",
+        )
     )
 
     rollout_id: str

@@ -223,8 +223,8 @@ class LightningStore(ABC):
             max_wait: As in ``dequeue_rollout``. The wait is for at least one.
 
         Returns:
-            The rollouts with their attempts, in the order of the queue. Fewer than ``limit`` if there are no more, or if
-            their payloads are large.
+            The rollouts with their attempts, in the order of the queue. Fewer than ``limit`` if there are no more, or
+            if their payloads are large.
 
         Raises:
             ValueError: As ``dequeue_rollout``.
@@ -414,7 +414,7 @@ class LightningStore(ABC):
         sort_by: str | None = "sequence_id",
         sort_order: SortOrder = "asc",
     ) -> PaginatedResult[Span]:
-        """Spans of a rollout (facts 22 and 23). The rollout and the attempt always hold; ``filter_logic`` joins the others.
+        """Spans of a rollout (facts 22 and 23). The rollout and the attempt always hold.
 
         Args:
             rollout_id: The rollout.
@@ -638,7 +638,8 @@ class LightningStore(ABC):
 
     @abstractmethod
     async def update_worker(self, worker_id: str, heartbeat_stats: Mapping[str, Any] | Unset = UNSET) -> Worker:
-        """Record a worker's heartbeat, at the store's clock. It also keeps the attempt that the worker holds alive (fact 27).
+        """Record a worker's heartbeat, at the store's clock (fact 27). It also keeps the attempt that the worker holds
+        alive.
 
         Args:
             worker_id: The worker; it is recorded at its first mention.
@@ -704,8 +705,8 @@ class LightningStore(ABC):
     ) -> list[str]:
         """Delete rollouts with their attempts and spans, to free what they take.
 
-        Late reports on a deleted rollout are refused as for any unknown one, and a wait for it goes on without it. Great
-        numbers are deleted some at a time, and other calls get their turn in between.
+        Late reports on a deleted rollout are refused as for any unknown one, and a wait for it goes on without it.
+        Great numbers are deleted some at a time, and other calls get their turn in between.
 
         Args:
             rollout_ids: Only these. This or ``older_than`` has to be given.

@@ -91,9 +91,7 @@ class _Listing(NamedTuple):
 
 
 _LISTINGS: Final[Mapping[type[Query[Any]], _Listing]] = {
-    RolloutQuery: _Listing(
-        "ListRollouts", "rollouts", queries.list_rollouts_to_proto, codec.rollouts_at_first_look
-    ),
+    RolloutQuery: _Listing("ListRollouts", "rollouts", queries.list_rollouts_to_proto, codec.rollouts_at_first_look),
     AttemptQuery: _Listing(
         "ListAttempts", "attempts", queries.list_attempts_to_proto, eagerly(codec.attempt_from_proto)
     ),

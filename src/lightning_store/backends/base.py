@@ -63,14 +63,6 @@ class CommitUnknownError(Exception):
     """The commit was sent and no answer came: it may have happened. The recorded replies tell."""
 
 
-class Usage(NamedTuple):
-    """Bytes that are stored, about."""
-
-    bytes: int
-    """Of everything, the spans included."""
-    span_bytes: int
-
-
 # --- What is read ----------------------------------------------------------------------------------------------------
 
 
@@ -107,31 +99,37 @@ class Needs:
     resources: set[str] = field(default_factory=set)
     latest_resources: bool = False
     claims: int = 0
-    """How many rollouts from the head of the queue."""
+    """How many rollouts from the head of the queue; in a further load, how many more."""
     claim_bytes: int = 0
     """Payload bytes after which so many are enough; the rollout that exceeds them is the last."""
-    due: Due | None = None
 
-    def add(self, other: Needs) -> None:
-        """Add everything that ``other`` asks for."""
-        self.replies |= other.replies
-        self.rollouts |= other.rollouts
-        self.attempts |= other.attempts
-        self.spans |= other.spans
-        self.workers |= other.workers
-        self.held |= other.held
-        self.holders |= other.holders
-        self.resources |= other.resources
-        self.latest_resources |= other.latest_resources
-        self.claims += other.claims
-        self.claim_bytes += other.claim_bytes
-        self.due = other.due or self.due
+    def plus(self, other: Needs) -> Needs:
+        """Everything that the two ask for."""
+        return Needs(
+            self.replies | other.replies,
+            self.rollouts | other.rollouts,
+            self.attempts | other.attempts,
+            self.spans | other.spans,
+            self.workers | other.workers,
+            self.held | other.held,
+            self.holders | other.holders,
+            self.resources | other.resources,
+            self.latest_resources or other.latest_resources,
+            self.claims + other.claims,
+            self.claim_bytes + other.claim_bytes,
+        )
 
 
 class Loaded(ABC):
     """What a load has read. A look-up of something that was not among the needs raises :class:`NotLoadedError`."""
 
-    __slots__ = ()
+    __slots__ = ("expendable", "overdue")
+
+    def __init__(self) -> None:
+        self.overdue: Sequence[str] = ()
+        """Up to ``due.limit`` rollouts whose deadline has passed, the earliest first."""
+        self.expendable: Sequence[str] = ()
+        """Up to ``due.limit`` rollouts that are not to be retained, those that ended first."""
 
     @abstractmethod
     def reply(self, request_id: str) -> ReplyRecord | None: ...
@@ -171,14 +169,6 @@ class Loaded(ABC):
     def queue_is_whole(self) -> bool:
         """Whether ``queue()`` goes to the tail of the queue."""
 
-    @abstractmethod
-    def overdue(self) -> Sequence[str]:
-        """Up to ``due.limit`` rollouts whose deadline has passed, the earliest first."""
-
-    @abstractmethod
-    def expendable(self) -> Sequence[str]:
-        """Up to ``due.limit`` rollouts that are not to be retained, those that ended first."""
-
     def is_taken(self, rollout_id: str, attempt_id: str | None = None) -> bool:
         """Whether a rollout, or an attempt of it, with this new id is known to exist. A backend that learns that only
         when it inserts raises ConflictError then."""
@@ -206,23 +196,34 @@ class NotLoadedError(Exception):
 # --- What is written -------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
 class Changes:
     """What a group of operations writes: for each key, its state when all of them are done."""
 
-    rollouts: dict[str, RolloutRecord | None] = field(default_factory=dict)
-    """None deletes a rollout with all that belongs to it; what is said of it elsewhere in the changes is void. From its
-    columns follow its place in the queue, among the completions, and when it is due."""
-    attempts: dict[AttemptKey, AttemptRecord] = field(default_factory=dict)
-    spans: dict[SpanKey, tuple[SpanRecord, int]] = field(default_factory=dict)
-    """New spans, in order, each with its size in bytes."""
-    sequences: dict[str, int] = field(default_factory=dict)
-    """Where the span counters of these rollouts stand."""
-    workers: dict[str, WorkerRecord] = field(default_factory=dict)
-    resources: dict[str, ResourcesRecord] = field(default_factory=dict)
-    latest_resources: str | None = None
-    """Which of ``resources`` are the latest from now on; None: those that were."""
-    replies: dict[str, ReplyRecord] = field(default_factory=dict)
+    __slots__ = (
+        "attempts",
+        "latest_resources",
+        "replies",
+        "resources",
+        "rollouts",
+        "sequences",
+        "spans",
+        "workers",
+    )
+
+    def __init__(self) -> None:
+        self.rollouts: dict[str, RolloutRecord | None] = {}
+        """None deletes a rollout with all that belongs to it; what is said of it elsewhere in the changes is void. From
+        its columns follow its place in the queue, among the completions, and when it is due."""
+        self.attempts: dict[AttemptKey, AttemptRecord] = {}
+        self.spans: dict[SpanKey, tuple[SpanRecord, int]] = {}
+        """New spans, in order, each with its size in bytes."""
+        self.sequences: dict[str, int] = {}
+        """Where the span counters of these rollouts stand."""
+        self.workers: dict[str, WorkerRecord] = {}
+        self.resources: dict[str, ResourcesRecord] = {}
+        self.latest_resources: str | None = None
+        """Which of ``resources`` are the latest from now on; None: those that were."""
+        self.replies: dict[str, ReplyRecord] = {}
 
 
 class Transaction(ABC):
@@ -231,11 +232,12 @@ class Transaction(ABC):
     __slots__ = ()
 
     @abstractmethod
-    async def load(self, needs: Needs) -> Loaded:
+    async def load(self, needs: Needs, due: Due | None = None) -> Loaded:
         """Read ``needs``. The first load begins the transaction.
 
         Args:
-            needs: What to read. An inline backend, which reads on demand, gets an empty one but for ``due``.
+            needs: What to read. An inline backend reads on demand, and is asked for nothing in advance.
+            due: What the store has to do by itself; for ``overdue`` and ``expendable`` of what is returned.
 
         Returns:
             Everything that this transaction has loaded so far.
@@ -358,6 +360,12 @@ class Backend(ABC):
             The rollouts whose spans were dropped.
         """
 
+    @property
     @abstractmethod
-    async def usage(self) -> Usage:
-        """How many bytes are stored. As fast as the look-up of a number."""
+    def stored_bytes(self) -> int:
+        """About how many bytes are stored, the spans included. A number that is at hand."""
+
+    @property
+    @abstractmethod
+    def span_bytes(self) -> int:
+        """About how many bytes of spans are stored. A number that is at hand."""

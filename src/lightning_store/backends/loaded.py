@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from copy import copy
 from itertools import count
 from typing import Final, TypeVar
 
@@ -32,10 +32,8 @@ class LoadedRecords(Loaded):
 
     __slots__ = (
         "attempts",
-        "expendable_ids",
         "holder_ids",
         "latest",
-        "overdue_ids",
         "queue_end",
         "queued",
         "replies",
@@ -47,6 +45,7 @@ class LoadedRecords(Loaded):
     )
 
     def __init__(self) -> None:
+        super().__init__()
         self.replies: dict[str, ReplyRecord | None] = {}
         self.rollouts: dict[str, RolloutRecord | None] = {}
         self.attempts: dict[AttemptKey, AttemptRecord | None] = {}
@@ -61,8 +60,6 @@ class LoadedRecords(Loaded):
         self.queued: list[str] = []
         self.queue_end = False
         """Whether ``queued`` goes to the tail of the queue."""
-        self.overdue_ids: Sequence[str] = ()
-        self.expendable_ids: Sequence[str] = ()
 
     def reply(self, request_id: str) -> ReplyRecord | None:
         return _asked(self.replies, request_id, replies={request_id})
@@ -102,12 +99,6 @@ class LoadedRecords(Loaded):
     def queue_is_whole(self) -> bool:
         return self.queue_end
 
-    def overdue(self) -> Sequence[str]:
-        return self.overdue_ids
-
-    def expendable(self) -> Sequence[str]:
-        return self.expendable_ids
-
 
 KeyT = TypeVar("KeyT")
 
@@ -143,7 +134,9 @@ def with_positions(changes: Changes, last_queue_position: int, last_completion_p
         rollouts[rollout_id] = _known(rollouts, rollout_id)._replace(queue_position=position)
     for position, (_, rollout_id) in zip(count(last_completion_position + 1), completed, strict=False):
         rollouts[rollout_id] = _known(rollouts, rollout_id)._replace(completion_position=position)
-    return replace(changes, rollouts=rollouts)
+    positioned = copy(changes)
+    positioned.rollouts = rollouts
+    return positioned
 
 
 def _known(rollouts: dict[str, RolloutRecord | None], rollout_id: str) -> RolloutRecord:

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_store import json_text
-from lightning_store.backends.records import AttemptRecord, Claim, ResourcesRecord, RolloutRecord, RolloutRow, WorkerRecord
+from lightning_store.backends.records import (
+    AttemptRecord,
+    Claim,
+    ResourcesRecord,
+    RolloutRecord,
+    RolloutRow,
+    WorkerRecord,
+)
 from lightning_store.lazy import lazily
 from lightning_store.model import (
     Attempt,
@@ -95,4 +102,6 @@ def _rollout_fields(record: RolloutRecord) -> dict[str, Any]:
 
 
 def _json(text: str | None, path: str) -> Any:
-    return None if text is None else json_text.loads(text, path)
+    if text is None:
+        return None
+    return {} if text == "{}" else json_text.loads(text, path)

@@ -6,10 +6,10 @@ Its arguments have been checked, and its results are records. The rules are in `
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Coroutine, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from lightning_store.backends.base import Backend, Rows, Snapshot
 from lightning_store.backends.records import (
@@ -67,13 +67,13 @@ class Engine:
         self._waiting = Waiting()
         self._executor = Executor(backend, policy, clock, memory, self._waiting)
 
-    async def execute(self, operation: Operation[R]) -> R:
+    def execute(self, operation: Operation[R]) -> Coroutine[Any, Any, R]:
         """Run an operation.
 
         Raises:
             StoreError: It was refused, and nothing changed.
         """
-        return await self._executor.execute(operation)
+        return self._executor.execute(operation)
 
     async def add_spans(self, records: Sequence[SpanRecord]) -> list[SpanOutcome]:
         """Store encoded spans, whatever codec made them.

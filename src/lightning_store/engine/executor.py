@@ -29,7 +29,7 @@ from lightning_store.clock import Clock
 from lightning_store.engine import rules
 from lightning_store.engine.deadlines import DeadlineTimer
 from lightning_store.engine.idempotency import Request, current_request
-from lightning_store.engine.operations import Operation
+from lightning_store.engine.operations import ActOnDue, Operation
 from lightning_store.engine.policy import Policy
 from lightning_store.engine.replies import decode_refusal, encode_refusal
 from lightning_store.engine.rules import Deletion
@@ -55,6 +55,8 @@ DUE_BATCH: Final = 500
 """Rollouts that one transaction expires, and deletes: as many as hold up other calls for some milliseconds only."""
 CONFLICTS_MAX: Final = 20
 """Times in a row that a group may meet a conflict. Then its operations fail as unavailable."""
+LOOK_AGAIN_SECONDS: Final = 1.0
+"""After the backend failed when a deadline had passed."""
 CONFLICT_BACKOFF_SECONDS: Final = 0.001
 CONFLICT_BACKOFF_SECONDS_MAX: Final = 0.1
 """Before a group runs again it waits up to twice the first after one conflict, and up to twice as long after each
@@ -72,9 +74,9 @@ class Notifier(Protocol):
 class _Call(Generic[R]):
     """One operation on its way: what is asked, then what came of it."""
 
-    __slots__ = ("done", "error", "final", "operation", "replayed", "reply", "request")
+    __slots__ = ("done", "error", "final", "operation", "reply", "request")
 
-    def __init__(self, operation: Operation[R], request: Request | None, *, final: bool) -> None:
+    def __init__(self, operation: Operation[R], request: Request | None, final: bool) -> None:
         self.operation = operation
         self.request = None if operation.codec is None else request
         self.final = final
@@ -82,8 +84,6 @@ class _Call(Generic[R]):
         self.done: asyncio.Future[None] | None = None
         """Set when the call is over, whatever came of it. None where nobody waits for it."""
         self.reply: R | None = None
-        self.replayed = False
-        """Whether the reply was recorded before."""
         self.error: Exception | None = None
 
     def result(self) -> R:
@@ -140,9 +140,10 @@ class Executor:
         Raises:
             StoreError: The operation was refused. Nothing changed.
         """
-        call = _Call(operation, current_request(), final=final)
+        call = _Call(operation, current_request(), final)
         if self._backend.inline:
-            await self._run([call])
+            while not await self._transact([call], []):  # noqa: ASYNC110
+                await asyncio.sleep(0)  # there was a great deal that was due: let others in between
         else:
             await self._gather(call)
         return call.result()
@@ -153,12 +154,12 @@ class Executor:
         Where the data cannot be changed now, what is stored is read as it is.
         """
         async with self._backend.snapshot() as snapshot:
-            if not await snapshot.has_due(self._due()):
+            if not await snapshot.has_due(self._due(self._clock.now())):
                 return await select(snapshot)
         try:
-            await self._run([])
-        except StoreUnavailableError as error:
-            logger.warning("Overdue attempts were not expired before a read: %s", error)
+            await self.execute(ActOnDue())
+        except Exception as error:
+            logger.warning("What is due was not done before a read: %r", error)
         async with self._backend.snapshot() as snapshot:
             return await select(snapshot)
 
@@ -205,17 +206,24 @@ class Executor:
         """Run these in one transaction, or in several where that cannot be: each has its reply or its error then.
 
         Args:
-            calls: The operations; none, to do only what is due.
+            calls: The operations.
             alone: Whether the transaction that they were in has failed, and each runs by itself now.
         """
         if not self._backend.inline:
             self._give_request_ids(calls)
-        conflicts = 0
         unanswered: list[Effects] = []
+        try:
+            await self._transact_until_done(calls, unanswered, alone)
+        finally:
+            if unanswered:
+                await self._notify_of_unanswered(unanswered)
+
+    async def _transact_until_done(self, calls: Sequence[_Call[Any]], unanswered: list[Effects], alone: bool) -> None:
+        conflicts = 0
         while True:
             try:
                 if await self._transact(calls, unanswered):
-                    break
+                    return None
                 await asyncio.sleep(0)  # there was a great deal that was due: let others in between
             except (ConflictError, CommitUnknownError) as error:
                 conflicts += 1
@@ -224,21 +232,27 @@ class Executor:
                     return _fail_all(calls, StoreUnavailableError("the store is too busy; try again"))
                 await _back_off(conflicts)
             except Exception as error:
-                if not alone:
-                    return await self._run_one_by_one(calls)
-                return _fail_all(calls, error)
-        if any(call.replayed for call in calls) or not any(call.request for call in calls):
-            for effects in unanswered:  # of a commit that happened, as the recorded replies tell
-                self._notifier.notify(effects)
-        await self._drop_excess(calls)
-        return None
+                if alone:
+                    return _fail_all(calls, error)
+                for call in calls:  # only the culprit fails
+                    await self._run([call], alone=True)
+                return None
 
-    async def _run_one_by_one(self, calls: Sequence[_Call[Any]]) -> None:
-        """After a failure that nobody expected: only the culprit fails."""
-        for call in calls:
-            await self._run([call], alone=True)
-        if not calls:
-            await self._run([], alone=True)
+    async def _notify_of_unanswered(self, unanswered: Sequence[Effects]) -> None:
+        """Notify of what commits did whose answer was lost. Whoever waits for an end or for the queue looks again, so
+        that nobody minds what did not happen; but of what was deleted nobody does."""
+        deleted = list(dict.fromkeys(one for effects in unanswered for one in effects.deleted))
+        gone: set[str] = set()
+        if deleted:
+            try:
+                async with self._backend.snapshot() as snapshot:
+                    rows = await snapshot.rollouts(deleted)
+                gone = {one for one, row in zip(deleted, rows, strict=True) if row is None}
+            except Exception as error:
+                logger.warning("Nobody was notified of what may have been deleted: %r", error)
+        for effects in unanswered:
+            effects.deleted = [one for one in effects.deleted if one in gone]
+            self._notifier.notify(effects)
 
     def _give_request_ids(self, calls: Sequence[_Call[Any]]) -> None:
         """A commit whose answer is lost is resolved by the recorded replies, so each call has a request id."""
@@ -251,15 +265,22 @@ class Executor:
 
         What a commit did whose answer is lost, if it happened, is added to ``unanswered``.
         """
-        full = await self._make_room(calls)
+        limits = self._memory
+        full = None
+        is_full = limits is not None and self._backend.stored_bytes > limits.limit_bytes
+        if limits is not None and is_full and any(call.operation.stores for call in calls):
+            full = await self._make_room(limits)
         now, at = self._clock.now(), self._clock.monotonic()
         transaction = self._backend.transaction()
         try:
-            loaded = await transaction.load(self._needs_of(calls, now))
+            loaded = await transaction.load(self._needs_of(calls), self._due(now))
             view = View(loaded, now, self._policy)
-            all_done = await self._expire(transaction, view)
-            if all_done:
-                await self._decide_all(transaction, view, calls, at, full)
+            ready = await self._expire(transaction, view) if loaded.overdue or loaded.expendable else True
+            if ready:
+                left, missing = self._decide_each(view, calls, at, full)
+                while left:
+                    await transaction.load(missing)
+                    left, missing = self._decide_each(view, left, at, full)
         except BaseException:
             await transaction.rollback()
             raise
@@ -273,38 +294,37 @@ class Executor:
             raise
         self._watch(view)
         self._notifier.notify(view.effects)
-        return all_done
+        if limits is not None and self._backend.span_bytes > limits.eviction_bytes:
+            await self._drop_excess(limits)
+        return ready
 
-    def _needs_of(self, calls: Sequence[_Call[Any]], now: float) -> Needs:
-        needs = Needs(due=self._due(now))
-        if not self._backend.inline:
-            for call in calls:
-                call.operation.add_needs(needs)
-                if call.request is not None:
-                    needs.replies.add(call.request.id)
+    def _needs_of(self, calls: Sequence[_Call[Any]]) -> Needs:
+        if self._backend.inline:
+            return _ON_DEMAND
+        needs = Needs()
+        for call in calls:
+            call.operation.add_needs(needs)
+            if call.request is not None:
+                needs.replies.add(call.request.id)
         return needs
 
-    async def _decide_all(
-        self,
-        transaction: Transaction,
-        view: View,
-        calls: Sequence[_Call[Any]],
-        at: float,
-        full: ResourceExhaustedError | None,
-    ) -> None:
-        """Have each call decide, and load what some of them still miss, until none misses anything."""
-        while calls:
-            missing = Needs()
-            undecided = []
-            for call in calls:
-                try:
-                    self._decide(view, call, at, full)
-                except NotLoadedError as error:
-                    missing.add(error.needs)
-                    undecided.append(call)
-            calls = undecided
-            if calls:
-                await transaction.load(missing)
+    def _decide_each(
+        self, view: View, calls: Sequence[_Call[Any]], at: float, full: ResourceExhaustedError | None
+    ) -> tuple[list[_Call[Any]], Needs]:
+        """Have each call decide.
+
+        Returns:
+            The calls that looked at something that is not loaded, and what that is.
+        """
+        left: list[_Call[Any]] = []
+        missing = _ON_DEMAND
+        for call in calls:
+            try:
+                self._decide(view, call, at, full)
+            except NotLoadedError as error:
+                missing = missing.plus(error.needs)
+                left.append(call)
+        return left, missing
 
     def _decide(self, view: View, call: _Call[Any], at: float, full: ResourceExhaustedError | None) -> None:
         """Have a call decide on the view, and record its reply. A call that fails leaves nothing in the view.
@@ -312,6 +332,7 @@ class Executor:
         Raises:
             NotLoadedError: Something has to be loaded first.
         """
+        call.error = None  # of a transaction that met a conflict
         if call.request is not None:
             recorded = view.reply(call.request.id)
             if recorded is not None and at - recorded.recorded_at <= self._backend.replay_window_seconds:
@@ -346,8 +367,7 @@ class Executor:
 
     # --- What is due -------------------------------------------------------------------------------------------------
 
-    def _due(self, now: float | None = None) -> Due:
-        now = self._clock.now() if now is None else now
+    def _due(self, now: float) -> Due:
         seconds = self._policy.retain_finished_seconds
         since = None if seconds is None else now - seconds
         return Due(now, DUE_BATCH, since, self._policy.retain_finished_count)
@@ -355,23 +375,21 @@ class Executor:
     async def _expire(self, transaction: Transaction, view: View) -> bool:
         """End the attempts whose deadline has passed, and delete what is not retained. False if there may be more of it
         than one transaction should take."""
-        overdue, expendable = view.loaded.overdue(), view.loaded.expendable()
-        left: Sequence[tuple[Callable[..., object], str]] = [
+        overdue, expendable = view.loaded.overdue, view.loaded.expendable
+        left: list[tuple[Callable[[View, str], object], str]] = [
             *((rules.expire, rollout_id) for rollout_id in overdue),
             *((_delete, rollout_id) for rollout_id in expendable),
         ]
         while left:
-            missing = Needs()
-            undecided = []
-            for rule, rollout_id in left:
+            due, left, missing = left, [], _ON_DEMAND
+            for rule, rollout_id in due:
                 mark = view.mark()
                 try:
                     rule(view, rollout_id)
                 except NotLoadedError as error:
                     view.revert(mark)
-                    missing.add(error.needs)
-                    undecided.append((rule, rollout_id))
-            left = undecided
+                    missing = missing.plus(error.needs)
+                    left.append((rule, rollout_id))
             if left:
                 await transaction.load(missing)
         return len(overdue) < DUE_BATCH and len(expendable) < DUE_BATCH
@@ -380,12 +398,17 @@ class Executor:
         """See to it that somebody looks when what was changed is due."""
         earliest: float | None = None
         for rollout in view.changes.rollouts.values():
-            if rollout is not None and rollout.deadline is not None and (earliest is None or rollout.deadline < earliest):
+            if (
+                rollout is not None
+                and rollout.deadline is not None
+                and (earliest is None or rollout.deadline < earliest)
+            ):
                 earliest = rollout.deadline
         seconds = self._policy.retain_finished_seconds
         if seconds is not None and view.effects.ended:
             earliest = view.now + seconds if earliest is None else min(earliest, view.now + seconds)
-        self.timer.watch(earliest)
+        if earliest is not None:
+            self.timer.watch(earliest)
 
     async def arm_timer(self) -> None:
         """Have the running event loop look when the next rollout is due. For a task that waits: the loop on which the
@@ -398,30 +421,35 @@ class Executor:
                     self.timer.watch(oldest.time + seconds)
 
     async def _look_at_deadlines(self) -> None:
-        await self._run([])
-        await self.arm_timer()
+        try:
+            await self.execute(ActOnDue())
+            await self.arm_timer()
+        except Exception as error:
+            logger.warning("What is due was not done: %r", error)
+            self.timer.watch(self._clock.now() + LOOK_AGAIN_SECONDS)
 
     # --- Limits of memory --------------------------------------------------------------------------------------------
 
-    async def _make_room(self, calls: Sequence[_Call[Any]]) -> ResourceExhaustedError | None:
-        """Why nothing more can be stored: the limit is reached, and nothing is left that may be dropped."""
-        if self._memory is None or not any(call.operation.stores for call in calls):
-            return None
-        limit_bytes = self._memory.limit_bytes
-        excess = (await self._backend.usage()).bytes - limit_bytes
-        if excess <= 0:
-            return None
-        await self._backend.evict_spans(excess, unfinished=False)
-        stored = (await self._backend.usage()).bytes
-        return memory_full(stored, limit_bytes) if stored > limit_bytes else None
+    async def _make_room(self, limits: MemoryLimits) -> ResourceExhaustedError | None:
+        """Delete what is not retained, then drop spans of finished rollouts. Why nothing more can be stored, if that is
+        not enough."""
+        await self._run([])
+        excess = self._backend.stored_bytes - limits.limit_bytes
+        if excess > 0:
+            await self._backend.evict_spans(excess, unfinished=False)
+        stored = self._backend.stored_bytes
+        return memory_full(stored, limits.limit_bytes) if stored > limits.limit_bytes else None
 
-    async def _drop_excess(self, calls: Sequence[_Call[Any]]) -> None:
-        """Of spans, which have a limit of their own: if they are past it, those of the rollouts that ended first go."""
-        if self._memory is None or not any(call.operation.stores for call in calls):
-            return
-        span_bytes = (await self._backend.usage()).span_bytes
-        if span_bytes > self._memory.eviction_bytes:
-            await self._backend.evict_spans(span_bytes - self._memory.safe_bytes, unfinished=True)
+    async def _drop_excess(self, limits: MemoryLimits) -> None:
+        """Of spans, which have a limit of their own: those of the rollouts that ended first go."""
+        try:
+            await self._backend.evict_spans(self._backend.span_bytes - limits.safe_bytes, unfinished=True)
+        except Exception as error:  # the calls are done; the next one tries again
+            logger.warning("No spans were evicted: %r", error)
+
+
+_ON_DEMAND: Final = Needs()
+"""Nothing in advance."""
 
 
 async def _back_off(conflicts: int) -> None:
@@ -436,7 +464,6 @@ def _delete(view: View, rollout_id: str) -> None:
 
 def _replay(call: _Call[Any], recorded: ReplyRecord) -> None:
     """Answer from the record. RequestIdReusedError if it is of another call."""
-    call.replayed = True
     assert call.operation.codec is not None
     if recorded.signature != call.signature:
         message = f"request_id {recorded.request_id} was used for another call already; make a new one for each call"
@@ -448,7 +475,5 @@ def _replay(call: _Call[Any], recorded: ReplyRecord) -> None:
 
 
 def _fail_all(calls: Sequence[_Call[Any]], error: Exception) -> None:
-    if not calls:
-        raise error
     for call in calls:
         call.fail(copy(error) if isinstance(error, StoreError) else error)

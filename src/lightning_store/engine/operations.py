@@ -57,6 +57,19 @@ class Operation(ABC, Generic[R]):
         return 0
 
 
+@dataclass(frozen=True, slots=True)
+class ActOnDue(Operation[None]):
+    """Nothing beside what every transaction does first: it ends what is overdue, and deletes what is not retained."""
+
+    name = "act_on_due"
+
+    def add_needs(self, needs: Needs) -> None:
+        pass
+
+    def decide(self, view: View) -> None:
+        pass
+
+
 # --- Rollouts --------------------------------------------------------------------------------------------------------
 
 

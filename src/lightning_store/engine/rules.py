@@ -7,7 +7,6 @@ A rule that refuses raises a StoreError. The status rules are in ``lightning_sto
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from lightning_store.errors import (
     RolloutNotFoundError,
     StoreError,
 )
-from lightning_store.model import AttemptStatus, RolloutStatus
+from lightning_store.model import AttemptStatus, RolloutConfig, RolloutStatus
 from lightning_store.outcomes import SpanOutcome
 
 SEQUENCE_MAX: Final = 2**63 - 1
@@ -86,49 +85,59 @@ def expire(view: View, rollout_id: str) -> None:
     attempt = None if rollout is None else view.latest_attempt(rollout)
     if rollout is None or attempt is None:
         return
-    for limit in _limits(view, rollout, attempt):
+    for limit in _limits(view, rollout.status, rollout.config, attempt):
         if view.now > limit.time:
             _change_attempt(view, rollout, attempt, _moved(view, attempt, limit.status), reported=True)
             return
-    view.put_rollout(rollout._replace(deadline=_deadline(view, rollout, attempt)))
+    view.put_rollout(rollout._replace(deadline=_deadline(view, rollout.status, rollout.config, attempt)))
 
 
-def _deadline(view: View, rollout: RolloutRecord, latest: AttemptRecord) -> float | None:
-    """When to look at the rollout again: its earliest deadline, or None while none counts."""
-    times = [limit.time for limit in _limits(view, rollout, latest)]
-    if _has_lease(view, latest) and rollout.status in lifecycle.ACTIVE and latest.status in lifecycle.ACTIVE:
-        # To see whether the worker has begun to send heartbeats.
+def _deadline(view: View, status: RolloutStatus, config: RolloutConfig, latest: AttemptRecord) -> float | None:
+    """When to look at a rollout again that has this status: its earliest deadline, or None while none counts."""
+    if status not in lifecycle.ACTIVE or latest.status not in lifecycle.ACTIVE:
+        return None
+    times = [limit.time for limit in _limits(view, status, config, latest)]
+    if _has_lease(view, latest):  # to see whether the worker has begun to send heartbeats
         times.append(view.now + view.policy.worker_timeout_seconds)
     return min(times, default=None)
-
-
-def _with_deadline(view: View, rollout: RolloutRecord, latest: AttemptRecord) -> RolloutRecord:
-    """The rollout with a deadline that is early enough. One that moved later is found out when the former has come."""
-    deadline, former = _deadline(view, rollout, latest), rollout.deadline
-    if deadline == former or (deadline is not None and former is not None and former < deadline):
-        return rollout
-    return rollout._replace(deadline=deadline)
 
 
 def _has_lease(view: View, attempt: AttemptRecord) -> bool:
     return bool(view.policy.worker_timeout_seconds and attempt.worker_id)
 
 
-def _limits(view: View, rollout: RolloutRecord, latest: AttemptRecord) -> list[lifecycle.Expiry]:
+def _limits(view: View, status: RolloutStatus, config: RolloutConfig, latest: AttemptRecord) -> list[lifecycle.Expiry]:
     lease_end = None
     if latest.worker_id and _has_lease(view, latest):
         worker = view.worker(latest.worker_id)
         if worker is not None:
             lease_end = workers.lease_end(worker, latest, view.policy.worker_timeout_seconds)
-    return lifecycle.limits(
-        rollout.status, latest.status, latest.start_time, latest.last_heartbeat_time, rollout.config, lease_end
-    )
+    return lifecycle.limits(status, latest.status, latest.start_time, latest.last_heartbeat_time, config, lease_end)
+
+
+def _put(view: View, rollout: RolloutRecord, latest: AttemptRecord | None, columns: dict[str, Any]) -> RolloutRecord:
+    """Store ``columns`` of a rollout, and a deadline that is early enough: one that moves later is found out when the
+    former has come.
+
+    Args:
+        latest: The latest attempt, as it is from now on.
+        columns: What is to change; nothing is stored if nothing changes.
+    """
+    if latest is not None:
+        status, config = columns.get("status", rollout.status), columns.get("config", rollout.config)
+        deadline, former = _deadline(view, status, config, latest), rollout.deadline
+        if deadline != former and (deadline is None or former is None or deadline < former):
+            columns["deadline"] = deadline
+    if columns:
+        rollout = rollout._replace(**columns)
+        view.put_rollout(rollout)
+    return rollout
 
 
 # --- Rollouts and the queue (facts 1 to 9) ---------------------------------------------------------------------------
 
 
-def create(view: View, new: NewRollout, status: RolloutStatus) -> RolloutRecord:
+def create(view: View, new: NewRollout, status: RolloutStatus, queue_position: int | None = None) -> RolloutRecord:
     """A new rollout, not stored yet. The resources must have been checked."""
     resources_id = new.resources_id
     if resources_id is None:
@@ -144,6 +153,7 @@ def create(view: View, new: NewRollout, status: RolloutStatus) -> RolloutRecord:
         status=status,
         config=new.config,
         metadata_json=new.metadata_json,
+        queue_position=queue_position,
     )
 
 
@@ -159,7 +169,7 @@ def enqueue(view: View, requests: Sequence[NewRollout]) -> list[RolloutRecord]:
         check_resources(view, new.resources_id)
     records = []
     for new in requests:
-        record = create(view, new, "queuing")._replace(queue_position=view.next_queue_position())
+        record = create(view, new, "queuing", view.next_queue_position())
         view.put_rollout(record)
         view.effects.queued.append(record.rollout_id)
         records.append(record)
@@ -176,7 +186,7 @@ def claim(view: View, limit: int, worker_id: str | None) -> list[Claim]:
     """Up to ``limit`` rollouts, fewer if there are no more or they are large (facts 4 and 26)."""
     claims: list[Claim] = []
     payload_bytes = 0
-    for rollout_id in view.queue():
+    for rollout_id in view.queue(limit, CLAIM_BYTES):
         rollout = known_rollout(view, rollout_id)
         claims.append(begin_attempt(view, rollout, worker_id))
         payload_bytes += rollout.payload_bytes
@@ -204,9 +214,9 @@ def begin_attempt(view: View, rollout: RolloutRecord, worker_id: str | None) -> 
         metadata_json=None,
     )
     view.put_attempt(attempt)
-    rollout = _with_status(view, rollout, "preparing", latest_attempt_id=attempt.attempt_id)
-    rollout = _with_deadline(view, rollout, attempt)
-    view.put_rollout(rollout)
+    columns = _status_columns(view, rollout, "preparing")
+    columns["latest_attempt_id"] = attempt.attempt_id
+    rollout = _put(view, rollout, attempt, columns)
     if worker_id:
         view.put_worker(workers.take(known_worker(view, worker_id), attempt, view.now))
     return Claim(rollout, attempt)
@@ -220,14 +230,10 @@ def update_rollout(
     if status is not None and view.policy.strict and not lifecycle.may_leave(rollout.status, status):
         message = f"Rollout {rollout_id} is {rollout.status}; it can only be put back to queuing or requeuing"
         raise InvalidTransitionError(message, rollout_id=rollout_id, field="status")
-    rollout = rollout._replace(**columns)
+    changes = dict(columns)
     if status is not None:
-        rollout = _with_status(view, rollout, status, keeps_place=True)
-    latest = view.latest_attempt(rollout)
-    if latest is not None:
-        rollout = _with_deadline(view, rollout, latest)
-    view.put_rollout(rollout)
-    return rollout
+        changes |= _status_columns(view, rollout, status, keeps_place=True)
+    return _put(view, rollout, view.latest_attempt(rollout), changes)
 
 
 def cancel(view: View, rollout_ids: Sequence[str]) -> list[RolloutRecord]:
@@ -239,16 +245,16 @@ def cancel(view: View, rollout_ids: Sequence[str]) -> list[RolloutRecord]:
     return [records[rollout_id] for rollout_id in rollout_ids]
 
 
-def _with_status(
-    view: View, rollout: RolloutRecord, status: RolloutStatus, *, keeps_place: bool = False, **columns: Any
-) -> RolloutRecord:
-    """The rollout moved to ``status``, and its place in the queue and among the completions with it (fact 5).
+def _status_columns(
+    view: View, rollout: RolloutRecord, status: RolloutStatus, *, keeps_place: bool = False
+) -> dict[str, Any]:
+    """The columns of a rollout that moves to ``status``, its place in the queue and among the completions among them
+    (fact 5).
 
     Args:
         keeps_place: Whether a rollout that goes on without being claimed has its place again when it is put back.
-        columns: More columns to set.
     """
-    columns["status"] = status
+    columns: dict[str, Any] = {"status": status}
     if status in lifecycle.TERMINAL:
         columns["end_time"] = view.now
         columns["queue_position"] = None
@@ -256,7 +262,7 @@ def _with_status(
         if status != rollout.status:
             columns["completion_position"] = view.next_completion_position()
             columns["completion_time"] = view.now
-        return rollout._replace(**columns)
+        return columns
     if rollout.completion_position is not None:
         columns["completion_position"] = columns["completion_time"] = None
     if status in lifecycle.QUEUED:
@@ -265,7 +271,7 @@ def _with_status(
         view.effects.queued.append(rollout.rollout_id)
     elif not keeps_place and rollout.queue_position is not None:
         columns["queue_position"] = None
-    return rollout._replace(**columns)
+    return columns
 
 
 def delete(view: View, rollout_id: str, which: Deletion) -> bool:
@@ -293,7 +299,7 @@ def update_attempt(
     if latest is None:
         raise NoAttemptsError.of(rollout_id)
     former = latest if attempt_id == "latest" else known_attempt(view, rollout_id, attempt_id)
-    updated = former._replace(**columns)
+    updated = former._replace(**columns) if columns else former
     if status is not None:
         updated = _moved(view, updated, status)
     _change_attempt(view, rollout, former, updated, reported=status is not None)
@@ -310,20 +316,18 @@ def _change_attempt(
     """Replace ``former`` by ``attempt``; ``reported`` if its status was set, be it to the same as before."""
     view.put_attempt(attempt)
     if attempt.attempt_id == rollout.latest_attempt_id:
-        followed = _with_deadline(view, _following(view, rollout, attempt, reported), attempt)
-        if followed is not rollout:
-            view.put_rollout(followed)
+        _put(view, rollout, attempt, _following_columns(view, rollout, attempt, reported))
     _follow_workers(view, former, attempt)
 
 
-def _following(view: View, rollout: RolloutRecord, latest: AttemptRecord, reported: bool) -> RolloutRecord:
-    """The rollout after its latest attempt changed (facts 10 and 12)."""
+def _following_columns(view: View, rollout: RolloutRecord, latest: AttemptRecord, reported: bool) -> dict[str, Any]:
+    """What changes of a rollout when its latest attempt has changed (facts 10 and 12)."""
     if view.policy.strict and rollout.status in lifecycle.TERMINAL:
-        return rollout
+        return {}
     status = lifecycle.rollout_status_after(latest.status, latest.sequence_id, rollout.config)
     if status == rollout.status and not (reported and status in lifecycle.TERMINAL):
-        return rollout
-    return _with_status(view, rollout, status)
+        return {}
+    return _status_columns(view, rollout, status)
 
 
 # --- Workers (facts 25 to 27) ----------------------------------------------------------------------------------------
@@ -366,17 +370,19 @@ def heartbeat(view: View, worker_id: str, stats_json: str | None) -> WorkerRecor
 
 def allocate(view: View, rollout_ids: Sequence[str]) -> list[int]:
     """The next span number of each of these rollouts, in order: all, or on any error none."""
-    for rollout_id, count in Counter(rollout_ids).items():
-        known_rollout(view, rollout_id)
-        last = view.last_sequence(rollout_id)
-        if last + count > SEQUENCE_MAX:
-            message = f"Rollout {rollout_id} has no span sequence numbers left: its last one is {last}"
-            raise InvalidArgumentError(message, rollout_id=rollout_id)
+    last: dict[str, int] = {}
     numbers = []
     for rollout_id in rollout_ids:
-        number = view.last_sequence(rollout_id) + 1
+        if rollout_id not in last:
+            known_rollout(view, rollout_id)
+            last[rollout_id] = view.last_sequence(rollout_id)
+        if last[rollout_id] == SEQUENCE_MAX:
+            message = f"Rollout {rollout_id} has no span sequence numbers left for this call"
+            raise InvalidArgumentError(message, rollout_id=rollout_id)
+        last[rollout_id] += 1
+        numbers.append(last[rollout_id])
+    for rollout_id, number in last.items():
         view.set_last_sequence(rollout_id, number)
-        numbers.append(number)
     return numbers
 
 
@@ -430,12 +436,8 @@ def _sign_of_life(view: View, rollout: RolloutRecord, attempt: AttemptRecord, *,
         alive = _moved(view, alive, "running")
     view.put_attempt(alive)
     if is_latest:
-        followed = rollout
-        if alive.status != attempt.status and rollout.status in ("preparing", "requeuing"):
-            followed = _with_status(view, rollout, "running")
-        followed = _with_deadline(view, followed, alive)
-        if followed is not rollout:
-            view.put_rollout(followed)
+        follows = alive.status != attempt.status and rollout.status in ("preparing", "requeuing")
+        _put(view, rollout, alive, _status_columns(view, rollout, "running") if follows else {})
     if alive.status != attempt.status:
         _follow_workers(view, attempt, alive)
 

@@ -404,7 +404,7 @@ def _new_rollout(request: EnqueueRolloutRequest, prefix: str = "") -> NewRollout
         mode=request.mode,
         resources_id=request.resources_id,
         config=request.config if request.config is not None else RolloutConfig(),
-        metadata_json=json_text.dumps(request.metadata or {}, f"{prefix}metadata"),
+        metadata_json=json_text.dumps(request.metadata, f"{prefix}metadata") if request.metadata else "{}",
     )
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from lightning_store.backends.base import Changes, Loaded, Needs, NotLoadedError
@@ -21,21 +21,18 @@ from lightning_store.ids import new_hex
 _ABSENT: Final[Any] = object()
 
 
-@dataclass(slots=True)
 class Effects:
     """What a transaction did that somebody may be waiting for."""
 
-    ended: list[str] = field(default_factory=list)
-    """The rollouts that became terminal."""
-    deleted: list[str] = field(default_factory=list)
-    """The rollouts that are gone."""
-    queued: list[str] = field(default_factory=list)
-    """The rollouts that were put into the queue."""
+    __slots__ = ("deleted", "ended", "queued")
 
-    def add(self, other: Effects) -> None:
-        self.ended += other.ended
-        self.deleted += other.deleted
-        self.queued += other.queued
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+        """The rollouts that became terminal."""
+        self.deleted: list[str] = []
+        """The rollouts that are gone."""
+        self.queued: list[str] = []
+        """The rollouts that were put into the queue."""
 
 
 class Mark(NamedTuple):
@@ -65,9 +62,12 @@ class View:
     __slots__ = (
         "_completion_position",
         "_journal",
+        "_next",
         "_queue",
         "_queue_position",
         "_queue_rank",
+        "_queued",
+        "_start",
         "changes",
         "effects",
         "loaded",
@@ -83,10 +83,15 @@ class View:
         self.effects = Effects()
         self._journal: list[tuple[dict[Any, Any], Any, Any]] = []
         self._queue: Iterator[str] | None = None
+        self._next: str | None = None
+        """What comes next in the queue that was loaded, if a claim has seen it and not taken it."""
+        self._queued: list[tuple[int, str]] = []
+        """The rollouts that this group put into the queue, a heap by place, with some that have left it since."""
         self._queue_rank = 0
-        """How many of the rollouts that this group queued were looked at by claims."""
+        """How many of ``effects.queued`` are in that heap."""
         self._queue_position = loaded.last_queue_position
         self._completion_position = loaded.last_completion_position
+        self._start = (self._queue_position, self._completion_position)
 
     # --- Reading -----------------------------------------------------------------------------------------------------
 
@@ -151,24 +156,61 @@ class View:
     def new_resources_id(self) -> str:
         return f"rs-{new_hex(12)}"
 
-    def queue(self) -> Iterator[str]:
+    def queue(self, limit: int, limit_bytes: int) -> Iterator[str]:
         """The rollouts in the queue, from its head on, that no claim of this group has looked at.
+
+        Args:
+            limit: How many the caller takes at the most.
+            limit_bytes: Payload bytes after which it takes no more.
 
         Raises:
             NotLoadedError: More of the queue has to be loaded to know what comes next.
         """
+        while True:
+            head, queued = self._head(), self._queued_here()
+            if head is None and not self.loaded.queue_is_whole:
+                raise NotLoadedError(Needs(claims=limit, claim_bytes=limit_bytes))
+            if queued is not None and (head is None or queued[0] < self._place(head)):
+                yield heapq.heappop(self._queued)[1]
+            elif head is not None:
+                self._next = None
+                yield head
+            else:
+                return
+
+    def _head(self) -> str | None:
+        """The first rollout that was loaded with the queue, was not looked at, and still stands in its place."""
         if self._queue is None:
             self._queue = iter(self.loaded.queue())
-        for rollout_id in self._queue:
-            if rollout_id not in self.changes.rollouts or self._keeps_place(rollout_id):
-                yield rollout_id
-        if not self.loaded.queue_is_whole:
-            raise NotLoadedError(Needs(claims=1))
+        while True:
+            if self._next is None:
+                self._next = next(self._queue, None)
+            if self._next is None or self._next not in self.changes.rollouts or self._keeps_place(self._next):
+                return self._next
+            self._next = None
+
+    def _queued_here(self) -> tuple[int, str] | None:
+        """The first of the rollouts that this group put into the queue, with its place. It may be an old one, in front
+        of all others."""
+        queued, rollouts = self._queued, self.changes.rollouts
         while self._queue_rank < len(self.effects.queued):
+            rollout = rollouts[self.effects.queued[self._queue_rank]]
+            if rollout is not None and rollout.queue_position is not None:
+                heapq.heappush(queued, (rollout.queue_position, rollout.rollout_id))
             self._queue_rank += 1
-            queued = self.changes.rollouts[self.effects.queued[self._queue_rank - 1]]
-            if queued is not None and queued.in_queue:
-                yield queued.rollout_id
+        while queued:
+            place, rollout_id = queued[0]
+            rollout = rollouts[rollout_id]
+            if rollout is not None and rollout.in_queue and rollout.queue_position == place:
+                return queued[0]
+            heapq.heappop(queued)
+        return None
+
+    def _place(self, rollout_id: str) -> int:
+        rollout = self.rollout(rollout_id)
+        assert rollout is not None
+        assert rollout.queue_position is not None
+        return rollout.queue_position
 
     def _keeps_place(self, rollout_id: str) -> bool:
         """Whether a rollout that was in the queue and that this group changed still stands in the same place."""
@@ -222,7 +264,10 @@ class View:
 
     # --- Going back --------------------------------------------------------------------------------------------------
 
-    def mark(self) -> Mark:
+    def mark(self) -> Mark | None:
+        """Where the changes are now; None where there are none yet."""
+        if not self._journal:
+            return None
         effects = self.effects
         return Mark(
             len(self._journal),
@@ -234,8 +279,9 @@ class View:
             self.changes.latest_resources,
         )
 
-    def revert(self, mark: Mark) -> None:
+    def revert(self, mark: Mark | None) -> None:
         """Undo everything since ``mark``."""
+        mark = mark if mark is not None else Mark(0, 0, 0, 0, *self._start, None)
         while len(self._journal) > mark.journal:
             table, key, former = self._journal.pop()
             if former is _ABSENT:
@@ -248,7 +294,8 @@ class View:
         self._queue_position = mark.queue_position
         self._completion_position = mark.completion_position
         self.changes.latest_resources = mark.latest_resources
-        self._queue = None  # what was passed over may have to be looked at again
+        self._queue = self._next = None  # what was passed over may have to be looked at again
+        self._queued = []
         self._queue_rank = 0
 
     def _set(self, table: dict[Any, Any], key: Any, value: Any) -> None:

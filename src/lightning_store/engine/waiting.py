@@ -236,7 +236,9 @@ class Waiting:
 
     def notify(self, effects: Effects) -> None:
         """Wake the waiters that a transaction concerns."""
-        self.rollouts.notify(effects.ended)
-        self.rollouts.notify(effects.deleted)
-        self.claimants.notify(len(effects.queued))
-        self.watchers.notify(effects.ended, effects.deleted)
+        if effects.queued:
+            self.claimants.notify(len(effects.queued))
+        if effects.ended or effects.deleted:
+            self.rollouts.notify(effects.ended)
+            self.rollouts.notify(effects.deleted)
+            self.watchers.notify(effects.ended, effects.deleted)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final, TypeVar
 
@@ -21,7 +21,6 @@ from lightning_store.backends.base import (
     Rows,
     Snapshot,
     Transaction,
-    Usage,
 )
 from lightning_store.backends.loaded import LoadedRecords, with_positions
 from lightning_store.backends.memory import REPLAY_ENTRIES_MAX, REPLAY_WINDOW_SECONDS, MemoryBackend
@@ -83,8 +82,13 @@ class SuspendingBackend(Backend):
                 "evict_spans", lambda: self.inner.evict_spans(excess_bytes, unfinished=unfinished)
             )
 
-    async def usage(self) -> Usage:
-        return await self.suspended("usage", self.inner.usage)
+    @property
+    def stored_bytes(self) -> int:
+        return self.inner.stored_bytes
+
+    @property
+    def span_bytes(self) -> int:
+        return self.inner.span_bytes
 
     # --- What the transactions and snapshots of this backend and of its subclasses do --------------------------------
 
@@ -102,19 +106,24 @@ class SuspendingBackend(Backend):
         await asyncio.sleep(0)
         return result
 
-    async def read(self, needs: Needs, into: LoadedRecords) -> None:
-        """Load ``needs`` from the data."""
+    async def read(self, needs: Needs, due: Due | None, into: LoadedRecords) -> None:
+        """Load ``needs``, and what is due, from the data."""
         transaction = self.inner.transaction()
-        data = await transaction.load(needs)
+        data = await transaction.load(needs, due)
         try:
             _copy(needs, data, into)
+            if due is not None:
+                _copy_due(data, into)
         finally:
             await transaction.rollback()
 
-    async def write(self, changes: Changes) -> None:
-        """Store ``changes``, with real positions for provisional ones."""
+    async def write(self, changes: Changes, loaded: LoadedRecords) -> None:
+        """Store ``changes``, with real positions for provisional ones. ConflictError if a new id is taken."""
         transaction = self.inner.transaction()
         data = await transaction.load(Needs())
+        if _is_taken(changes, loaded, data):
+            await transaction.rollback()
+            raise ConflictError("an id is taken")
         positions = data.last_queue_position, data.last_completion_position
         await transaction.commit(with_positions(changes, *positions))
 
@@ -130,11 +139,11 @@ class RollingBackBackend(SuspendingBackend):
         super().__init__(inner)
         self._tried: set[str] = set()
 
-    async def write(self, changes: Changes) -> None:
+    async def write(self, changes: Changes, loaded: LoadedRecords) -> None:
         if not self._tried.issuperset(changes.replies):
             self._tried.update(changes.replies)
             raise OSError("the disk is gone for a moment")
-        await super().write(changes)
+        await super().write(changes, loaded)
 
 
 class ConflictingBackend(SuspendingBackend):
@@ -151,13 +160,13 @@ class ConflictingBackend(SuspendingBackend):
         self._random = random.Random(seed)
         self._rate = rate
 
-    async def read(self, needs: Needs, into: LoadedRecords) -> None:
+    async def read(self, needs: Needs, due: Due | None, into: LoadedRecords) -> None:
         self._perhaps_conflict()
-        await super().read(needs, into)
+        await super().read(needs, due, into)
 
-    async def write(self, changes: Changes) -> None:
+    async def write(self, changes: Changes, loaded: LoadedRecords) -> None:
         self._perhaps_conflict()
-        await super().write(changes)
+        await super().write(changes, loaded)
 
     def _perhaps_conflict(self) -> None:
         if self._random.random() < self._rate:
@@ -175,10 +184,10 @@ class ForgetfulBackend(SuspendingBackend):
         super().__init__(inner)
         self._commits = 0
 
-    async def write(self, changes: Changes) -> None:
+    async def write(self, changes: Changes, loaded: LoadedRecords) -> None:
         self._commits += 1
         if self._commits % 4 != 1:
-            await super().write(changes)
+            await super().write(changes, loaded)
         if self._commits % 2:
             raise CommitUnknownError("the connection broke before the answer came")
 
@@ -189,16 +198,16 @@ class _SuspendingTransaction(Transaction):
         self._loaded = LoadedRecords()
         self._open = False
 
-    async def load(self, needs: Needs) -> Loaded:
+    async def load(self, needs: Needs, due: Due | None = None) -> Loaded:
         if not self._open:
             await self._backend.begin()
             self._open = True
-        await self._backend.suspended("load", lambda: self._backend.read(needs, self._loaded))
+        await self._backend.suspended("load", lambda: self._backend.read(needs, due, self._loaded))
         return self._loaded
 
     async def commit(self, changes: Changes) -> None:
         try:
-            await self._backend.suspended("commit", lambda: self._backend.write(changes))
+            await self._backend.suspended("commit", lambda: self._backend.write(changes, self._loaded))
         finally:
             self._close()
 
@@ -265,6 +274,13 @@ async def _on(snapshot: AbstractAsyncContextManager[Snapshot], read: Callable[[S
         return await read(opened)
 
 
+def _is_taken(changes: Changes, loaded: LoadedRecords, data: Loaded) -> bool:
+    """Whether something has the id of something that this transaction made: of what it has not loaded."""
+    new = [one for one in changes.rollouts if loaded.rollouts.get(one) is None]
+    new_attempts = [key for key in changes.attempts if loaded.attempts.get(key) is None]
+    return any(data.is_taken(one) for one in new) or any(data.is_taken(*key) for key in new_attempts)
+
+
 def _copy(needs: Needs, data: Loaded, into: LoadedRecords) -> None:
     """What was asked for and was not loaded before, from ``data`` into ``into``."""
     for request_id in needs.replies:
@@ -277,9 +293,7 @@ def _copy(needs: Needs, data: Loaded, into: LoadedRecords) -> None:
             _copy_rollout(worker.current_rollout_id, data, into)
             _copy_attempt(worker.current_rollout_id, worker.current_attempt_id, data, into)
     for rollout_id in needs.holders:
-        into.holder_ids[rollout_id] = list(data.holders(rollout_id))
-        for worker_id in into.holder_ids[rollout_id]:
-            _copy_worker(worker_id, data, into)
+        _copy_holders(rollout_id, data, into)
     for rollout_id in needs.rollouts:
         _copy_rollout(rollout_id, data, into)
     for key in needs.attempts:
@@ -291,28 +305,41 @@ def _copy(needs: Needs, data: Loaded, into: LoadedRecords) -> None:
     if needs.latest_resources:
         into.latest[None] = data.latest_resources()
     if needs.claims:
-        _copy_queue(needs.claims + len(into.queued), data, into)
-    if needs.due is not None:
-        into.overdue_ids = list(data.overdue())
-        into.expendable_ids = list(data.expendable())
-        for rollout_id in (*into.overdue_ids, *into.expendable_ids):
-            _copy_rollout(rollout_id, data, into)
-        for rollout_id in into.expendable_ids:
-            into.holder_ids[rollout_id] = list(data.holders(rollout_id))
-            for worker_id in into.holder_ids[rollout_id]:
-                _copy_worker(worker_id, data, into)
+        _copy_queue(needs, data, into)
 
 
-def _copy_queue(length: int, data: Loaded, into: LoadedRecords) -> None:
-    queued = _first(data.queue(), length + 1)
-    into.queue_end = len(queued) <= length
-    into.queued[:] = queued[:length]
-    for rollout_id in into.queued:
+def _copy_due(data: Loaded, into: LoadedRecords) -> None:
+    into.overdue = list(data.overdue)
+    into.expendable = list(data.expendable)
+    for rollout_id in (*into.overdue, *into.expendable):
         _copy_rollout(rollout_id, data, into)
+    for rollout_id in into.expendable:
+        _copy_holders(rollout_id, data, into)
 
 
-def _first(items: Iterable[str], length: int) -> list[str]:
-    return [item for _, item in zip(range(length), items, strict=False)]
+def _copy_holders(rollout_id: str, data: Loaded, into: LoadedRecords) -> None:
+    into.holder_ids[rollout_id] = list(data.holders(rollout_id))
+    for worker_id in into.holder_ids[rollout_id]:
+        _copy_worker(worker_id, data, into)
+
+
+def _copy_queue(needs: Needs, data: Loaded, into: LoadedRecords) -> None:
+    """As many more of the queue as are needed, and one if there is any."""
+    queue = iter(data.queue())
+    for _ in into.queued:
+        next(queue)
+    payload_bytes = 0
+    for _ in range(needs.claims):
+        rollout_id = next(queue, None)
+        if rollout_id is None:
+            into.queue_end = True
+            break
+        into.queued.append(rollout_id)
+        _copy_rollout(rollout_id, data, into)
+        rollout = into.rollouts[rollout_id]
+        payload_bytes += 0 if rollout is None else rollout.payload_bytes
+        if payload_bytes > needs.claim_bytes:
+            break
 
 
 def _copy_rollout(rollout_id: str, data: Loaded, into: LoadedRecords) -> None:
@@ -361,9 +388,7 @@ def store_on(
         retain_finished_count=retain_finished_count,
     )
     inner = MemoryBackend(replay_window_seconds=replay_window_seconds, replay_entries_max=replay_entries_max)
-    return EngineStore(
-        backend(inner), ProtoSpanCodec(), policy=policy, clock=clock, memory=MemoryLimits.of(**limits)
-    )
+    return EngineStore(backend(inner), ProtoSpanCodec(), policy=policy, clock=clock, memory=MemoryLimits.of(**limits))
 
 
 BACKENDS: Final[Mapping[str, Callable[[Backend], Backend]]] = {

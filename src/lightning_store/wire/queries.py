@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from lightning_store.errors import InvalidTypeError
 from lightning_store.model import RolloutStatus, WorkerStatus
 from lightning_store.queries import AttemptQuery, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
-from lightning_store.errors import InvalidTypeError
 from lightning_store.v1 import common_pb2, resources_pb2, rollout_pb2, span_pb2, worker_pb2
 from lightning_store.wire import enums
 from lightning_store.wire.checks import invalid, not_negative, optional_text_to_proto, required_text, text_to_proto

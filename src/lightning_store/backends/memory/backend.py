@@ -1,5 +1,5 @@
-"""Everything in dictionaries of this process. Each look-up and each change is O(1) or O(log n) in what is stored; filtered
-lists are linear in the rows that their index yields."""
+"""Everything in dictionaries of this process. Each look-up and each change is O(1) or O(log n) in what is stored, and
+filtered lists are linear in the rows that their index yields."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from lightning_store.backends.base import (
     Rows,
     Snapshot,
     Transaction,
-    Usage,
 )
 from lightning_store.backends.memory.filtering import is_plain, page_of_all, select
 from lightning_store.backends.memory.indices import SLACK, Blocks, Deadlines, Shards
@@ -129,8 +128,13 @@ class MemoryBackend(Backend):
         with self._lock:
             return self._data.evict_spans(excess_bytes, unfinished=unfinished)
 
-    async def usage(self) -> Usage:
-        return Usage(self._data.span_bytes + self._data.other_bytes, self._data.span_bytes)
+    @property
+    def stored_bytes(self) -> int:
+        return self._data.span_bytes + self._data.other_bytes
+
+    @property
+    def span_bytes(self) -> int:
+        return self._data.span_bytes
 
 
 class _Transaction(Transaction):
@@ -143,12 +147,13 @@ class _Transaction(Transaction):
         self._lock = lock
         self._open = False
 
-    async def load(self, needs: Needs) -> Loaded:
+    async def load(self, needs: Needs, due: Due | None = None) -> Loaded:
         if not self._open:
             self._lock.acquire()
             self._open = True
-        if needs.due is not None:
-            self._data.look_at_due(needs.due)
+            self._data.forget_due()
+        if due is not None:
+            self._data.look_at_due(due)
         return self._data
 
     async def commit(self, changes: Changes) -> None:
@@ -166,6 +171,7 @@ class MemoryData(Loaded):
     """The data, its indices, and what a transaction looks up and stores. Used under the backend's lock only."""
 
     def __init__(self, replies: Replies) -> None:
+        super().__init__()
         self._rollouts: Shards[_Rollout] = Shards()
         self._in_order: Blocks[_Rollout] = Blocks()
         self._by_status: defaultdict[str, Blocks[_Rollout]] = defaultdict(Blocks)
@@ -174,8 +180,6 @@ class MemoryData(Loaded):
         self._completed: Blocks[_Rollout] = Blocks()
         self._completion_position = 0
         self._deadlines = Deadlines()
-        self._overdue: Sequence[str] = ()
-        self._expendable: Sequence[str] = ()
         self._ordinals = itertools.count()
         self._with_spans: Blocks[_Rollout] = Blocks()
         self._ended: list[tuple[float, int, str]] = []
@@ -248,19 +252,16 @@ class MemoryData(Loaded):
 
     # --- What is due -------------------------------------------------------------------------------------------------
 
+    def forget_due(self) -> None:
+        """What another transaction asked for."""
+        self.overdue = self.expendable = ()
+
     def look_at_due(self, due: Due) -> None:
-        self._overdue = self._deadlines.passed(due.now, due.limit)
-        self._expendable = self._not_retained(due)
-
-    def overdue(self) -> Sequence[str]:
-        return self._overdue
-
-    def expendable(self) -> Sequence[str]:
-        return self._expendable
+        self.overdue = self._deadlines.passed(due.now, due.limit)
+        self.expendable = self._not_retained(due)
 
     def has_due(self, due: Due) -> bool:
-        earliest = self._deadlines.earliest()
-        return (earliest is not None and earliest < due.now) or bool(self._not_retained(due._replace(limit=1)))
+        return bool(self._deadlines.passed(due.now, 1) or self._not_retained(due))
 
     def next_deadline(self) -> float | None:
         return self._deadlines.earliest()
@@ -312,9 +313,12 @@ class MemoryData(Loaded):
             self._in_order[entry.ordinal] = entry
             self._by_status[rollout.status][entry.ordinal] = entry
             self.other_bytes += rollout.size_bytes
-            self._move_in_queue(rollout.rollout_id, None, _queue_place(rollout))
-            self._move_completion(entry, None)
-            self._deadlines.set(rollout.rollout_id, rollout.deadline)
+            if rollout.queue_position is not None:
+                self._move_in_queue(rollout, None)
+            if rollout.completion_position is not None:
+                self._move_completion(entry, None)
+            if rollout.deadline is not None:
+                self._deadlines.set(rollout.rollout_id, rollout.deadline)
             return
         former, entry.record = entry.record, rollout
         if former.input_json is not rollout.input_json or former.metadata_json is not rollout.metadata_json:
@@ -323,26 +327,26 @@ class MemoryData(Loaded):
             del self._by_status[former.status][entry.ordinal]
             self._by_status[rollout.status][entry.ordinal] = entry
         if former.status != rollout.status or former.queue_position != rollout.queue_position:
-            self._move_in_queue(rollout.rollout_id, _queue_place(former), _queue_place(rollout))
+            self._move_in_queue(rollout, _queue_place(former))
         if former.completion_position != rollout.completion_position:
             self._move_completion(entry, former.completion_position)
         if former.deadline != rollout.deadline:
             self._deadlines.set(rollout.rollout_id, rollout.deadline)
-        if entry.spans and rollout.end_time != former.end_time and rollout.status in TERMINAL:
+        ends = rollout.end_time != former.end_time or former.status not in TERMINAL
+        if ends and entry.spans and rollout.status in TERMINAL:
             self._note_end(entry)
 
-    def _move_in_queue(self, rollout_id: str, former: int | None, position: int | None) -> None:
-        if former == position:
-            return
-        if former is not None:
+    def _move_in_queue(self, rollout: RolloutRecord, former: int | None) -> None:
+        place = _queue_place(rollout)
+        if former != place and former is not None:
             del self._queue[former]
-        if position is None:
-            return
-        if position > self._queue_position:
-            self._queue[position] = rollout_id
-            self._queue_position = position
-        else:
-            self._queue.insert(position, rollout_id)
+        if former != place and place is not None:
+            if place > self._queue_position:
+                self._queue[place] = rollout.rollout_id
+            else:
+                self._queue.insert(place, rollout.rollout_id)
+        if rollout.queue_position is not None and rollout.queue_position > self._queue_position:
+            self._queue_position = rollout.queue_position  # also of one that is not in the queue now
 
     def _move_completion(self, entry: _Rollout, former: int | None) -> None:
         if former is not None:
@@ -362,7 +366,9 @@ class MemoryData(Loaded):
             return
         del self._in_order[entry.ordinal]
         del self._by_status[entry.record.status][entry.ordinal]
-        self._move_in_queue(rollout_id, _queue_place(entry.record), None)
+        place = _queue_place(entry.record)
+        if place is not None:
+            del self._queue[place]
         if entry.record.completion_position is not None:
             del self._completed[entry.record.completion_position]
         self._deadlines.set(rollout_id, None)

@@ -145,6 +145,8 @@ class Deadlines:
 
     def passed(self, now: float, limit: int) -> list[str]:
         """Up to ``limit`` rollouts whose deadline is before ``now``, earliest first."""
+        if not self._heap or self._heap[0][0] >= now:
+            return []
         passed: dict[str, float] = {}
         while self._heap and self._heap[0][0] < now and len(passed) < limit:
             time, rollout_id = heapq.heappop(self._heap)
