@@ -95,13 +95,14 @@ class Needs:
     held: set[str] = field(default_factory=set)
     """Worker ids, for the rollout and the attempt that each of them holds."""
     holders: set[str] = field(default_factory=set)
-    """Rollout ids, for the workers that hold an attempt of them."""
+    """Rollout ids, for the workers that hold an attempt of them, each of which comes too. The rollouts that are
+    expendable come with theirs."""
     resources: set[str] = field(default_factory=set)
     latest_resources: bool = False
     claims: int = 0
     """How many rollouts from the head of the queue; in a further load, how many more."""
     claim_bytes: int = 0
-    """Payload bytes after which so many are enough; the rollout that exceeds them is the last."""
+    """Payload bytes after which so many are enough; the rollout that exceeds them is the last. One comes anyway."""
 
     def plus(self, other: Needs) -> Needs:
         """Everything that the two ask for."""
@@ -197,7 +198,11 @@ class NotLoadedError(Exception):
 
 
 class Changes:
-    """What a group of operations writes: for each key, its state when all of them are done."""
+    """What a group of operations writes: for each key, its state when all of them are done.
+
+    A rollout or an attempt that the transaction has not loaded, or has found absent, is new: if its id is taken, the
+    commit meets a conflict.
+    """
 
     __slots__ = (
         "attempts",
@@ -240,7 +245,7 @@ class Transaction(ABC):
             due: What the store has to do by itself; for ``overdue`` and ``expendable`` of what is returned.
 
         Returns:
-            Everything that this transaction has loaded so far.
+            Everything that this transaction has loaded so far: the same object each time.
 
         Raises:
             ConflictError: Another transaction is in the way.

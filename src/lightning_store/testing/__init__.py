@@ -13,12 +13,14 @@ pytest.register_assert_rewrite("lightning_store.testing.contract", "lightning_st
 
 from lightning_store.testing.clock import SAFETY_SECONDS, FakeClock, FakeTimer  # noqa: E402
 from lightning_store.testing.contract import StoreContract  # noqa: E402
+from lightning_store.testing.contract.backend import BackendContract  # noqa: E402
 from lightning_store.testing.faults import Fault, FaultProxy, FaultSchedule, FaultStatistics  # noqa: E402
 from lightning_store.testing.linearizability import History, RecordedStore, StoreModel, check_history  # noqa: E402
 from lightning_store.testing.stateful import StoreStateMachine  # noqa: E402
 
 __all__ = [
     "SAFETY_SECONDS",
+    "BackendContract",
     "FakeClock",
     "FakeTimer",
     "Fault",

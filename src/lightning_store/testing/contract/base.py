@@ -28,24 +28,11 @@ T = TypeVar("T")
 
 
 @pytest.mark.asyncio(loop_scope="function")
-class ContractBase:
-    """Opens the store under test. :class:`lightning_store.testing.StoreContract` says how it is used."""
+class SuiteBase:
+    """What the suites of stores and of backends have in common: deviations, and a clock."""
 
     deviations: ClassVar[Mapping[str, str]] = {}
-    """Tests that this store does not pass on purpose: name of the test -> why. They are skipped with that reason."""
-
-    def open_store(self, clock: FakeClock, **options: Any) -> AsyncIterator[LightningStore]:
-        """Yield a new, empty store that reads the time from ``clock``; after the ``yield``, close it.
-
-        An async generator. ``options`` are arguments of ``InMemoryLightningStore``: ``strict``,
-        ``worker_timeout_seconds``; and, in the tests of fact 32, ``eviction_memory_threshold``,
-        ``safe_memory_threshold``, ``span_size_estimator`` and ``memory_capacity_bytes``.
-        """
-        raise NotImplementedError(f"{type(self).__name__} must define open_store")
-
-    def opened(self, clock: FakeClock, **options: Any) -> AbstractAsyncContextManager[LightningStore]:
-        """``open_store`` as a context manager."""
-        return asynccontextmanager(self.open_store)(clock, **options)
+    """Tests that are not passed on purpose: name of the test -> why. They are skipped with that reason."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -62,6 +49,23 @@ class ContractBase:
     @pytest.fixture
     def clock(self) -> FakeClock:
         return FakeClock()
+
+
+class ContractBase(SuiteBase):
+    """Opens the store under test. :class:`lightning_store.testing.StoreContract` says how it is used."""
+
+    def open_store(self, clock: FakeClock, **options: Any) -> AsyncIterator[LightningStore]:
+        """Yield a new, empty store that reads the time from ``clock``; after the ``yield``, close it.
+
+        An async generator. ``options`` are arguments of ``InMemoryLightningStore``: ``strict``,
+        ``worker_timeout_seconds``; and, in the tests of fact 32, ``eviction_memory_threshold``,
+        ``safe_memory_threshold``, ``span_size_estimator`` and ``memory_capacity_bytes``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define open_store")
+
+    def opened(self, clock: FakeClock, **options: Any) -> AbstractAsyncContextManager[LightningStore]:
+        """``open_store`` as a context manager."""
+        return asynccontextmanager(self.open_store)(clock, **options)
 
     @pytest_asyncio.fixture(loop_scope="function")
     async def store(self, clock: FakeClock) -> AsyncIterator[LightningStore]:
