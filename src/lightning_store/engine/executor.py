@@ -41,6 +41,7 @@ from lightning_store.errors import (
     StoreUnavailableError,
 )
 from lightning_store.ids import new_hex
+from lightning_store.lifecycle import TERMINAL
 from lightning_store.memory_limits import MemoryLimits, memory_full
 
 logger = logging.getLogger(__name__)
@@ -129,6 +130,8 @@ class Executor:
         self.timer = DeadlineTimer(clock, self._look_at_deadlines)
         self._ready: deque[_Call[Any]] = deque()
         self._worker: asyncio.Task[None] | None = None
+        self._unanswered: list[Effects] = []
+        """What the commits did, if they happened, whose answers were lost."""
 
     async def execute(self, operation: Operation[R], *, final: bool = True) -> R:
         """Run an operation, or find out what it came to when the present request was made before.
@@ -142,7 +145,7 @@ class Executor:
         """
         call = _Call(operation, current_request(), final)
         if self._backend.inline:
-            while not await self._transact([call], []):  # noqa: ASYNC110
+            while not await self._transact([call]):  # noqa: ASYNC110
                 await asyncio.sleep(0)  # there was a great deal that was due: let others in between
         else:
             await self._gather(call)
@@ -211,18 +214,17 @@ class Executor:
         """
         if not self._backend.inline:
             self._give_request_ids(calls)
-        unanswered: list[Effects] = []
         try:
-            await self._transact_until_done(calls, unanswered, alone)
+            await self._transact_until_done(calls, alone)
         finally:
-            if unanswered:
-                await self._notify_of_unanswered(unanswered)
+            if self._unanswered:
+                await self._notify_of_unanswered()
 
-    async def _transact_until_done(self, calls: Sequence[_Call[Any]], unanswered: list[Effects], alone: bool) -> None:
+    async def _transact_until_done(self, calls: Sequence[_Call[Any]], alone: bool) -> None:
         conflicts = 0
         while True:
             try:
-                if await self._transact(calls, unanswered):
+                if await self._transact(calls):
                     return None
                 await asyncio.sleep(0)  # there was a great deal that was due: let others in between
             except (ConflictError, CommitUnknownError) as error:
@@ -238,21 +240,18 @@ class Executor:
                     await self._run([call], alone=True)
                 return None
 
-    async def _notify_of_unanswered(self, unanswered: Sequence[Effects]) -> None:
-        """Notify of what commits did whose answer was lost. Whoever waits for an end or for the queue looks again, so
-        that nobody minds what did not happen; but of what was deleted nobody does."""
-        deleted = list(dict.fromkeys(one for effects in unanswered for one in effects.deleted))
-        gone: set[str] = set()
-        if deleted:
-            try:
+    async def _notify_of_unanswered(self) -> None:
+        """Notify of what commits did whose answer was lost, as far as it is found to have happened."""
+        unanswered, self._unanswered = self._unanswered, []
+        try:
+            for effects in unanswered:
                 async with self._backend.snapshot() as snapshot:
-                    rows = await snapshot.rollouts(deleted)
-                gone = {one for one, row in zip(deleted, rows, strict=True) if row is None}
-            except Exception as error:
-                logger.warning("Nobody was notified of what may have been deleted: %r", error)
-        for effects in unanswered:
-            effects.deleted = [one for one in effects.deleted if one in gone]
-            self._notifier.notify(effects)
+                    happened = await _happened(effects, snapshot)
+                self._notifier.notify(happened)
+        except Exception as error:
+            logger.warning("What came of a commit is still unknown: %r", error)
+            self._unanswered += unanswered
+            self.timer.watch(self._clock.now() + LOOK_AGAIN_SECONDS)
 
     def _give_request_ids(self, calls: Sequence[_Call[Any]]) -> None:
         """A commit whose answer is lost is resolved by the recorded replies, so each call has a request id."""
@@ -260,11 +259,8 @@ class Executor:
             if call.request is None and call.operation.codec is not None:
                 call.request = Request(f"own-{new_hex(32)}", "")
 
-    async def _transact(self, calls: Sequence[_Call[Any]], unanswered: list[Effects]) -> bool:
-        """One transaction. False if there was so much that was due that no call has run yet.
-
-        What a commit did whose answer is lost, if it happened, is added to ``unanswered``.
-        """
+    async def _transact(self, calls: Sequence[_Call[Any]]) -> bool:
+        """One transaction. False if there was so much that was due that no call has run yet."""
         limits = self._memory
         full = None
         is_full = limits is not None and self._backend.stored_bytes > limits.limit_bytes
@@ -287,7 +283,7 @@ class Executor:
         try:
             await transaction.commit(view.changes)
         except CommitUnknownError:
-            unanswered.append(view.effects)
+            self._unanswered.append(view.effects)
             raise
         except BaseException:
             await transaction.rollback()
@@ -450,6 +446,18 @@ class Executor:
 
 _ON_DEMAND: Final = Needs()
 """Nothing in advance."""
+
+
+async def _happened(effects: Effects, snapshot: Snapshot) -> Effects:
+    """Those of the effects that are found in the data."""
+    ids = list(dict.fromkeys([*effects.ended, *effects.queued, *effects.deleted]))
+    rows = dict(zip(ids, await snapshot.rollouts(ids), strict=True))
+    stored = {one: row.rollout for one, row in rows.items() if row is not None}
+    happened = Effects()
+    happened.ended += (one for one in effects.ended if one in stored and stored[one].status in TERMINAL)
+    happened.queued += (one for one in effects.queued if one in stored and stored[one].in_queue)
+    happened.deleted += (one for one in effects.deleted if one not in stored)
+    return happened
 
 
 async def _back_off(conflicts: int) -> None:
