@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from typing import Any, Final, Generic, TypeVar
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from lightning_store.errors import ErrorRecord, StoreError
 from lightning_store.outcomes import SpanOutcome
@@ -47,10 +49,10 @@ class SpanOutcomesCodec(ReplyCodec[list[SpanOutcome]]):
     _adapter: TypeAdapter[list[int | None | ErrorRecord]] = TypeAdapter(list[int | None | ErrorRecord])
 
     def encode(self, reply: list[SpanOutcome]) -> bytes:
-        return self._adapter.dump_json([ErrorRecord.of(one) if isinstance(one, StoreError) else one for one in reply])
+        return _dump(self._adapter, [ErrorRecord.of(one) if isinstance(one, StoreError) else one for one in reply])
 
     def decode(self, body: bytes) -> list[SpanOutcome]:
-        outcomes = self._adapter.validate_json(body)
+        outcomes = _load(self._adapter, body)
         return [one.error() if isinstance(one, ErrorRecord) else one for one in outcomes]
 
 
@@ -58,9 +60,24 @@ _REFUSAL: Final[TypeAdapter[ErrorRecord]] = TypeAdapter(ErrorRecord)
 
 
 def encode_refusal(error: StoreError) -> bytes:
-    return _REFUSAL.dump_json(ErrorRecord.of(error))
+    return _dump(_REFUSAL, ErrorRecord.of(error))
 
 
 def decode_refusal(body: bytes) -> StoreError:
     """A new error of the class that was encoded."""
-    return _REFUSAL.validate_json(body).error()
+    return _load(_REFUSAL, body).error()
+
+
+def _dump(adapter: TypeAdapter[R], value: R) -> bytes:
+    """JSON of something that may have errors in it. These may name an id that has no UTF-8 form: that is escaped."""
+    try:
+        return adapter.dump_json(value)
+    except PydanticSerializationError:
+        return json.dumps(adapter.dump_python(value)).encode()
+
+
+def _load(adapter: TypeAdapter[R], body: bytes) -> R:
+    try:
+        return adapter.validate_json(body)
+    except ValidationError:  # pydantic reads no escaped surrogates
+        return adapter.validate_python(json.loads(body))
