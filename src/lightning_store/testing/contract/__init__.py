@@ -16,6 +16,7 @@ from lightning_store.testing.contract.feed import FeedContract
 from lightning_store.testing.contract.memory import MemoryContract, StatisticsContract
 from lightning_store.testing.contract.queries import OtherQueriesContract, RolloutQueriesContract, SpanQueriesContract
 from lightning_store.testing.contract.queue import QueueContract
+from lightning_store.testing.contract.request_ids import RequestIdsContract
 from lightning_store.testing.contract.resources import ResourcesContract
 from lightning_store.testing.contract.rollouts import MakingContract, UpdatingContract
 from lightning_store.testing.contract.spans import (
@@ -62,6 +63,7 @@ class StoreContract(
     FeedContract,
     DeletionContract,
     DeletedContract,
+    RequestIdsContract,
 ):
     """Every fact of the contract, to be run on any store::
 

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import pytest
 
+from lightning_store.engine.engine import DELETION_BATCH
 from lightning_store.errors import RolloutNotFoundError
 from lightning_store.model import AttemptedRollout, EnqueueRolloutRequest, RolloutConfig
-from lightning_store.engine.engine import DELETION_BATCH
 from lightning_store.store import LightningStore
 from lightning_store.testing.clock import FakeClock
 from lightning_store.testing.contract.base import (

@@ -8,8 +8,8 @@ from typing import Any, Final, cast
 
 import pytest
 
-from lightning_store.errors import CursorUnknownError, RolloutNotFoundError
 from lightning_store.engine.completion_feed import FEED_BATCH
+from lightning_store.errors import CursorUnknownError, RolloutNotFoundError
 from lightning_store.model import CompletedRollout, EnqueueRolloutRequest, RolloutConfig
 from lightning_store.store import LightningStore
 from lightning_store.testing.clock import FakeClock
