@@ -1,4 +1,4 @@
-"""Random sequences of calls, compared with the reference, in process and over the wire."""
+"""Random sequences of calls, compared with the reference: in process, on a backend that suspends, and over the wire."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from hypothesis import settings
 
 from lightning_store import InMemoryLightningStore, LightningStore
 from lightning_store.testing import FakeClock, StoreStateMachine
+from lightning_store.testing.backends import SuspendingBackend, store_on
 from lightning_store_client import LightningStoreClient
 from lightning_store_server import LightningStoreServer
 
@@ -16,6 +17,11 @@ from lightning_store_server import LightningStoreServer
 class InProcess(StoreStateMachine):
     async def open_store(self, clock: FakeClock) -> AsyncIterator[LightningStore]:
         yield InMemoryLightningStore(clock=clock)
+
+
+class OnSuspendingBackend(StoreStateMachine):
+    async def open_store(self, clock: FakeClock) -> AsyncIterator[LightningStore]:
+        yield store_on(SuspendingBackend, clock=clock)
 
 
 class OverTheWire(StoreStateMachine):
@@ -32,5 +38,7 @@ class OverTheWire(StoreStateMachine):
 
 TestInProcess = InProcess.TestCase
 TestInProcess.settings = settings(stateful_step_count=50)
+TestOnSuspendingBackend = OnSuspendingBackend.TestCase
+TestOnSuspendingBackend.settings = settings(max_examples=settings.default.max_examples // 3, stateful_step_count=50)
 TestOverTheWire = pytest.mark.slow(OverTheWire.TestCase)
 TestOverTheWire.settings = settings(max_examples=settings.default.max_examples // 3, stateful_step_count=30)
