@@ -188,19 +188,26 @@ def claim(view: View, limit: int, worker_id: str | None) -> list[Claim]:
     payload_bytes = 0
     for rollout_id in view.queue(limit, CLAIM_BYTES):
         rollout = known_rollout(view, rollout_id)
-        claims.append(begin_attempt(view, rollout, worker_id))
+        claims.append(_begin(view, rollout, worker_id))
         payload_bytes += rollout.payload_bytes
         if len(claims) == limit or payload_bytes >= CLAIM_BYTES:
             break
     if worker_id:
-        worker = known_worker(view, worker_id)
-        asked = worker._replace(last_dequeue_time=view.now) if claims else workers.asked_in_vain(worker, view.now)
+        asked = workers.asked(known_worker(view, worker_id), claims[-1].attempt if claims else None, view.now)
         view.put_worker(asked)
     return claims
 
 
 def begin_attempt(view: View, rollout: RolloutRecord, worker_id: str | None) -> Claim:
-    """A new attempt of a rollout, which leaves the queue if it is in it (facts 4 and 6)."""
+    """A new attempt of a rollout, which leaves the queue if it is in it (fact 6)."""
+    begun = _begin(view, rollout, worker_id)
+    if worker_id:
+        view.put_worker(workers.take(known_worker(view, worker_id), begun.attempt, view.now))
+    return begun
+
+
+def _begin(view: View, rollout: RolloutRecord, worker_id: str | None) -> Claim:
+    """The same, with the worker's record left to the caller."""
     former = view.latest_attempt(rollout)
     attempt = AttemptRecord(
         rollout_id=rollout.rollout_id,
@@ -216,10 +223,7 @@ def begin_attempt(view: View, rollout: RolloutRecord, worker_id: str | None) -> 
     view.put_attempt(attempt)
     columns = _status_columns(view, rollout, "preparing")
     columns["latest_attempt_id"] = attempt.attempt_id
-    rollout = _put(view, rollout, attempt, columns)
-    if worker_id:
-        view.put_worker(workers.take(known_worker(view, worker_id), attempt, view.now))
-    return Claim(rollout, attempt)
+    return Claim(_put(view, rollout, attempt, columns), attempt)
 
 
 def update_rollout(

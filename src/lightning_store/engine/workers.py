@@ -31,10 +31,18 @@ def lose_sight(worker: WorkerRecord) -> WorkerRecord:
     return worker._replace(status="unknown", current_rollout_id=None, current_attempt_id=None)
 
 
-def asked_in_vain(worker: WorkerRecord, now: float) -> WorkerRecord:
-    """It asked for work and there was none. A busy worker keeps what it holds."""
-    worker = worker._replace(last_dequeue_time=now)
-    return worker if worker.status in ("busy", "idle") else release(worker, now)
+def asked(worker: WorkerRecord, attempt: AttemptRecord | None, now: float) -> WorkerRecord:
+    """It asked for work, and got ``attempt``; None if there was none. A busy worker keeps what it holds then."""
+    if attempt is None:
+        worker = worker._replace(last_dequeue_time=now)
+        return worker if worker.status in ("busy", "idle") else release(worker, now)
+    return worker._replace(
+        status="busy",
+        last_dequeue_time=now,
+        last_busy_time=now,
+        current_rollout_id=attempt.rollout_id,
+        current_attempt_id=attempt.attempt_id,
+    )
 
 
 def lease_end(worker: WorkerRecord, attempt: AttemptRecord, timeout_seconds: float) -> float | None:
