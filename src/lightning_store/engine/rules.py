@@ -439,11 +439,12 @@ def _sign_of_life(view: View, rollout: RolloutRecord, attempt: AttemptRecord, *,
     if moves and attempt.status in ("preparing", "unresponsive"):
         alive = _moved(view, alive, "running")
     view.put_attempt(alive)
+    if alive.status == attempt.status:
+        return  # deadlines have moved later at the most, and the one that is noted is early enough
     if is_latest:
-        follows = alive.status != attempt.status and rollout.status in ("preparing", "requeuing")
+        follows = rollout.status in ("preparing", "requeuing")
         _put(view, rollout, alive, _status_columns(view, rollout, "running") if follows else {})
-    if alive.status != attempt.status:
-        _follow_workers(view, attempt, alive)
+    _follow_workers(view, attempt, alive)
 
 
 # --- Resources (fact 24) ---------------------------------------------------------------------------------------------
