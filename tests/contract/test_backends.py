@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 
 from lightning_store import LightningStore, LightningStoreThreaded
 from lightning_store.testing import FakeClock, StoreContract
-from lightning_store.testing.backends import BACKENDS, store_on
+from lightning_store.testing.backends import BACKENDS, SuspendingBackend, store_on
+from lightning_store.testing.contract.request_ids import RequestIdsContract
 
 
 class OnBackend(StoreContract):
@@ -37,3 +38,10 @@ class TestConflicting(OnBackend):
 class TestForgetful(OnBackend):
     __test__ = True
     backend = "forgetful"
+
+
+class TestSuspendingOnOneLoop(RequestIdsContract):
+    """Without a thread between the caller and the store, a call is cancelled at each of its awaits."""
+
+    async def open_store(self, clock: FakeClock, **options: Any) -> AsyncIterator[LightningStore]:
+        yield store_on(SuspendingBackend, clock=clock, **options)

@@ -16,8 +16,9 @@ from lightning_store.store import LightningStore
 from lightning_store.testing.clock import FakeClock
 from lightning_store.testing.contract.base import ContractBase, make_span, retrying, some_llm, within_safety
 
-TURNS_MAX: Final = 300
-"""Turns of the event loop after which a call that has not ended is no call that a test can cancel everywhere."""
+TURNS_MAX: Final = 20
+"""Turns of the event loop after which a call is not cancelled any more. One that is answered on another thread may take
+any number of them."""
 
 
 class Scene:
@@ -162,7 +163,9 @@ class RequestIdsContract(ContractBase):
         assert await self.requested(scene, call, repeated=True) == replies[0]
         assert await scene.state() == after
 
-    @every_call
+    @pytest.mark.parametrize(
+        "call", ["start_rollout", "dequeue_many_rollouts", "delete_rollouts", "update_attempt", "add_many_spans"]
+    )
     async def test_x_cancelled_anywhere_and_repeated_it_happens_once(self, clock: FakeClock, call: str) -> None:
         """As often as it takes for the first call to come to its end."""
         for turns in range(TURNS_MAX):
@@ -180,7 +183,7 @@ class RequestIdsContract(ContractBase):
                 assert ended is False or first.result() == reply
                 assert await self.requested(scene, call, repeated=True) == reply
                 assert await scene.state() == after
-            if ended or turns >= 12:
+            if ended:
                 return
 
     # --- What came to nothing ----------------------------------------------------------------------------------------
