@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from lightning_store import InMemoryLightningStore, LightningStore
+from lightning_store.engine.idempotency import part_scope
 from lightning_store.forwarding import ForwardingStore
 from lightning_store.model import AttemptedRollout
-from lightning_store.engine.idempotency import part_scope
 from lightning_store.store import LightningStoreCapabilities
+from lightning_store.testing.backends import BACKENDS, store_on
 from lightning_store.testing.faults import Fault, FaultSchedule
 from lightning_store.testing.linearizability import StoreModel, Verdict, check_history
 from tests.chaos.flaky import PATIENCE
@@ -41,6 +42,14 @@ seeds = pytest.mark.parametrize(
 @pytest.mark.asyncio
 async def test_with_retries_each_call_happens_once(seed: int):
     verdict = await verdict_on(InMemoryLightningStore(), seed, CUT, PATIENCE)
+    assert verdict, verdict.explanation
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@seeds
+@pytest.mark.asyncio
+async def test_on_backends_that_behave_as_databases_do(seed: int, backend: str):
+    verdict = await verdict_on(store_on(BACKENDS[backend]), seed, CUT, PATIENCE)
     assert verdict, verdict.explanation
 
 
