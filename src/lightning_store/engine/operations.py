@@ -75,6 +75,8 @@ class ActOnDue(Operation[None]):
 
 @dataclass(frozen=True, slots=True)
 class EnqueueRollouts(Operation[list[RolloutRecord]]):
+    """Put new rollouts at the tail of the queue. The reply: their records, in order."""
+
     name = "enqueue_rollouts"
     codec = RecordCodec(list[RolloutRecord])
     stores = True
@@ -95,6 +97,8 @@ class EnqueueRollouts(Operation[list[RolloutRecord]]):
 
 @dataclass(frozen=True, slots=True)
 class StartRollout(Operation[Claim]):
+    """Make a rollout that skips the queue, with its first attempt."""
+
     name = "start_rollout"
     codec = RecordCodec(Claim)
     stores = True
@@ -136,6 +140,8 @@ class ClaimRollouts(Operation[list[Claim]]):
 
 @dataclass(frozen=True, slots=True)
 class StartAttempt(Operation[Claim]):
+    """Begin a new attempt of a rollout."""
+
     name = "start_attempt"
     codec = RecordCodec(Claim)
 
@@ -152,6 +158,8 @@ class StartAttempt(Operation[Claim]):
 
 @dataclass(frozen=True, slots=True)
 class UpdateRollout(Operation[RolloutRecord]):
+    """Set columns of a rollout, and move it to another status."""
+
     name = "update_rollout"
     codec = RecordCodec(RolloutRecord)
 
@@ -170,6 +178,8 @@ class UpdateRollout(Operation[RolloutRecord]):
 
 @dataclass(frozen=True, slots=True)
 class CancelRollouts(Operation[list[RolloutRecord]]):
+    """End rollouts as cancelled. The reply: their records, in the order given."""
+
     name = "cancel_rollouts"
     codec = RecordCodec(list[RolloutRecord])
 
@@ -206,6 +216,8 @@ class DeleteRollouts(Operation[tuple[int | None, list[str]]]):
 
 @dataclass(frozen=True, slots=True)
 class UpdateAttempt(Operation[AttemptRecord]):
+    """Set columns of an attempt, and move it to another status; the rollout follows."""
+
     name = "update_attempt"
     codec = RecordCodec(AttemptRecord)
 
@@ -229,6 +241,8 @@ class UpdateAttempt(Operation[AttemptRecord]):
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat(Operation[WorkerRecord]):
+    """Record a worker's heartbeat. It may as well run twice."""
+
     name = "update_worker"
 
     worker_id: str
@@ -248,6 +262,8 @@ class Heartbeat(Operation[WorkerRecord]):
 
 @dataclass(frozen=True, slots=True)
 class AddSpans(Operation[list[SpanOutcome]]):
+    """Store spans. The reply: what became of each, in order."""
+
     name = "add_spans"
     codec = SpanOutcomesCodec()
     stores = True
@@ -271,6 +287,8 @@ class AddSpans(Operation[list[SpanOutcome]]):
 
 @dataclass(frozen=True, slots=True)
 class AllocateSequenceIds(Operation[list[int]]):
+    """Allocate a span number for each of these rollouts. The reply: the numbers, in order."""
+
     name = "get_many_span_sequence_ids"
     codec = RecordCodec(list[int])
 
@@ -288,6 +306,8 @@ class AllocateSequenceIds(Operation[list[int]]):
 
 @dataclass(frozen=True, slots=True)
 class PublishResources(Operation[ResourcesRecord]):
+    """Publish resources, as the next version of an id or under a new one."""
+
     name = "publish_resources"
     codec = RecordCodec(ResourcesRecord)
     stores = True
