@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_store.testing.contract.backend.counting import CountsContract, EvictionContract
 from lightning_store.testing.contract.backend.groups import GroupContract, RequestIdsOfGroupsContract
 from lightning_store.testing.contract.backend.isolation import (
     CancellationContract,
@@ -15,12 +16,7 @@ from lightning_store.testing.contract.backend.loading import (
     NotLoadedContract,
 )
 from lightning_store.testing.contract.backend.reading import ListsContract, SnapshotContract
-from lightning_store.testing.contract.backend.storing import (
-    CountsContract,
-    EvictionContract,
-    PositionsContract,
-    StoringContract,
-)
+from lightning_store.testing.contract.backend.storing import PositionsContract, StoringContract
 
 
 class BackendContract(
