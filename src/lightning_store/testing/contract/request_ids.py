@@ -94,10 +94,7 @@ class RequestIdsContract(ContractBase):
 
     @pytest_asyncio.fixture(loop_scope="function")
     async def scene(self, store: LightningStore) -> AsyncIterator[Scene]:
-        if not store.replay_window_seconds:
-            pytest.skip(
-                "replay_window_seconds is 0: request ids that are given in process have no effect on this store"
-            )
+        skip_without_request_ids(store)
         yield await Scene.on(store)
 
     async def requested(
@@ -284,10 +281,7 @@ class RequestIdsContract(ContractBase):
         assert (await self.requested(scene, "enqueue_rollout")).rollout_id != first.rollout_id
 
     async def test_x_a_deletion_in_slices_is_repeated_as_a_whole(self, store: LightningStore) -> None:
-        if not store.replay_window_seconds:
-            pytest.skip(
-                "replay_window_seconds is 0: request ids that are given in process have no effect on this store"
-            )
+        skip_without_request_ids(store)
         made = await store.enqueue_many_rollouts([EnqueueRolloutRequest(input=None)] * 600)
         ids = [one.rollout_id for one in made]
         for _ in range(2):
