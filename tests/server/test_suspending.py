@@ -60,9 +60,7 @@ async def test_calls_that_are_made_at_once_are_made_once(backend):
         claims = await asyncio.gather(*(client.dequeue_rollout(worker_id=f"w-{number}") for number in range(60)))
         claimed = [one for one in claims if one is not None]
         assert sorted(one.input for one in claimed) == list(range(50))
-        reports = [
-            client.update_attempt(one.rollout_id, one.attempt.attempt_id, status="succeeded") for one in claimed
-        ]
+        reports = [client.update_attempt(one.rollout_id, one.attempt.attempt_id, status="succeeded") for one in claimed]
         assert {one.status for one in await asyncio.gather(*reports)} == {"succeeded"}
         ended = await client.wait_for_rollouts(rollout_ids=[one.rollout_id for one in claimed], timeout=0)
         assert len(ended) == 50

@@ -214,7 +214,7 @@ class TestReplies:
             raised.append(caught.value)
         recorded = data_of(store).reply("r")
         assert recorded is not None
-        assert [str(error) for error in raised] == [str(decode_refusal(recorded.body))] * 2
+        assert [str(error) for error in raised] == [str(recorded.reply), str(decode_refusal(recorded.body))]
         assert raised[0] is not raised[1]
 
     async def test_they_are_bounded_in_number(self):

@@ -11,8 +11,8 @@ import pytest
 
 from lightning_store import AttemptedRollout, InMemoryLightningStore
 from lightning_store.engine.idempotency import request_scope
-from lightning_store.testing import SAFETY_SECONDS, FakeClock
 from lightning_store.engine.waiting import Claimant, Claimants, RolloutWaiters, Wakeup
+from lightning_store.testing import SAFETY_SECONDS, FakeClock
 
 T = TypeVar("T")
 

@@ -133,33 +133,40 @@ class Loaded(ABC):
         """Up to ``due.limit`` rollouts that are not to be retained, those that ended first."""
 
     @abstractmethod
-    def reply(self, request_id: str) -> ReplyRecord | None: ...
+    def reply(self, request_id: str) -> ReplyRecord | None:
+        """The recorded reply, however old it is; None if there is none."""
 
     @abstractmethod
-    def rollout(self, rollout_id: str) -> RolloutRecord | None: ...
+    def rollout(self, rollout_id: str) -> RolloutRecord | None:
+        """The rollout; None if there is none."""
 
     @abstractmethod
-    def attempt(self, rollout_id: str, attempt_id: str) -> AttemptRecord | None: ...
+    def attempt(self, rollout_id: str, attempt_id: str) -> AttemptRecord | None:
+        """The attempt; None if there is none, or no such rollout."""
 
     @abstractmethod
     def last_sequence(self, rollout_id: str) -> int:
         """Where the rollout's span counter stands: 0 before the first number. The rollout exists."""
 
     @abstractmethod
-    def has_span(self, rollout_id: str, attempt_id: str, span_id: str) -> bool: ...
+    def has_span(self, rollout_id: str, attempt_id: str, span_id: str) -> bool:
+        """Whether a span with this key is stored."""
 
     @abstractmethod
-    def worker(self, worker_id: str) -> WorkerRecord | None: ...
+    def worker(self, worker_id: str) -> WorkerRecord | None:
+        """The worker; None if it was never mentioned."""
 
     @abstractmethod
     def holders(self, rollout_id: str) -> Iterable[str]:
         """The ids of the workers that hold an attempt of this rollout; some that do not any more may be among them."""
 
     @abstractmethod
-    def resources(self, resources_id: str) -> ResourcesRecord | None: ...
+    def resources(self, resources_id: str) -> ResourcesRecord | None:
+        """The present version of these resources; None if there are none."""
 
     @abstractmethod
-    def latest_resources(self) -> ResourcesRecord | None: ...
+    def latest_resources(self) -> ResourcesRecord | None:
+        """The resources that were published last; None if there are none."""
 
     @abstractmethod
     def queue(self) -> Iterable[str]:
@@ -249,6 +256,7 @@ class Transaction(ABC):
 
         Raises:
             ConflictError: Another transaction is in the way.
+            StoreUnavailableError: The data cannot be reached now.
         """
 
     @abstractmethod
@@ -258,6 +266,7 @@ class Transaction(ABC):
         Raises:
             ConflictError: Another transaction is in the way; nothing was written.
             CommitUnknownError: It may have happened or not.
+            StoreUnavailableError: The data cannot be reached now; nothing was written.
         """
 
     @abstractmethod
@@ -294,23 +303,28 @@ class Snapshot(ABC):
         """Those of this id, or the latest ones for None."""
 
     @abstractmethod
-    async def worker(self, worker_id: str) -> WorkerRecord | None: ...
+    async def worker(self, worker_id: str) -> WorkerRecord | None:
+        """The worker; None if it was never mentioned."""
 
     @abstractmethod
-    async def query_rollouts(self, query: RolloutQuery) -> Rows[RolloutRow]: ...
+    async def query_rollouts(self, query: RolloutQuery) -> Rows[RolloutRow]:
+        """Rollouts that match, each with its latest attempt. Order and ties as ``lightning_store.store`` says."""
 
     @abstractmethod
-    async def query_attempts(self, query: AttemptQuery) -> Rows[AttemptRecord]: ...
+    async def query_attempts(self, query: AttemptQuery) -> Rows[AttemptRecord]:
+        """Attempts of a rollout; none for one that does not exist."""
 
     @abstractmethod
     async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
         """Spans of the attempt ``query.attempt_id``; of all attempts if that is None."""
 
     @abstractmethod
-    async def query_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]: ...
+    async def query_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]:
+        """Resources that match, each in its present version."""
 
     @abstractmethod
-    async def query_workers(self, query: WorkerQuery) -> Rows[WorkerRecord]: ...
+    async def query_workers(self, query: WorkerQuery) -> Rows[WorkerRecord]:
+        """Workers that match."""
 
     @abstractmethod
     async def completions(self, after: int, limit: int) -> list[CompletionRow]:
@@ -325,7 +339,8 @@ class Snapshot(ABC):
         """The earliest deadline of all rollouts, or an earlier time; None if there is none."""
 
     @abstractmethod
-    async def counts(self) -> Counts: ...
+    async def counts(self) -> Counts:
+        """How much is stored."""
 
 
 class Backend(ABC):

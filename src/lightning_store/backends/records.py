@@ -6,8 +6,8 @@ neither the engine nor a backend looks inside them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, Protocol
 
 from lightning_store.lifecycle import QUEUED
 from lightning_store.model import AttemptStatus, RolloutConfig, RolloutMode, RolloutStatus, Span, WorkerStatus
@@ -219,9 +219,21 @@ class ReplyRecord(NamedTuple):
     signature: str
     """Tells apart different calls that were given one request id."""
     refused: bool
-    """Whether ``body`` is an error rather than a result."""
-    body: bytes
-    """Encoded by the operation's codec."""
+    """Whether the reply is an error rather than a result."""
+    reply: Any
+    """Bytes, as a backend has stored them; before that, the reply itself."""
+    encode: Callable[[Any], bytes] | None = None
+    """Makes bytes of the reply: the operation's codec. None: it is bytes."""
+
+    @property
+    def body(self) -> bytes:
+        """What a backend stores that outlives the process. One in memory may keep the reply as it is."""
+        body: bytes = self.reply if self.encode is None else self.encode(self.reply)
+        return body
+
+    def encoded(self) -> ReplyRecord:
+        """As it comes back from a backend that stores bytes."""
+        return self._replace(reply=self.body, encode=None)
 
 
 class Counts(NamedTuple):

@@ -180,6 +180,7 @@ class Engine:
                 left = until - self._clock.monotonic()
                 last_look = left <= 0 or not woken
                 claims = await self._executor.execute(operation, final=last_look)
+                claimants.followed(claimant)
                 if claims:
                     claimants.answered(claimant)
                 if claims or last_look:

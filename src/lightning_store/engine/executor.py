@@ -48,14 +48,14 @@ logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
-GROUP_OPERATIONS_MAX: Final = 256
-"""Operations of one group."""
-GROUP_BYTES_MAX: Final = 8 * 1024 * 1024
-"""Bytes that the operations of one group write; a larger one is alone in its group."""
+GROUP_ROWS_MAX: Final = 500
+"""Rows that the operations of one group write; an operation that writes more is alone in its group."""
+GROUP_BYTES_MAX: Final = 2 * 1024 * 1024
+"""Bytes likewise."""
 DUE_BATCH: Final = 500
 """Rollouts that one transaction expires, and deletes: as many as hold up other calls for some milliseconds only."""
-CONFLICTS_MAX: Final = 20
-"""Times in a row that a group may meet a conflict. Then its operations fail as unavailable."""
+TRIES_MAX: Final = 20
+"""Transactions in a row that may end with a conflict, or without an answer. Then the operations fail as unavailable."""
 LOOK_AGAIN_SECONDS: Final = 1.0
 """After the backend failed when a deadline had passed."""
 CONFLICT_BACKOFF_SECONDS: Final = 0.001
@@ -75,7 +75,19 @@ class Notifier(Protocol):
 class _Call(Generic[R]):
     """One operation on its way: what is asked, then what came of it."""
 
-    __slots__ = ("done", "error", "final", "operation", "reply", "request")
+    __slots__ = (
+        "begun_at",
+        "done",
+        "dropped",
+        "error",
+        "final",
+        "finished",
+        "operation",
+        "reply",
+        "request",
+        "rows",
+        "size_bytes",
+    )
 
     def __init__(self, operation: Operation[R], request: Request | None, final: bool) -> None:
         self.operation = operation
@@ -84,6 +96,14 @@ class _Call(Generic[R]):
         """Whether an empty reply is the answer, rather than a reason to wait and look again."""
         self.done: asyncio.Future[None] | None = None
         """Set when the call is over, whatever came of it. None where nobody waits for it."""
+        self.dropped = False
+        """Whether its caller was cancelled before it began."""
+        self.finished = False
+        """Whether its transaction is committed, or it has failed."""
+        self.begun_at = 0.0
+        """When its first transaction began, on the monotonic clock."""
+        self.rows = self.size_bytes = 0
+        """What it writes, about, once it is in a group."""
         self.reply: R | None = None
         self.error: Exception | None = None
 
@@ -99,6 +119,7 @@ class _Call(Generic[R]):
 
     def fail(self, error: Exception) -> None:
         """A refusal goes without its traceback, and so without all that the frames in it hold."""
+        self.finished = True
         self.error = error.with_traceback(None) if isinstance(error, StoreError) else error
 
     @property
@@ -170,39 +191,51 @@ class Executor:
 
     async def _gather(self, call: _Call[Any]) -> None:
         """Have the call run with all others that are ready. Cancelled before it begins, it is dropped."""
+        call.rows, call.size_bytes = call.operation.rows, call.operation.size_bytes
         call.done = asyncio.get_running_loop().create_future()
         self._ready.append(call)
         if self._worker is None:
             self._worker = asyncio.create_task(self._work())
+            self._worker.add_done_callback(self._note_end)
         try:
             await call.done
         except asyncio.CancelledError:
-            if call in self._ready:
-                self._ready.remove(call)
+            call.dropped = True
             raise
 
     async def _work(self) -> None:
-        """Run groups until nothing is ready."""
+        """Run groups until nothing is ready. Where that ends before, no call is left waiting."""
+        group: list[_Call[Any]] = []
         try:
-            while self._ready:
-                group = self._next_group()
-                try:
-                    await self._run(group)
-                finally:
-                    for call in group:
-                        if call.done is not None and not call.done.done():
-                            call.done.set_result(None)
+            while group := self._next_group():
+                await self._run(group)
+                _end(group)
         finally:
-            self._worker = None
+            self._end_all(group)
+
+    def _note_end(self, worker: asyncio.Task[None]) -> None:
+        """Of a worker that was cancelled before its first turn, if it has not ended by itself."""
+        if self._worker is worker:
+            self._end_all([])
+
+    def _end_all(self, group: Sequence[_Call[Any]]) -> None:
+        self._worker = None
+        _end([*group, *self._ready])
+        self._ready.clear()
 
     def _next_group(self) -> list[_Call[Any]]:
-        group = [self._ready.popleft()]
-        size_bytes = group[0].operation.size_bytes
-        while self._ready and len(group) < GROUP_OPERATIONS_MAX:
-            size_bytes += self._ready[0].operation.size_bytes
-            if size_bytes > GROUP_BYTES_MAX:
+        """The calls that come next, as many as a transaction takes; a larger one is alone."""
+        group: list[_Call[Any]] = []
+        rows = size_bytes = 0
+        while self._ready:
+            call = self._ready[0]
+            rows += call.rows
+            size_bytes += call.size_bytes
+            if group and (rows > GROUP_ROWS_MAX or size_bytes > GROUP_BYTES_MAX):
                 break
-            group.append(self._ready.popleft())
+            self._ready.popleft()
+            if not call.dropped:
+                group.append(call)
         return group
 
     async def _run(self, calls: Sequence[_Call[Any]], *, alone: bool = False) -> None:
@@ -221,18 +254,23 @@ class Executor:
                 await self._notify_of_unanswered()
 
     async def _transact_until_done(self, calls: Sequence[_Call[Any]], alone: bool) -> None:
-        conflicts = 0
+        tries = 0
+        happened = "the store is too busy; try again"
         while True:
             try:
                 if await self._transact(calls):
                     return None
                 await asyncio.sleep(0)  # there was a great deal that was due: let others in between
             except (ConflictError, CommitUnknownError) as error:
-                conflicts += 1
-                if conflicts > CONFLICTS_MAX:
-                    logger.warning("A transaction met %d conflicts in a row, the last: %r", conflicts, error)
-                    return _fail_all(calls, StoreUnavailableError("the store is too busy; try again"))
-                await _back_off(conflicts)
+                tries += 1
+                if isinstance(error, CommitUnknownError):
+                    happened = "the store does not answer; the call may have happened"
+                if tries == TRIES_MAX:
+                    logger.warning("A transaction failed %d times in a row, the last time with %r", tries, error)
+                    return _fail_all(calls, StoreUnavailableError(happened))
+                await _back_off(tries)
+            except StoreError as error:  # of the backend, which is unavailable to all of them
+                return _fail_all(calls, error)
             except Exception as error:
                 if alone:
                     return _fail_all(calls, error)
@@ -263,8 +301,7 @@ class Executor:
         """One transaction. False if there was so much that was due that no call has run yet."""
         limits = self._memory
         full = None
-        is_full = limits is not None and self._backend.stored_bytes > limits.limit_bytes
-        if limits is not None and is_full and any(call.operation.stores for call in calls):
+        if limits is not None and self._backend.stored_bytes > limits.limit_bytes and await self._any_stores(calls):
             full = await self._make_room(limits)
         now, at = self._clock.now(), self._clock.monotonic()
         transaction = self._backend.transaction()
@@ -283,16 +320,37 @@ class Executor:
         try:
             await transaction.commit(view.changes)
         except CommitUnknownError:
+            self._watch(view)
             self._unanswered.append(view.effects)
             raise
         except BaseException:
             await transaction.rollback()
             raise
-        self._watch(view)
-        self._notifier.notify(view.effects)
+        if ready:
+            for call in calls:
+                call.finished = True
+        try:
+            self._watch(view)
+            self._notifier.notify(view.effects)
+        except Exception:  # what is committed is committed
+            logger.exception("Waiters were not notified")
         if limits is not None and self._backend.span_bytes > limits.eviction_bytes:
             await self._drop_excess(limits)
         return ready
+
+    async def _any_stores(self, calls: Sequence[_Call[Any]]) -> bool:
+        """Whether any of these adds to what is stored, rather than having done so before."""
+        ids = {call.request.id for call in calls if call.operation.stores and call.request is not None}
+        if any(call.operation.stores and call.request is None for call in calls):
+            return True
+        if not ids:
+            return False
+        transaction = self._backend.transaction()
+        try:
+            loaded = await transaction.load(Needs(replies=ids))
+            return any(loaded.reply(request_id) is None for request_id in ids)
+        finally:
+            await transaction.rollback()
 
     def _needs_of(self, calls: Sequence[_Call[Any]]) -> Needs:
         if self._backend.inline:
@@ -328,10 +386,11 @@ class Executor:
         Raises:
             NotLoadedError: Something has to be loaded first.
         """
-        call.error = None  # of a transaction that met a conflict
+        call.error, call.finished = None, False  # of a transaction that met a conflict
+        call.begun_at = call.begun_at or at
         if call.request is not None:
             recorded = view.reply(call.request.id)
-            if recorded is not None and at - recorded.recorded_at <= self._backend.replay_window_seconds:
+            if recorded is not None and self._counts(recorded, call, at):
                 return _replay(call, recorded)
         mark = view.mark()
         try:
@@ -347,19 +406,24 @@ class Executor:
             call.fail(error)
             self._record_refusal(view, call, error, at)
 
+    def _counts(self, recorded: ReplyRecord, call: _Call[Any], at: float) -> bool:
+        """Whether a recorded reply answers the call: it is within the window, or of an earlier try of this call."""
+        age_seconds = at - recorded.recorded_at
+        return age_seconds <= self._backend.replay_window_seconds or recorded.recorded_at >= call.begun_at
+
     def _record(self, view: View, call: _Call[Any], at: float) -> None:
         request, codec = call.request, call.operation.codec
         if request is None or codec is None or not (call.reply or (request.repeated and call.final)):
             return  # what came to nothing may run again, unless an earlier call of the same id may still be on its way
-        view.put_reply(ReplyRecord(request.id, at, call.signature, False, codec.encode(call.reply)))
+        view.put_reply(ReplyRecord(request.id, at, call.signature, False, call.reply, codec.encode))
 
     def _record_refusal(self, view: View, call: _Call[Any], error: Exception, at: float) -> None:
         """What is refused for want of room may be granted when it is asked for again: that is no answer to keep."""
         request = call.request
         for_good = isinstance(error, StoreError) and not isinstance(error, ResourceExhaustedError)
         if request is not None and request.repeated and for_good:
-            body = encode_refusal(cast(StoreError, error))
-            view.put_reply(ReplyRecord(request.id, at, call.signature, True, body))
+            refusal = copy(cast(StoreError, error))
+            view.put_reply(ReplyRecord(request.id, at, call.signature, True, refusal, encode_refusal))
 
     # --- What is due -------------------------------------------------------------------------------------------------
 
@@ -429,7 +493,10 @@ class Executor:
     async def _make_room(self, limits: MemoryLimits) -> ResourceExhaustedError | None:
         """Delete what is not retained, then drop spans of finished rollouts. Why nothing more can be stored, if that is
         not enough."""
-        await self._run([])
+        due = _Call(ActOnDue(), None, True)
+        await self._run([due], alone=True)  # not in a group: this may be one
+        if due.error is not None:
+            logger.warning("What is due was not done before spans were dropped: %r", due.error)
         excess = self._backend.stored_bytes - limits.limit_bytes
         if excess > 0:
             await self._backend.evict_spans(excess, unfinished=False)
@@ -477,9 +544,19 @@ def _replay(call: _Call[Any], recorded: ReplyRecord) -> None:
         message = f"request_id {recorded.request_id} was used for another call already; make a new one for each call"
         call.fail(RequestIdReusedError(message, field="request_id"))
     elif recorded.refused:
-        call.fail(decode_refusal(recorded.body))
+        call.fail(decode_refusal(recorded.reply) if recorded.encode is None else copy(recorded.reply))
     else:
-        call.reply = call.operation.codec.decode(recorded.body)
+        is_bytes = recorded.encode is None
+        call.reply = call.operation.codec.decode(recorded.reply) if is_bytes else recorded.reply
+
+
+def _end(calls: Sequence[_Call[Any]]) -> None:
+    """Let the callers go on, each with its reply or its error."""
+    for call in calls:
+        if not call.finished:
+            call.fail(StoreUnavailableError("the store was closed before the call was done"))
+        if call.done is not None and not call.done.done():
+            call.done.set_result(None)
 
 
 def _fail_all(calls: Sequence[_Call[Any]], error: Exception) -> None:

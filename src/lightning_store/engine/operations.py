@@ -52,6 +52,11 @@ class Operation(ABC, Generic[R]):
         """Read and change the view; the reply. A StoreError is a refusal, of which no change remains."""
 
     @property
+    def rows(self) -> int:
+        """About how many rows it writes."""
+        return 1
+
+    @property
     def size_bytes(self) -> int:
         """About how many bytes it writes."""
         return 0
@@ -93,6 +98,10 @@ class EnqueueRollouts(Operation[list[RolloutRecord]]):
     @property
     def size_bytes(self) -> int:
         return sum(one.payload_bytes for one in self.new)
+
+    @property
+    def rows(self) -> int:
+        return len(self.new)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +146,10 @@ class ClaimRollouts(Operation[list[Claim]]):
     def decide(self, view: View) -> list[Claim]:
         return rules.claim(view, self.limit, self.worker_id)
 
+    @property
+    def rows(self) -> int:
+        return self.limit
+
 
 @dataclass(frozen=True, slots=True)
 class StartAttempt(Operation[Claim]):
@@ -175,6 +188,10 @@ class UpdateRollout(Operation[RolloutRecord]):
     def decide(self, view: View) -> RolloutRecord:
         return rules.update_rollout(view, self.rollout_id, self.columns, self.status)
 
+    @property
+    def size_bytes(self) -> int:
+        return _text_bytes(self.columns)
+
 
 @dataclass(frozen=True, slots=True)
 class CancelRollouts(Operation[list[RolloutRecord]]):
@@ -190,6 +207,10 @@ class CancelRollouts(Operation[list[RolloutRecord]]):
 
     def decide(self, view: View) -> list[RolloutRecord]:
         return rules.cancel(view, self.rollout_ids)
+
+    @property
+    def rows(self) -> int:
+        return len(self.rollout_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +230,10 @@ class DeleteRollouts(Operation[tuple[int | None, list[str]]]):
 
     def decide(self, view: View) -> tuple[int | None, list[str]]:
         return self.next_place, [one for one in self.candidates if rules.delete(view, one, self.which)]
+
+    @property
+    def rows(self) -> int:
+        return len(self.candidates)
 
 
 # --- Attempts and workers --------------------------------------------------------------------------------------------
@@ -238,6 +263,10 @@ class UpdateAttempt(Operation[AttemptRecord]):
     def decide(self, view: View) -> AttemptRecord:
         return rules.update_attempt(view, self.rollout_id, self.attempt_id, self.columns, self.status)
 
+    @property
+    def size_bytes(self) -> int:
+        return _text_bytes(self.columns)
+
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat(Operation[WorkerRecord]):
@@ -255,6 +284,10 @@ class Heartbeat(Operation[WorkerRecord]):
 
     def decide(self, view: View) -> WorkerRecord:
         return rules.heartbeat(view, self.worker_id, self.stats_json)
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.stats_json or "")
 
 
 # --- Spans -----------------------------------------------------------------------------------------------------------
@@ -284,6 +317,10 @@ class AddSpans(Operation[list[SpanOutcome]]):
     def size_bytes(self) -> int:
         return sum(size for _, size in self.spans)
 
+    @property
+    def rows(self) -> int:
+        return len(self.spans)
+
 
 @dataclass(frozen=True, slots=True)
 class AllocateSequenceIds(Operation[list[int]]):
@@ -299,6 +336,10 @@ class AllocateSequenceIds(Operation[list[int]]):
 
     def decide(self, view: View) -> list[int]:
         return rules.allocate(view, self.rollout_ids)
+
+    @property
+    def rows(self) -> int:
+        return len(self.rollout_ids)
 
 
 # --- Resources -------------------------------------------------------------------------------------------------------
@@ -338,3 +379,7 @@ def _need_resources(needs: Needs, new: NewRollout) -> None:
 def _need_worker(needs: Needs, worker_id: str | None) -> None:
     if worker_id:
         needs.workers.add(worker_id)
+
+
+def _text_bytes(columns: Mapping[str, Any]) -> int:
+    return sum(len(value) for value in columns.values() if isinstance(value, str))

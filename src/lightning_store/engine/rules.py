@@ -439,12 +439,13 @@ def _sign_of_life(view: View, rollout: RolloutRecord, attempt: AttemptRecord, *,
     if moves and attempt.status in ("preparing", "unresponsive"):
         alive = _moved(view, alive, "running")
     view.put_attempt(alive)
-    if alive.status == attempt.status:
+    if alive.status == attempt.status and rollout.deadline is not None:
         return  # deadlines have moved later at the most, and the one that is noted is early enough
     if is_latest:
-        follows = rollout.status in ("preparing", "requeuing")
+        follows = alive.status != attempt.status and rollout.status in ("preparing", "requeuing")
         _put(view, rollout, alive, _status_columns(view, rollout, "running") if follows else {})
-    _follow_workers(view, attempt, alive)
+    if alive.status != attempt.status:
+        _follow_workers(view, attempt, alive)
 
 
 # --- Resources (fact 24) ---------------------------------------------------------------------------------------------

@@ -97,6 +97,7 @@ class EngineStore(QueryMethods):
         self._codec = spans
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._started = self._clock.monotonic()
+        self._thread_safe = backend.inline  # else it belongs to one event loop
         self.engine = Engine(backend, spans, policy=policy, clock=self._clock, memory=memory)
         """The same store on records, for a server."""
 
@@ -112,7 +113,7 @@ class EngineStore(QueryMethods):
 
     @property
     def capabilities(self) -> LightningStoreCapabilities:
-        return {"thread_safe": True, "async_safe": True, "zero_copy": False, "otlp_traces": False}
+        return {"thread_safe": self._thread_safe, "async_safe": True, "zero_copy": False, "otlp_traces": False}
 
     async def statistics(self) -> LightningStoreStatistics:
         counts = await self.engine.counts()

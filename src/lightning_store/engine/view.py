@@ -61,6 +61,7 @@ class View:
 
     __slots__ = (
         "_completion_position",
+        "_holders",
         "_journal",
         "_next",
         "_queue",
@@ -81,6 +82,8 @@ class View:
         self.policy = policy
         self.changes = Changes()
         self.effects = Effects()
+        self._holders: dict[str, dict[str, None]] = {}
+        """The workers that held an attempt of a rollout at some time in this group."""
         self._journal: list[tuple[dict[Any, Any], Any, Any]] = []
         self._queue: Iterator[str] | None = None
         self._next: str | None = None
@@ -122,7 +125,7 @@ class View:
 
     def holders(self, rollout_id: str) -> list[WorkerRecord]:
         """The workers that hold an attempt of this rollout."""
-        candidates = dict.fromkeys([*self.loaded.holders(rollout_id), *self.changes.workers])
+        candidates = dict.fromkeys([*self.loaded.holders(rollout_id), *self._holders.get(rollout_id, ())])
         workers = (self.worker(worker_id) for worker_id in candidates)
         return [one for one in workers if one is not None and one.current_rollout_id == rollout_id]
 
@@ -235,6 +238,8 @@ class View:
 
     def put_worker(self, worker: WorkerRecord) -> None:
         self._set(self.changes.workers, worker.worker_id, worker)
+        if worker.current_rollout_id is not None:
+            self._holders.setdefault(worker.current_rollout_id, {})[worker.worker_id] = None
 
     def put_resources(self, resources: ResourcesRecord) -> None:
         """Insert or replace, and make it the latest."""

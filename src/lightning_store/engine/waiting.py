@@ -171,6 +171,8 @@ class Claimant:
         self.wakeup = Wakeup()
         self.called = False
         """A rollout was queued for it, which it has not tried to claim yet."""
+        self.following = False
+        """It is trying to claim what it was called for."""
 
 
 class Claimants:
@@ -185,7 +187,7 @@ class Claimants:
         """Join the waiting claimants. Try to claim after registering, then wait: a rollout that is queued in between
         wakes the claimant too.
 
-        A claimant that leaves before it has followed its wake-up forwards it to the next.
+        A claimant that leaves before it has followed its wake-up to the end forwards it to the next.
         """
         claimant = Claimant(request_id)
         with self._lock:
@@ -195,14 +197,20 @@ class Claimants:
         finally:
             with self._lock:
                 self._waiting.pop(id(claimant), None)
-            if claimant.called:
+            if claimant.called or claimant.following:
                 self.notify(1)
 
     def follow_call(self, claimant: Claimant) -> None:
-        """Before each try to claim: what was queued until now is what it will find."""
+        """Before each try to claim: what was queued until now is what it will find. Call ``followed`` after it: a try
+        that is cancelled or fails has found nothing."""
         with self._lock:
+            claimant.following = claimant.called
             claimant.called = False
             claimant.wakeup = Wakeup()
+
+    def followed(self, claimant: Claimant) -> None:
+        """The try to claim is over, whatever it found."""
+        claimant.following = False
 
     def notify(self, queued: int) -> None:
         """Wake as many callers as rollouts were queued."""

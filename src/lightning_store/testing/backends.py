@@ -125,7 +125,9 @@ class SuspendingBackend(Backend):
             await transaction.rollback()
             raise ConflictError("an id is taken")
         positions = data.last_queue_position, data.last_completion_position
-        await transaction.commit(with_positions(changes, *positions))
+        stored = with_positions(changes, *positions)
+        stored.replies = {reply.request_id: reply.encoded() for reply in changes.replies.values()}
+        await transaction.commit(stored)
 
 
 class RollingBackBackend(SuspendingBackend):

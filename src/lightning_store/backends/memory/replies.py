@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Final
+from typing import Any, Final
 
-from lightning_store.backends.records import ReplyRecord
+from lightning_store.backends.records import AttemptRecord, ReplyRecord, ResourcesRecord, RolloutRecord
 
 REPLY_BYTES_MAX: Final = 256 * 1024 * 1024
 """Bytes of recorded replies at most; the oldest go first, but the last one stays, however large it is."""
 REPLY_OVERHEAD_BYTES: Final = 300
-"""Memory of a reply beside its body."""
+"""Memory of a reply beside what it says."""
+RECORD_BYTES: Final = 200
+"""Of a record in a reply, beside its payloads."""
+OTHER_BYTES: Final = 100
+"""Of anything else in a reply: an id, as a rule."""
 
 
 class Replies:
@@ -52,5 +56,16 @@ class Replies:
             self._bytes -= _size_bytes(former)
 
 
-def _size_bytes(reply: ReplyRecord) -> int:
-    return len(reply.body) + REPLY_OVERHEAD_BYTES
+def _size_bytes(record: ReplyRecord) -> int:
+    return REPLY_OVERHEAD_BYTES + _kept_bytes(record.reply)
+
+
+def _kept_bytes(reply: Any) -> int:
+    """About what a reply keeps in memory: the payloads of its records, and a little for each object."""
+    if isinstance(reply, RolloutRecord | AttemptRecord | ResourcesRecord):
+        return RECORD_BYTES + reply.payload_bytes
+    if isinstance(reply, list | tuple):
+        return sum(map(_kept_bytes, reply))
+    if isinstance(reply, bytes):
+        return len(reply)
+    return 8 if reply is None or isinstance(reply, int) else OTHER_BYTES

@@ -122,7 +122,7 @@ def resources_record(resources_id: str, version: int = 1, **fields: Any) -> Reso
 
 
 def reply_record(request_id: str, **fields: Any) -> ReplyRecord:
-    given: dict[str, Any] = {"recorded_at": 0.0, "signature": "call", "refused": False, "body": b'{"a":1}'}
+    given: dict[str, Any] = {"recorded_at": 0.0, "signature": "call", "refused": False, "reply": b'{"a":1}'}
     return ReplyRecord(request_id=request_id, **(given | fields))
 
 

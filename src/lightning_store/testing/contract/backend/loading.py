@@ -167,7 +167,7 @@ class LoadingContract(BackendContractBase):
             assert loaded.latest_resources() == other
 
     async def test_x_load_replies(self, backend: Backend) -> None:
-        reply = reply_record("id-1", recorded_at=12.5, signature="call {}", refused=True, body=b"\x00\xff")
+        reply = reply_record("id-1", recorded_at=12.5, signature="call {}", refused=True, reply=b"\x00\xff")
         await store(backend, reply)
         async with loading(backend, Needs(replies={"id-1", "id-2"})) as loaded:
             assert (loaded.reply("id-1"), loaded.reply("id-2")) == (reply, None)

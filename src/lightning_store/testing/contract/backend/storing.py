@@ -128,7 +128,7 @@ class StoringContract(BackendContractBase):
 
     async def test_x_store_a_reply_in_the_place_of_a_former(self, backend: Backend) -> None:
         await store(backend, reply_record("id-1"), reply_record("id-2"))
-        again = reply_record("id-1", recorded_at=5.0, body=b"again")
+        again = reply_record("id-1", recorded_at=5.0, reply=b"again")
         await store(backend, again)
         async with loading(backend, Needs(replies={"id-1", "id-2"})) as loaded:
             assert (loaded.reply("id-1"), loaded.reply("id-2")) == (again, reply_record("id-2"))
