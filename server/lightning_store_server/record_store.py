@@ -3,7 +3,7 @@ other store, records are read and written here. What is called rarely needs no s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any, Final, Protocol, TypeVar, cast
 
 from lightning_store import json_text
@@ -37,7 +37,7 @@ OURS: Final = (EngineStore, InMemoryLightningStore)
 class RecordStore(Protocol):
     """The calls that a store gets most, on records. Their arguments have been checked."""
 
-    async def execute(self, operation: Operation[R]) -> R:
+    def execute(self, operation: Operation[R]) -> Coroutine[Any, Any, R]:
         """One of StartRollout, EnqueueRollouts, StartAttempt, UpdateAttempt."""
         ...
 
