@@ -48,6 +48,10 @@ WorkerStatus = Literal["idle", "busy", "unknown"]
 RolloutMode = Literal["train", "val", "test"]
 SpanStatusCode = Literal["UNSET", "OK", "ERROR"]
 SpanKind = Literal["INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER"]
+UnknownStatusCode = Annotated[int, Field(strict=True, ge=3, lt=2**31)]
+"""The number of a status code that a newer OTLP has and this model has no name for."""
+UnknownSpanKind = Annotated[int, Field(strict=True, ge=6, lt=2**31)]
+"""The number of a span kind that a newer OTLP has and this model has no name for."""
 TemplateEngine = Literal["jinja", "f-string", "poml"]
 FilterLogic = Literal["and", "or"]
 SortOrder = Literal["asc", "desc"]
@@ -227,7 +231,7 @@ class SpanContext(OpenModel):
 class TraceStatus(OpenModel):
     """Outcome of a span."""
 
-    status_code: SpanStatusCode
+    status_code: SpanStatusCode | UnknownStatusCode
     description: str | None = None
 
 
@@ -284,7 +288,7 @@ class Span(OpenModel):
     context: SpanContext | None = None
     parent: SpanContext | None = None
     resource: OtelResource = Field(default_factory=OtelResource)
-    kind: SpanKind | None = None
+    kind: SpanKind | UnknownSpanKind | None = None
     scope: InstrumentationScope | None = None
 
     @classmethod

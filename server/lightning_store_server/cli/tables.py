@@ -295,7 +295,7 @@ def span_line(span: Span) -> Text:
         f"#{span.sequence_id}",
         Text(clip(span.name), style="bold"),
         took(span.start_time, span.end_time),
-        "" if status == "UNSET" else styled(status),
+        "" if status == "UNSET" else styled(str(status)),
         clip(span.status.description or "", VALUE_MAX),
         *(f"{name}={short_json(value, VALUE_MAX)}" for name, value in rewards(span)),
     )

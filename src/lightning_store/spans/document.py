@@ -1,0 +1,320 @@
+"""The span document: the JSON text in which a span is stored and sent.
+
+A document is a JSON object (RFC 8259, UTF-8) with the fields of :class:`~lightning_store.model.Span`, extra fields
+included, and without ``sequence_id``: the store may assign that, so it is kept beside the document. What JSON cannot
+represent is described in :mod:`lightning_store.spans.exact`. ``docs/span_document.md`` specifies the format.
+
+A writer calls :func:`encode`. A server calls :func:`validate` on what it receives, and stores the text unchanged. A
+reader calls :func:`decode`. Whatever :func:`encode` returns or :func:`validate` accepts can be decoded.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+from typing import Any, Final, NamedTuple, cast
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, from_json, to_json
+
+from lightning_store.errors import InvalidArgumentError
+from lightning_store.json_text import DIGITS_MAX
+from lightning_store.model import Counter, Span
+from lightning_store.spans.exact import (
+    DEPTH_MAX,
+    EXACT_VALUES,
+    REPLACEMENT,
+    Portable,
+    has_surrogate,
+    replace_surrogates,
+    restore,
+    too_deep,
+)
+from lightning_store.spans.schemas import EXACT, READER, RESTORED, WRITER
+
+DOCUMENT_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Default limit on the size of a document, that of a request."""
+
+ID_FIELDS: Final = ("rollout_id", "attempt_id", "trace_id", "span_id", "parent_id")
+"""Fields by which spans are looked up, so that every database has to hold them."""
+
+_COUNTER: Final[TypeAdapter[int]] = TypeAdapter(Counter)
+_LONG_NUMBER: Final = re.compile(rb"[0-9]{%d}" % (DIGITS_MAX + 1))
+_DIGITS_BLOCK: Final = DIGITS_MAX // 2
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_NOT_JSON: Final = re.compile(rb"NaN|Infinity")
+_BRACKETS: Final = b"[]{}"
+_NO_BRACKETS: Final = bytes(set(range(256)) - set(_BRACKETS))
+_LEVELS: Final[Mapping[int, int]] = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+
+
+class SpanColumns(NamedTuple):
+    """The fields of a span that a store looks up, as they are in its document."""
+
+    rollout_id: str
+    attempt_id: str
+    trace_id: str
+    span_id: str
+    parent_id: str | None
+    name: str
+    """With U+FFFD for each lone surrogate and each U+0000, which databases may not store; see :func:`column_text`."""
+    start_time: float | None
+    """Seconds since the Unix epoch."""
+    end_time: float | None
+
+
+class EncodedSpan(NamedTuple):
+    """A span, ready to be stored or sent."""
+
+    columns: SpanColumns
+    sequence_id: int
+    document: bytes
+    """UTF-8."""
+
+
+# --- Writing ---------------------------------------------------------------------------------------------------------
+
+
+def encode(span: Span, field: str = "span", bytes_max: int = DOCUMENT_BYTES_MAX) -> EncodedSpan:
+    """Write a span as a document.
+
+    The span is checked first, since its fields may have been assigned after it was validated.
+
+    Args:
+        span: The span. It is not changed.
+        field: The path of the span, for error messages.
+        bytes_max: Size of the document at most.
+
+    Returns:
+        The document with the columns and the sequence id of the span. Decoding it returns an equal span.
+
+    Raises:
+        NotJsonError: A value is of a type that a document cannot hold, is nested too deeply, or is an integer of too
+            many digits. This is a TypeError.
+        InvalidArgumentError: A field is not legal, an id has a lone surrogate or U+0000, or the document is too large.
+    """
+    try:
+        fields = WRITER.validate_python(span, strict=True)
+        sequence_id = fields.pop("sequence_id")
+        document = to_json(fields)
+    except (ValidationError, PydanticSerializationError):
+        return _encode_unusual(span, field, bytes_max)
+    if EXACT in fields or _exceeds_depth(document) or _has_long_number(document):
+        return _encode_unusual(span, field, bytes_max)
+    _check_size(document, field, bytes_max)
+    return EncodedSpan(_columns(fields, field), sequence_id, document)
+
+
+def _encode_unusual(span: Span, field: str, bytes_max: int) -> EncodedSpan:
+    """Write a span that has something which JSON cannot represent, or find out why it cannot be written."""
+    portable = Portable()
+    fields = portable.convert_model(span, field)
+    if EXACT in fields:
+        raise InvalidArgumentError(f"{field}.{EXACT} is a reserved name; use another one", field=f"{field}.{EXACT}")
+    try:
+        sequence_id = _COUNTER.validate_python(fields.pop("sequence_id", None), strict=True)
+    except ValidationError as error:
+        raise _invalid(error, f"{field}.sequence_id") from None
+    if portable.exact:
+        fields[EXACT] = portable.exact
+    document = to_json(fields)
+    return EncodedSpan(validate(document, field, bytes_max), sequence_id, document)
+
+
+# --- Checking --------------------------------------------------------------------------------------------------------
+
+
+def validate(document: bytes | str, field: str = "document_json", bytes_max: int = DOCUMENT_BYTES_MAX) -> SpanColumns:
+    """Check a document that comes from outside.
+
+    Absent fields have their defaults. Of members with equal keys the last one counts.
+
+    Args:
+        document: The text of the document.
+        field: Its path, for error messages.
+        bytes_max: Its size at most, in bytes of UTF-8.
+
+    Returns:
+        The columns of the span.
+
+    Raises:
+        InvalidArgumentError: It is empty, too large, nested too deeply, not JSON, not a span, or has a ``sequence_id``.
+            ``details["field"]`` is the path of the member at fault.
+    """
+    text = document.encode() if isinstance(document, str) else document
+    if not text:
+        raise InvalidArgumentError(f"{field} is missing; it must be the JSON document of a span", field=field)
+    _check_size(text, field, bytes_max)
+    try:
+        fields = READER.validate_json(text, strict=True)
+    except ValidationError as error:
+        raise _invalid(error, field) from None
+    if _has_constant(text):
+        raise InvalidArgumentError(f"{field} is not JSON: NaN and Infinity are no JSON numbers", field=field)
+    if _exceeds_depth(text):
+        raise InvalidArgumentError(str(too_deep(field)), field=field)
+    if EXACT in fields:
+        fields = _restored(text, field)
+    return _columns(fields, field)
+
+
+def column_text(name: str) -> str:
+    """The form of a span's name in :class:`SpanColumns`, for whoever searches by name.
+
+    Args:
+        name: The name of a span.
+
+    Returns:
+        The name with U+FFFD for each lone surrogate and each U+0000.
+    """
+    return name if name.isascii() and "\0" not in name else replace_surrogates(name).replace("\0", REPLACEMENT)
+
+
+def _columns(fields: Mapping[str, Any], field: str) -> SpanColumns:
+    columns = SpanColumns(
+        fields["rollout_id"],
+        fields["attempt_id"],
+        fields["trace_id"],
+        fields["span_id"],
+        fields["parent_id"],
+        column_text(fields["name"]),
+        fields["start_time"],
+        fields["end_time"],
+    )
+    ids = f"{columns.rollout_id}{columns.attempt_id}{columns.trace_id}{columns.span_id}{columns.parent_id}"
+    if not columns.rollout_id or not columns.attempt_id or "\0" in ids or not ids.isascii():
+        for name in ID_FIELDS:
+            _check_id(getattr(columns, name), name, field)
+    return columns
+
+
+def _check_id(value: str | None, name: str, field: str) -> None:
+    path = f"{field}.{name}"
+    if value == "" and name in ("rollout_id", "attempt_id"):
+        raise InvalidArgumentError(f"{path} is missing; it must not be empty", field=path)
+    if value is not None and "\0" in value:
+        raise InvalidArgumentError(f"{path} has the character U+0000, which ids must not have", field=path)
+    if value is not None and has_surrogate(value):
+        raise InvalidArgumentError(f"{path} has a lone surrogate, which ids must not have", field=path)
+
+
+def _check_size(document: bytes, field: str, bytes_max: int) -> None:
+    if len(document) > bytes_max:
+        message = f"{field} has {len(document)} bytes as a document; at most {bytes_max} are taken"
+        raise InvalidArgumentError(message, field=field)
+
+
+def _exceeds_depth(document: bytes) -> bool:
+    if document.count(b"[") + document.count(b"{") <= DEPTH_MAX:  # as a rule
+        return False
+    brackets = _STRING.sub(b"", document).translate(None, _NO_BRACKETS)
+    return max(accumulate(map(_LEVELS.__getitem__, brackets))) > DEPTH_MAX
+
+
+def _has_long_number(document: bytes) -> bool:
+    """Whether there are more digits in a row than readers take. Such a row fills one of these blocks, which is rare."""
+    blocks = (document[start : start + _DIGITS_BLOCK] for start in range(0, len(document), _DIGITS_BLOCK))
+    return any(map(bytes.isdigit, blocks)) and _LONG_NUMBER.search(document) is not None
+
+
+def _has_constant(document: bytes) -> bool:
+    """Whether JSON text has one of the tokens that Python and JavaScript write and RFC 8259 does not have."""
+    if (b"N" not in document or b"NaN" not in document) and (b"I" not in document or b"Infinity" not in document):
+        return False
+    return _NOT_JSON.search(_STRING.sub(b"", document)) is not None
+
+
+# --- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def decode(document: bytes | str, sequence_id: int, field: str = "document_json") -> Span:
+    """Read a document.
+
+    Args:
+        document: A document that :func:`encode` returned or :func:`validate` accepted.
+        sequence_id: The sequence id of the span.
+        field: The path of the document, for error messages.
+
+    Returns:
+        The span.
+
+    Raises:
+        InvalidArgumentError: It is not the document of a span.
+    """
+    text = document.encode() if isinstance(document, str) else document
+    try:
+        span = Span.model_validate_json(b'{"sequence_id":%d,%b' % (sequence_id, text[text.find(b"{") + 1 :]))
+    except ValidationError as error:
+        raise _invalid(error, field) from None
+    if span.model_extra and EXACT in span.model_extra:
+        return Span.model_validate({**_restored(text, field), "sequence_id": sequence_id})
+    return span
+
+
+def decode_many(documents: Iterable[tuple[bytes | str, int]], field: str = "document_json") -> list[Span]:
+    """Read a page of documents.
+
+    Args:
+        documents: Each with its sequence id.
+        field: The path of the documents, for error messages.
+
+    Returns:
+        The spans, in the same order.
+
+    Raises:
+        InvalidArgumentError: One of them is not the document of a span.
+    """
+    return [decode(document, sequence_id, field) for document, sequence_id in documents]
+
+
+def _restored(document: bytes, field: str) -> dict[str, Any]:
+    """The members of a document that has exact values, with these at their places."""
+    members = from_json(document)
+    try:
+        restore(members, field)
+        return cast(dict[str, Any], RESTORED.validate_python(members, strict=True))
+    except ValidationError as error:
+        raise _invalid(error, field) from None
+
+
+def _invalid(error: ValidationError, field: str) -> InvalidArgumentError:
+    """The findings of a validation, without the values that were given."""
+    findings = error.errors(include_url=False, include_input=False)
+    if findings[0]["type"] == "json_invalid":
+        return InvalidArgumentError(f"{field} is not JSON: {findings[0]['ctx']['error']}", field=field)
+    paths = [field + "".join(_step(step) for step in finding["loc"]) for finding in findings]
+    listed = "; ".join(f"{path}: {finding['msg']}" for path, finding in zip(paths, findings, strict=True))
+    return InvalidArgumentError(listed, field=paths[0])
+
+
+def _step(step: int | str) -> str:
+    """A step of a path. Choices of a union, which pydantic names by their types, are left out."""
+    if isinstance(step, int):
+        return f"[{step}]"
+    return f".{step}" if step.isidentifier() else ""
+
+
+# --- Specification ---------------------------------------------------------------------------------------------------
+
+
+def document_schema() -> dict[str, Any]:
+    """Generate the JSON Schema of documents from the model.
+
+    Returns:
+        A schema of draft 2020-12. It does not express the limits on size and depth, nor where the pointers of
+        ``$exact`` may lead.
+    """
+    schema = Span.model_json_schema(mode="serialization")
+    exact = EXACT_VALUES.json_schema(mode="validation", ref_template="#/$defs/{model}")
+    definitions = {**schema.pop("$defs"), **exact.pop("$defs")}
+    properties = {name: node for name, node in schema.pop("properties").items() if name != "sequence_id"}
+    required = [name for name, field in Span.model_fields.items() if field.is_required() and name != "sequence_id"]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "title": "Span document",
+        "properties": {**properties, "sequence_id": False, EXACT: exact},
+        "required": required,
+        "$defs": definitions,
+    }
