@@ -40,7 +40,7 @@ ID_FIELDS: Final = ("rollout_id", "attempt_id", "trace_id", "span_id", "parent_i
 """Fields by which spans are looked up, so that every database has to hold them."""
 
 _COUNTER: Final[TypeAdapter[int]] = TypeAdapter(Counter)
-_LONG_NUMBER: Final = re.compile(rb"[0-9]{%d}" % (DIGITS_MAX + 1))
+_LONG_NUMBER: Final = re.compile(rb"[-0-9][0-9]{%d}" % DIGITS_MAX)
 _DIGITS_BLOCK: Final = DIGITS_MAX // 2
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _NOT_JSON: Final = re.compile(rb"NaN|Infinity")
@@ -94,6 +94,28 @@ def encode(span: Span, field: str = "span", bytes_max: int = DOCUMENT_BYTES_MAX)
             many digits. This is a TypeError.
         InvalidArgumentError: A field is not legal, an id has a lone surrogate or U+0000, or the document is too large.
     """
+    return _encode(span, field, bytes_max)
+
+
+def encode_fields(fields: Mapping[str, Any], field: str = "span", bytes_max: int = DOCUMENT_BYTES_MAX) -> EncodedSpan:
+    """Write a span that is given as plain dicts, as ``model_dump`` returns it. It need not become a model first.
+
+    Args:
+        fields: The fields of the span; absent ones have their defaults.
+        field: The path of the span, for error messages.
+        bytes_max: Size of the document at most.
+
+    Returns:
+        As :func:`encode`.
+
+    Raises:
+        NotJsonError: As :func:`encode`.
+        InvalidArgumentError: As :func:`encode`.
+    """
+    return _encode(dict(fields), field, bytes_max)
+
+
+def _encode(span: Span | dict[str, Any], field: str, bytes_max: int) -> EncodedSpan:
     try:
         fields = WRITER.validate_python(span, strict=True)
         sequence_id = fields.pop("sequence_id")
@@ -106,10 +128,10 @@ def encode(span: Span, field: str = "span", bytes_max: int = DOCUMENT_BYTES_MAX)
     return EncodedSpan(_columns(fields, field), sequence_id, document)
 
 
-def _encode_unusual(span: Span, field: str, bytes_max: int) -> EncodedSpan:
+def _encode_unusual(span: Span | dict[str, Any], field: str, bytes_max: int) -> EncodedSpan:
     """Write a span that has something which JSON cannot represent, or find out why it cannot be written."""
     portable = Portable()
-    fields = portable.convert_model(span, field)
+    fields = portable.convert_model(span, field) if isinstance(span, Span) else portable.convert_fields(span, field)
     if EXACT in fields:
         raise InvalidArgumentError(f"{field}.{EXACT} is a reserved name; use another one", field=f"{field}.{EXACT}")
     try:
@@ -154,6 +176,9 @@ def validate(document: bytes | str, field: str = "document_json", bytes_max: int
         raise InvalidArgumentError(f"{field} is not JSON: NaN and Infinity are no JSON numbers", field=field)
     if _exceeds_depth(text):
         raise InvalidArgumentError(str(too_deep(field)), field=field)
+    if _has_long_number(text):
+        message = f"{field} has a number of more than {DIGITS_MAX} digits; give it as text"
+        raise InvalidArgumentError(message, field=field)
     if EXACT in fields:
         fields = _restored(text, field)
     return _columns(fields, field)
@@ -213,9 +238,10 @@ def _exceeds_depth(document: bytes) -> bool:
 
 
 def _has_long_number(document: bytes) -> bool:
-    """Whether there are more digits in a row than readers take. Such a row fills one of these blocks, which is rare."""
+    """Whether a number has more digits in a row, or a sign and as many, than every reader takes."""
+    # So many digits fill one of these blocks, which is rare.
     blocks = (document[start : start + _DIGITS_BLOCK] for start in range(0, len(document), _DIGITS_BLOCK))
-    return any(map(bytes.isdigit, blocks)) and _LONG_NUMBER.search(document) is not None
+    return any(map(bytes.isdigit, blocks)) and _LONG_NUMBER.search(_STRING.sub(b"", document)) is not None
 
 
 def _has_constant(document: bytes) -> bool:

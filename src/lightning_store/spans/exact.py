@@ -36,7 +36,9 @@ DEPTH_MAX: Final = 128
 
 REPLACEMENT: Final = "\ufffd"
 _SURROGATES: Final = re.compile("[\ud800-\udfff]")
-_INT_LIMIT: Final = 10**DIGITS_MAX
+_INT_MIN: Final = 1 - 10 ** (DIGITS_MAX - 1)
+_INT_MAX: Final = 10**DIGITS_MAX - 1
+"""Some readers count the sign as a digit."""
 _FLOATS: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 _INDEX: Final = re.compile("0|[1-9][0-9]{0,17}")
@@ -80,6 +82,10 @@ class Portable:
         declared = self._object(model.__dict__, path, pointer, depth, models=True)
         return declared | self._object(model.model_extra or {}, path, pointer, depth)
 
+    def convert_fields(self, fields: Mapping[str, Any], path: str) -> dict[str, Any]:
+        """The same for a model that is given as plain dicts."""
+        return self._object(fields, path, "", 1)
+
     def _convert(self, value: Any, path: str, pointer: str, depth: int, *, models: bool) -> Any:
         if value is None or isinstance(value, bool):
             return value
@@ -116,7 +122,7 @@ class Portable:
         return replace_surrogates(text)
 
     def _int(self, number: int, path: str) -> int:
-        if -_INT_LIMIT < number < _INT_LIMIT:
+        if _INT_MIN <= number <= _INT_MAX:
             return number
         raise NotJsonError(f"{path} has an integer of more than {DIGITS_MAX} digits; give it as text", path=path)
 
