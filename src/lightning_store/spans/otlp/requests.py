@@ -18,7 +18,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyValue
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
 
@@ -34,7 +34,7 @@ from lightning_store.spans.otlp.messages import (
     write_scope,
     write_span,
 )
-from lightning_store.spans.otlp.values import INT64_MAX, read_value
+from lightning_store.spans.otlp.values import INT64_MAX
 
 ROLLOUT_ID: Final = "agentlightning.rollout_id"
 ATTEMPT_ID: Final = "agentlightning.attempt_id"
@@ -233,29 +233,27 @@ def _shared(scope: _Scope) -> tuple[str | None, dict[str, Any], dict[str, Any]]:
         instrumentation = scope.scope()
     except InvalidArgumentError as error:
         return f"its scope {error}", {}, {}
-    fields = {
-        "resource": read_resource(resource, scope.resource_schema_url),
-        "scope": read_scope(instrumentation, scope.scope_schema_url),
-    }
-    return None, _labels(resource.attributes), fields
+    fields = read_resource(resource, scope.resource_schema_url)
+    shared = {"resource": fields, "scope": read_scope(instrumentation, scope.scope_schema_url)}
+    return None, _labels(fields["attributes"]), shared
 
 
 def _received_span(
     path: str, parse: Part[OtlpSpan], inherited: Mapping[str, Any], shared: Mapping[str, Any]
 ) -> ReceivedSpan:
     try:
-        span = parse()
-        labels = {**inherited, **_labels(span.attributes)}
+        fields = read_span(parse())
+        labels = {**inherited, **_labels(fields["attributes"])}
         sequence_id, complaint = _sequence_id(labels)
         ids = {"rollout_id": _id(labels, ROLLOUT_ID), "attempt_id": _id(labels, ATTEMPT_ID)}
-        encoded = encode_fields({**read_span(span), **shared, **ids, "sequence_id": 0})
+        encoded = encode_fields({**fields, **shared, **ids, "sequence_id": 0})
     except StoreError as error:
         return ReceivedSpan(path, complaint=str(error))
     return ReceivedSpan(path, encoded.document, encoded.columns, sequence_id, complaint)
 
 
-def _labels(attributes: Iterable[KeyValue]) -> dict[str, Any]:
-    return {key: read_value(pair.value) for pair in attributes if (key := pair.key) in LABELS}
+def _labels(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: attributes[name] for name in LABELS if name in attributes}
 
 
 def _id(labels: Mapping[str, Any], name: str) -> str:
