@@ -547,6 +547,14 @@ def test_a_bad_document_is_refused_with_its_field(document: str | bytes, field: 
     assert message in str(error)
 
 
+def test_an_error_names_the_first_problems_only():
+    state = {"x" * 10_000: 5}
+    error = refused(a_document(events=[{}] * 1000, context={**CONTEXT, "trace_state": state}))
+    assert error.details["field"] == "spans[2].events[0].name"
+    assert str(error).endswith("spans[2].events[4].name: Field required; and 996 more")
+    assert len(str(refused(a_document(context={**CONTEXT, "trace_state": state})))) < 200
+
+
 @pytest.mark.parametrize("token", ["NaN", "Infinity", "-Infinity"])
 @pytest.mark.parametrize(
     "place", ['"a":%s', '"attributes":{"a":%s}', '"attributes":{"NaN":[1, %s ]}', '"x":{"\\"":%s}']

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from lightning_store.errors import InvalidArgumentError
-from lightning_store.json_text import DIGITS_MAX
+from lightning_store.json_text import DIGITS_MAX, PATH_CHARS_MAX
 from lightning_store.model import Counter, Span
 from lightning_store.spans.exact import (
     DEPTH_MAX,
@@ -36,6 +36,8 @@ from lightning_store.spans.schemas import EXACT, READER, RESTORED, WRITER
 DOCUMENT_BYTES_MAX: Final = 64 * 1024 * 1024
 """Default limit on the size of a document, that of a request."""
 
+FINDINGS_MAX: Final = 5
+"""Problems of one document that an error lists."""
 ID_FIELDS: Final = ("rollout_id", "attempt_id", "trace_id", "span_id", "parent_id")
 """Fields by which spans are looked up, so that every database has to hold them."""
 
@@ -309,16 +311,17 @@ def _invalid(error: ValidationError, field: str) -> InvalidArgumentError:
     findings = error.errors(include_url=False, include_input=False)
     if findings[0]["type"] == "json_invalid":
         return InvalidArgumentError(f"{field} is not JSON: {findings[0]['ctx']['error']}", field=field)
-    paths = [field + "".join(_step(step) for step in finding["loc"]) for finding in findings]
-    listed = "; ".join(f"{path}: {finding['msg']}" for path, finding in zip(paths, findings, strict=True))
-    return InvalidArgumentError(listed, field=paths[0])
+    found = [(field + "".join(map(_step, finding["loc"])), finding["msg"]) for finding in findings[:FINDINGS_MAX]]
+    listed = "; ".join(f"{path}: {message}" for path, message in found)
+    more = f"; and {len(findings) - FINDINGS_MAX} more" if len(findings) > FINDINGS_MAX else ""
+    return InvalidArgumentError(f"{listed}{more}", field=found[0][0])
 
 
 def _step(step: int | str) -> str:
     """A step of a path. Choices of a union, which pydantic names by their types, are left out."""
     if isinstance(step, int):
         return f"[{step}]"
-    return f".{step}" if step.isidentifier() else ""
+    return f".{step[:PATH_CHARS_MAX]}" if step.isidentifier() else ""
 
 
 # --- Specification ---------------------------------------------------------------------------------------------------
