@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Literal, LiteralString, NoReturn, cast
 
-from pydantic import BaseModel
 from pydantic_core import PydanticCustomError, SchemaValidator, core_schema
 from pydantic_core.core_schema import CoreSchema
 
@@ -65,9 +64,10 @@ _Fields = dict[str, core_schema.TypedDictField]
 
 def _fields_of(value: Any) -> Any:
     """The fields of a model, declared and extra, as one dict. Anything else is returned as it is."""
-    if not isinstance(value, BaseModel):
+    try:
+        extra = value.__pydantic_extra__  # asking whether it is a BaseModel takes much longer
+    except AttributeError:
         return value
-    extra = value.model_extra
     return {**value.__dict__, **extra} if extra else value.__dict__
 
 
