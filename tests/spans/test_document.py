@@ -731,3 +731,5 @@ def test_the_schema_has_every_field_and_the_member():
     assert schema["properties"]["sequence_id"] is False
     assert sorted(schema["required"]) == sorted(SMALLEST)
     assert schema["additionalProperties"] is True
+    assert schema["$defs"]["ExactValue"]["properties"].keys() == {"bytes", "float", "utf16", "key"}
+    assert not any("default" in value for value in schema["$defs"]["ExactValue"]["properties"].values())

@@ -76,7 +76,7 @@ def read(span: ReceivedSpan) -> model.Span:
 
 
 def complaint(request: ExportTraceServiceRequest | bytes) -> str | None:
-    """Why the only span of the request is rejected."""
+    """The reason why the only span of the request is rejected."""
     [span] = received(request)
     assert span.document is None
     return span.complaint
@@ -228,7 +228,7 @@ def test_a_request_without_spans_has_none():
     assert received(b"") == list(received_spans_from_json(b"{}")) == []
 
 
-# --- Whose spans they are --------------------------------------------------------------------------------------------
+# --- Owners ----------------------------------------------------------------------------------------------------------
 
 
 def owners(request: ExportTraceServiceRequest) -> list[tuple[str, str, int | None]]:
@@ -236,27 +236,27 @@ def owners(request: ExportTraceServiceRequest) -> list[tuple[str, str, int | Non
     return [(span.columns.rollout_id, span.columns.attempt_id, span.sequence_id) for span in found]
 
 
-def test_the_resource_tells_for_all_of_its_spans():
+def test_labels_of_a_resource_apply_to_all_of_its_spans():
     assert owners(a_request(a_span(1), a_span(2))) == [("ro-1", "at-1", None)] * 2
 
 
-def test_a_span_can_tell_for_itself():
+def test_a_span_may_have_the_labels_itself():
     assert owners(a_request(a_span(labels=OWNERS), labels={})) == [("ro-1", "at-1", None)]
 
 
-def test_what_a_span_tells_wins_label_by_label_and_for_that_span_only():
+def test_labels_of_a_span_override_those_of_its_resource_one_by_one():
     request = a_request(a_span(1, {ATTEMPT_ID: "at-2"}), a_span(2, {ROLLOUT_ID: "ro-2", SEQUENCE_ID: 9}), a_span(3))
     assert owners(request) == [("ro-1", "at-2", None), ("ro-2", "at-1", 9), ("ro-1", "at-1", None)]
 
 
-def test_each_resource_tells_for_its_own_spans():
+def test_labels_of_a_resource_apply_to_no_other():
     request = a_request(a_span(1))
     request.MergeFrom(a_request(a_span(2), labels={ROLLOUT_ID: "ro-2", ATTEMPT_ID: "at-2", SEQUENCE_ID: 4}))
     request.MergeFrom(a_request(a_span(3)))
     assert owners(request) == [("ro-1", "at-1", None), ("ro-2", "at-2", 4), ("ro-1", "at-1", None)]
 
 
-def test_labels_stay_where_they_were():
+def test_labels_stay_among_the_attributes():
     [span] = stored(a_request(a_span(labels={SEQUENCE_ID: 3})))
     assert (span.attributes, span.resource.attributes, span.sequence_id) == ({SEQUENCE_ID: 3}, OWNERS, 3)
 
@@ -267,7 +267,7 @@ def test_an_id_may_be_a_number():
 
 @pytest.mark.parametrize("missing", [ROLLOUT_ID, ATTEMPT_ID])
 @pytest.mark.parametrize("labels", [{}, {ROLLOUT_ID: "", ATTEMPT_ID: ""}, {ROLLOUT_ID: None, ATTEMPT_ID: None}])
-def test_a_span_of_nobody_is_rejected(missing: str, labels: dict[str, Any]):
+def test_a_span_without_an_owner_is_rejected(missing: str, labels: dict[str, Any]):
     given_labels = {**labels, **{name: value for name, value in OWNERS.items() if name != missing}}
     assert complaint(a_request(a_span(), labels=given_labels)) == (
         f"{missing} is missing; set it as an attribute of the resource, or of the span"
@@ -275,29 +275,29 @@ def test_a_span_of_nobody_is_rejected(missing: str, labels: dict[str, Any]):
 
 
 @pytest.mark.parametrize("value", [True, 1.5, ["ro-1"]])
-def test_an_id_that_is_no_text_is_rejected(value: Any):
+def test_a_label_that_is_not_text_is_rejected(value: Any):
     assert complaint(a_request(a_span(labels={ROLLOUT_ID: value}))) == f"{ROLLOUT_ID} is {value!r}; it must be text"
 
 
-def test_an_id_that_no_database_holds_is_rejected():
-    told = complaint(a_request(a_span(labels={ROLLOUT_ID: "a\0"})))
-    assert told == "span.rollout_id has the character U+0000, which ids must not have"
+def test_a_label_that_not_every_database_holds_is_rejected():
+    found = complaint(a_request(a_span(labels={ROLLOUT_ID: "a\0"})))
+    assert found == "span.rollout_id has the character U+0000, which ids must not have"
 
 
 @pytest.mark.parametrize(
     ("value", "number"), [(0, 0), (7, 7), ("7", 7), ("007", 7), (2**63 - 1, 2**63 - 1), (str(2**63 - 1), 2**63 - 1)]
 )
-def test_a_number_that_the_sender_gives_is_kept(value: Any, number: int):
+def test_a_sequence_id_of_the_sender_is_kept(value: Any, number: int):
     assert owners(a_request(a_span(labels={SEQUENCE_ID: value}))) == [("ro-1", "at-1", number)]
 
 
-def test_all_spans_of_a_resource_share_its_number():
+def test_all_spans_of_a_resource_share_its_sequence_id():
     request = a_request(a_span(1), a_span(2), a_span(3, {SEQUENCE_ID: 8}), labels={**OWNERS, SEQUENCE_ID: "5"})
     assert [number for *_, number in owners(request)] == [5, 5, 8]
 
 
 @pytest.mark.parametrize("value", [-1, "-1", "x", "", "1.0", " 7", "\u0667", 7.0, True, [7], str(2**63), "9" * 5000])
-def test_a_span_with_a_bad_number_is_kept_and_the_store_numbers_it(value: Any):
+def test_a_malformed_sequence_id_is_ignored_with_a_complaint(value: Any):
     [span] = received(a_request(a_span(labels={SEQUENCE_ID: value})))
     assert (span.document is not None, span.sequence_id) == (True, None)
     assert span.complaint is not None
@@ -306,7 +306,7 @@ def test_a_span_with_a_bad_number_is_kept_and_the_store_numbers_it(value: Any):
     assert len(span.complaint) < 200
 
 
-# --- What a span says ------------------------------------------------------------------------------------------------
+# --- Conversion ------------------------------------------------------------------------------------------------------
 
 
 @given(strategies.usual_spans())
@@ -390,7 +390,7 @@ def test_schema_urls_and_dropped_counts_survive():
 
 
 @pytest.mark.parametrize("scope", [{}, {"scope": InstrumentationScope()}])
-def test_a_scope_that_says_nothing_is_none(scope: dict[str, Any]):
+def test_an_empty_scope_is_none(scope: dict[str, Any]):
     [span] = stored(a_request(a_span(), **scope))
     assert span.scope is None
 

@@ -212,15 +212,24 @@ _Base64 = Annotated[bytes, BeforeValidator(_bytes_of, json_schema_input_type=str
 _Utf16 = Annotated[str, BeforeValidator(_text_of, json_schema_input_type=str)]
 
 
+def _without_default(schema: dict[str, Any]) -> None:
+    """Absent is absent: the defaults below are never read."""
+    schema.pop("default", None)
+
+
 class ExactValue(BaseModel):
-    """An entry of ``$exact``: at most one value, and the key of the member where that is not what the document says."""
+    """An entry of $exact: one value, or the key of the member, or both."""
 
     model_config = ConfigDict(extra="forbid")
 
-    bytes: _Base64 = Field(default=b"", description="The value: bytes, in base64.")
-    float: Literal["NaN", "Infinity", "-Infinity"] = Field(default="NaN", description="The value: a float.")
-    utf16: _Utf16 = Field(default="", description="The value: text, as base64 of its UTF-16BE form.")
-    key: _Utf16 = Field(default="", description="The key of the member, as base64 of its UTF-16BE form.")
+    bytes: _Base64 = Field(default=b"", description="Bytes, in base64.", json_schema_extra=_without_default)
+    float: Literal["NaN", "Infinity", "-Infinity"] = Field(default="NaN", json_schema_extra=_without_default)
+    utf16: _Utf16 = Field(
+        default="", description="Text, as base64 of its UTF-16BE form.", json_schema_extra=_without_default
+    )
+    key: _Utf16 = Field(
+        default="", description="Key of the member, as base64 of its UTF-16BE form.", json_schema_extra=_without_default
+    )
 
     @model_validator(mode="after")
     def _one_value(self) -> ExactValue:

@@ -3,9 +3,9 @@
 Each span of a request has a result of its own: a document, or the reason why there is none. A malformed span never
 keeps its neighbours from being stored.
 
-Whose span it is, three attributes tell: ``agentlightning.rollout_id``, ``agentlightning.attempt_id``, and optionally
-``agentlightning.span_sequence_id``. Those of a resource hold for all of its spans; those of a span override them, each
-by itself. They stay among the attributes.
+Three attributes identify the owner of a span: ``agentlightning.rollout_id`` and ``agentlightning.attempt_id``, which
+are required, and ``agentlightning.span_sequence_id``. Those of a resource apply to all of its spans; those of a span
+override them one by one. They stay among the attributes.
 """
 
 from __future__ import annotations
