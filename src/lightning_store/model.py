@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Literal, TypeVar, cast, overload
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     SerializeAsAny,
     field_validator,
     model_validator,
 )
+from pydantic_core import CoreSchema
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -48,10 +50,6 @@ WorkerStatus = Literal["idle", "busy", "unknown"]
 RolloutMode = Literal["train", "val", "test"]
 SpanStatusCode = Literal["UNSET", "OK", "ERROR"]
 SpanKind = Literal["INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER"]
-UnknownStatusCode = Annotated[int, Field(strict=True, ge=3, lt=2**31)]
-"""The number of a status code that a newer OTLP has and this model has no name for."""
-UnknownSpanKind = Annotated[int, Field(strict=True, ge=6, lt=2**31)]
-"""The number of a span kind that a newer OTLP has and this model has no name for."""
 TemplateEngine = Literal["jinja", "f-string", "poml"]
 FilterLogic = Literal["and", "or"]
 SortOrder = Literal["asc", "desc"]
@@ -68,6 +66,24 @@ Duration = Annotated[float, Field(ge=0, le=TIME_MAX_SECONDS, allow_inf_nan=False
 
 Counter = Annotated[int, Field(ge=0, lt=2**63)]
 """A count or sequence number; it fits a signed 64-bit integer."""
+
+
+@dataclass(frozen=True, slots=True)
+class OneError:
+    """Annotates a union to report one error, instead of one for each choice with the choice in its path."""
+
+    message: str
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Called by pydantic."""
+        error = {"custom_error_type": "name_or_number", "custom_error_message": self.message}
+        return cast(CoreSchema, {**handler(source), **error})
+
+
+SpanStatusNumber = Annotated[int, Field(strict=True, ge=3, lt=2**31)]
+"""The number of a status code that has no name here, as newer versions of OTLP may have."""
+SpanKindNumber = Annotated[int, Field(strict=True, ge=6, lt=2**31)]
+"""The number of a span kind that has no name here, as newer versions of OTLP may have."""
 
 
 class Model(BaseModel):
@@ -231,7 +247,9 @@ class SpanContext(OpenModel):
 class TraceStatus(OpenModel):
     """Outcome of a span."""
 
-    status_code: SpanStatusCode | UnknownStatusCode
+    status_code: Annotated[
+        SpanStatusCode | SpanStatusNumber, OneError("Input should be 'UNSET', 'OK', 'ERROR' or an integer from 3")
+    ]
     description: str | None = None
 
 
@@ -288,7 +306,13 @@ class Span(OpenModel):
     context: SpanContext | None = None
     parent: SpanContext | None = None
     resource: OtelResource = Field(default_factory=OtelResource)
-    kind: SpanKind | UnknownSpanKind | None = None
+    kind: (
+        Annotated[
+            SpanKind | SpanKindNumber,
+            OneError("Input should be 'INTERNAL', 'SERVER', 'CLIENT', 'PRODUCER', 'CONSUMER' or an integer from 6"),
+        ]
+        | None
+    ) = None
     scope: InstrumentationScope | None = None
 
     @classmethod

@@ -319,10 +319,7 @@ def _invalid(error: ValidationError, field: str) -> InvalidArgumentError:
 
 
 def _step(step: int | str) -> str:
-    """A step of a path. Choices of a union, which pydantic names by their types, are left out."""
-    if isinstance(step, int):
-        return f"[{step}]"
-    return f".{step[:PATH_CHARS_MAX]}" if step.isidentifier() else ""
+    return f"[{step}]" if isinstance(step, int) else f".{step[:PATH_CHARS_MAX]}"
 
 
 # --- Specification ---------------------------------------------------------------------------------------------------
