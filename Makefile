@@ -119,6 +119,10 @@ test-matrix: $(VENV)/.installed-dev ## … on each set of dependencies and each 
 test-agentlightning: $(VENV_AGENTLIGHTNING)/.installed ## Run the tests against the real Agent Lightning
 	$(VENV_AGENTLIGHTNING)/bin/python -m pytest tests/agentlightning $(TEST_ARGS)
 
+.PHONY: test-languages
+test-languages: $(VENV)/.installed-dev ## Build and run the examples in Go and Node.js against a server
+	$(BIN)/python tools/test_languages.py run
+
 .PHONY: fmt
 fmt: $(VENV)/.installed-dev ## Format the code, and fix what can be fixed by itself
 	$(BIN)/ruff check --fix-only --quiet

@@ -11,8 +11,8 @@ from typing import Any, Final
 
 SPAN_JSON_BYTES: Final = 2_093
 """Compact JSON of :func:`span_fields`, and so of the body of a request that carries it as JSON."""
-SPAN_PROTO_BYTES: Final = 1_667
-"""The same span as ``lightning_store.v1.Span``."""
+SPAN_DOCUMENT_BYTES: Final = 2_102
+"""The same span as a document, in which absent fields are written out."""
 PROMPT_TOKENS: Final = 1_500
 RESPONSE_TOKENS: Final = 500
 """Token ids in the attributes of :func:`trainer_span_fields`, with a logprob for each of the response."""

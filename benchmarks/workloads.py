@@ -239,20 +239,13 @@ class AddManySpansOtlp(Workload):
 
 def _export_request(spans: Sequence[Span]) -> bytes:
     """An OTLP request with these spans of one attempt. The receiver numbers them."""
-    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-
     from lightning_store.model import Span as OurSpan
-    from lightning_store.wire.spans import span_to_proto
+    from lightning_store.spans.otlp.requests import ATTEMPT_ID, ROLLOUT_ID, export_request
 
-    request = ExportTraceServiceRequest()
-    group = request.resource_spans.add()
-    scope = group.scope_spans.add()
-    for span in spans:
-        message = span_to_proto(OurSpan.model_validate(span.model_dump()))
-        scope.spans.append(message.span)
-        group.resource.CopyFrom(message.resource)
-    for key, value in (("rollout_id", spans[0].rollout_id), ("attempt_id", spans[0].attempt_id)):
-        group.resource.attributes.add(key=f"agentlightning.{key}").value.string_value = value
+    request = export_request(OurSpan.model_validate(span.model_dump()) for span in spans)
+    [group] = request.resource_spans
+    for key, value in ((ROLLOUT_ID, spans[0].rollout_id), (ATTEMPT_ID, spans[0].attempt_id)):
+        group.resource.attributes.add(key=key).value.string_value = value
     return request.SerializeToString()
 
 

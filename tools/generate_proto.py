@@ -5,10 +5,10 @@
     python tools/generate_proto.py lint        buf lint
     python tools/generate_proto.py breaking    buf breaking, against the protos of the last git tag
 
-The OTLP protos that ours import are in no package as text. The installed ``opentelemetry-proto`` has their descriptors,
-though, and protoc takes descriptors in place of files. buf then checks the image that protoc makes of it all.
-protoc is that of ``.venv-protoc``, which ``make`` installs; its plugins are those of this script's environment.
-buf runs through npx. Where npx is missing, lint and breaking say so; they fail in CI only (``CI`` is set).
+The protos import each other and protobuf's well-known types, which protoc brings along. protoc is that of
+``.venv-protoc``, which ``make`` installs; its plugins are those of this script's environment. buf checks the image that
+protoc makes of them. It runs through npx; where that is missing, lint and breaking say so, and fail in CI only (``CI``
+is set).
 """
 
 from __future__ import annotations
@@ -25,11 +25,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-
-from google.protobuf.descriptor import FileDescriptor
-from google.protobuf.descriptor_pb2 import FileDescriptorSet
-from google.rpc import status_pb2
-from opentelemetry.proto.trace.v1 import trace_pb2
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTO_ROOT = ROOT / "proto"
@@ -113,10 +108,9 @@ def generated_package() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
         out.mkdir()
-        descriptors = write_imported_descriptors(Path(scratch))
         sources = proto_files(PROTO_ROOT)
-        run_protoc(PROTO_ROOT, descriptors, sources, f"--python_out={out}", f"--mypy_out=quiet:{out}")
-        run_protoc(PROTO_ROOT, descriptors, [SERVICE], f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}")
+        run_protoc(PROTO_ROOT, sources, f"--python_out={out}", f"--mypy_out=quiet:{out}")
+        run_protoc(PROTO_ROOT, [SERVICE], f"--grpc_python_out={out}", f"--mypy_grpc_out=quiet:{out}")
         (out / PACKAGE / "__init__.py").write_text(INIT)
         yield out / PACKAGE
 
@@ -125,7 +119,7 @@ def build_image(proto_root: Path, scratch: Path) -> Path:
     """A descriptor set of all protos below ``proto_root`` with what they import and their comments, as buf takes it."""
     image = scratch / "image.binpb"
     options = ("--include_imports", "--include_source_info", f"--descriptor_set_out={image}")
-    run_protoc(proto_root, write_imported_descriptors(scratch), proto_files(proto_root), *options)
+    run_protoc(proto_root, proto_files(proto_root), *options)
     return image
 
 
@@ -133,29 +127,10 @@ def proto_files(proto_root: Path) -> list[Path]:
     return sorted(path.relative_to(proto_root) for path in proto_root.rglob("*.proto"))
 
 
-def write_imported_descriptors(scratch: Path) -> Path:
-    """The installed protos of OTLP traces and of google.rpc as a descriptor set, each file after those it imports."""
-    files = FileDescriptorSet()
-    seen: set[str] = set()
-
-    def add(file: FileDescriptor) -> None:
-        if file.name not in seen:
-            seen.add(file.name)
-            for dependency in file.dependencies:
-                add(dependency)
-            file.CopyToProto(files.file.add())
-
-    add(trace_pb2.DESCRIPTOR)
-    add(status_pb2.DESCRIPTOR)
-    path = scratch / "imported.binpb"
-    path.write_bytes(files.SerializeToString(deterministic=True))
-    return path
-
-
-def run_protoc(proto_root: Path, descriptors: Path, sources: list[Path], *options: str) -> None:
+def run_protoc(proto_root: Path, sources: list[Path], *options: str) -> None:
     bin_directory = Path(sys.executable).parent
     plugins = [f"--plugin={bin_directory / name}" for name in ("protoc-gen-mypy", "protoc-gen-mypy_grpc")]
-    command = [str(PROTOC_PYTHON), "-m", "grpc_tools.protoc", f"--descriptor_set_in={descriptors}", f"-I{proto_root}"]
+    command = [str(PROTOC_PYTHON), "-m", "grpc_tools.protoc", f"-I{proto_root}"]
     run([*command, *plugins, *options, *map(str, sources)])
 
 

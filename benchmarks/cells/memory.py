@@ -11,7 +11,7 @@ import psutil
 from benchmarks.bench import Bench, Opened, in_turn
 from benchmarks.processes import CellError
 from benchmarks.records import Spread
-from benchmarks.reference import SPAN_PROTO_BYTES
+from benchmarks.reference import SPAN_DOCUMENT_BYTES
 from benchmarks.rounds import WrongAnswerError
 from benchmarks.session import Session
 from benchmarks.sides import PEER, Side
@@ -88,7 +88,7 @@ async def _measure(bench: Bench, side: Side) -> dict[str, float]:
     return {
         "bytes_per_span": resident,
         "private_bytes_per_span": private,
-        "times_serialized": resident / SPAN_PROTO_BYTES,
+        "times_serialized": resident / SPAN_DOCUMENT_BYTES,
         "spans": added,
     }
 

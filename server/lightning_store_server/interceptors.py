@@ -19,7 +19,7 @@ from google.protobuf.message import DecodeError, Message
 
 from lightning_store.errors import InvalidArgumentError, StoreError, StoreTimeoutError, StoreUnavailableError
 from lightning_store.wire.errors import as_store_error, to_status
-from lightning_store.wire.methods import BY_PATH, REQUESTS, Method, Repeat
+from lightning_store.wire.methods import BY_PATH, Method, Repeat
 from lightning_store_server.admission import WAITS, Admission, Slot
 
 logger = logging.getLogger("lightning_store_server")
@@ -150,12 +150,11 @@ class Rpc:
 
     @classmethod
     def of(cls, method: Method, handler: Handler) -> Rpc:
-        taken_as = REQUESTS.get(method.name)
-        deserialize: Any = handler.request_deserializer if taken_as is None else taken_as.FromString
+        deserialize = handler.request_deserializer
 
         def decode(data: bytes) -> Any:
             try:
-                return deserialize(data)
+                return data if deserialize is None else deserialize(data)
             except DecodeError as error:
                 raise InvalidArgumentError(f"the request is no message of this method's type: {error}") from None
 

@@ -1,4 +1,4 @@
-"""A served store on records: payloads as text, spans as bytes. A store of ours has an engine that speaks so; for any
+"""A served store on records: payloads and spans as JSON text. A store of ours has an engine that speaks so; for any
 other store, records are read and written here. What is called rarely needs no such form."""
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from lightning_store.backends.records import (
     NewRollout,
     RolloutRecord,
     RolloutRow,
-    SpanCodec,
     SpanRecord,
 )
 from lightning_store.engine.idempotency import part_scope
@@ -25,8 +24,8 @@ from lightning_store.in_memory import InMemoryLightningStore
 from lightning_store.model import Attempt, AttemptedRollout, EnqueueRolloutRequest, Rollout, Span
 from lightning_store.outcomes import SpanOutcome, add_legal
 from lightning_store.queries import RolloutQuery, SpanQuery
+from lightning_store.spans.document import decode, encode
 from lightning_store.store import LightningStore
-from lightning_store.wire.spans import ProtoSpanCodec
 
 R = TypeVar("R")
 
@@ -68,7 +67,6 @@ class _Adapter:
 
     def __init__(self, store: LightningStore) -> None:
         self._store = store
-        self._codec: SpanCodec = ProtoSpanCodec()
 
     async def execute(self, operation: Operation[R]) -> R:
         return cast(R, await self._execute(operation))
@@ -114,18 +112,18 @@ class _Adapter:
         numbered: list[Span | StoreError] = []
         for index, record in enumerate(records):
             try:
-                numbered += self._codec.decode([await self._numbered(record, index)])
+                number = await self._number(record, index)
+                numbered.append(decode(record.document, number))
             except StoreError as error:
                 numbered.append(error)
         with part_scope("spans"):
             return await add_legal(numbered, self._add)
 
-    async def _numbered(self, record: SpanRecord, index: int) -> SpanRecord:
+    async def _number(self, record: SpanRecord, index: int) -> int:
         if record.sequence_id is not None:
-            return record
+            return record.sequence_id
         with part_scope(f"number-{index}"):
-            number = await self._store.get_next_span_sequence_id(record.rollout_id, record.attempt_id)
-        return record._replace(sequence_id=number)
+            return await self._store.get_next_span_sequence_id(record.rollout_id, record.attempt_id)
 
     async def _add(self, spans: Sequence[Span]) -> list[SpanOutcome]:
         errors: dict[int, StoreError] = {}
@@ -140,7 +138,7 @@ class _Adapter:
 
     async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
         result = await self._store.query_spans(**query.arguments())
-        return Rows([self._codec.encode(span) for span in result], result.total)
+        return Rows([encode(span) for span in result], result.total)
 
 
 def _key(span: Span) -> tuple[str, str, str]:

@@ -26,7 +26,7 @@ from lightning_store.v1.query_pb2 import StreamQueryRequest, StreamQueryResponse
 from lightning_store.wire import codec, enums, queries, records, requests, selections, spans
 from lightning_store.wire.checks import require, required_text
 from lightning_store.wire.errors import span_outcome_to_proto
-from lightning_store.wire.frames import frame_of, with_rows
+from lightning_store.wire.frames import with_rows
 from lightning_store.wire.methods import METHODS, REPEATED_METADATA, Method
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.feeds import FeedRuns
@@ -36,7 +36,6 @@ from lightning_store_server.record_store import records_of
 
 T = TypeVar("T")
 
-ADD_SPANS_FRAME = frame_of(span.AddSpansRequest)
 REQUEST_ID_CHARS_MAX = 128
 REPLY_MARGIN_SECONDS = 0.5
 """A wait ends this long before its caller's deadline, or half way to it, so that the answer arrives in time."""
@@ -71,7 +70,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             span.ListSpansResponse,
             queries.list_spans_from_proto,
             self._records.query_spans,
-            spans.span_record_to_bytes,
+            lambda record: spans.span_record_to_proto(record).SerializeToString(),
         )
         self._resources = Listing(
             "resources",
@@ -162,8 +161,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
 
     # --- Spans -------------------------------------------------------------------------------------------------------
 
-    async def AddSpans(self, request: Any, context: Context) -> span.AddSpansResponse:
-        """The request is a frame: its spans are bytes."""
+    async def AddSpans(self, request: span.AddSpansRequest, context: Context) -> span.AddSpansResponse:
         read = [_span_record(message, f"spans[{index}]") for index, message in enumerate(request.spans)]
         with _once(request, context):
             outcomes = await add_legal(read, self._records.add_spans)
@@ -395,10 +393,10 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         return reply
 
 
-def _span_record(message: bytes, field: str) -> SpanRecord | StoreError:
-    """The record of a serialized span, or what is wrong with it."""
+def _span_record(message: span.NewSpan, field: str) -> SpanRecord | StoreError:
+    """The record of a span, or what is wrong with it."""
     try:
-        return spans.span_record_from_bytes(message, field)
+        return spans.span_record_from_proto(message, field)
     except StoreError as error:
         return error
 
@@ -432,9 +430,10 @@ def _once(request: Any, context: Context) -> AbstractContextManager[None]:
 def _fingerprint(request: Any) -> str:
     """What the request asks for, in a few characters. Of spans, which are large and have keys of their own, only how
     many and two of them; of a claim not how long it may wait, which is less for a call that is made again."""
-    if isinstance(request, ADD_SPANS_FRAME):
+    if isinstance(request, span.AddSpansRequest):
         count = len(request.spans)
-        content = b"".join([count.to_bytes(8), *request.spans[:1], *request.spans[-1:]])
+        ends = (*request.spans[:1], *request.spans[-1:])
+        content = b"".join([count.to_bytes(8), *(one.SerializeToString(deterministic=True) for one in ends)])
     else:
         if isinstance(request, rollout.DequeueRolloutsRequest) and request.HasField("max_wait"):
             of_any_wait = rollout.DequeueRolloutsRequest()

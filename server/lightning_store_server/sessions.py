@@ -19,9 +19,9 @@ from google.rpc.status_pb2 import Status
 
 from lightning_store.errors import InvalidArgumentError, StoreUnavailableError
 from lightning_store.store import LightningStore
-from lightning_store.v1.session_pb2 import SessionCall, SessionRequest, SessionResponse
+from lightning_store.v1.session_pb2 import CallStatus, SessionCall, SessionRequest, SessionResponse
 from lightning_store.wire.errors import error_to_proto
-from lightning_store.wire.methods import METHODS, REPEATED_METADATA, SERVICE, SESSION, Method, Repeat
+from lightning_store.wire.methods import METHODS, REPEATED_METADATA, REQUESTS, SERVICE, SESSION, Method, Repeat
 from lightning_store_server.admission import Admission, Slot
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.interceptors import (
@@ -56,7 +56,9 @@ class SessionServicer(StoreServicer):
         self._sessions: set[_Session] = set()
 
     def _rpc(self, method: Method) -> Rpc:
-        return Rpc.of(method, grpc.unary_unary_rpc_method_handler(getattr(self, method.name)))
+        return Rpc.of(
+            method, grpc.unary_unary_rpc_method_handler(getattr(self, method.name), REQUESTS[method.name].FromString)
+        )
 
     def drain(self) -> None:
         super().drain()
@@ -315,7 +317,8 @@ def _message_of(run: Iterable[_Ended]) -> SessionResponse:
         if one.error is None:
             message.replies.add(id=one.id, response=one.response)
         else:
-            message.replies.add(id=one.id, error=one.error)
+            error = CallStatus(code=one.error.code, message=one.error.message, details=one.error.details)
+            message.replies.add(id=one.id, error=error)
     return message
 
 

@@ -1,4 +1,4 @@
-"""The store in this process's memory: the engine on the memory backend, with spans encoded as on the wire."""
+"""The store in this process's memory: the engine on the memory backend."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from lightning_store.engine.policy import Policy
 from lightning_store.engine.store import EngineStore
 from lightning_store.memory_limits import MemoryLimits
 from lightning_store.model import Span
-from lightning_store.wire.spans import ProtoSpanCodec
 
 
 class InMemoryLightningStore(EngineStore):
@@ -53,4 +52,4 @@ class InMemoryLightningStore(EngineStore):
             retain_finished_seconds=retain_finished_seconds,
             retain_finished_count=retain_finished_count,
         )
-        super().__init__(backend, ProtoSpanCodec(), policy=policy, clock=clock, memory=limits)
+        super().__init__(backend, policy=policy, clock=clock, memory=limits)

@@ -22,6 +22,7 @@ from lightning_store.model import (
     Worker,
     WorkerStatus,
 )
+from lightning_store.text import column_text
 
 RowT = TypeVar("RowT")
 
@@ -187,8 +188,8 @@ class SpanQuery(Query[Span]):
             _contains("span_id", self.span_id_contains),
             _equals("parent_id", self.parent_id),
             _contains("parent_id", self.parent_id_contains),
-            _equals("name", self.name),
-            _contains("name", self.name_contains),
+            _equals("name", _name(self.name)),
+            _contains("name", _name(self.name_contains)),
         )
 
 
@@ -248,6 +249,11 @@ def _equals(column: str, value: str | None) -> Filter | None:
 
 def _contains(column: str, value: str | None) -> Filter | None:
     return None if value is None else Filter(column, "contains", _text(f"{column}_contains", value))
+
+
+def _name(value: str | None) -> str | None:
+    """As names of spans are in their columns."""
+    return column_text(value) if isinstance(value, str) else value
 
 
 def _text(argument: str, value: str) -> str:

@@ -52,7 +52,7 @@ def attributes():
 
 def extras():
     """Some of them under names that are fields of ours, with values that fit there and values that do not."""
-    kinds = st.sampled_from(["CLIENT", "SpanKind.INTERNAL", 3, None, ""])
+    kinds = st.sampled_from(["CLIENT", "SpanKind.INTERNAL", 3, 7, None, ""])
     scope = model.InstrumentationScope(name="library", version="1").model_dump()
     scopes = st.sampled_from([scope, {"name": "library"}, {**scope, "name": 1}, "library", None, [], {}])
     known = st.fixed_dictionaries({}, optional={"kind": kinds, "scope": scopes})

@@ -16,14 +16,13 @@ from typing import Any
 import grpc
 import pytest
 from google.protobuf.message_factory import GetMessageClass
-from google.rpc.status_pb2 import Status
 
 from lightning_store import InMemoryLightningStore, LightningStore
 from lightning_store.forwarding import ForwardingStore
 from lightning_store.store import LightningStoreCapabilities
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.v1 import service_pb2
-from lightning_store.v1.session_pb2 import SessionCall, SessionReply, SessionRequest, SessionResponse
+from lightning_store.v1.session_pb2 import CallStatus, SessionCall, SessionReply, SessionRequest, SessionResponse
 from lightning_store.wire.methods import METHODS, REPEATED_METADATA, SERVICE, SESSION
 from lightning_store_client import LightningStoreClient, calls
 from lightning_store_server import LightningStoreServer, ServerConfig
@@ -232,8 +231,8 @@ def _outcome(call: Any) -> tuple[bytes, Break | None]:
 
 def _error_reply(id_: int, broken: Break) -> SessionReply:
     details = dict(broken.metadata).get(DETAILS_KEY)
-    plain = Status(code=broken.code.value[0], message=broken.message)
-    return SessionReply(id=id_, error=plain if details is None else Status.FromString(details))
+    plain = CallStatus(code=broken.code.value[0], message=broken.message)
+    return SessionReply(id=id_, error=plain if details is None else CallStatus.FromString(details))
 
 
 def _timeout(context: Any) -> float | None:

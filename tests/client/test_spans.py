@@ -16,11 +16,13 @@ from lightning_store.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
+from lightning_store.model import Span
+from lightning_store.spans.document import encode
 from lightning_store.testing.contract.base import make_span
 from lightning_store.v1 import span_pb2
 from lightning_store.wire.errors import to_status
-from lightning_store.wire.spans import span_to_proto
 from lightning_store_client import client as client_module
+from tests.new_spans import new_span
 
 
 def run(rig, scenario, **settings):
@@ -46,7 +48,7 @@ def test_spans_go_in_batches_and_come_back_in_order(rig, monkeypatch, batch_byte
     sent = rig.proxy.calls("AddSpans")
     assert len({one.message.request_id for one in sent}) == len(sent)
     assert len(sent) >= calls
-    assert all(len(one.body) <= max(batch_bytes, 300) + 50 for one in sent)
+    assert all(len(one.body) <= max(batch_bytes, 700) + 50 for one in sent)
 
 
 def test_a_batch_that_lost_its_reply_is_stored_once(rig, broken, monkeypatch):
@@ -145,7 +147,7 @@ def span_of(rollout, number, size_bytes):
     letters = size_bytes
     while True:
         span = make_span(rollout, number, attributes={"text": "x" * letters})
-        excess = span_to_proto(span).ByteSize() - size_bytes
+        excess = new_span(span).ByteSize() - size_bytes
         if excess == 0:
             return span
         letters -= excess
@@ -316,5 +318,6 @@ def test_an_answer_that_does_not_tell_of_each_span_is_an_error():
         async def unary(self, method, request):
             return span_pb2.AddSpansResponse(outcomes=[span_pb2.SpanOutcome()])
 
+    record = encode(Span(rollout_id="ro", attempt_id="at", sequence_id=1, trace_id="t", span_id="s", name="n"))
     with pytest.raises(InternalError, match="told of 1 of 2 spans"):
-        asyncio.run(client_module._send_spans(Calls(), [b"", b""]))
+        asyncio.run(client_module._send_spans(Calls(), [record, record]))

@@ -31,7 +31,6 @@ from lightning_store.testing import FakeClock
 from lightning_store.testing.backends import SuspendingBackend
 from lightning_store.testing.contract.backend.groups import NEW, Group, deletion, spans_of
 from lightning_store.testing.contract.base import within_safety
-from lightning_store.wire.spans import ProtoSpanCodec
 
 pytestmark = pytest.mark.asyncio
 
@@ -48,7 +47,7 @@ def clock() -> FakeClock:
 
 
 def engine_on(backend: Backend, clock: FakeClock, **policy: Any) -> Engine:
-    return Engine(backend, ProtoSpanCodec(), policy=Policy(**policy), clock=clock, memory=MemoryLimits.of())
+    return Engine(backend, policy=Policy(**policy), clock=clock, memory=MemoryLimits.of())
 
 
 async def enqueue(engine: Engine, count: int) -> Sequence[Operation[Any]]:

@@ -27,7 +27,6 @@ from lightning_store.testing import FakeClock
 from lightning_store.testing.backends import SuspendingBackend, store_on
 from lightning_store.testing.contract.backend.groups import NEW, spans_of
 from lightning_store.testing.contract.base import make_span, within_safety
-from lightning_store.wire.spans import ProtoSpanCodec
 
 pytestmark = pytest.mark.asyncio
 
@@ -70,7 +69,7 @@ def engine(backend: WatchedBackend, clock: FakeClock) -> Engine:
 
 
 def engine_on(backend: Any, clock: FakeClock, **policy: Any) -> Engine:
-    return Engine(backend, ProtoSpanCodec(), policy=Policy(**policy), clock=clock, memory=None)
+    return Engine(backend, policy=Policy(**policy), clock=clock, memory=None)
 
 
 async def stored(backend: WatchedBackend) -> int:

@@ -136,6 +136,10 @@ class Log(logging.Handler):
             pass
         return record
 
+    def rejections(self) -> list[str]:
+        """The messages about spans that OTLP's Export rejected, of all records so far; the others are dropped."""
+        return [message for message in self.left() if message.startswith("OTLP: span rejected: ")]
+
     def left(self, level: int = logging.WARNING) -> list[str]:
         """The messages of at least ``level`` that nobody asked for yet."""
         found = []

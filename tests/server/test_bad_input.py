@@ -20,7 +20,7 @@ from lightning_store.testing.contract.base import make_span
 from lightning_store.v1 import resources_pb2, rollout_pb2, span_pb2, worker_pb2
 from lightning_store.v1.query_pb2 import StreamQueryRequest
 from lightning_store.wire.methods import METHODS, SERVICE
-from lightning_store.wire.spans import span_to_proto
+from tests.new_spans import new_span
 
 ID = {"request_id": "id-1"}
 QUEUING = rollout_pb2.ROLLOUT_STATUS_QUEUING
@@ -465,71 +465,69 @@ def test_filters(scene, mistake):
 # --- Spans -----------------------------------------------------------------------------------------------------------
 
 
-def set_field(path, value):
-    """Set or clear one field of a span."""
-
-    def change(span):
-        *parents, name = path.split(".")
-        for parent in parents:
-            span = getattr(span, parent)
-        span.ClearField(name) if value is None else setattr(span, name, value)
-
-    return change
+def nested(levels):
+    value = {}
+    for _ in range(levels - 1):
+        value = {"a": value}
+    return value
 
 
-def add_time(span):
-    span.span.events.add().time_unix_nano = 2**64 - 1
-
-
-def add_link(span):
-    span.span.links.add().span_id = b"123"
+OLD_SPAN = b"\x0a\x04ro-1\x12\x04at-1\x18\x01\x22\x02\x2a\x00"
+"""A span in the fields of an earlier wire: ids, a number, and a message of OTLP."""
 
 
 @pytest.mark.parametrize(
     ("change", "field", "says"),
     [
-        (set_field("rollout_id", ""), "rollout_id", "missing"),
-        (set_field("attempt_id", ""), "attempt_id", "missing"),
-        (set_field("sequence_id", -1), "sequence_id", "must not be negative"),
-        (set_field("span", None), "span", "missing"),
-        (set_field("span.trace_id", b""), "span.trace_id", "has 0 bytes; it must have 16"),
-        (set_field("span.trace_id", b"x" * 15), "span.trace_id", "has 15 bytes"),
-        (set_field("span.span_id", b""), "span.span_id", "has 0 bytes; it must have 8"),
-        (set_field("span.span_id", b"x" * 9), "span.span_id", "has 9 bytes"),
-        (set_field("span.parent_span_id", b"x"), "span.parent_span_id", "has 1 bytes"),
-        (set_field("span.kind", 6), "span.kind", "unknown enum number 6"),
-        (set_field("span.status.code", 3), "span.status.code", "unknown enum number 3"),
-        (set_field("span.start_time_unix_nano", 2**64 - 1), "span.start_time_unix_nano", "in 2262"),
-        (set_field("span.end_time_unix_nano", 2**63), "span.end_time_unix_nano", "in 2262"),
-        (add_time, "span.events[0].time_unix_nano", "in 2262"),
-        (add_link, "span.links[0].span_id", "has 3 bytes"),
-        (set_field("overlay_json", "{"), "overlay_json", "not valid JSON"),
-        (set_field("overlay_json", "[]"), "overlay_json", "of an array"),
-        (set_field("overlay_json", '{"rollout_id": "x"}'), "overlay_json", "must not have 'rollout_id'"),
-        (set_field("overlay_json", '{"sequence_id": 1}'), "overlay_json", "must not have 'sequence_id'"),
-        (set_field("overlay_json", '{"events": {"0": {}}}'), "overlay_json", "lays '0' over an array of 0"),
-        (set_field("overlay_json", '{"name": 5}'), "name", "string"),
-        (set_field("overlay_json", '{"start_time": -1}'), "start_time", "greater than or equal to 0"),
-        (set_field("overlay_json", '{"status": {"status_code": "BAD"}}'), "status.status_code", ""),
+        ({"sequence_id": -1}, "sequence_id", "must not be negative"),
+        ({"document_json": ""}, "document_json", "is missing"),
+        ({"document_json": "{"}, "document_json", "is not JSON"),
+        ({"document_json": "x"}, "document_json", "is not JSON"),
+        ({"document_json": "[]"}, "document_json", "should be an object"),
+        ({"document_json": "{}"}, "document_json.rollout_id", "required"),
+        ({"rollout_id": ""}, "document_json.rollout_id", "is missing"),
+        ({"attempt_id": None}, "document_json.attempt_id", "string"),
+        ({"span_id": "\0"}, "document_json.span_id", "U+0000"),
+        ({"sequence_id_member": 1}, "document_json.sequence_id", "beside the document"),
+        ({"name": 5}, "document_json.name", "string"),
+        ({"start_time": -1}, "document_json.start_time", "greater than or equal to 0"),
+        ({"start_time": "now"}, "document_json.start_time", "number"),
+        ({"kind": 5}, "document_json.kind", "an integer from 6"),
+        ({"status": {"status_code": "BAD"}}, "document_json.status.status_code", "an integer from 3"),
+        ({"events": [{}]}, "document_json.events[0].name", "required"),
+        ({"attributes": nested(128)}, "document_json", "128 levels"),
+        ({"$exact": {"/name": {"float": "NaN"}}}, "document_json.name", "string"),
     ],
 )
 def test_spans(scene, change, field, says):
-    good, bad = (span_to_proto(make_span(scene.attempted, number)) for number in (1, 2))
-    change(bad)
-    reply = scene.served.call("AddSpans", span_pb2.AddSpansRequest(**ID, spans=[bad, good]))
-    rejected, stored = reply.outcomes
+    good, bad = (new_span(make_span(scene.attempted, number)) for number in (1, 2))
+    members = json.loads(bad.document_json)
+    for name, value in change.items():
+        if name in ("sequence_id", "document_json"):
+            setattr(bad, name, value)
+        else:
+            members[name.removesuffix("_member")] = value
+            bad.document_json = json.dumps(members)
+    rejected, stored = scene.served.call("AddSpans", span_pb2.AddSpansRequest(**ID, spans=[bad, good])).outcomes
     assert rejected.rejected.reason == "INVALID_ARGUMENT"
     assert rejected.rejected.details["field"] == f"spans[0].{field}"
     assert rejected.rejected.message.startswith(f"spans[0].{field}")
     assert says in rejected.rejected.message
     assert stored.stored.sequence_id == 1
     listed = scene.served.call("ListSpans", span_pb2.ListSpansRequest(rollout_id=scene.attempted.rollout_id))
-    assert [span.span.span_id for span in listed.spans] == [good.span.span_id]
+    assert [span.document_json for span in listed.spans] == [good.document_json]
+
+
+def test_a_client_of_an_earlier_wire_is_told_what_is_missing(scene):
+    request = span_pb2.AddSpansRequest(**ID, spans=[span_pb2.NewSpan.FromString(OLD_SPAN)])
+    [outcome] = scene.served.call("AddSpans", request).outcomes
+    assert outcome.rejected.reason == "INVALID_ARGUMENT"
+    assert outcome.rejected.message.startswith("spans[0].document_json is missing")
 
 
 def test_spans_of_nothing_known(scene):
-    no_rollout, no_attempt = (span_to_proto(make_span(scene.attempted, number)) for number in (1, 2))
-    no_rollout.rollout_id, no_attempt.attempt_id = "ro-no", "at-no"
+    no_rollout = new_span(make_span(scene.attempted, 1, rollout_id="ro-no"))
+    no_attempt = new_span(make_span(scene.attempted, 2, attempt_id="at-no"))
     reply = scene.served.call("AddSpans", span_pb2.AddSpansRequest(**ID, spans=[no_rollout, no_attempt]))
     assert [outcome.rejected.reason for outcome in reply.outcomes] == ["ROLLOUT_NOT_FOUND", "ATTEMPT_NOT_FOUND"]
 
@@ -538,7 +536,7 @@ def test_spans_of_nothing_known(scene):
 def test_the_last_of_all_numbers_leaves_the_rollout_usable(scene, rpc):
     """Whoever asks for a number beyond it is refused; nobody else is."""
     rollout_id = scene.attempted.rollout_id
-    last, next_one, other = (span_to_proto(make_span(scene.attempted, number)) for number in (1, 2, 3))
+    last, next_one, other = (new_span(make_span(scene.attempted, number)) for number in (1, 2, 3))
     last.sequence_id = 2**63 - 1
     next_one.ClearField("sequence_id")
     scene.served.call("AddSpans", span_pb2.AddSpansRequest(**ID, spans=[last]))
@@ -549,7 +547,7 @@ def test_the_last_of_all_numbers_leaves_the_rollout_usable(scene, rpc):
         request = span_pb2.AllocateSpanSequenceIdsRequest(request_id="id-2", keys=keys)
         assert "sequence" in scene.served.failure("AllocateSpanSequenceIds", request).message
     listed = scene.served.call("ListSpans", span_pb2.ListSpansRequest(rollout_id=rollout_id)).spans
-    assert last.span.span_id in [span.span.span_id for span in listed]
+    assert last.document_json in [span.document_json for span in listed]
 
 
 # --- Bytes that are no message ---------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.testing.contract.base import make_span
 from lightning_store.testing.contract.feed import many_ended
 from lightning_store.v1 import rollout_pb2, span_pb2
-from lightning_store.wire.spans import span_to_proto
+from tests.new_spans import new_span
 
 SERVER_LOG = "lightning_store_server"
 
@@ -184,7 +184,7 @@ def test_a_full_store_says_when_to_come_back_for_each_kind_of_write(serve):
     store = InMemoryLightningStore(memory_limit=1000)
     started = asyncio.run(store.start_rollout("x" * 1000))
     served = serve(store)
-    span = span_to_proto(make_span(started))
+    span = new_span(make_span(started))
     for rpc, fields in (
         ("StartRollout", {"rollout": {"input_json": "1"}}),
         ("EnqueueRollouts", {"rollouts": [{"input_json": "1"}]}),

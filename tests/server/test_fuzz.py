@@ -56,7 +56,7 @@ ODD_TEXTS = st.one_of(
 JSON_TEXTS = mostly(st.dictionaries(st.text(max_size=3), JSON_VALUES, max_size=3).map(json.dumps), ODD_TEXTS)
 RESOURCES = ['{"resource_type": "llm", "endpoint": "e", "model": "m"}', '{"resource_type": "new", "x": [1, "\\ud800"]}']
 RESOURCE_TEXTS = mostly(st.sampled_from(RESOURCES), JSON_TEXTS)
-OVERLAID = [
+MEMBERS = [
     "name",
     "trace_id",
     "parent_id",
@@ -68,8 +68,7 @@ OVERLAID = [
     "context",
     "resource",
 ]
-OVERLAYS = st.dictionaries(st.sampled_from(OVERLAID), JSON_VALUES, max_size=2).map(json.dumps)
-OVERLAY_TEXTS = mostly(st.just(""), OVERLAYS | JSON_TEXTS)
+MEMBER_VALUES = st.dictionaries(st.sampled_from(MEMBERS), JSON_VALUES, max_size=2)
 FIELDS = [
     *("input_json", "mode", "resources_id", "status", "config", "metadata_json", "worker_id", "last_heartbeat_time"),
     *("rollout_id", "sequence_id", "start_time", "end_time", "version", "name", "*", "config.timeout"),
@@ -139,7 +138,7 @@ class Messages:
 
     def _usual(self, descriptor: Descriptor) -> list[str]:
         """Fields without which little happens; they are there in most messages."""
-        usual = ["request_id", "rollout_id", "attempt_id", "span_id", "trace_id", "span"]
+        usual = ["request_id", "rollout_id", "attempt_id", "span_id", "trace_id", "document_json"]
         return [field.name for field in descriptor.fields if field.name in usual]
 
     def _field(self, field: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:
@@ -164,10 +163,23 @@ class Messages:
             return self._text(field)
         return integers(NUMBERS[field.type])
 
+    def _documents(self) -> st.SearchStrategy[str]:
+        """Documents of spans, most of them of an attempt that there is."""
+        owners = st.sampled_from(sorted(self.known.attempts.items()))
+        ids = st.integers(0, 50).map(lambda number: {"trace_id": "ab" * 16, "span_id": f"{number:016x}", "name": "s"})
+        return st.builds(
+            lambda owner, span, members: json.dumps(
+                {"rollout_id": owner[0], "attempt_id": owner[1], **span, **members}
+            ),
+            owners,
+            ids,
+            mostly(st.just({}), MEMBER_VALUES, one_in=3),
+        )
+
     def _text(self, field: FieldDescriptor) -> st.SearchStrategy[str]:
         name, owner = field.name, field.containing_type.full_name
-        if name == "overlay_json":
-            return OVERLAY_TEXTS
+        if name == "document_json":
+            return mostly(self._documents(), JSON_TEXTS)
         if name.endswith("_json"):
             return JSON_TEXTS
         if name == "paths":

@@ -83,7 +83,7 @@ def test_the_store_is_described_by_symbol_with_all_that_it_needs(served, version
         assert name in more
         files |= more
         missing |= {dependency for file in more.values() for dependency in file.dependency} - files.keys()
-    assert "opentelemetry/proto/trace/v1/trace.proto" in files
+    assert "google/protobuf/timestamp.proto" in files
 
 
 @pytest.mark.parametrize("version", VERSIONS)

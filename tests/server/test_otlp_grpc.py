@@ -33,9 +33,9 @@ from lightning_store import (
     StoreUnavailableError,
 )
 from lightning_store.model import Span
+from lightning_store.spans.otlp.requests import ATTEMPT_ID, ROLLOUT_ID, SEQUENCE_ID
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.wire.methods import TRACE_EXPORT
-from lightning_store.wire.otlp import ATTEMPT_ID, ROLLOUT_ID, SEQUENCE_ID
 
 EXPORTER_SENDS_SCOPES_WHOLE = Version(metadata.version("opentelemetry-exporter-otlp-proto-grpc")) >= Version("1.31")
 REMOTE = SpanContext(
@@ -158,12 +158,13 @@ def test_a_tracer_of_many_rollouts_labels_each_span(served):
     assert [(span.name, span.sequence_id) for span in stored(served.store, second)] == [("two", 41)]
 
 
-def test_an_exporter_takes_a_partial_success_for_an_end(served):
+def test_an_exporter_takes_a_partial_success_for_an_end(served, log):
     exporter = exporter_of(served)
     recorded = InMemorySpanExporter()
     trace_everything(provider_of({}, SimpleSpanProcessor(recorded)))
     assert exporter.export(recorded.get_finished_spans()) is SpanExportResult.SUCCESS
     exporter.shutdown()
+    assert len(log.rejections()) == 2
 
 
 # --- What is stored, and what is told --------------------------------------------------------------------------------
@@ -204,7 +205,7 @@ def test_an_empty_request_is_fine(served, export):
     assert export(served, ExportTraceServiceRequest()) == ExportTraceServiceResponse()
 
 
-def test_what_cannot_be_stored_is_counted_and_the_rest_is_stored(served, export):
+def test_what_cannot_be_stored_is_counted_and_the_rest_is_stored(served, export, log):
     started, labels = begin(served.store)
     request = a_request(labels, 1, 0, 2)
     request.MergeFrom(a_request({**labels, ROLLOUT_ID: "ro-none"}, 3, 4))
@@ -213,15 +214,17 @@ def test_what_cannot_be_stored_is_counted_and_the_rest_is_stored(served, export)
     assert told.rejected_spans == 4
     assert told.error_message == (
         "4 spans rejected: span_id is all zeros, which stands for no id (resource_spans[0].scope_spans[0].spans[1]); "
+        "Rollout ro-none not found (2 spans, the first is resource_spans[1].scope_spans[0].spans[0]); "
         "agentlightning.rollout_id is missing; set it as an attribute of the resource, or of the span "
-        "(resource_spans[2].scope_spans[0].spans[0]); "
-        "Rollout ro-none not found (2 spans, the first is resource_spans[1].scope_spans[0].spans[0])"
+        "(resource_spans[2].scope_spans[0].spans[0])"
     )
     assert [span.name for span in stored(served.store, started)] == ["span 1", "span 2"]
+    assert len(log.rejections()) == 4
 
 
-def test_if_nothing_can_be_stored_the_call_still_ends_well(served, export):
+def test_if_nothing_can_be_stored_the_call_still_ends_well(served, export, log):
     assert export(served, a_request({}, 1, 2)).partial_success.rejected_spans == 2
+    assert len(log.rejections()) == 2
 
 
 def test_a_bad_number_is_told_and_the_span_stored(served, export):
@@ -232,7 +235,7 @@ def test_a_bad_number_is_told_and_the_span_stored(served, export):
     assert [span.sequence_id for span in stored(served.store, started)] == [1]
 
 
-def test_a_store_of_somebody_elses_is_served_too(serve, hooked, export):
+def test_a_store_of_somebody_elses_is_served_too(serve, hooked, export, log):
     inner = InMemoryLightningStore()
     served = serve(hooked(inner, thread_safe=False))
     started, labels = begin(inner)
@@ -241,6 +244,7 @@ def test_a_store_of_somebody_elses_is_served_too(serve, hooked, export):
     told = export(served, request).partial_success
     assert told.rejected_spans == 1
     assert "Attempt at-none not found" in told.error_message
+    assert len(log.rejections()) == 1
     assert [span.name for span in stored(inner, started)] == ["span 1"]
 
 
@@ -301,13 +305,14 @@ def test_one_span_that_may_be_stored_later_makes_the_call_fail_and_another_one_c
     assert [span.name for span in stored(store, started)] == ["span 1", "span 2"]
 
 
-def test_a_span_that_is_refused_for_good_is_rejected(serve, export):
+def test_a_span_that_is_refused_for_good_is_rejected(serve, export, log):
     store = Refusing(exhausted(None))
     served = serve(store)
     _, labels = begin(store)
     told = export(served, a_request(labels, 1, 2)).partial_success
     assert told.rejected_spans == 1
     assert "the store is full" in told.error_message
+    assert len(log.rejections()) == 1
 
 
 def test_the_cause_of_a_failure_stays_in_the_log(serve, hooked, export, failure_of, log):

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
+from pathlib import Path
 
 import pytest
 from google.protobuf import json_format
@@ -25,6 +26,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceRequest,
     ExportTraceServiceResponse,
 )
+from opentelemetry.proto.trace.v1.trace_pb2 import Span as TraceSpan
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExportResult
@@ -32,13 +34,15 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from lightning_store import InMemoryLightningStore, InvalidArgumentError, ResourceExhaustedError, StoreUnavailableError
 from lightning_store.errors import RolloutNotFoundError, StoreTimeoutError, UnsupportedError
+from lightning_store.spans.otlp.requests import ATTEMPT_ID, ROLLOUT_ID
 from lightning_store.testing import SAFETY_SECONDS
-from lightning_store.wire.otlp import ATTEMPT_ID, ROLLOUT_ID
+from lightning_store.wire.methods import TRACE_EXPORT
 from lightning_store_server import LightningStoreServer, ServerConfig
 from lightning_store_server.admission import Admission
 from lightning_store_server.otlp.http import TracesEndpoint
 from lightning_store_server.otlp.ingest import TraceIngest
 from lightning_store_server.otlp.listener import HttpLimits, HttpListener
+from tests.otlp_bytes import deep_attribute, request_of
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 JSON = {"Content-Type": "application/json; charset=utf-8"}
@@ -236,11 +240,54 @@ def test_spans_are_stored_and_the_answer_is_empty(served):
     assert stored_names(served.store, started) == ["span 1", "span 2"]
 
 
-def test_what_was_rejected_is_told(served):
+def test_what_was_rejected_is_told_and_logged(served, log):
     reply = post(served, a_request({}, 1, 2).SerializeToString())
     assert reply.status == 200
     assert reply.partial[0] == 2
     assert "agentlightning.rollout_id is missing" in reply.partial[1]
+    places = [f"(resource_spans[0].scope_spans[0].spans[{index}])" for index in range(2)]
+    for message, place in zip(log.rejections(), places, strict=True):
+        assert "agentlightning.rollout_id is missing" in message
+        assert message.endswith(place)
+
+
+CASES = json.loads((Path(__file__).parent.parent / "data" / "otlp_json.json").read_text())
+KEPT = {"lone-surrogate": ("attributes", {"k": "aaa\ufffd"}), "unknown-kind": ("kind", 99)}
+"""Cases whose second span is stored, each with a field of it."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_span_that_is_malformed_in_json_does_not_touch_its_neighbours(served, log, name):
+    started, _ = begin(served.store)
+    text = json.dumps(CASES[name]).replace("ROLLOUT", started.rollout_id)
+    reply = post(served, text.replace("ATTEMPT", started.attempt.attempt_id).encode(), JSON)
+    assert reply.status == 200
+    if name in KEPT:
+        _, span, _ = asyncio.run(served.store.query_spans(started.rollout_id))
+        field, value = KEPT[name]
+        assert (reply.body, getattr(span, field)) == (b"{}", value)
+    else:
+        assert json.loads(reply.body)["partialSuccess"]["rejectedSpans"] == "1"
+        assert stored_names(served.store, started) == ["s1", "s3"]
+        assert len(log.rejections()) == 1
+
+
+NOT_UTF8 = TraceSpan(trace_id=b"\x01" * 16, span_id=b"\x02" * 8, name="XXX").SerializeToString()
+
+
+@pytest.mark.parametrize("bad", [NOT_UTF8.replace(b"XXX", b"\xab\xc3\x28"), NOT_UTF8 + deep_attribute(33)])
+def test_a_span_that_is_malformed_in_protobuf_does_not_touch_its_neighbours(served, log, bad):
+    started, labels = begin(served.store)
+    request = a_request(labels, 1, 3)
+    [group] = request.resource_spans
+    first, third = (span.SerializeToString() for span in group.scope_spans[0].spans)
+    body = request_of(group.resource.SerializeToString(), first, bad, third)
+    reply = post(served, body)
+    assert (reply.status, reply.partial[0]) == (200, 1)
+    reply_of_grpc = served.channel.unary_unary(TRACE_EXPORT.path)(body, timeout=SAFETY_SECONDS)
+    assert reply_of_grpc == reply.body
+    assert stored_names(served.store, started) == ["span 1", "span 3"]
+    assert len(log.rejections()) == 2
 
 
 def test_no_spans_at_all_are_fine(served):
@@ -253,7 +300,7 @@ def as_json(labels):
     return json.dumps({"resourceSpans": [{"resource": {"attributes": attributes}, "scopeSpans": [{"spans": [span]}]}]})
 
 
-def test_json_is_answered_in_json(served):
+def test_json_is_answered_in_json(served, log):
     started, labels = begin(served.store)
     reply = post(served, as_json(labels).encode(), JSON)
     assert (reply.status, reply.body, reply.headers["Content-Type"]) == (200, b"{}", "application/json")
@@ -261,6 +308,7 @@ def test_json_is_answered_in_json(served):
     assert (span.span_id, span.name) == ("02" * 8, "step")
     rejected = json.loads(post(served, as_json({}).encode(), JSON).body)["partialSuccess"]
     assert rejected["rejectedSpans"] == "1"
+    assert len(log.rejections()) == 1
     refused = post(served, b"{", JSON)
     assert (refused.status, refused.headers["Content-Type"]) == (400, "application/json")
     status = json_format.Parse(refused.body, Status())
@@ -282,7 +330,7 @@ def test_json_is_answered_in_json(served):
         ),
         ({"headers": {"Content-Type": ""}}, 415, "Content-Type is missing"),
         ({"headers": {"Content-Encoding": "br"}}, 415, "Content-Encoding is br; send gzip, deflate or none"),
-        ({"body": b"\xff\xff"}, 400, "the body is no ExportTraceServiceRequest"),
+        ({"body": b"\xff\xff"}, 400, "the body is not an ExportTraceServiceRequest"),
         ({"body": b"x", "headers": {"Content-Encoding": "gzip"}}, 400, "the body is not valid gzip"),
         ({"body": b"", "headers": {"Content-Encoding": "gzip"}}, 400, "the body is not valid gzip: it ends too soon"),
         ({"body": b"xy", "headers": {"Content-Encoding": "deflate"}}, 400, "the body is not valid deflate"),

@@ -12,7 +12,7 @@ from lightning_store.testing import FakeClock
 from lightning_store.testing.contract.base import make_span, retrying
 from lightning_store.v1 import resources_pb2, rollout_pb2, server_pb2, span_pb2, worker_pb2
 from lightning_store.wire.methods import METHODS, SESSION, Repeat
-from lightning_store.wire.spans import span_to_proto
+from tests.new_spans import new_span
 
 ONCE = sorted(name for name, method in METHODS.items() if method.repeat is Repeat.ONCE)
 each_once = pytest.mark.parametrize("rpc", ONCE)
@@ -35,7 +35,7 @@ class Scene:
 
     def request(self, rpc, request_id="id-1"):
         running = self.running.rollout_id
-        numbered, unnumbered = (span_to_proto(make_span(self.running, number)) for number in (5, 6))
+        numbered, unnumbered = (new_span(make_span(self.running, number)) for number in (5, 6))
         unnumbered.ClearField("sequence_id")
         new = rollout_pb2.NewRollout(input_json='{"a": [1, 2.5, null]}', metadata_json='{"b": 1, "c": "d"}')
         fields = {

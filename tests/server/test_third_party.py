@@ -30,10 +30,10 @@ from lightning_store.testing.contract.spans import (
 from lightning_store.testing.contract.waiting import WaitingContract
 from lightning_store.testing.contract.waiting_for_any import WaitingForAnyContract
 from lightning_store.v1 import server_pb2, span_pb2
-from lightning_store.wire.spans import span_to_proto
 from lightning_store_client import LightningStoreClient
 from lightning_store_server import LightningStoreServer
 from lightning_store_server.record_store import records_of
+from tests.new_spans import new_span
 
 
 class OneThreadStore(ForwardingStore):
@@ -104,7 +104,7 @@ def wrapped(request, serve):
 
 def message(rollout, number, **fields):
     """A span whose number the server is to allocate."""
-    span = span_to_proto(make_span(rollout, number, **fields))
+    span = new_span(make_span(rollout, number, **fields))
     span.ClearField("sequence_id")
     return span
 
@@ -133,11 +133,10 @@ def test_a_span_without_its_rollout_does_not_keep_the_others_out(wrapped):
 
 def test_outcomes_stand_in_the_order_of_the_spans(wrapped):
     served, _, rollout = wrapped
-    numbered = [span_to_proto(make_span(rollout, number)) for number in (4, 5, 6)]
-    numbered[1].attempt_id = "at-no"
-    malformed = span_to_proto(make_span(rollout, 7))
-    malformed.span.span_id = b"short"
-    spans = [numbered[0], malformed, numbered[1], numbered[0], numbered[2]]
+    first, last = (new_span(make_span(rollout, number)) for number in (4, 6))
+    unknown = message(rollout, 5, attempt_id="at-no")
+    malformed = span_pb2.NewSpan(document_json="{}")
+    spans = [first, malformed, unknown, first, last]
     reply = served.call("AddSpans", span_pb2.AddSpansRequest(request_id="id", spans=spans))
     assert kinds(reply) == ["stored", "rejected", "rejected", "duplicate", "stored"]
     assert [outcome.rejected.reason for outcome in reply.outcomes[1:3]] == ["INVALID_ARGUMENT", "ATTEMPT_NOT_FOUND"]

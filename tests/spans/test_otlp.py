@@ -13,14 +13,13 @@ from google.protobuf import json_format
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, InstrumentationScope, KeyValue
+from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope, KeyValue
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Span
 
 from lightning_store import model
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.spans.document import decode, encode, validate
-from lightning_store.spans.exact import replace_surrogates
 from lightning_store.spans.otlp.messages import TIME_MAX_NANOS
 from lightning_store.spans.otlp.requests import (
     ATTEMPT_ID,
@@ -34,6 +33,8 @@ from lightning_store.spans.otlp.requests import (
 )
 from lightning_store.spans.otlp.values import NESTING_MAX, write_value
 from lightning_store.testing import strategies
+from lightning_store.text import replace_surrogates
+from tests.otlp_bytes import deep_attribute, field, request_of
 from tests.wire.same import assert_same
 
 OWNERS = {ROLLOUT_ID: "ro-1", ATTEMPT_ID: "at-1"}
@@ -70,20 +71,21 @@ def stored(request: ExportTraceServiceRequest | bytes) -> list[model.Span]:
 
 
 def read(span: ReceivedSpan) -> model.Span:
-    assert span.document is not None
-    assert validate(span.document) == span.columns
-    return decode(span.document, span.sequence_id or 0)
+    assert span.record is not None
+    *columns, sequence_id, document = span.record
+    assert validate(document) == tuple(columns)
+    return decode(document, sequence_id or 0)
 
 
 def complaint(request: ExportTraceServiceRequest | bytes) -> str | None:
     """The reason why the only span of the request is rejected."""
     [span] = received(request)
-    assert span.document is None
+    assert span.record is None
     return span.complaint
 
 
 def names(found: list[ReceivedSpan]) -> list[str | None]:
-    return [None if span.document is None else read(span).name for span in found]
+    return [None if span.record is None else read(span).name for span in found]
 
 
 # --- Neighbours ------------------------------------------------------------------------------------------------------
@@ -118,7 +120,7 @@ def test_a_span_that_is_malformed_in_json_does_not_touch_its_neighbours(name: st
         assert second.complaint is None
         assert read(second).name == "s2"
     else:
-        assert second.document is None
+        assert second.record is None
         assert second.path == f"{FIRST}.spans[1]"
         assert second.complaint is not None
         assert second.complaint.startswith(REJECTED[name])
@@ -131,28 +133,14 @@ def test_what_is_kept_of_the_cases_that_are_stored():
     assert read(kind).kind == 99
 
 
-def field(number: int, data: bytes) -> bytes:
-    """A length-delimited field."""
-    length, head = len(data), bytes([number << 3 | 2])
-    while length > 127:
-        head += bytes([length & 127 | 128])
-        length >>= 7
-    return head + bytes([length]) + data
-
-
 def deep(levels: int) -> bytes:
-    """A span with an attribute of so many mappings, which protobuf may refuse to write as well."""
-    value = AnyValue(string_value="bottom").SerializeToString()
-    for _ in range(levels):
-        value = field(6, field(1, field(1, b"k") + field(2, value)))
-    return a_span(2).SerializeToString() + field(9, field(1, b"deep") + field(2, value))
+    return a_span(2).SerializeToString() + deep_attribute(levels)
 
 
 def with_bytes(data: bytes) -> bytes:
     """A request of three spans, of which the second is this, whether it can be parsed or not."""
     resource = Resource(attributes=attributes(OWNERS)).SerializeToString()
-    spans = [a_span(1).SerializeToString(), data, a_span(3).SerializeToString()]
-    return field(1, field(1, resource) + field(2, b"".join(field(2, span) for span in spans)))
+    return request_of(resource, a_span(1).SerializeToString(), data, a_span(3).SerializeToString())
 
 
 BAD_TEXT = a_span(2, {"k": "XXX"}).SerializeToString().replace(b"XXX", b"\xab\xc3\x28")
@@ -165,7 +153,7 @@ CUT_OFF = a_span(2, {"k": "value"}).SerializeToString()[:-3]
 def test_a_span_that_is_malformed_in_protobuf_does_not_touch_its_neighbours(data: bytes):
     first, second, third = received(with_bytes(data))
     assert names([first, third]) == ["span 1", "span 3"]
-    assert second.document is None
+    assert second.record is None
     assert second.path == f"{FIRST}.spans[1]"
     assert second.complaint is not None
     assert second.complaint.startswith("is malformed: it is cut off, nested too deeply, or has text that is not UTF-8")
@@ -175,7 +163,7 @@ def test_a_span_that_is_malformed_in_protobuf_does_not_touch_its_neighbours(data
 def test_deep_attributes_are_stored_or_rejected_by_themselves(levels: int):
     first, second, third = received(with_bytes(deep(levels)))
     assert names([first, third]) == ["span 1", "span 3"]
-    if second.document is not None:
+    if second.record is not None:
         value = read(second).attributes["deep"]
         for _ in range(levels):
             value = value["k"]
@@ -215,7 +203,7 @@ def test_span_by_span_reads_the_same_as_the_whole(spans: list[model.Span]):
     whole = list(spans_of(request))
     one_by_one = received(request.SerializeToString() + field(1, b"\xff"))
     assert one_by_one[:-1] == whole
-    assert one_by_one[-1].document is None
+    assert one_by_one[-1].record is None
 
 
 @pytest.mark.parametrize("body", [b"\xff", b"\x0a\x02\x00", a_request(a_span()).SerializeToString()[:-1]])
@@ -233,7 +221,8 @@ def test_a_request_without_spans_has_none():
 
 def owners(request: ExportTraceServiceRequest) -> list[tuple[str, str, int | None]]:
     found = received(request)
-    return [(span.columns.rollout_id, span.columns.attempt_id, span.sequence_id) for span in found]
+    records = [span.record for span in found if span.record is not None]
+    return [(record.rollout_id, record.attempt_id, record.sequence_id) for record in records]
 
 
 def test_labels_of_a_resource_apply_to_all_of_its_spans():
@@ -299,7 +288,8 @@ def test_all_spans_of_a_resource_share_its_sequence_id():
 @pytest.mark.parametrize("value", [-1, "-1", "x", "", "1.0", " 7", "\u0667", 7.0, True, [7], str(2**63), "9" * 5000])
 def test_a_malformed_sequence_id_is_ignored_with_a_complaint(value: Any):
     [span] = received(a_request(a_span(labels={SEQUENCE_ID: value})))
-    assert (span.document is not None, span.sequence_id) == (True, None)
+    assert span.record is not None
+    assert span.record.sequence_id is None
     assert span.complaint is not None
     assert span.complaint.startswith(f"{SEQUENCE_ID} is ")
     assert span.complaint.endswith(f"not an integer from 0 to {2**63 - 1}; the store allocated one")
@@ -319,8 +309,8 @@ def test_a_span_that_an_sdk_made_comes_out_as_it_went_in(span: model.Span):
     [found] = stored(export_request([span]))
     assert_same(found, span)
     [first] = received(export_request([span]))
-    assert first.document is not None
-    assert json.loads(first.document) == json.loads(encode(span).document)
+    assert first.record is not None
+    assert json.loads(first.record.document) == json.loads(encode(span).document)
 
 
 @given(strategies.usual_spans())
@@ -611,7 +601,7 @@ def test_any_json_is_read_or_refused(tree: dict[str, Any]):
         found = list(received_spans_from_json(json.dumps(tree).encode()))
     except InvalidArgumentError:
         return
-    assert all(span.document is not None or span.complaint for span in found)
+    assert all(span.record is not None or span.complaint for span in found)
 
 
 @given(st.binary(max_size=200))
@@ -620,7 +610,7 @@ def test_any_bytes_are_read_or_refused(body: bytes):
         found = received(body)
     except InvalidArgumentError:
         return
-    assert all(span.document is not None or span.complaint for span in found)
+    assert all(span.record is not None or span.complaint for span in found)
 
 
 # --- To OTLP ---------------------------------------------------------------------------------------------------------

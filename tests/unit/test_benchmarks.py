@@ -25,7 +25,7 @@ from benchmarks.tables import markdown, number, spread
 from benchmarks.targets import verdicts
 from benchmarks.workloads import WORKLOADS, Subject
 from lightning_store import Span
-from lightning_store.wire.spans import span_to_proto
+from lightning_store.spans.document import encode
 
 SERVED_ONLY = {"add_many_spans_otlp"}
 
@@ -74,7 +74,7 @@ def test_numbers_have_three_digits_that_count() -> None:
 def test_the_reference_is_of_the_published_sizes() -> None:
     fields = reference.span_fields("ro-0123456789ab", "at-01234567", 6)
     assert reference.json_bytes(fields) == reference.SPAN_JSON_BYTES
-    assert span_to_proto(Span.model_validate(fields)).ByteSize() == reference.SPAN_PROTO_BYTES
+    assert len(encode(Span.model_validate(fields)).document) == reference.SPAN_DOCUMENT_BYTES
     assert reference.json_bytes(reference.rollout_input(12345678)) == reference.PAYLOAD_JSON_BYTES
 
 

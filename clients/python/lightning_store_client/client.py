@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
 from lightning_store import arguments
+from lightning_store.backends.records import SpanRecord
 from lightning_store.clock import Clock, SystemClock
 from lightning_store.errors import (
     InternalError,
@@ -20,7 +21,6 @@ from lightning_store.errors import (
     UnsupportedError,
 )
 from lightning_store.ids import new_hex
-from lightning_store.lazy import eagerly
 from lightning_store.model import (
     UNSET,
     Attempt,
@@ -46,6 +46,7 @@ from lightning_store.model import (
 from lightning_store.outcomes import SpanOutcome, add_legal, stored_number, stored_of
 from lightning_store.queries import AttemptQuery, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
 from lightning_store.query_methods import QueryMethods
+from lightning_store.spans.document import encode
 from lightning_store.store import LightningStoreCapabilities, LightningStoreStatistics
 from lightning_store.v1 import resources_pb2, rollout_pb2, server_pb2, span_pb2, worker_pb2
 from lightning_store.v1.query_pb2 import StreamQueryRequest
@@ -53,7 +54,6 @@ from lightning_store.v1.service_pb2_grpc import LightningStoreServiceStub
 from lightning_store.wire import codec, queries, requests, selections, spans
 from lightning_store.wire.codec import ServerInfo
 from lightning_store.wire.errors import span_outcome_from_proto
-from lightning_store.wire.frames import with_rows
 from lightning_store_client.calls import HEALTH_TIMEOUT_SECONDS, Calls, too_large
 from lightning_store_client.channel import MAX_MESSAGE_BYTES, MIB, Connector
 from lightning_store_client.endpoint import checked_endpoint
@@ -70,8 +70,8 @@ WAIT_SECONDS_MAX = 20.0
 """What one call asks the server to wait; a longer wait is several calls."""
 SPAN_BATCH_BYTES = 4 * MIB
 """Spans of one AddSpans call, unless one span alone is larger."""
-SPAN_FRAME_BYTES = 16
-"""What a span adds to its message beside its own size, at most."""
+SPAN_FRAME_BYTES = 24
+"""What a span adds to its message beside its document, at most."""
 GATHERED_BYTES_MAX = 16 * 1024
 """An item that is larger goes in a call of its own, so that it does not hold up the others."""
 REQUEST_FRAME_BYTES = 40
@@ -87,19 +87,16 @@ class _Listing(NamedTuple):
     rows: str
     """The field of the reply, and of the messages of StreamQuery."""
     to_proto: Callable[[Any], Any]
-    read: Callable[[Sequence[Any], str], list[Any]]
+    read: Callable[[Any, str], Any]
+    """One row."""
 
 
 _LISTINGS: Final[Mapping[type[Query[Any]], _Listing]] = {
-    RolloutQuery: _Listing("ListRollouts", "rollouts", queries.list_rollouts_to_proto, codec.rollouts_at_first_look),
-    AttemptQuery: _Listing(
-        "ListAttempts", "attempts", queries.list_attempts_to_proto, eagerly(codec.attempt_from_proto)
-    ),
-    SpanQuery: _Listing("ListSpans", "spans", queries.list_spans_to_proto, spans.spans_at_first_look),
-    ResourcesQuery: _Listing(
-        "ListResources", "resources", queries.list_resources_to_proto, eagerly(codec.resources_from_proto)
-    ),
-    WorkerQuery: _Listing("ListWorkers", "workers", queries.list_workers_to_proto, eagerly(codec.worker_from_proto)),
+    RolloutQuery: _Listing("ListRollouts", "rollouts", queries.list_rollouts_to_proto, codec.rollout_from_proto),
+    AttemptQuery: _Listing("ListAttempts", "attempts", queries.list_attempts_to_proto, codec.attempt_from_proto),
+    SpanQuery: _Listing("ListSpans", "spans", queries.list_spans_to_proto, spans.span_from_proto),
+    ResourcesQuery: _Listing("ListResources", "resources", queries.list_resources_to_proto, codec.resources_from_proto),
+    WorkerQuery: _Listing("ListWorkers", "workers", queries.list_workers_to_proto, codec.worker_from_proto),
 }
 
 
@@ -261,7 +258,7 @@ class LightningStoreClient(QueryMethods):
 
     async def add_span(self, span: Span) -> Span | None:
         [span] = arguments.checked_spans([span])
-        return None if await self._add_span(spans.span_to_bytes(span)) is None else span
+        return None if await self._add_span(encode(span)) is None else span
 
     async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
         """Sent in batches of some 4 MiB, one after the other; see ``LightningStore.add_many_spans``.
@@ -275,17 +272,17 @@ class LightningStoreClient(QueryMethods):
         spans = arguments.checked_spans(spans)
         return stored_of(spans, await add_legal([self._encoded(span) for span in spans], self._add_spans))
 
-    def _encoded(self, span: Span) -> bytes | StoreError:
-        """The serialized span, or why it cannot be sent."""
+    def _encoded(self, span: Span) -> SpanRecord | StoreError:
+        """The span as it is sent, or why it cannot be sent."""
         try:
-            message = spans.span_to_bytes(span)
-            self._check_size(message)
+            record = encode(span)
+            self._check_size(record)
         except StoreError as error:
             return error
-        return message
+        return record
 
-    def _check_size(self, message: bytes) -> None:
-        size_bytes = len(message)
+    def _check_size(self, record: SpanRecord) -> None:
+        size_bytes = len(record.document)
         if size_bytes + SPAN_FRAME_BYTES > self._span_bytes_max:
             raise too_large("the span", size_bytes, self._max_message_bytes, "store less in it")
 
@@ -297,22 +294,22 @@ class LightningStoreClient(QueryMethods):
         sequence_id: int | None = None,
     ) -> Span | None:
         converted = Span.from_opentelemetry(readable_span, rollout_id, attempt_id, sequence_id or 0)
-        message = spans.span_to_bytes(converted, numbered=sequence_id is not None)
-        stored = await self._add_span(message)
+        record = encode(converted)
+        stored = await self._add_span(record if sequence_id is not None else record._replace(sequence_id=None))
         if stored is None:
             return None
         converted.sequence_id = stored
         return converted
 
-    async def _add_span(self, message: bytes) -> int | None:
+    async def _add_span(self, record: SpanRecord) -> int | None:
         """The span's number; None for a duplicate."""
-        if len(message) > GATHERED_BYTES_MAX:
-            [outcome] = await _send_spans(self._calls, [message])
+        if len(record.document) > GATHERED_BYTES_MAX:
+            [outcome] = await _send_spans(self._calls, [record])
         else:
-            outcome = await self._adding_spans.call(message)
+            outcome = await self._adding_spans.call(record)
         return stored_number(span_outcome_from_proto(outcome, "outcomes"))
 
-    async def _add_spans(self, messages: Sequence[bytes]) -> list[SpanOutcome]:
+    async def _add_spans(self, records: Sequence[SpanRecord]) -> list[SpanOutcome]:
         """One outcome for each, in order. Sent in batches; each batch is stored once, however often it is sent.
 
         What is too large for the server goes in smaller batches, down to a single span. Any other refusal is the
@@ -320,19 +317,19 @@ class LightningStoreClient(QueryMethods):
         """
         outcomes: list[SpanOutcome] = []
         bytes_max = min(SPAN_BATCH_BYTES, self._span_bytes_max)
-        while len(outcomes) < len(messages):
-            batch = _batch(messages, len(outcomes), bytes_max)
+        while len(outcomes) < len(records):
+            batch = _batch(records, len(outcomes), bytes_max)
             try:
                 added = await _send_spans(self._calls, batch)
             except MessageTooLargeError as error:
                 if len(batch) > 1:
-                    bytes_max = sum(map(len, batch)) // 2
+                    bytes_max = sum(len(record.document) for record in batch) // 2
                 else:
                     outcomes.append(error)
             except REFUSALS as error:
                 if not any(isinstance(outcome, int) for outcome in outcomes):
                     raise
-                outcomes.extend([error] * (len(messages) - len(outcomes)))
+                outcomes.extend([error] * (len(records) - len(outcomes)))
             else:
                 outcomes.extend(span_outcome_from_proto(outcome, "outcomes") for outcome in added)
         return outcomes
@@ -360,7 +357,7 @@ class LightningStoreClient(QueryMethods):
             pages = await self._calls.stream("StreamQuery", StreamQueryRequest(**{listing.rows: request}))
             if not pages:
                 raise InternalError("StreamQuery: the server's answer ended before its first message")
-        rows = [row for page in pages for row in listing.read(getattr(page, listing.rows)[:], listing.rows)]
+        rows = [listing.read(row, listing.rows) for page in pages for row in getattr(page, listing.rows)[:]]
         return PaginatedResult(rows, query.limit, query.offset, pages[0].total)
 
     async def get_rollout_by_id(self, rollout_id: str) -> Rollout | None:
@@ -518,11 +515,11 @@ async def _enqueue(calls: Calls, rollouts: Sequence[rollout_pb2.NewRollout]) -> 
     return queued
 
 
-async def _send_spans(calls: Calls, messages: Sequence[bytes]) -> Sequence[span_pb2.SpanOutcome]:
-    request = with_rows(span_pb2.AddSpansRequest(request_id=_new_request_id()), "spans", messages)
+async def _send_spans(calls: Calls, records: Sequence[SpanRecord]) -> Sequence[span_pb2.SpanOutcome]:
+    request = spans.add_spans_to_proto(_new_request_id(), records)
     outcomes: Sequence[span_pb2.SpanOutcome] = (await calls.unary("AddSpans", request)).outcomes
-    if len(outcomes) != len(messages):
-        raise InternalError(f"the server told of {len(outcomes)} of {len(messages)} spans what became of them")
+    if len(outcomes) != len(records):
+        raise InternalError(f"the server told of {len(outcomes)} of {len(records)} spans what became of them")
     return outcomes
 
 
@@ -547,11 +544,11 @@ def _new_rollout(
     return codec.new_rollout_to_proto(arguments.rollout_request(input, mode, resources_id, config, metadata))
 
 
-def _batch(messages: Sequence[bytes], start: int, bytes_max: int) -> Sequence[bytes]:
-    """As many of the messages from ``start`` on as go into ``bytes_max``, but at least one."""
+def _batch(records: Sequence[SpanRecord], start: int, bytes_max: int) -> Sequence[SpanRecord]:
+    """As many of the spans from ``start`` on as go into ``bytes_max``, but at least one."""
     size_bytes = 0
-    for end in range(start, len(messages)):
-        size_bytes += len(messages[end]) + SPAN_FRAME_BYTES
+    for end in range(start, len(records)):
+        size_bytes += len(records[end].document) + SPAN_FRAME_BYTES
         if size_bytes > bytes_max and end > start:
-            return messages[start:end]
-    return messages[start:]
+            return records[start:end]
+    return records[start:]

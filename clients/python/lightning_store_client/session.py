@@ -32,7 +32,7 @@ from lightning_store.errors import (
 from lightning_store.loops import forget_closed
 from lightning_store.v1.session_pb2 import SessionCall, SessionReply, SessionRequest, SessionResponse
 from lightning_store.wire.errors import error_from_proto, from_rpc_error
-from lightning_store.wire.wire_format import tag_of, varint
+from lightning_store.wire.frames import tag_of, varint
 from lightning_store_client.streams import MessageStream, now, warn_of_grpc
 
 CALL_BYTES_MAX: Final = 1024 * 1024

@@ -27,7 +27,7 @@ U = TypeVar("U")
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 OURS_ALONE: Final[Mapping[str, TypeAdapter[Any]]] = {
-    "kind": TypeAdapter(model.SpanKind),
+    "kind": TypeAdapter(model.SpanKind | model.SpanKindNumber),
     "scope": TypeAdapter(model.InstrumentationScope),
 }
 """Fields of our spans that are extra fields of Agent Lightning's, if they are there at all."""

@@ -9,29 +9,21 @@ from __future__ import annotations
 import asyncio
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final, Protocol
 
 from google.protobuf import json_format
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import Message
 from google.rpc import code_pb2
 from google.rpc.status_pb2 import Status
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
-from lightning_store.errors import (
-    InvalidArgumentError,
-    ResourceExhaustedError,
-    StoreTimeoutError,
-    StoreUnavailableError,
-)
+from lightning_store.errors import ResourceExhaustedError, StoreTimeoutError, StoreUnavailableError
+from lightning_store.spans.otlp.requests import ReceivedSpan, received_spans, received_spans_from_json
 from lightning_store.wire.errors import error_to_proto
 from lightning_store.wire.methods import TRACE_EXPORT
-from lightning_store.wire.otlp import request_from_json
 from lightning_store_server.admission import Admission
 from lightning_store_server.interceptors import is_cancelled, shown_error
 from lightning_store_server.otlp.ingest import TraceIngest
@@ -165,15 +157,15 @@ class TracesEndpoint:
         """Store the spans of a body that is there and decoded. HttpError or StoreError: none, or not all, were."""
         sent = _media_type(headers)
         with self._admission.lane(TRACE_EXPORT, None).enter(len(body)):
-            request = request_from_json(body) if sent == JSON else _request_from_bytes(body)
-            response = await self._store(request)
+            spans = received_spans_from_json(body) if sent == JSON else received_spans(body)
+            response = await self._store(spans)
         return Answer(HTTPStatus.OK, sent, _encoded(response, sent))
 
-    async def _store(self, request: ExportTraceServiceRequest) -> ExportTraceServiceResponse:
+    async def _store(self, spans: Iterable[ReceivedSpan]) -> ExportTraceServiceResponse:
         bound = asyncio.timeout(TRACE_EXPORT.deadline_seconds)
         try:
             async with bound:
-                return await self._ingest.export(request)
+                return await self._ingest.export(spans)
         except TimeoutError:
             if not bound.expired():
                 raise
@@ -214,13 +206,6 @@ def _retry_after(status: HTTPStatus, error: Exception) -> dict[str, str]:
 
 def _media_type(headers: Mapping[str, str]) -> str:
     return headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _request_from_bytes(body: bytes) -> ExportTraceServiceRequest:
-    try:
-        return ExportTraceServiceRequest.FromString(body)
-    except DecodeError as error:
-        raise InvalidArgumentError(f"the body is no ExportTraceServiceRequest: {error}") from None
 
 
 def _encoded(message: Message, encoding: str) -> bytes:

@@ -1,26 +1,27 @@
-"""What OTLP's Export does, and its gRPC service. The HTTP listener calls the same ingest."""
+"""OTLP's Export: what it does, and its gRPC service. The HTTP listener calls the same ingest."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final, TypeVar
 
+import grpc
 import grpc.aio
-from opentelemetry.proto.collector.trace.v1 import trace_service_pb2_grpc
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
 
 from lightning_store.backends.records import SpanRecord
 from lightning_store.errors import StoreError
+from lightning_store.spans.otlp.requests import ReceivedSpan, received_spans
 from lightning_store.store import LightningStore
 from lightning_store.wire.methods import TRACE_EXPORT
-from lightning_store.wire.otlp import ExportReport, ReceivedSpan, received_spans
 from lightning_store_server.interceptors import Context, shown_error
+from lightning_store_server.otlp.report import ExportReport
 from lightning_store_server.record_store import records_of
+
+logger = logging.getLogger("lightning_store_server")
 
 T = TypeVar("T")
 
@@ -29,44 +30,56 @@ SLICE_SPANS: Final = 256
 
 
 class TraceIngest:
-    """Stores the spans of a request.
+    """Stores the spans of export requests.
 
-    Nothing happens twice to a span that is sent again: the store knows it by its rollout, attempt and span id. So a
-    request that failed half way is simply sent again, and a span that is stored already counts as accepted.
+    A request may be sent again: the store knows a span by its rollout, attempt and span id, and one that is stored
+    already counts as accepted.
+
+    Args:
+        store: Where the spans go.
     """
 
     def __init__(self, store: LightningStore) -> None:
         self._spans = records_of(store)
 
-    async def export(self, request: ExportTraceServiceRequest) -> ExportTraceServiceResponse:
-        """Store what can be stored, in the order of the request, and tell of the rest.
+    async def export(self, spans: Iterable[ReceivedSpan]) -> ExportTraceServiceResponse:
+        """Store the spans that can be stored, in the order of the request. Each rejected span is logged.
 
-        A StoreError that another attempt may get past, be it for one span only, is raised: a partial success means to
-        its receiver that there is nothing to send again.
+        Args:
+            spans: The spans of one request.
+
+        Returns:
+            The response, with the number of rejected spans and the first causes.
+
+        Raises:
+            StoreError: Another attempt may succeed, be it for one span only. It is raised since exporters do not
+                repeat a request that is a partial success.
         """
         report = ExportReport()
-        for some in _slices(received_spans(request), SLICE_SPANS):
+        for some in _slices(spans, SLICE_SPANS):
             await self._store(some, report)
             await asyncio.sleep(0)
         return report.response()
 
     async def _store(self, spans: list[ReceivedSpan], report: ExportReport) -> None:
-        records: dict[str, SpanRecord] = {}
-        for span in spans:
-            if span.record is None:
-                report.rejected(span.path, span.complaint or "")
-            else:
-                records[span.path] = span.record
+        records: dict[str, SpanRecord] = {span.path: span.record for span in spans if span.record is not None}
         outcomes = await self._spans.add_spans(list(records.values())) if records else ()
         errors = {path: one for path, one in zip(records, outcomes, strict=True) if isinstance(one, StoreError)}
         for error in errors.values():
             if error.may_pass:
                 raise error
         for span in spans:
-            if span.path in errors:
-                report.rejected(span.path, str(shown_error(TRACE_EXPORT.path, errors[span.path])))
-            elif span.record is not None and span.complaint is not None:
-                report.passed_over(span.path, span.complaint)
+            if span.record is None:
+                _reject(report, span.path, span.complaint or "")
+            elif span.path in errors:
+                _reject(report, span.path, str(shown_error(TRACE_EXPORT.path, errors[span.path])))
+            elif span.complaint is not None:
+                report.add_warning(span.path, span.complaint)
+
+
+def _reject(report: ExportReport, path: str, cause: str) -> None:
+    logger.warning("OTLP: span rejected: %s (%s)", cause, path)
+    report.add_rejected(path, cause)
 
 
 def _slices(items: Iterable[T], length: int) -> Iterator[list[T]]:
@@ -76,17 +89,21 @@ def _slices(items: Iterable[T], length: int) -> Iterator[list[T]]:
         yield some
 
 
-class _TraceServicer(trace_service_pb2_grpc.TraceServiceServicer):
-    """OTLP over gRPC."""
-
-    def __init__(self, ingest: TraceIngest) -> None:
-        self._ingest = ingest
-
-    async def Export(self, request: ExportTraceServiceRequest, context: Context) -> ExportTraceServiceResponse:
-        return await self._ingest.export(request)
-
-
 def add_trace_service(server: grpc.aio.Server, ingest: TraceIngest) -> None:
-    """Let ``server`` take spans as OTLP over gRPC."""
-    servicer = _TraceServicer(ingest)
-    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    """Let a server take spans as OTLP over gRPC.
+
+    Requests are taken as bytes, so that one malformed span does not affect the others.
+
+    Args:
+        server: The server, which has not been started.
+        ingest: Stores the spans.
+    """
+
+    async def export(request: bytes, context: Context) -> ExportTraceServiceResponse:
+        return await ingest.export(received_spans(request))
+
+    handler = grpc.unary_unary_rpc_method_handler(
+        export, response_serializer=ExportTraceServiceResponse.SerializeToString
+    )
+    service = grpc.method_handlers_generic_handler(TRACE_EXPORT.service, {TRACE_EXPORT.name: handler})
+    server.add_generic_rpc_handlers((service,))

@@ -1,19 +1,19 @@
 """Records: what a backend stores, and what the engine decides on.
 
-Records are immutable: a change is a new record. User payloads are JSON text and a span's body is encoded bytes, so
-neither the engine nor a backend looks inside them.
+Records are immutable: a change is a new record. User payloads and spans are JSON text, so neither the engine nor a
+backend looks inside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
 from lightning_store.lifecycle import QUEUED
-from lightning_store.model import AttemptStatus, RolloutConfig, RolloutMode, RolloutStatus, Span, WorkerStatus
+from lightning_store.model import AttemptStatus, RolloutConfig, RolloutMode, RolloutStatus, WorkerStatus
 
-SPAN_OVERHEAD_BYTES: Final = 600
-"""Memory of a span record beside its body: the record, its ids and names, and its place in the indices."""
+SPAN_OVERHEAD_BYTES: Final = 520
+"""Memory of a span record beside its document: the record, its columns, and its place in the indices."""
 ROLLOUT_OVERHEAD_BYTES: Final = 1500
 """Memory of a rollout beside its payloads: the record, its ids, its config, its place in the indices."""
 ATTEMPT_OVERHEAD_BYTES: Final = 800
@@ -114,27 +114,25 @@ class AttemptRecord(NamedTuple):
 
 
 class SpanRecord(NamedTuple):
-    """A stored span: the fields that are looked up, and all the rest encoded by a :class:`SpanCodec`."""
+    """A stored span: the columns by which spans are looked up, derived from its document, and the document."""
 
     rollout_id: str
     attempt_id: str
-    sequence_id: int | None
-    """None until the engine has allocated one."""
     trace_id: str
     span_id: str
     parent_id: str | None
     name: str
     start_time: float | None
     end_time: float | None
-    body: bytes
-    common: bytes = b""
-    """What follows the body, if it may be what other spans have too, such as the resource of their process: those that
-    are in memory at the same time share it."""
+    sequence_id: int | None
+    """None until the engine has allocated one."""
+    document: bytes
+    """JSON; see :mod:`lightning_store.spans.document`."""
 
     @property
     def size_bytes(self) -> int:
-        """About what it takes in memory, at the most."""
-        return len(self.body) + len(self.common) + SPAN_OVERHEAD_BYTES
+        """About what it takes in memory."""
+        return len(self.document) + SPAN_OVERHEAD_BYTES
 
 
 class ResourcesRecord(NamedTuple):
@@ -188,18 +186,6 @@ class Claim(NamedTuple):
 
     rollout: RolloutRecord
     attempt: AttemptRecord
-
-
-class SpanCodec(Protocol):
-    """Turns spans into records and back. ``decode([encode(span)]) == [span]`` for every span."""
-
-    def encode(self, span: Span) -> SpanRecord:
-        """TypeError or ValueError, naming the field, for a span that cannot be stored."""
-        ...
-
-    def decode(self, records: Sequence[SpanRecord]) -> list[Span]:
-        """A new Span of each record; the records' ``sequence_id`` is set."""
-        ...
 
 
 class CompletionRow(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from lightning_store import json_text
@@ -12,18 +11,20 @@ from lightning_store.backends.records import (
     ResourcesRecord,
     RolloutRecord,
     RolloutRow,
+    SpanRecord,
     WorkerRecord,
 )
-from lightning_store.lazy import lazily
 from lightning_store.model import (
     Attempt,
     AttemptedRollout,
     ResourcesUpdate,
     Rollout,
+    Span,
     Worker,
     config_copy,
     construct,
 )
+from lightning_store.spans.document import decode
 
 
 def rollout_of(record: RolloutRecord) -> Rollout:
@@ -41,12 +42,6 @@ def rollout_with_attempt(row: RolloutRow) -> Rollout:
     return rollout_of(row.rollout) if row.attempt is None else attempted_rollout_of(Claim(row.rollout, row.attempt))
 
 
-def rollouts_at_first_look(rows: Sequence[RolloutRow]) -> list[Rollout]:
-    """The same, each made of its row when somebody looks into it."""
-    models = [Rollout if row.attempt is None else AttemptedRollout for row in rows]
-    return lazily(models, rollout_with_attempt, rows)
-
-
 def attempt_of(record: AttemptRecord) -> Attempt:
     fields = {
         "rollout_id": record.rollout_id,
@@ -60,6 +55,11 @@ def attempt_of(record: AttemptRecord) -> Attempt:
         "metadata": _json(record.metadata_json, "metadata"),
     }
     return construct(Attempt, fields)
+
+
+def span_of(record: SpanRecord) -> Span:
+    """The span of a record whose ``sequence_id`` is set, or 0 for it."""
+    return decode(record.document, record.sequence_id or 0)
 
 
 def resources_of(record: ResourcesRecord) -> ResourcesUpdate:

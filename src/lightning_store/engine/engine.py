@@ -20,12 +20,12 @@ from lightning_store.backends.records import (
     ResourcesRecord,
     RolloutRecord,
     RolloutRow,
-    SpanCodec,
     SpanRecord,
     WorkerRecord,
 )
 from lightning_store.clock import Clock
 from lightning_store.engine.completion_feed import CompletionFeed, position_of
+from lightning_store.engine.conversion import span_of
 from lightning_store.engine.executor import Executor
 from lightning_store.engine.idempotency import current_request, part_scope
 from lightning_store.engine.operations import AddSpans, ClaimRollouts, DeleteRollouts, Operation
@@ -49,20 +49,16 @@ class Engine:
 
     Args:
         backend: Where the data is.
-        codec: Decodes spans, for an estimator of their size.
         policy: Which of the rules hold.
         clock: The time.
         memory: Limits of what is stored; None where there are none.
     """
 
-    def __init__(
-        self, backend: Backend, codec: SpanCodec, *, policy: Policy, clock: Clock, memory: MemoryLimits | None
-    ) -> None:
+    def __init__(self, backend: Backend, *, policy: Policy, clock: Clock, memory: MemoryLimits | None) -> None:
         self.policy = policy
         self.memory = memory
         self.store_id = backend.store_id
         self.replay_window_seconds = backend.replay_window_seconds
-        self._codec = codec
         self._clock = clock
         self._waiting = Waiting()
         self._executor = Executor(backend, policy, clock, memory, self._waiting)
@@ -76,7 +72,7 @@ class Engine:
         return self._executor.execute(operation)
 
     async def add_spans(self, records: Sequence[SpanRecord]) -> list[SpanOutcome]:
-        """Store encoded spans, whatever codec made them.
+        """Store spans.
 
         Returns:
             What became of each, in order. Refusals are not raised.
@@ -86,7 +82,7 @@ class Engine:
     def _size_bytes(self, record: SpanRecord) -> int:
         if self.memory is None or self.memory.span_size_estimator is None:
             return record.size_bytes
-        return self.memory.span_size_estimator(*self._codec.decode([record]))
+        return self.memory.span_size_estimator(span_of(record))
 
     # --- Reading -----------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from lightning_store import arguments, json_text
 from lightning_store.backends.base import Backend, Rows
-from lightning_store.backends.records import NewRollout, SpanCodec, SpanRecord
+from lightning_store.backends.records import NewRollout, SpanRecord
 from lightning_store.clock import Clock, SystemClock
 from lightning_store.engine.completion_feed import cursor_of
 from lightning_store.engine.conversion import (
@@ -18,7 +18,7 @@ from lightning_store.engine.conversion import (
     resources_of,
     rollout_of,
     rollout_with_attempt,
-    rollouts_at_first_look,
+    span_of,
     worker_of,
 )
 from lightning_store.engine.engine import Engine
@@ -36,7 +36,6 @@ from lightning_store.engine.operations import (
 from lightning_store.engine.policy import Policy
 from lightning_store.engine.rules import Deletion
 from lightning_store.errors import StoreError
-from lightning_store.lazy import eagerly
 from lightning_store.memory_limits import MemoryLimits
 from lightning_store.model import (
     UNSET,
@@ -63,6 +62,7 @@ from lightning_store.model import (
 from lightning_store.outcomes import add_legal, stored_number, stored_of
 from lightning_store.queries import AttemptQuery, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
 from lightning_store.query_methods import QueryMethods
+from lightning_store.spans.document import encode
 from lightning_store.store import LightningStoreCapabilities, LightningStoreStatistics
 
 if TYPE_CHECKING:
@@ -79,7 +79,6 @@ class EngineStore(QueryMethods):
 
     Args:
         backend: Where the data is.
-        spans: Turns spans into records and back.
         policy: Which of the rules hold.
         clock: The time; the machine's clock for None.
         memory: Limits of what is stored; None where there are none.
@@ -88,17 +87,15 @@ class EngineStore(QueryMethods):
     def __init__(
         self,
         backend: Backend,
-        spans: SpanCodec,
         *,
         policy: Policy,
         clock: Clock | None = None,
         memory: MemoryLimits | None = None,
     ) -> None:
-        self._codec = spans
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._started = self._clock.monotonic()
         self._thread_safe = backend.inline  # else it belongs to one event loop
-        self.engine = Engine(backend, spans, policy=policy, clock=self._clock, memory=memory)
+        self.engine = Engine(backend, policy=policy, clock=self._clock, memory=memory)
         """The same store on records, for a server."""
 
     @property
@@ -189,7 +186,7 @@ class EngineStore(QueryMethods):
 
     async def add_span(self, span: Span) -> Span | None:
         [span] = arguments.checked_spans([span])
-        return None if await self._add_span_record(self._codec.encode(span)) is None else span
+        return None if await self._add_span_record(encode(span)) is None else span
 
     async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
         spans = arguments.checked_spans(spans)
@@ -204,7 +201,7 @@ class EngineStore(QueryMethods):
         sequence_id: int | None = None,
     ) -> Span | None:
         span = Span.from_opentelemetry(readable_span, rollout_id, attempt_id, sequence_id or 0)
-        record = self._codec.encode(span)
+        record = encode(span)
         if sequence_id is None:
             record = record._replace(sequence_id=None)
         number = await self._add_span_record(record)
@@ -216,7 +213,7 @@ class EngineStore(QueryMethods):
     def _encoded(self, span: Span) -> SpanRecord | StoreError:
         """The record of a span, or why it cannot be stored."""
         try:
-            return self._codec.encode(span)
+            return encode(span)
         except StoreError as error:
             return error
 
@@ -245,15 +242,15 @@ class EngineStore(QueryMethods):
         engine = self.engine
         match query:
             case RolloutQuery():
-                return await _page(query, await engine.query_rollouts(query), rollouts_at_first_look)
+                return await _page(query, await engine.query_rollouts(query), rollout_with_attempt)
             case AttemptQuery():
-                return await _page(query, await engine.query_attempts(query), eagerly(attempt_of))
+                return await _page(query, await engine.query_attempts(query), attempt_of)
             case SpanQuery():
-                return await _page(query, await engine.query_spans(query), self._codec.decode)
+                return await _page(query, await engine.query_spans(query), span_of)
             case ResourcesQuery():
-                return await _page(query, await engine.query_resources(query), eagerly(resources_of))
+                return await _page(query, await engine.query_resources(query), resources_of)
             case WorkerQuery():
-                return await _page(query, await engine.query_workers(query), eagerly(worker_of))
+                return await _page(query, await engine.query_workers(query), worker_of)
         raise TypeError(f"{type(query).__name__} is no query of a store")
 
     async def get_rollout_by_id(self, rollout_id: str) -> Rollout | None:
@@ -383,19 +380,17 @@ class EngineStore(QueryMethods):
         return await self.engine.delete(which)
 
 
-async def _page(
-    query: Query[Any], rows: Rows[Any], convert: Callable[[Sequence[Any]], list[Any]]
-) -> PaginatedResult[Any]:
+async def _page(query: Query[Any], rows: Rows[Any], convert: Callable[[Any], Any]) -> PaginatedResult[Any]:
     return PaginatedResult(await _converted(convert, rows.items), query.limit, query.offset, rows.total)
 
 
-async def _converted(convert: Callable[[Sequence[Any]], list[T]], records: Sequence[Any]) -> list[T]:
+async def _converted(convert: Callable[[Any], T], records: Sequence[Any]) -> list[T]:
     """The records as objects; of many of them, a slice at a time, so that other calls get their turn in between."""
     converted: list[T] = []
     for start in range(0, len(records), SLICE_ROWS):
         if start:
             await asyncio.sleep(0)
-        converted += convert(records[start : start + SLICE_ROWS])
+        converted += map(convert, records[start : start + SLICE_ROWS])
     return converted
 
 

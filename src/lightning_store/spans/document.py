@@ -11,27 +11,26 @@ reader calls :func:`decode`. Whatever :func:`encode` returns or :func:`validate`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any, Final, NamedTuple, cast
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
+from lightning_store.backends.records import SpanRecord
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.json_text import DIGITS_MAX, PATH_CHARS_MAX
 from lightning_store.model import Counter, Span
 from lightning_store.spans.exact import (
     DEPTH_MAX,
     EXACT_VALUES,
-    REPLACEMENT,
     Portable,
-    has_surrogate,
-    replace_surrogates,
     restore,
     too_deep,
 )
 from lightning_store.spans.schemas import EXACT, READER, RESTORED, WRITER
+from lightning_store.text import column_text, has_surrogate
 
 DOCUMENT_BYTES_MAX: Final = 64 * 1024 * 1024
 """Default limit on the size of a document, that of a request."""
@@ -60,25 +59,16 @@ class SpanColumns(NamedTuple):
     span_id: str
     parent_id: str | None
     name: str
-    """With U+FFFD for each lone surrogate and each U+0000, which databases may not store; see :func:`column_text`."""
+    """With U+FFFD for each lone surrogate and each U+0000; see :func:`lightning_store.text.column_text`."""
     start_time: float | None
     """Seconds since the Unix epoch."""
     end_time: float | None
 
 
-class EncodedSpan(NamedTuple):
-    """A span, ready to be stored or sent."""
-
-    columns: SpanColumns
-    sequence_id: int
-    document: bytes
-    """UTF-8."""
-
-
 # --- Writing ---------------------------------------------------------------------------------------------------------
 
 
-def encode(span: Span, field: str = "span", bytes_max: int = DOCUMENT_BYTES_MAX) -> EncodedSpan:
+def encode(span: Span, field: str = "span", bytes_max: int = DOCUMENT_BYTES_MAX) -> SpanRecord:
     """Write a span as a document.
 
     The span is checked first, since its fields may have been assigned after it was validated.
@@ -89,7 +79,7 @@ def encode(span: Span, field: str = "span", bytes_max: int = DOCUMENT_BYTES_MAX)
         bytes_max: Size of the document at most.
 
     Returns:
-        The document with the columns and the sequence id of the span. Decoding it returns an equal span.
+        The record of the span, to be stored or sent. Decoding its document returns an equal span.
 
     Raises:
         NotJsonError: A value is of a type that a document cannot hold, is nested too deeply, or is an integer of too
@@ -99,7 +89,7 @@ def encode(span: Span, field: str = "span", bytes_max: int = DOCUMENT_BYTES_MAX)
     return _encode(span, field, bytes_max)
 
 
-def encode_fields(fields: Mapping[str, Any], field: str = "span", bytes_max: int = DOCUMENT_BYTES_MAX) -> EncodedSpan:
+def encode_fields(fields: Mapping[str, Any], field: str = "span", bytes_max: int = DOCUMENT_BYTES_MAX) -> SpanRecord:
     """Write a span that is given as plain dicts, as ``model_dump`` returns it. It need not become a model first.
 
     Args:
@@ -117,7 +107,7 @@ def encode_fields(fields: Mapping[str, Any], field: str = "span", bytes_max: int
     return _encode(dict(fields), field, bytes_max)
 
 
-def _encode(span: Span | dict[str, Any], field: str, bytes_max: int) -> EncodedSpan:
+def _encode(span: Span | dict[str, Any], field: str, bytes_max: int) -> SpanRecord:
     try:
         fields = WRITER.validate_python(span, strict=True)
         sequence_id = fields.pop("sequence_id")
@@ -127,10 +117,10 @@ def _encode(span: Span | dict[str, Any], field: str, bytes_max: int) -> EncodedS
     if EXACT in fields or _exceeds_depth(document) or _has_long_number(document):
         return _encode_unusual(span, field, bytes_max)
     _check_size(document, field, bytes_max)
-    return EncodedSpan(_columns(fields, field), sequence_id, document)
+    return SpanRecord(*_columns(fields, field), sequence_id, document)
 
 
-def _encode_unusual(span: Span | dict[str, Any], field: str, bytes_max: int) -> EncodedSpan:
+def _encode_unusual(span: Span | dict[str, Any], field: str, bytes_max: int) -> SpanRecord:
     """Write a span that has something which JSON cannot represent, or find out why it cannot be written."""
     portable = Portable()
     fields = portable.convert_model(span, field) if isinstance(span, Span) else portable.convert_fields(span, field)
@@ -143,7 +133,7 @@ def _encode_unusual(span: Span | dict[str, Any], field: str, bytes_max: int) -> 
     if portable.exact:
         fields[EXACT] = portable.exact
     document = to_json(fields)
-    return EncodedSpan(validate(document, field, bytes_max), sequence_id, document)
+    return SpanRecord(*validate(document, field, bytes_max), sequence_id, document)
 
 
 # --- Checking --------------------------------------------------------------------------------------------------------
@@ -184,18 +174,6 @@ def validate(document: bytes | str, field: str = "document_json", bytes_max: int
     if EXACT in fields:
         fields = _restored(text, field)
     return _columns(fields, field)
-
-
-def column_text(name: str) -> str:
-    """The form of a span's name in :class:`SpanColumns`, for whoever searches by name.
-
-    Args:
-        name: The name of a span.
-
-    Returns:
-        The name with U+FFFD for each lone surrogate and each U+0000.
-    """
-    return name if name.isascii() and "\0" not in name else replace_surrogates(name).replace("\0", REPLACEMENT)
 
 
 def _columns(fields: Mapping[str, Any], field: str) -> SpanColumns:
@@ -241,6 +219,8 @@ def _exceeds_depth(document: bytes) -> bool:
 
 def _has_long_number(document: bytes) -> bool:
     """Whether a number has more digits in a row, or a sign and as many, than every reader takes."""
+    if len(document) <= DIGITS_MAX:
+        return False
     # So many digits fill one of these blocks, which is rare.
     blocks = (document[start : start + _DIGITS_BLOCK] for start in range(0, len(document), _DIGITS_BLOCK))
     return any(map(bytes.isdigit, blocks)) and _LONG_NUMBER.search(_STRING.sub(b"", document)) is not None
@@ -278,23 +258,6 @@ def decode(document: bytes | str, sequence_id: int, field: str = "document_json"
     if span.model_extra and EXACT in span.model_extra:
         return Span.model_validate({**_restored(text, field), "sequence_id": sequence_id})
     return span
-
-
-def decode_many(documents: Iterable[tuple[bytes | str, int]], field: str = "document_json") -> list[Span]:
-    """Read a page of documents.
-
-    Args:
-        documents: Each with its sequence id.
-        field: The path of the documents, for error messages.
-
-    Returns:
-        The spans, in the same order.
-
-    Raises:
-        InvalidArgumentError: One of them is not the document of a span.
-    """
-    # Parsing the page as one JSON array takes as long, and reports problems less precisely.
-    return [decode(document, sequence_id, field) for document, sequence_id in documents]
 
 
 def _restored(document: bytes, field: str) -> dict[str, Any]:

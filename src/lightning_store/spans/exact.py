@@ -30,28 +30,17 @@ from pydantic_core import PydanticCustomError
 from lightning_store.errors import InvalidArgumentError, NotJsonError
 from lightning_store.json_text import DIGITS_MAX, PATH_CHARS_MAX
 from lightning_store.spans.schemas import EXACT, NUMBERS
+from lightning_store.text import REPLACEMENT, has_surrogate, replace_surrogates
 
 DEPTH_MAX: Final = 128
 """Levels of objects and arrays in a document, the document itself included."""
 
-REPLACEMENT: Final = "\ufffd"
-_SURROGATES: Final = re.compile("[\ud800-\udfff]")
 _INT_MIN: Final = 1 - 10 ** (DIGITS_MAX - 1)
 _INT_MAX: Final = 10**DIGITS_MAX - 1
 """Some readers count the sign as a digit."""
 _FLOATS: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 _INDEX: Final = re.compile("0|[1-9][0-9]{0,17}")
-
-
-def has_surrogate(text: str) -> bool:
-    """Whether ``text`` has a lone surrogate, so that it has no UTF-8 form."""
-    return _SURROGATES.search(text) is not None
-
-
-def replace_surrogates(text: str) -> str:
-    """``text`` with U+FFFD for each lone surrogate."""
-    return _SURROGATES.sub(REPLACEMENT, text)
 
 
 # --- To documents ----------------------------------------------------------------------------------------------------

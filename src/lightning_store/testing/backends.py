@@ -38,7 +38,6 @@ from lightning_store.engine.policy import Policy
 from lightning_store.engine.store import EngineStore
 from lightning_store.memory_limits import MemoryLimits
 from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
-from lightning_store.wire.spans import ProtoSpanCodec
 
 T = TypeVar("T")
 
@@ -390,7 +389,7 @@ def store_on(
         retain_finished_count=retain_finished_count,
     )
     inner = MemoryBackend(replay_window_seconds=replay_window_seconds, replay_entries_max=replay_entries_max)
-    return EngineStore(backend(inner), ProtoSpanCodec(), policy=policy, clock=clock, memory=MemoryLimits.of(**limits))
+    return EngineStore(backend(inner), policy=policy, clock=clock, memory=MemoryLimits.of(**limits))
 
 
 BACKENDS: Final[Mapping[str, Callable[[Backend], Backend]]] = {

@@ -63,7 +63,11 @@ def odd_texts() -> st.SearchStrategy[str]:
 
 def ids() -> st.SearchStrategy[str]:
     """Ids of rollouts, attempts, workers and resources: any text that is not empty."""
-    return st.one_of(st.from_regex(r"[a-z]{2}-[0-9a-f]{8}", fullmatch=True), st.text(min_size=1, max_size=20))
+    return st.one_of(_store_ids(), st.text(min_size=1, max_size=20))
+
+
+def _store_ids() -> st.SearchStrategy[str]:
+    return st.from_regex(r"[a-z]{2}-[0-9a-f]{8}", fullmatch=True)
 
 
 def times() -> st.SearchStrategy[float]:
@@ -179,6 +183,12 @@ def attributes() -> st.SearchStrategy[dict[str, Any]]:
     return st.one_of(_dicts(texts(), plain), json_objects())
 
 
+def span_ids(usual: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    """Ids of spans and of what they belong to: any text that is not empty and that every database holds."""
+    characters = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
+    return st.one_of(usual, st.text(characters, min_size=1, max_size=20))
+
+
 def span_contexts() -> st.SearchStrategy[SpanContext]:
     state: st.SearchStrategy[dict[str, str]] = st.one_of(
         st.just({}), st.dictionaries(odd_texts(), odd_texts(), max_size=2)
@@ -202,12 +212,12 @@ def spans() -> st.SearchStrategy[Span]:
     """Any span that the model allows, however odd."""
     fields = st.fixed_dictionaries(
         {
-            "rollout_id": ids(),
-            "attempt_id": ids(),
+            "rollout_id": span_ids(_store_ids()),
+            "attempt_id": span_ids(_store_ids()),
             "sequence_id": counters(),
-            "trace_id": st.one_of(hex_ids(32), odd_texts()),
-            "span_id": st.one_of(hex_ids(16), odd_texts()),
-            "parent_id": _optional(st.one_of(hex_ids(16), odd_texts())),
+            "trace_id": span_ids(hex_ids(32)),
+            "span_id": span_ids(hex_ids(16)),
+            "parent_id": _optional(span_ids(hex_ids(16))),
             "name": odd_texts(),
             "status": _trace_statuses(),
             "attributes": attributes(),
@@ -218,7 +228,7 @@ def spans() -> st.SearchStrategy[Span]:
             "context": _optional(span_contexts()),
             "parent": _optional(span_contexts()),
             "resource": _otel_resources(),
-            "kind": _optional(st.sampled_from(get_args(SpanKind))),
+            "kind": _optional(st.one_of(st.sampled_from(get_args(SpanKind)), st.integers(6, 2**31 - 1))),
             "scope": _optional(_scopes()),
         }
     )
@@ -236,8 +246,8 @@ def usual_spans(draw: st.DrawFn) -> Span:
     link = SpanContext(trace_id=trace_id, span_id=span_id, is_remote=remote, trace_state={})
     values = draw(_dicts(texts(), _usual_attribute_values()))
     return Span(
-        rollout_id=draw(ids()),
-        attempt_id=draw(ids()),
+        rollout_id=draw(span_ids(_store_ids())),
+        attempt_id=draw(span_ids(_store_ids())),
         sequence_id=draw(counters()),
         trace_id=trace_id,
         span_id=span_id,
@@ -368,7 +378,7 @@ def _any_times() -> st.SearchStrategy[float]:
 
 
 def _trace_statuses() -> st.SearchStrategy[TraceStatus]:
-    codes = st.sampled_from(get_args(SpanStatusCode))
+    codes: st.SearchStrategy[Any] = st.one_of(st.sampled_from(get_args(SpanStatusCode)), st.integers(3, 2**31 - 1))
     return _open(TraceStatus, st.fixed_dictionaries({"status_code": codes, "description": _optional(odd_texts())}))
 
 

@@ -24,13 +24,14 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1flightning_store/v1/common.proto\x12\x12lightning_store.v1\"\x1b\n\tStringSet\x12\x0e\n\x06values\x18\x01 \x03(\t*V\n\x0b\x46ilterLogic\x12\x1c\n\x18\x46ILTER_LOGIC_UNSPECIFIED\x10\x00\x12\x14\n\x10\x46ILTER_LOGIC_AND\x10\x01\x12\x13\n\x0f\x46ILTER_LOGIC_OR\x10\x02*P\n\tSortOrder\x12\x1a\n\x16SORT_ORDER_UNSPECIFIED\x10\x00\x12\x12\n\x0eSORT_ORDER_ASC\x10\x01\x12\x13\n\x0fSORT_ORDER_DESC\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1flightning_store/v1/common.proto\x12\x12lightning_store.v1\"\x1b\n\tStringSet\x12\x0e\n\x06values\x18\x01 \x03(\t*V\n\x0b\x46ilterLogic\x12\x1c\n\x18\x46ILTER_LOGIC_UNSPECIFIED\x10\x00\x12\x14\n\x10\x46ILTER_LOGIC_AND\x10\x01\x12\x13\n\x0f\x46ILTER_LOGIC_OR\x10\x02*P\n\tSortOrder\x12\x1a\n\x16SORT_ORDER_UNSPECIFIED\x10\x00\x12\x12\n\x0eSORT_ORDER_ASC\x10\x01\x12\x13\n\x0fSORT_ORDER_DESC\x10\x02\x42=Z;lightning-store-grpc/go/lightning_store/v1;lightningstorev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lightning_store.v1.common_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'Z;lightning-store-grpc/go/lightning_store/v1;lightningstorev1'
   _globals['_FILTERLOGIC']._serialized_start=84
   _globals['_FILTERLOGIC']._serialized_end=170
   _globals['_SORTORDER']._serialized_start=172

@@ -49,7 +49,8 @@ class LightningStoreServiceStub:
     Values
 
     Fields that end in _json hold JSON text (RFC 8259, and NaN, Infinity and -Infinity as numbers), with integers of up to
-    4,300 digits and no more than 200 levels of nesting. What the text says comes back equal; its spacing may not. Times lie
+    4,300 digits and no more than 200 levels of nesting. What the text says comes back equal; its spacing may not. Spans are
+    stricter: document_json has no NaN and no infinities, at most 128 levels, and comes back byte for byte. Times lie
     between 1970 and 2262. An enum number or a field-mask path that is not known is refused. An id that a request must have
     and has not is refused. The reply to a request that can find nothing says so with an absent field or an empty list, never
     with an error.
@@ -251,7 +252,8 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     Values
 
     Fields that end in _json hold JSON text (RFC 8259, and NaN, Infinity and -Infinity as numbers), with integers of up to
-    4,300 digits and no more than 200 levels of nesting. What the text says comes back equal; its spacing may not. Times lie
+    4,300 digits and no more than 200 levels of nesting. What the text says comes back equal; its spacing may not. Spans are
+    stricter: document_json has no NaN and no infinities, at most 128 levels, and comes back byte for byte. Times lie
     between 1970 and 2262. An enum number or a field-mask path that is not known is refused. An id that a request must have
     and has not is refused. The reply to a request that can find nothing says so with an absent field or an empty list, never
     with an error.
@@ -449,7 +451,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     Values
 
     Fields that end in _json hold JSON text (RFC 8259, and NaN, Infinity and -Infinity as numbers), with integers of up to
-    4,300 digits and no more than 200 levels of nesting. What the text says comes back equal; its spacing may not. Times lie
+    4,300 digits and no more than 200 levels of nesting. What the text says comes back equal; its spacing may not. Spans are
+    stricter: document_json has no NaN and no infinities, at most 128 levels, and comes back byte for byte. Times lie
     between 1970 and 2262. An enum number or a field-mask path that is not known is refused. An id that a request must have
     and has not is refused. The reply to a request that can find nothing says so with an absent field or an empty list, never
     with an error.

@@ -4,10 +4,10 @@ isort:skip_file
 Many calls on one stream: the fast way for a client that makes many."""
 
 from collections import abc as _abc
+from google.protobuf import any_pb2 as _any_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
-from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -90,6 +90,38 @@ class SessionRequest(_message.Message):
 Global___SessionRequest: _TypeAlias = SessionRequest  # noqa: Y015
 
 @_typing.final
+class CallStatus(_message.Message):
+    """The status with which a call failed. It has the fields of google.rpc.Status, and the same form on the wire."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CODE_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    DETAILS_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """A code of gRPC, such as 5 for NOT_FOUND. Never 0."""
+    message: _builtins.str
+    """A description of the problem, for people."""
+    @_builtins.property
+    def details(self) -> _containers.RepeatedCompositeFieldContainer[_any_pb2.Any]:
+        """Messages of google.rpc: ErrorInfo, and where they apply BadRequest and RetryInfo."""
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        message: _builtins.str = ...,
+        details: _abc.Iterable[_any_pb2.Any] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "details", b"details", "message", b"message"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CallStatus: _TypeAlias = CallStatus  # noqa: Y015
+
+@_typing.final
 class SessionReply(_message.Message):
     """The end of one call."""
 
@@ -103,15 +135,15 @@ class SessionReply(_message.Message):
     response: _builtins.bytes
     """The reply message of its method, serialized."""
     @_builtins.property
-    def error(self) -> _status_pb2.Status:
-        """Why there is none, as the status with which a call outside of a session ends."""
+    def error(self) -> Global___CallStatus:
+        """The status with which the call would have failed outside of a session."""
 
     def __init__(
         self,
         *,
         id: _builtins.int = ...,
         response: _builtins.bytes = ...,
-        error: _status_pb2.Status | None = ...,
+        error: Global___CallStatus | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "outcome", b"outcome", "response", b"response"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...

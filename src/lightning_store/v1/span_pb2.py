@@ -22,45 +22,46 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from lightning_store.v1 import common_pb2 as lightning__store_dot_v1_dot_common__pb2
-from opentelemetry.proto.common.v1 import common_pb2 as opentelemetry_dot_proto_dot_common_dot_v1_dot_common__pb2
-from opentelemetry.proto.resource.v1 import resource_pb2 as opentelemetry_dot_proto_dot_resource_dot_v1_dot_resource__pb2
-from opentelemetry.proto.trace.v1 import trace_pb2 as opentelemetry_dot_proto_dot_trace_dot_v1_dot_trace__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dlightning_store/v1/span.proto\x12\x12lightning_store.v1\x1a\x1flightning_store/v1/common.proto\x1a*opentelemetry/proto/common/v1/common.proto\x1a.opentelemetry/proto/resource/v1/resource.proto\x1a(opentelemetry/proto/trace/v1/trace.proto\"\x81\x03\n\x04Span\x12\x12\n\nrollout_id\x18\x01 \x01(\t\x12\x12\n\nattempt_id\x18\x02 \x01(\t\x12\x18\n\x0bsequence_id\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x30\n\x04span\x18\x04 \x01(\x0b\x32\".opentelemetry.proto.trace.v1.Span\x12;\n\x08resource\x18\x05 \x01(\x0b\x32).opentelemetry.proto.resource.v1.Resource\x12\x1b\n\x13resource_schema_url\x18\x06 \x01(\t\x12\x42\n\x05scope\x18\x07 \x01(\x0b\x32\x33.opentelemetry.proto.common.v1.InstrumentationScope\x12\x18\n\x10scope_schema_url\x18\x08 \x01(\t\x12\x13\n\x0bhas_context\x18\t \x01(\x08\x12\x12\n\nhas_parent\x18\n \x01(\x08\x12\x14\n\x0coverlay_json\x18\x0b \x01(\tB\x0e\n\x0c_sequence_id\"N\n\x0f\x41\x64\x64SpansRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\'\n\x05spans\x18\x02 \x03(\x0b\x32\x18.lightning_store.v1.Span\"!\n\nStoredSpan\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x03\"\x0f\n\rDuplicateSpan\"\x9f\x01\n\x0cRejectedSpan\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12>\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32-.lightning_store.v1.RejectedSpan.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb8\x01\n\x0bSpanOutcome\x12\x30\n\x06stored\x18\x01 \x01(\x0b\x32\x1e.lightning_store.v1.StoredSpanH\x00\x12\x36\n\tduplicate\x18\x02 \x01(\x0b\x32!.lightning_store.v1.DuplicateSpanH\x00\x12\x34\n\x08rejected\x18\x03 \x01(\x0b\x32 .lightning_store.v1.RejectedSpanH\x00\x42\t\n\x07outcome\"E\n\x10\x41\x64\x64SpansResponse\x12\x31\n\x08outcomes\x18\x01 \x03(\x0b\x32\x1f.lightning_store.v1.SpanOutcome\"4\n\nAttemptKey\x12\x12\n\nrollout_id\x18\x01 \x01(\t\x12\x12\n\nattempt_id\x18\x02 \x01(\t\"b\n\x1e\x41llocateSpanSequenceIdsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x04keys\x18\x02 \x03(\x0b\x32\x1e.lightning_store.v1.AttemptKey\"7\n\x1f\x41llocateSpanSequenceIdsResponse\x12\x14\n\x0csequence_ids\x18\x01 \x03(\x03\"\x92\x05\n\x10ListSpansRequest\x12\x12\n\nrollout_id\x18\x01 \x01(\t\x12\x14\n\nattempt_id\x18\x02 \x01(\tH\x00\x12\x10\n\x06latest\x18\x03 \x01(\x08H\x00\x12\x15\n\x08trace_id\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x1e\n\x11trace_id_contains\x18\x05 \x01(\tH\x02\x88\x01\x01\x12\x14\n\x07span_id\x18\x06 \x01(\tH\x03\x88\x01\x01\x12\x1d\n\x10span_id_contains\x18\x07 \x01(\tH\x04\x88\x01\x01\x12\x16\n\tparent_id\x18\x08 \x01(\tH\x05\x88\x01\x01\x12\x1f\n\x12parent_id_contains\x18\t \x01(\tH\x06\x88\x01\x01\x12\x11\n\x04name\x18\n \x01(\tH\x07\x88\x01\x01\x12\x1a\n\rname_contains\x18\x0b \x01(\tH\x08\x88\x01\x01\x12\x35\n\x0c\x66ilter_logic\x18\x0c \x01(\x0e\x32\x1f.lightning_store.v1.FilterLogic\x12\x14\n\x07sort_by\x18\r \x01(\tH\t\x88\x01\x01\x12\x31\n\nsort_order\x18\x0e \x01(\x0e\x32\x1d.lightning_store.v1.SortOrder\x12\x12\n\x05limit\x18\x0f \x01(\x03H\n\x88\x01\x01\x12\x0e\n\x06offset\x18\x10 \x01(\x03\x12\x11\n\tpage_size\x18\x11 \x01(\x05\x12\x12\n\npage_token\x18\x12 \x01(\tB\t\n\x07\x61ttemptB\x0b\n\t_trace_idB\x14\n\x12_trace_id_containsB\n\n\x08_span_idB\x13\n\x11_span_id_containsB\x0c\n\n_parent_idB\x15\n\x13_parent_id_containsB\x07\n\x05_nameB\x10\n\x0e_name_containsB\n\n\x08_sort_byB\x08\n\x06_limit\"d\n\x11ListSpansResponse\x12\'\n\x05spans\x18\x01 \x03(\x0b\x32\x18.lightning_store.v1.Span\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dlightning_store/v1/span.proto\x12\x12lightning_store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1flightning_store/v1/common.proto\"\xd9\x01\n\x07NewSpan\x12\x18\n\x0bsequence_id\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\rdocument_json\x18\x0c \x01(\tB\x0e\n\x0c_sequence_idJ\x04\x08\x01\x10\x02J\x04\x08\x02\x10\x03J\x04\x08\x04\x10\x0cR\nrollout_idR\nattempt_idR\x04spanR\x08resourceR\x13resource_schema_urlR\x05scopeR\x10scope_schema_urlR\x0bhas_contextR\nhas_parentR\x0coverlay_json\"\x8f\x03\n\x04Span\x12\x12\n\nrollout_id\x18\x01 \x01(\t\x12\x12\n\nattempt_id\x18\x02 \x01(\t\x12\x18\n\x0bsequence_id\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\rdocument_json\x18\x0c \x01(\t\x12\x10\n\x08trace_id\x18\r \x01(\t\x12\x0f\n\x07span_id\x18\x0e \x01(\t\x12\x16\n\tparent_id\x18\x0f \x01(\tH\x01\x88\x01\x01\x12\x0c\n\x04name\x18\x10 \x01(\t\x12.\n\nstart_time\x18\x11 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0e\n\x0c_sequence_idB\x0c\n\n_parent_idJ\x04\x08\x04\x10\x0cR\x04spanR\x08resourceR\x13resource_schema_urlR\x05scopeR\x10scope_schema_urlR\x0bhas_contextR\nhas_parentR\x0coverlay_json\"Q\n\x0f\x41\x64\x64SpansRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x05spans\x18\x02 \x03(\x0b\x32\x1b.lightning_store.v1.NewSpan\"!\n\nStoredSpan\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x03\"\x0f\n\rDuplicateSpan\"\x9f\x01\n\x0cRejectedSpan\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12>\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32-.lightning_store.v1.RejectedSpan.DetailsEntry\x1a.\n\x0c\x44\x65tailsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb8\x01\n\x0bSpanOutcome\x12\x30\n\x06stored\x18\x01 \x01(\x0b\x32\x1e.lightning_store.v1.StoredSpanH\x00\x12\x36\n\tduplicate\x18\x02 \x01(\x0b\x32!.lightning_store.v1.DuplicateSpanH\x00\x12\x34\n\x08rejected\x18\x03 \x01(\x0b\x32 .lightning_store.v1.RejectedSpanH\x00\x42\t\n\x07outcome\"E\n\x10\x41\x64\x64SpansResponse\x12\x31\n\x08outcomes\x18\x01 \x03(\x0b\x32\x1f.lightning_store.v1.SpanOutcome\"4\n\nAttemptKey\x12\x12\n\nrollout_id\x18\x01 \x01(\t\x12\x12\n\nattempt_id\x18\x02 \x01(\t\"b\n\x1e\x41llocateSpanSequenceIdsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12,\n\x04keys\x18\x02 \x03(\x0b\x32\x1e.lightning_store.v1.AttemptKey\"7\n\x1f\x41llocateSpanSequenceIdsResponse\x12\x14\n\x0csequence_ids\x18\x01 \x03(\x03\"\x92\x05\n\x10ListSpansRequest\x12\x12\n\nrollout_id\x18\x01 \x01(\t\x12\x14\n\nattempt_id\x18\x02 \x01(\tH\x00\x12\x10\n\x06latest\x18\x03 \x01(\x08H\x00\x12\x15\n\x08trace_id\x18\x04 \x01(\tH\x01\x88\x01\x01\x12\x1e\n\x11trace_id_contains\x18\x05 \x01(\tH\x02\x88\x01\x01\x12\x14\n\x07span_id\x18\x06 \x01(\tH\x03\x88\x01\x01\x12\x1d\n\x10span_id_contains\x18\x07 \x01(\tH\x04\x88\x01\x01\x12\x16\n\tparent_id\x18\x08 \x01(\tH\x05\x88\x01\x01\x12\x1f\n\x12parent_id_contains\x18\t \x01(\tH\x06\x88\x01\x01\x12\x11\n\x04name\x18\n \x01(\tH\x07\x88\x01\x01\x12\x1a\n\rname_contains\x18\x0b \x01(\tH\x08\x88\x01\x01\x12\x35\n\x0c\x66ilter_logic\x18\x0c \x01(\x0e\x32\x1f.lightning_store.v1.FilterLogic\x12\x14\n\x07sort_by\x18\r \x01(\tH\t\x88\x01\x01\x12\x31\n\nsort_order\x18\x0e \x01(\x0e\x32\x1d.lightning_store.v1.SortOrder\x12\x12\n\x05limit\x18\x0f \x01(\x03H\n\x88\x01\x01\x12\x0e\n\x06offset\x18\x10 \x01(\x03\x12\x11\n\tpage_size\x18\x11 \x01(\x05\x12\x12\n\npage_token\x18\x12 \x01(\tB\t\n\x07\x61ttemptB\x0b\n\t_trace_idB\x14\n\x12_trace_id_containsB\n\n\x08_span_idB\x13\n\x11_span_id_containsB\x0c\n\n_parent_idB\x15\n\x13_parent_id_containsB\x07\n\x05_nameB\x10\n\x0e_name_containsB\n\n\x08_sort_byB\x08\n\x06_limit\"d\n\x11ListSpansResponse\x12\'\n\x05spans\x18\x01 \x03(\x0b\x32\x18.lightning_store.v1.Span\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\tB=Z;lightning-store-grpc/go/lightning_store/v1;lightningstorev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lightning_store.v1.span_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'Z;lightning-store-grpc/go/lightning_store/v1;lightningstorev1'
   _globals['_REJECTEDSPAN_DETAILSENTRY']._loaded_options = None
   _globals['_REJECTEDSPAN_DETAILSENTRY']._serialized_options = b'8\001'
-  _globals['_SPAN']._serialized_start=221
-  _globals['_SPAN']._serialized_end=606
-  _globals['_ADDSPANSREQUEST']._serialized_start=608
-  _globals['_ADDSPANSREQUEST']._serialized_end=686
-  _globals['_STOREDSPAN']._serialized_start=688
-  _globals['_STOREDSPAN']._serialized_end=721
-  _globals['_DUPLICATESPAN']._serialized_start=723
-  _globals['_DUPLICATESPAN']._serialized_end=738
-  _globals['_REJECTEDSPAN']._serialized_start=741
-  _globals['_REJECTEDSPAN']._serialized_end=900
-  _globals['_REJECTEDSPAN_DETAILSENTRY']._serialized_start=854
-  _globals['_REJECTEDSPAN_DETAILSENTRY']._serialized_end=900
-  _globals['_SPANOUTCOME']._serialized_start=903
-  _globals['_SPANOUTCOME']._serialized_end=1087
-  _globals['_ADDSPANSRESPONSE']._serialized_start=1089
-  _globals['_ADDSPANSRESPONSE']._serialized_end=1158
-  _globals['_ATTEMPTKEY']._serialized_start=1160
-  _globals['_ATTEMPTKEY']._serialized_end=1212
-  _globals['_ALLOCATESPANSEQUENCEIDSREQUEST']._serialized_start=1214
-  _globals['_ALLOCATESPANSEQUENCEIDSREQUEST']._serialized_end=1312
-  _globals['_ALLOCATESPANSEQUENCEIDSRESPONSE']._serialized_start=1314
-  _globals['_ALLOCATESPANSEQUENCEIDSRESPONSE']._serialized_end=1369
-  _globals['_LISTSPANSREQUEST']._serialized_start=1372
-  _globals['_LISTSPANSREQUEST']._serialized_end=2030
-  _globals['_LISTSPANSRESPONSE']._serialized_start=2032
-  _globals['_LISTSPANSRESPONSE']._serialized_end=2132
+  _globals['_NEWSPAN']._serialized_start=120
+  _globals['_NEWSPAN']._serialized_end=337
+  _globals['_SPAN']._serialized_start=340
+  _globals['_SPAN']._serialized_end=739
+  _globals['_ADDSPANSREQUEST']._serialized_start=741
+  _globals['_ADDSPANSREQUEST']._serialized_end=822
+  _globals['_STOREDSPAN']._serialized_start=824
+  _globals['_STOREDSPAN']._serialized_end=857
+  _globals['_DUPLICATESPAN']._serialized_start=859
+  _globals['_DUPLICATESPAN']._serialized_end=874
+  _globals['_REJECTEDSPAN']._serialized_start=877
+  _globals['_REJECTEDSPAN']._serialized_end=1036
+  _globals['_REJECTEDSPAN_DETAILSENTRY']._serialized_start=990
+  _globals['_REJECTEDSPAN_DETAILSENTRY']._serialized_end=1036
+  _globals['_SPANOUTCOME']._serialized_start=1039
+  _globals['_SPANOUTCOME']._serialized_end=1223
+  _globals['_ADDSPANSRESPONSE']._serialized_start=1225
+  _globals['_ADDSPANSRESPONSE']._serialized_end=1294
+  _globals['_ATTEMPTKEY']._serialized_start=1296
+  _globals['_ATTEMPTKEY']._serialized_end=1348
+  _globals['_ALLOCATESPANSEQUENCEIDSREQUEST']._serialized_start=1350
+  _globals['_ALLOCATESPANSEQUENCEIDSREQUEST']._serialized_end=1448
+  _globals['_ALLOCATESPANSEQUENCEIDSRESPONSE']._serialized_start=1450
+  _globals['_ALLOCATESPANSEQUENCEIDSRESPONSE']._serialized_end=1505
+  _globals['_LISTSPANSREQUEST']._serialized_start=1508
+  _globals['_LISTSPANSREQUEST']._serialized_end=2166
+  _globals['_LISTSPANSRESPONSE']._serialized_start=2168
+  _globals['_LISTSPANSRESPONSE']._serialized_end=2268
 # @@protoc_insertion_point(module_scope)

@@ -6,11 +6,9 @@ OpenTelemetry spans of attempts."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
-from lightning_store.v1 import common_pb2 as _common_pb2_1
-from opentelemetry.proto.common.v1 import common_pb2 as _common_pb2
-from opentelemetry.proto.resource.v1 import resource_pb2 as _resource_pb2
-from opentelemetry.proto.trace.v1 import trace_pb2 as _trace_pb2
+from lightning_store.v1 import common_pb2 as _common_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -23,67 +21,84 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
-class Span(_message.Message):
-    """One OpenTelemetry span of one attempt. (rollout_id, attempt_id, span id) is its key.
+class NewSpan(_message.Message):
+    """A span to store.
 
-    The span itself is OTLP's own message, so that any tracing tool can take it. What OTLP cannot hold exactly is in
-    overlay_json; a span that an OpenTelemetry SDK recorded needs no overlay.
-
-    How the fields of the Python `Span` map to OTLP, beyond names: ids are bytes, lower-case hex in Python; times are
-    nanoseconds, seconds in Python, and 0 is None; an empty text is None for Status.message, scope.version and the scope's
-    schema URL; a missing parent_span_id is None; no attributes are None for links and scopes; trace_state is the W3C text of
-    the mapping. Bits 0 to 7 of `flags` are the trace flags: 0 and 1 (sampled) say nothing special, anything else becomes
-    the extra field `trace_flags` of the contexts; bits 8 and 9 tell whether the parent, or a link's target, is remote. A
-    dropped_…_count that is not 0 becomes an extra field of that name.
+    Its rollout and attempt are members of the document, and must exist. (rollout_id, attempt_id, span_id) is its key.
     """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_ID_FIELD_NUMBER: _builtins.int
+    DOCUMENT_JSON_FIELD_NUMBER: _builtins.int
+    sequence_id: _builtins.int
+    """Position among the spans of its rollout, not negative. It is stored as given; spans may share it. Absent: the server
+    allocates the next one.
+    """
+    document_json: _builtins.str
+    """Required. The span as one JSON object, as docs/span_document.md specifies it. The required members are rollout_id,
+    attempt_id, trace_id, span_id and name:
+
+      {"rollout_id": "ro-1", "attempt_id": "at-1", "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
+       "span_id": "00f067aa0ba902b7", "name": "act", "start_time": 1767225600.25, "attributes": {"reward": 1.0}}
+
+    It is strict RFC 8259 text without NaN and Infinity, at most 128 levels deep. It must not have a member sequence_id.
+    """
+    def __init__(
+        self,
+        *,
+        sequence_id: _builtins.int | None = ...,
+        document_json: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_sequence_id", b"_sequence_id", "sequence_id", b"sequence_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_sequence_id", b"_sequence_id", "document_json", b"document_json", "sequence_id", b"sequence_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__sequence_id: _TypeAlias = _typing.Literal["sequence_id"]  # noqa: Y015
+    _WhichOneofArgType__sequence_id: _TypeAlias = _typing.Literal["_sequence_id", b"_sequence_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sequence_id) -> _WhichOneofReturnType__sequence_id | None: ...
+
+Global___NewSpan: _TypeAlias = NewSpan  # noqa: Y015
+
+@_typing.final
+class Span(_message.Message):
+    """A stored span."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ROLLOUT_ID_FIELD_NUMBER: _builtins.int
     ATTEMPT_ID_FIELD_NUMBER: _builtins.int
     SEQUENCE_ID_FIELD_NUMBER: _builtins.int
-    SPAN_FIELD_NUMBER: _builtins.int
-    RESOURCE_FIELD_NUMBER: _builtins.int
-    RESOURCE_SCHEMA_URL_FIELD_NUMBER: _builtins.int
-    SCOPE_FIELD_NUMBER: _builtins.int
-    SCOPE_SCHEMA_URL_FIELD_NUMBER: _builtins.int
-    HAS_CONTEXT_FIELD_NUMBER: _builtins.int
-    HAS_PARENT_FIELD_NUMBER: _builtins.int
-    OVERLAY_JSON_FIELD_NUMBER: _builtins.int
+    DOCUMENT_JSON_FIELD_NUMBER: _builtins.int
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    SPAN_ID_FIELD_NUMBER: _builtins.int
+    PARENT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
     rollout_id: _builtins.str
-    """Required: the rollout must exist."""
+    """Always set."""
     attempt_id: _builtins.str
-    """Required: the attempt must exist."""
+    """Always set."""
     sequence_id: _builtins.int
-    """Position among the spans of its rollout; not negative; kept as given, repeats allowed. Absent, to AddSpans: the
-    server allocates the next one. Always set in what the server sends.
-    """
-    resource_schema_url: _builtins.str
-    """Schema URL of the resource."""
-    scope_schema_url: _builtins.str
-    """Schema URL of the scope."""
-    has_context: _builtins.bool
-    """Whether the Python span has a `context`: this span's ids, trace_state and trace flags."""
-    has_parent: _builtins.bool
-    """Whether the Python span has a `parent` context: parent_span_id, and else what `context` has."""
-    overlay_json: _builtins.str
-    """Empty, or the text of a JSON object to lay over the Python form of all the above. An object over an object merges
-    member by member; an object over an array merges element by element, its keys being indices from 0; everything else
-    replaces what is there. It must not name rollout_id, attempt_id or sequence_id.
-    """
+    """Position among the spans of its rollout: the one that was given, or the one that the server allocated. Always set."""
+    document_json: _builtins.str
+    """The document that was stored, byte for byte. The fields below repeat some of its members."""
+    trace_id: _builtins.str
+    """As a rule 32 hexadecimal digits."""
+    span_id: _builtins.str
+    """As a rule 16 hexadecimal digits. Unique in its attempt."""
+    parent_id: _builtins.str
+    """Absent: it is a root span."""
+    name: _builtins.str
+    """The name, with U+FFFD for characters that not every database stores: U+0000 and lone surrogates."""
     @_builtins.property
-    def span(self) -> _trace_pb2.Span:
-        """Required: the span. trace_id is 16 bytes, span_id 8 bytes, parent_span_id 8 bytes or none, unless the overlay holds
-        another value.
-        """
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """Rounded to nanoseconds. Absent: unknown."""
 
     @_builtins.property
-    def resource(self) -> _resource_pb2.Resource:
-        """The process, host or service that produced the span. Absent: no attributes."""
-
-    @_builtins.property
-    def scope(self) -> _common_pb2.InstrumentationScope:
-        """The instrumentation library. Absent: none."""
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """Rounded to nanoseconds. Absent: unknown."""
 
     def __init__(
         self,
@@ -91,28 +106,32 @@ class Span(_message.Message):
         rollout_id: _builtins.str = ...,
         attempt_id: _builtins.str = ...,
         sequence_id: _builtins.int | None = ...,
-        span: _trace_pb2.Span | None = ...,
-        resource: _resource_pb2.Resource | None = ...,
-        resource_schema_url: _builtins.str = ...,
-        scope: _common_pb2.InstrumentationScope | None = ...,
-        scope_schema_url: _builtins.str = ...,
-        has_context: _builtins.bool = ...,
-        has_parent: _builtins.bool = ...,
-        overlay_json: _builtins.str = ...,
+        document_json: _builtins.str = ...,
+        trace_id: _builtins.str = ...,
+        span_id: _builtins.str = ...,
+        parent_id: _builtins.str | None = ...,
+        name: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_sequence_id", b"_sequence_id", "resource", b"resource", "scope", b"scope", "sequence_id", b"sequence_id", "span", b"span"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_parent_id", b"_parent_id", "_sequence_id", b"_sequence_id", "end_time", b"end_time", "parent_id", b"parent_id", "sequence_id", b"sequence_id", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_sequence_id", b"_sequence_id", "attempt_id", b"attempt_id", "has_context", b"has_context", "has_parent", b"has_parent", "overlay_json", b"overlay_json", "resource", b"resource", "resource_schema_url", b"resource_schema_url", "rollout_id", b"rollout_id", "scope", b"scope", "scope_schema_url", b"scope_schema_url", "sequence_id", b"sequence_id", "span", b"span"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parent_id", b"_parent_id", "_sequence_id", b"_sequence_id", "attempt_id", b"attempt_id", "document_json", b"document_json", "end_time", b"end_time", "name", b"name", "parent_id", b"parent_id", "rollout_id", b"rollout_id", "sequence_id", b"sequence_id", "span_id", b"span_id", "start_time", b"start_time", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__parent_id: _TypeAlias = _typing.Literal["parent_id"]  # noqa: Y015
+    _WhichOneofArgType__parent_id: _TypeAlias = _typing.Literal["_parent_id", b"_parent_id"]  # noqa: Y015
     _WhichOneofReturnType__sequence_id: _TypeAlias = _typing.Literal["sequence_id"]  # noqa: Y015
     _WhichOneofArgType__sequence_id: _TypeAlias = _typing.Literal["_sequence_id", b"_sequence_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__parent_id) -> _WhichOneofReturnType__parent_id | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__sequence_id) -> _WhichOneofReturnType__sequence_id | None: ...
 
 Global___Span: _TypeAlias = Span  # noqa: Y015
 
 @_typing.final
 class AddSpansRequest(_message.Message):
-    """Asks to store spans, of any mix of rollouts and attempts."""
+    """Requests to store spans, of any mix of rollouts and attempts."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -121,14 +140,14 @@ class AddSpansRequest(_message.Message):
     request_id: _builtins.str
     """Required: a new id for each call, the same one for its retries."""
     @_builtins.property
-    def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___Span]:
-        """Stored in this order. One that cannot be stored does not keep the others from being stored."""
+    def spans(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewSpan]:
+        """The spans, in the order in which they are stored. One that is rejected does not affect the others."""
 
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
-        spans: _abc.Iterable[Global___Span] | None = ...,
+        spans: _abc.Iterable[Global___NewSpan] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -140,13 +159,13 @@ Global___AddSpansRequest: _TypeAlias = AddSpansRequest  # noqa: Y015
 
 @_typing.final
 class StoredSpan(_message.Message):
-    """A span that is stored now."""
+    """A span that this call stored."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SEQUENCE_ID_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.int
-    """The one given, or the one allocated."""
+    """The sequence id that was given or allocated."""
     def __init__(
         self,
         *,
@@ -162,7 +181,7 @@ Global___StoredSpan: _TypeAlias = StoredSpan  # noqa: Y015
 
 @_typing.final
 class DuplicateSpan(_message.Message):
-    """A span whose key is stored already; nothing was changed."""
+    """A span whose key is stored already. Nothing was changed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -179,7 +198,7 @@ Global___DuplicateSpan: _TypeAlias = DuplicateSpan  # noqa: Y015
 
 @_typing.final
 class RejectedSpan(_message.Message):
-    """A span that was refused."""
+    """A span that was rejected."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -209,10 +228,12 @@ class RejectedSpan(_message.Message):
     reason: _builtins.str
     """Stable name of the error, as in ErrorInfo.reason."""
     message: _builtins.str
-    """What is wrong and what to do, for people."""
+    """A description of the problem, for people."""
     @_builtins.property
     def details(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """What the message speaks of, by name, as in ErrorInfo.metadata."""
+        """Values that the message mentions, by name, as in ErrorInfo.metadata. "field" is the member at fault, such as
+        spans[3].document_json.start_time.
+        """
 
     def __init__(
         self,
@@ -231,7 +252,7 @@ Global___RejectedSpan: _TypeAlias = RejectedSpan  # noqa: Y015
 
 @_typing.final
 class SpanOutcome(_message.Message):
-    """What became of one span."""
+    """The result of one span."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -244,11 +265,11 @@ class SpanOutcome(_message.Message):
 
     @_builtins.property
     def duplicate(self) -> Global___DuplicateSpan:
-        """It was there already."""
+        """It was stored before."""
 
     @_builtins.property
     def rejected(self) -> Global___RejectedSpan:
-        """It was refused."""
+        """It was rejected."""
 
     def __init__(
         self,
@@ -269,14 +290,14 @@ Global___SpanOutcome: _TypeAlias = SpanOutcome  # noqa: Y015
 
 @_typing.final
 class AddSpansResponse(_message.Message):
-    """What became of the spans."""
+    """The results of AddSpans."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     OUTCOMES_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[Global___SpanOutcome]:
-        """One for each span, in order."""
+        """One for each span of the request, in the same order."""
 
     def __init__(
         self,
@@ -293,7 +314,7 @@ Global___AddSpansResponse: _TypeAlias = AddSpansResponse  # noqa: Y015
 
 @_typing.final
 class AttemptKey(_message.Message):
-    """Names one attempt."""
+    """The key of an attempt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -319,7 +340,7 @@ Global___AttemptKey: _TypeAlias = AttemptKey  # noqa: Y015
 
 @_typing.final
 class AllocateSpanSequenceIdsRequest(_message.Message):
-    """Asks for span numbers."""
+    """Requests sequence ids for spans."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -329,7 +350,7 @@ class AllocateSpanSequenceIdsRequest(_message.Message):
     """Required: a new id for each call, the same one for its retries."""
     @_builtins.property
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttemptKey]:
-        """One number is allocated for each, in order; a key may repeat."""
+        """One sequence id is allocated for each of them, in this order. Keys may repeat."""
 
     def __init__(
         self,
@@ -347,14 +368,14 @@ Global___AllocateSpanSequenceIdsRequest: _TypeAlias = AllocateSpanSequenceIdsReq
 
 @_typing.final
 class AllocateSpanSequenceIdsResponse(_message.Message):
-    """The numbers allocated."""
+    """The result of AllocateSpanSequenceIds."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     SEQUENCE_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sequence_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """One for each key, in order."""
+        """One for each key, in the same order."""
 
     def __init__(
         self,
@@ -371,7 +392,7 @@ Global___AllocateSpanSequenceIdsResponse: _TypeAlias = AllocateSpanSequenceIdsRe
 
 @_typing.final
 class ListSpansRequest(_message.Message):
-    """Asks for the spans of one rollout that match."""
+    """Requests the spans of one rollout that match."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -415,11 +436,11 @@ class ListSpansRequest(_message.Message):
     """Only this name. Absent: no filter."""
     name_contains: _builtins.str
     """Only names with this text in them, in this case; empty matches each one. Absent: no filter."""
-    filter_logic: _common_pb2_1.FilterLogic.ValueType
+    filter_logic: _common_pb2.FilterLogic.ValueType
     """How the filters above combine."""
     sort_by: _builtins.str
-    """Name of a field of the Python `Span` to sort by. Absent: sequence_id; empty: in the order in which they came in."""
-    sort_order: _common_pb2_1.SortOrder.ValueType
+    """Name of a member of the document to sort by. Absent: sequence_id; empty: in the order in which they came in."""
+    sort_order: _common_pb2.SortOrder.ValueType
     """Direction of the sort."""
     limit: _builtins.int
     """Rows in all, over every page. Absent: all of them; 0: none. Not negative."""
@@ -443,9 +464,9 @@ class ListSpansRequest(_message.Message):
         parent_id_contains: _builtins.str | None = ...,
         name: _builtins.str | None = ...,
         name_contains: _builtins.str | None = ...,
-        filter_logic: _common_pb2_1.FilterLogic.ValueType = ...,
+        filter_logic: _common_pb2.FilterLogic.ValueType = ...,
         sort_by: _builtins.str | None = ...,
-        sort_order: _common_pb2_1.SortOrder.ValueType = ...,
+        sort_order: _common_pb2.SortOrder.ValueType = ...,
         limit: _builtins.int | None = ...,
         offset: _builtins.int = ...,
         page_size: _builtins.int = ...,

@@ -7,15 +7,19 @@ Each error is an :class:`InvalidArgumentError` that begins with the path of the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from google.protobuf.message import Message
 from pydantic import BaseModel, ValidationError
 
 from lightning_store import json_text
 from lightning_store.errors import InvalidArgumentError, InvalidTypeError
+from lightning_store.text import has_surrogate
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+
+INT32_MAX: Final = 2**31 - 1
+INT64_MAX: Final = 2**63 - 1
 
 
 def invalid(field: str, problem: str) -> InvalidArgumentError:
@@ -30,24 +34,13 @@ def text_to_proto(text: str, field: str) -> str:
     """``text`` itself; an error that names ``field`` if a protobuf string cannot hold it."""
     if not isinstance(text, str):
         raise InvalidTypeError(f"{field} is a {type(text).__name__}; it must be text", field=field)
-    if not has_utf8(text):
+    if has_surrogate(text):
         raise invalid(field, "has an unpaired surrogate, which only JSON payloads can carry")
     return text
 
 
 def optional_text_to_proto(text: str | None, field: str) -> str | None:
     return None if text is None else text_to_proto(text, field)
-
-
-def has_utf8(text: str) -> bool:
-    """Whether ``text`` can be encoded: whether it is free of unpaired surrogates."""
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def optional_json_to_proto(value: Any, field: str) -> str | None:

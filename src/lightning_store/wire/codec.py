@@ -6,15 +6,14 @@ errors: an InvalidArgumentError that names the field which is missing, malformed
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any, Final
 
 from google.protobuf.message import Message
 
 from lightning_store import json_text
-from lightning_store.lazy import lazily
 from lightning_store.model import (
     KNOWN_RESOURCES,
     Attempt,
@@ -96,12 +95,6 @@ def rollout_from_proto(message: rollout_pb2.Rollout, field: str) -> Rollout:
         raise invalid(f"{field}.latest_attempt.rollout_id", f"is {attempt.rollout_id!r}, not {message.rollout_id!r}")
     values["attempt"] = attempt
     return construct(AttemptedRollout, values)
-
-
-def rollouts_at_first_look(messages: Sequence[rollout_pb2.Rollout], field: str) -> list[Rollout]:
-    """The same, each made of its message when somebody looks into it; what is wrong with the message is told then."""
-    models = [AttemptedRollout if message.HasField("latest_attempt") else Rollout for message in messages]
-    return lazily(models, partial(rollout_from_proto, field=field), messages)
 
 
 def attempted_rollout_from_proto(message: rollout_pb2.Rollout, field: str) -> AttemptedRollout:

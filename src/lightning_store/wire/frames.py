@@ -1,41 +1,70 @@
-"""Messages whose rows are left as bytes: to send rows that are serialized already (``with_rows``), or to take a request
-apart (``frame_of``).
+"""Messages put together from parts that are serialized already.
 
-On the wire the frame of a message type is the same as the type itself. In Python, the fields of a frame hold bytes
-where those of the message hold messages.
+protobuf copies each part several times on the way. A serialized message is the concatenation of its fields, so it is
+enough to write what stands before each part; see https://protobuf.dev/programming-guides/encoding. Tags come from the
+descriptors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
+from typing import Any, Final
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import Message
 
-from lightning_store.wire.wire_format import delimited, tag_of
+_LENGTH_DELIMITED: Final = 2
 
 
-@cache
-def frame_of(message: type[Message]) -> Any:
-    """The frame class of a message class. Typed as Any: its fields are known at run time only."""
-    descriptor = message.DESCRIPTOR
-    frame = descriptor_pb2.DescriptorProto()
-    descriptor.CopyToProto(frame)
-    for field in frame.field:
-        if field.type == field.TYPE_MESSAGE:
-            field.type = field.TYPE_BYTES
-            field.ClearField("type_name")
-    file = descriptor_pb2.FileDescriptorProto(name=descriptor.full_name, syntax="proto3", message_type=[frame])
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(frame.name))
+def tag_of(message: type[Message], field: str) -> bytes:
+    """Encode what stands before each value of a field.
+
+    Args:
+        message: The type of the message.
+        field: The name of a field that has messages, text or bytes.
+
+    Returns:
+        The number of the field and its wire type.
+    """
+    return varint(message.DESCRIPTOR.fields_by_name[field].number << 3 | _LENGTH_DELIMITED)
+
+
+def varint(number: int) -> bytes:
+    """Encode a number.
+
+    Args:
+        number: It must not be negative.
+
+    Returns:
+        Seven bits a byte, the lowest first.
+    """
+    return _SMALL[number] if number < _SMALL_MAX else _varint(number)
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
+
+
+_SMALL_MAX: Final = 2048
+_SMALL: Final = [_varint(number) for number in range(_SMALL_MAX)]
+"""Varints that are looked up, which is most sizes."""
 
 
 def with_rows(message: Message, field: str, rows: Sequence[bytes]) -> Any:
-    """``message``, which has all but the rows of its ``field``, with these. It can be sent, and no more: of a thousand
-    rows protobuf takes several times as long to put a frame together. Typed as Any, since it stands for the message."""
+    """Add serialized rows to a message.
+
+    Args:
+        message: All but the rows.
+        field: The repeated field of the rows.
+        rows: The serialized rows.
+
+    Returns:
+        An object that can be serialized, and no more. It is typed as Any, since it stands for the message.
+    """
     return _WithRows(message, tag_of(type(message), field), rows)
 
 
@@ -48,5 +77,7 @@ class _WithRows:
         self._rows = rows
 
     def SerializeToString(self) -> bytes:
-        tag = self._tag
-        return b"".join([*[delimited(tag, row) for row in self._rows], self._message.SerializeToString()])
+        parts: list[bytes] = []
+        for row in self._rows:
+            parts += self._tag, varint(len(row)), row
+        return b"".join([*parts, self._message.SerializeToString()])

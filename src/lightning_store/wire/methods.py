@@ -15,8 +15,7 @@ from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 
-from lightning_store.v1 import service_pb2, span_pb2
-from lightning_store.wire.frames import frame_of
+from lightning_store.v1 import service_pb2
 
 REPEATED_METADATA: Final = ("lightning-store-repeated", "1")
 """Sent with a call that was sent before: the first one may still arrive. See ``lightning_store.engine.idempotency``."""
@@ -113,9 +112,8 @@ _DESCRIPTORS: Final = service_pb2.DESCRIPTOR.services_by_name["LightningStoreSer
 
 REQUESTS: Final[Mapping[str, type[Message]]] = MappingProxyType(
     {name: GetMessageClass(_DESCRIPTORS[name].input_type) for name in METHODS}
-    | {"AddSpans": frame_of(span_pb2.AddSpansRequest)}
 )
-"""As what the server takes each method's request, by the method's name: a frame where rows are kept as their bytes."""
+"""The class of each method's request."""
 REPLIES: Final[Mapping[str, type[Message]]] = MappingProxyType(
     {name: GetMessageClass(_DESCRIPTORS[name].output_type) for name in METHODS}
 )

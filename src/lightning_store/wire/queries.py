@@ -9,11 +9,18 @@ from typing import Any, Final, TypeVar
 from lightning_store.errors import InvalidTypeError
 from lightning_store.model import RolloutStatus, WorkerStatus
 from lightning_store.queries import AttemptQuery, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
+from lightning_store.text import column_text
 from lightning_store.v1 import common_pb2, resources_pb2, rollout_pb2, span_pb2, worker_pb2
 from lightning_store.wire import enums
-from lightning_store.wire.checks import invalid, not_negative, optional_text_to_proto, required_text, text_to_proto
+from lightning_store.wire.checks import (
+    INT64_MAX,
+    invalid,
+    not_negative,
+    optional_text_to_proto,
+    required_text,
+    text_to_proto,
+)
 from lightning_store.wire.requests import select_attempt, selected_attempt
-from lightning_store.wire.wire_format import INT64_MAX
 
 ItemT = TypeVar("ItemT")
 
@@ -38,6 +45,8 @@ _SPAN_FILTERS: Final = (
     "name",
     "name_contains",
 )
+_NAME_FILTERS: Final = ("name", "name_contains")
+"""They match a column that has no lone surrogates, which the wire has not either."""
 
 
 def list_rollouts_to_proto(query: RolloutQuery) -> rollout_pb2.ListRolloutsRequest:
@@ -83,7 +92,7 @@ def list_spans_to_proto(query: SpanQuery) -> span_pb2.ListSpansRequest:
     for name in _SPAN_FILTERS:
         text = getattr(query, name)
         if text is not None:
-            setattr(request, name, text_to_proto(text, name))
+            setattr(request, name, text_to_proto(column_text(text) if name in _NAME_FILTERS else text, name))
     _write_ordering(request, query)
     return request
 

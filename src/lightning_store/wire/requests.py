@@ -15,6 +15,7 @@ from lightning_store.model import TIME_MAX_SECONDS, AttemptUpdate, ReturnWhen, R
 from lightning_store.v1 import rollout_pb2, span_pb2, worker_pb2
 from lightning_store.wire import enums
 from lightning_store.wire.checks import (
+    INT32_MAX,
     invalid,
     json_object,
     not_negative,
@@ -32,7 +33,6 @@ from lightning_store.wire.times import (
     optional_timestamp_to_proto,
     timestamp_from_proto,
 )
-from lightning_store.wire.wire_format import INT32_MAX
 
 UpdateT = TypeVar("UpdateT", rollout_pb2.RolloutUpdate, rollout_pb2.AttemptUpdate)
 

@@ -36,6 +36,11 @@ def timestamp_to_proto(seconds: float) -> Timestamp:
     return Timestamp(seconds=whole, nanos=nanos)
 
 
+def write_timestamp(message: Timestamp, seconds: float) -> None:
+    """Set a field of a message in place, which saves making a message and copying it."""
+    message.seconds, message.nanos = divmod(to_nanos(seconds), NANOS_PER_SECOND)
+
+
 def timestamp_from_proto(message: Timestamp, field: str) -> float:
     """A time from 1970 to 2262; anything else is an InvalidArgumentError."""
     return from_nanos(_checked_nanos(message, field, "must be from 1970-01-01 to 2262-04-11"))

@@ -8,6 +8,7 @@ import itertools
 import threading
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from operator import attrgetter
 from typing import Final
 
@@ -45,6 +46,10 @@ REPLAY_WINDOW_SECONDS: Final = 600.0
 """How long a reply is kept: well beyond the time over which a client retries."""
 REPLAY_ENTRIES_MAX: Final = 200_000
 """Replies kept at most; the oldest go first."""
+SHARED_TEXTS_MAX: Final = 8192
+"""Texts of spans that are shared, the latest ones."""
+SHARED_CHARS_MAX: Final = 256
+"""Longer texts are not shared: anybody may send them, and they would fill the memory."""
 
 
 class _Rollout:
@@ -74,6 +79,32 @@ class _Rollout:
     @property
     def row(self) -> RolloutRow:
         return RolloutRow(self.record, self.latest)
+
+
+@lru_cache(SHARED_TEXTS_MAX)
+def _shared_text(text: str) -> str:
+    """The same object for equal texts. (What ``sys.intern`` keeps, some versions of Python keep for ever.)"""
+    return text
+
+
+def _with_shared_texts(span: SpanRecord, rollout_id: str) -> SpanRecord:
+    """The record with the texts that many spans have in common, each of them once in memory."""
+    return SpanRecord(
+        rollout_id,
+        _shared(span.attempt_id),
+        _shared(span.trace_id),
+        span.span_id,
+        None if span.parent_id is None else _shared(span.parent_id),
+        _shared(span.name),
+        span.start_time,
+        span.end_time,
+        span.sequence_id,
+        span.document,
+    )
+
+
+def _shared(text: str) -> str:
+    return _shared_text(text) if len(text) <= SHARED_CHARS_MAX else text
 
 
 def _queue_place(record: RolloutRecord) -> int | None:
@@ -397,7 +428,7 @@ class MemoryData(Loaded):
             self._with_spans[entry.spans_ordinal] = entry
             if entry.record.status in TERMINAL:
                 self._note_end(entry)
-        entry.spans[entry.span_key(span.attempt_id, span.span_id)] = span
+        entry.spans[entry.span_key(span.attempt_id, span.span_id)] = _with_shared_texts(span, entry.record.rollout_id)
         entry.span_bytes += size_bytes
         self._spans += 1
         self.span_bytes += size_bytes

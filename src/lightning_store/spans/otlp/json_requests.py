@@ -21,7 +21,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from pydantic_core import from_json
 
 from lightning_store.errors import InvalidArgumentError
-from lightning_store.spans.exact import replace_surrogates
+from lightning_store.text import replace_surrogates
 
 MessageT = TypeVar("MessageT", bound=Message)
 

@@ -30,8 +30,8 @@ from pydantic import BaseModel
 
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.model import TIME_MAX_SECONDS, Event, InstrumentationScope, Link, OtelResource, Span, SpanContext
-from lightning_store.spans.exact import replace_surrogates
 from lightning_store.spans.otlp.values import read_attributes, write_attributes
+from lightning_store.text import replace_surrogates
 
 TRACE_ID_BYTES: Final = 16
 SPAN_ID_BYTES: Final = 8

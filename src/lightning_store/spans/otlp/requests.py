@@ -22,9 +22,10 @@ from opentelemetry.proto.common.v1.common_pb2 import InstrumentationScope
 from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
 
+from lightning_store.backends.records import SpanRecord
 from lightning_store.errors import InvalidArgumentError, StoreError
 from lightning_store.model import Span
-from lightning_store.spans.document import SpanColumns, encode_fields
+from lightning_store.spans.document import encode_fields
 from lightning_store.spans.otlp import frames, json_requests
 from lightning_store.spans.otlp.messages import (
     read_resource,
@@ -52,14 +53,10 @@ class ReceivedSpan:
 
     path: str
     """Its place in the request, such as ``resource_spans[0].scope_spans[0].spans[7]``."""
-    document: bytes | None = None
-    """None if it cannot be stored."""
-    columns: SpanColumns | None = None
-    """Set if ``document`` is."""
-    sequence_id: int | None = None
-    """None if the store is to allocate it."""
+    record: SpanRecord | None = None
+    """None if it cannot be stored. Its ``sequence_id`` is None if the store is to allocate it."""
     complaint: str | None = None
-    """Why there is no document, or what was ignored."""
+    """Why there is no record, or what was ignored."""
 
 
 # --- From requests ---------------------------------------------------------------------------------------------------
@@ -246,10 +243,10 @@ def _received_span(
         labels = {**inherited, **_labels(fields["attributes"])}
         sequence_id, complaint = _sequence_id(labels)
         ids = {"rollout_id": _id(labels, ROLLOUT_ID), "attempt_id": _id(labels, ATTEMPT_ID)}
-        encoded = encode_fields({**fields, **shared, **ids, "sequence_id": 0})
+        record = encode_fields({**fields, **shared, **ids, "sequence_id": sequence_id or 0})
     except StoreError as error:
         return ReceivedSpan(path, complaint=str(error))
-    return ReceivedSpan(path, encoded.document, encoded.columns, sequence_id, complaint)
+    return ReceivedSpan(path, record if sequence_id is not None else record._replace(sequence_id=None), complaint)
 
 
 def _labels(attributes: Mapping[str, Any]) -> dict[str, Any]:

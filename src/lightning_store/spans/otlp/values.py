@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, KeyValue
 
-from lightning_store.spans.exact import replace_surrogates
+from lightning_store.text import replace_surrogates
 
 NESTING_MAX: Final = 16
 """Levels of lists and mappings that are written as such. Receivers refuse messages of more than 100 levels, and each

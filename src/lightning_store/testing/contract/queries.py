@@ -241,6 +241,16 @@ class SpanQueriesContract(ContractBase):
         assert names(await store.query_spans(traced.rollout_id, **filters)) == expected
         assert names(await store.query_spans(traced.rollout_id, **filters, filter_logic="or")) == expected
 
+    @pytest.mark.parametrize("name", ["a\ud800b", "a\0b"])
+    async def test_f23_names_are_searched_in_a_form_that_every_database_holds(
+        self, store: LightningStore, traced: AttemptedRollout, name: str
+    ) -> None:
+        odd = make_span(traced, 9, name=name)
+        await store.add_span(odd)
+        for searched in ("a\ud800b", "a\0b", "a\ufffdb"):
+            assert list(await store.query_spans(traced.rollout_id, name=searched)) == [odd]
+            assert list(await store.query_spans(traced.rollout_id, name_contains=searched[:2])) == [odd]
+
     async def test_f23_span_filters_join_by_and(self, store: LightningStore, traced: AttemptedRollout) -> None:
         rows = await store.query_spans(traced.rollout_id, name_contains="a", trace_id="a" * 32)
         assert names(rows) == ["call"]

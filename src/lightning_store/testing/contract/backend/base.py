@@ -111,7 +111,7 @@ def span_record(rollout_id: str, attempt_id: str, number: int, **fields: Any) ->
         "name": "step",
         "start_time": NOW,
         "end_time": NOW + 1,
-        "body": b"\x00\xff body",
+        "document": b'{"name":"step"}',
     }
     return SpanRecord(rollout_id=rollout_id, attempt_id=attempt_id, **(given | fields))
 

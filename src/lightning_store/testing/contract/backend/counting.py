@@ -43,7 +43,7 @@ class CountsContract(BackendContractBase):
         await self.check(backend)
 
     async def test_x_counts_follow_every_change(self, backend: Backend) -> None:
-        spans = [span_record("ro-1", "at-1", number, body=b"x" * 100 * number) for number in (1, 2, 3)]
+        spans = [span_record("ro-1", "at-1", number, document=b"x" * 100 * number) for number in (1, 2, 3)]
         await store(backend, *running("ro-1", "at-1"), *spans[:2])
         size = sum(one.size_bytes for one in spans[:2])
         await self.check(backend, rollouts=1, attempts=1, spans=2, span_bytes=size)

@@ -110,9 +110,9 @@ class StoringContract(BackendContractBase):
 
     async def test_x_store_spans(self, backend: Backend) -> None:
         spans = [
-            span_record("ro-1", "at-1", 2**63 - 1, body=bytes(range(256)), common=b"\x00common", parent_id=""),
+            span_record("ro-1", "at-1", 2**63 - 1, document="é\U0001f600".encode(), parent_id=""),
             span_record("ro-1", "at-1", 2, name="☃", start_time=None, end_time=None),
-            span_record("ro-1", "at-1", 3, sequence_id=2, common=b"\x00common"),
+            span_record("ro-1", "at-1", 3, sequence_id=2, document=b"{}"),
         ]
         await store(backend, *running("ro-1", "at-1"), *spans)
 

@@ -1,0 +1,45 @@
+"""Text that not every encoding and not every database holds."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+REPLACEMENT: Final = "\ufffd"
+_SURROGATES: Final = re.compile("[\ud800-\udfff]")
+
+
+def has_surrogate(text: str) -> bool:
+    """Tell whether text has no UTF-8 form.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        Whether it has a lone surrogate.
+    """
+    return not text.isascii() and _SURROGATES.search(text) is not None
+
+
+def replace_surrogates(text: str) -> str:
+    """Make text that has a UTF-8 form.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text with U+FFFD for each lone surrogate.
+    """
+    return _SURROGATES.sub(REPLACEMENT, text)
+
+
+def column_text(text: str) -> str:
+    """Make text that every database holds, such as the name of a span, by which spans are found.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text with U+FFFD for each lone surrogate and each U+0000.
+    """
+    return text if text.isascii() and "\0" not in text else replace_surrogates(text).replace("\0", REPLACEMENT)
