@@ -15,6 +15,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from lightning_store.in_memory import REPLAY_ENTRIES_MAX as REPLAY_ENTRIES_MAX
 from lightning_store.in_memory import REPLAY_WINDOW_SECONDS as REPLAY_WINDOW_SECONDS
 from lightning_store.in_memory import InMemoryLightningStore
+from lightning_store.sqlite_store import Durability as Durability
+from lightning_store.sqlite_store import SqliteEngineStore
 from lightning_store.store import LightningStore
 from lightning_store.v1 import service_pb2_grpc
 from lightning_store.wire.methods import SERVICE, TRACE_SERVICE
@@ -173,6 +175,13 @@ def _add_reflection(server: grpc.aio.Server) -> None:
         logger.info("no server reflection: it needs the package grpcio-reflection")
         return
     add_reflection(server, [SERVICE, TRACE_SERVICE, health.SERVICE_NAME])
+
+
+def sqlite_store(
+    path: str, *, worker_timeout_seconds: float = WORKER_TIMEOUT_SECONDS, **settings: Any
+) -> SqliteEngineStore:
+    """The store in a SQLite database that ``serve`` hosts. ``settings`` are those of SqliteEngineStore."""
+    return SqliteEngineStore(path, worker_timeout_seconds=worker_timeout_seconds, **settings)
 
 
 def memory_store(*, worker_timeout_seconds: float = WORKER_TIMEOUT_SECONDS, **settings: Any) -> LightningStore:

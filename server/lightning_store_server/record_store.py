@@ -25,11 +25,12 @@ from lightning_store.model import Attempt, AttemptedRollout, EnqueueRolloutReque
 from lightning_store.outcomes import SpanOutcome, add_legal
 from lightning_store.queries import RolloutQuery, SpanQuery
 from lightning_store.spans.document import decode, encode
+from lightning_store.sqlite_store import SqliteEngineStore
 from lightning_store.store import LightningStore
 
 R = TypeVar("R")
 
-OURS: Final = (EngineStore, InMemoryLightningStore)
+OURS: Final = (EngineStore, InMemoryLightningStore, SqliteEngineStore)
 """The classes whose public methods do what their engine does."""
 
 

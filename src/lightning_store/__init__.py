@@ -1,7 +1,8 @@
-"""The store that coordinates agent reinforcement learning: the contract, its data, and the store in memory.
+"""The store that coordinates agent reinforcement learning: the contract, its data, and stores in this process.
 
-``LightningStore`` is the contract; ``InMemoryLightningStore`` keeps everything in this process. To share a store
-between processes and machines, run ``lightning-store-grpc serve`` and use ``lightning_store_client``.
+``LightningStore`` is the contract; ``InMemoryLightningStore`` keeps everything in memory, ``SqliteLightningStore`` in a
+database. To share a store between processes and machines, run ``lightning-store-grpc serve`` and use
+``lightning_store_client``.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ from lightning_store.threaded import LightningStoreThreaded
 
 if TYPE_CHECKING:
     from lightning_store.in_memory import InMemoryLightningStore
+    from lightning_store.sqlite_store import SqliteLightningStore
 
 __all__ = [
     "LLM",
@@ -116,6 +118,7 @@ __all__ = [
     "SpanContext",
     "SpansEvictedError",
     "SpansRejectedError",
+    "SqliteLightningStore",
     "StoreError",
     "StoreTimeoutError",
     "StoreUnavailableError",
@@ -133,10 +136,13 @@ __all__ = [
 if not TYPE_CHECKING:  # or any name would do for type checkers
 
     def __getattr__(name: str) -> Any:
-        """The store in memory is imported when somebody asks for it: a client does without its engine."""
-        if name != "InMemoryLightningStore":
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from lightning_store.in_memory import InMemoryLightningStore
-
-        globals()[name] = InMemoryLightningStore
-        return InMemoryLightningStore
+        """A store is imported when somebody asks for it: a client does without its engine."""
+        match name:
+            case "InMemoryLightningStore":
+                from lightning_store.in_memory import InMemoryLightningStore as Store
+            case "SqliteLightningStore":
+                from lightning_store.sqlite_store import SqliteLightningStore as Store
+            case _:
+                raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = Store
+        return Store

@@ -48,3 +48,17 @@ class SystemClock:
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
         return asyncio.get_running_loop().call_later(seconds, callback)
+
+
+class SteadyClock(SystemClock):
+    """The machine's time as it was when this was made, and since then the monotonic clock: within a process it neither
+    jumps nor goes back. ``monotonic`` is the same time, so that it means something to the next process too."""
+
+    def __init__(self) -> None:
+        self._offset = time.time() - time.monotonic()
+
+    def now(self) -> float:
+        return self._offset + time.monotonic()
+
+    def monotonic(self) -> float:
+        return self.now()

@@ -40,10 +40,12 @@ def limits(
     last_heartbeat_time: float | None,
     config: RolloutConfig,
     lease_end: float | None = None,
+    watched_since: float = 0.0,
 ) -> list[Expiry]:
     """The limits that an attempt is under, the one that wins a tie first. Empty where no deadline counts.
 
-    ``lease_end`` is when its worker counts as dead; see ``lightning_store.engine.workers``.
+    ``lease_end`` is when its worker counts as dead; see ``lightning_store.engine.workers``. Silence of an
+    attempt that began before ``watched_since`` counts from then at the earliest: before that, nobody could hear a sign.
     """
     if rollout_status not in ACTIVE or attempt_status not in ACTIVE:
         return []
@@ -52,7 +54,8 @@ def limits(
         found.append(Expiry(start_time + config.timeout_seconds, "timeout"))
     if config.unresponsive_seconds is not None:
         last_sign = start_time if last_heartbeat_time is None else last_heartbeat_time
-        found.append(Expiry(last_sign + config.unresponsive_seconds, "unresponsive"))
+        heard = max(last_sign, watched_since) if start_time < watched_since else last_sign
+        found.append(Expiry(heard + config.unresponsive_seconds, "unresponsive"))
     if lease_end is not None:
         found.append(Expiry(lease_end, "unresponsive"))
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from lightning_store import InMemoryLightningStore, LightningStore
 from lightning_store.engine.idempotency import part_scope
 from lightning_store.forwarding import ForwardingStore
 from lightning_store.model import AttemptedRollout
+from lightning_store.sqlite_store import SqliteEngineStore
 from lightning_store.store import LightningStoreCapabilities
 from lightning_store.testing.backends import BACKENDS, store_on
 from lightning_store.testing.faults import Fault, FaultSchedule
@@ -50,6 +52,17 @@ async def test_with_retries_each_call_happens_once(seed: int):
 @pytest.mark.asyncio
 async def test_on_backends_that_behave_as_databases_do(seed: int, backend: str):
     verdict = await verdict_on(store_on(BACKENDS[backend]), seed, CUT, PATIENCE)
+    assert verdict, verdict.explanation
+
+
+@seeds
+@pytest.mark.asyncio
+async def test_in_a_sqlite_database(seed: int, tmp_path: Path):
+    store = SqliteEngineStore(tmp_path / "store.db")
+    try:
+        verdict = await verdict_on(store, seed, CUT, PATIENCE)
+    finally:
+        store.close()
     assert verdict, verdict.explanation
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any, ClassVar
 
+import pytest
+
 from lightning_store import LightningStore, LightningStoreThreaded
 from lightning_store.testing import FakeClock, StoreContract
 from lightning_store.testing.backends import BACKENDS, SuspendingBackend, store_on
@@ -25,6 +27,7 @@ class TestSuspending(OnBackend):
     backend = "suspending"
 
 
+@pytest.mark.chaos  # groups that fail are in test_groups.py, and raw transactions in test_backend_contract.py
 class TestRollingBack(OnBackend):
     __test__ = True
     backend = "rolling-back"
@@ -35,6 +38,7 @@ class TestConflicting(OnBackend):
     backend = "conflicting"
 
 
+@pytest.mark.chaos
 class TestForgetful(OnBackend):
     __test__ = True
     backend = "forgetful"

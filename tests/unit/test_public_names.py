@@ -45,6 +45,7 @@ STORES = [
     "LightningStoreCapabilities",
     "LightningStoreStatistics",
     "LightningStoreThreaded",
+    "SqliteLightningStore",
     "SystemClock",
     "request_scope",
 ]

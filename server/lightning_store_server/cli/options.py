@@ -38,6 +38,20 @@ class Retention:
     seconds: float | None = None
 
 
+class Database(click.ParamType[str | None]):
+    """Where a store keeps its data: the path of a SQLite database, or None for memory."""
+
+    name = "database"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | None:
+        kind, _, path = str(value).partition(":")
+        if value is None or value == "memory:":
+            return None
+        if kind != "sqlite" or not path:
+            self.fail(f"{value!r} is neither memory: nor sqlite:PATH", param, ctx)
+        return path
+
+
 class Setting(click.Option):
     """An option whose variable may hold what another program put there."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.metadata
 import logging
 import os
@@ -13,19 +14,22 @@ from typing import Any, Final, NoReturn, get_args
 
 import click
 
-from lightning_store.errors import InvalidArgumentError
+from lightning_store.errors import InvalidArgumentError, StoreUnavailableError, UnsupportedError
 from lightning_store.memory_limits import EVICTION_RATIO_DEFAULT, LIMIT_RATIO_DEFAULT, SAFE_RATIO_DEFAULT
 from lightning_store.store import LightningStore
 from lightning_store_server.app import (
     REPLAY_ENTRIES_MAX,
     REPLAY_WINDOW_SECONDS,
     WORKER_TIMEOUT_SECONDS,
+    Durability,
     GrpcServer,
     memory_store,
+    sqlite_store,
 )
 from lightning_store_server.cli import PROGRAM
 from lightning_store_server.cli.options import (
     INT64_MAX,
+    Database,
     Retention,
     retention,
     seconds,
@@ -59,10 +63,10 @@ EPILOG: Final = """\
 Exit codes:
    0  stopped by SIGTERM or SIGINT; every call was finished or told to go elsewhere
    2  a flag or variable has a value that is not legal
-  69  the port is taken, or the address is not this machine's
+  69  the port or the database is in use, the address is not this machine's, or the database cannot be written
   70  an internal failure; the log has its cause
   75  stopped, but calls were cut: they outlasted --grace, or a second signal came
-  78  settings that contradict each other
+  78  settings that contradict each other, or a database that is damaged or of a newer version
 """
 
 
@@ -74,6 +78,19 @@ Exit codes:
     type=click.IntRange(0, 65535),
     default=None,
     help="Take spans as OTLP over HTTP too, at /v1/traces on this port; 0 takes any free one.",
+)
+@setting(
+    "--database",
+    type=Database(),
+    default="memory:",
+    metavar="memory:|sqlite:PATH",
+    help="Where the data is kept. In memory it ends with the process; in a SQLite database it survives.",
+)
+@setting(
+    "--durability",
+    type=click.Choice(get_args(Durability)),
+    default="full",
+    help="What an acknowledged call survives in a database: a loss of power, or no more than the end of the process.",
 )
 @switch("--strict", help="Apply the strict rules: unknown ids are errors, finished rollouts only go back to the queue.")
 @size("--max-message-bytes", default=DEFAULTS.max_message_bytes, help="The largest request that is taken.")
@@ -197,6 +214,8 @@ Exit codes:
 @setting("--log-format", type=click.Choice(get_args(LogFormat)), default="text", help="For people or for programs.")
 def serve(
     *,
+    database: str | None,
+    durability: Durability,
     strict: bool,
     worker_timeout_seconds: float,
     eviction_memory_threshold: float | int | None,
@@ -209,7 +228,7 @@ def serve(
     log_format: LogFormat,
     **settings: Any,
 ) -> NoReturn:
-    """Serve a store in memory until SIGTERM or SIGINT.
+    """Serve a store until SIGTERM or SIGINT.
 
     Prints one line when ready, with the endpoint. The first signal begins the drain: health turns NOT_SERVING, waits
     end, calls under way may finish. A second one ends the process at once.
@@ -217,18 +236,33 @@ def serve(
     configure_logging(log_level, log_format)
     try:
         config = ServerConfig(**settings)
-        store = memory_store(
-            strict=strict,
-            worker_timeout_seconds=worker_timeout_seconds,
-            eviction_memory_threshold=eviction_memory_threshold,
-            safe_memory_threshold=safe_memory_threshold,
-            memory_limit=memory_limit,
-            retain_finished_seconds=retain_finished.seconds,
-            retain_finished_count=retain_finished.count,
-            replay_window_seconds=replay_window_seconds,
-            replay_entries_max=replay_entries_max,
-        )
-        code = asyncio.run(run(store, config, "memory store, strict" if strict else "memory store"))
+        common: dict[str, Any] = {
+            "strict": strict,
+            "worker_timeout_seconds": worker_timeout_seconds,
+            "retain_finished_seconds": retain_finished.seconds,
+            "retain_finished_count": retain_finished.count,
+            "replay_window_seconds": replay_window_seconds,
+            "replay_entries_max": replay_entries_max,
+        }
+        limits: dict[str, Any] = {
+            "eviction_memory_threshold": eviction_memory_threshold,
+            "safe_memory_threshold": safe_memory_threshold,
+            "memory_limit": memory_limit,
+        }
+        if database is None:
+            what = "memory store, strict" if strict else "memory store"
+            code = asyncio.run(run(memory_store(**common, **limits), config, what))
+        else:
+            _refuse_limits_of_memory(limits)
+            what = "SQLite store, strict" if strict else "SQLite store"
+            with contextlib.closing(sqlite_store(database, durability=durability, **common)) as store:
+                code = asyncio.run(run(store, config, what))
+    except StoreUnavailableError as error:
+        logger.error("%s", error)
+        code = ExitCode.UNAVAILABLE
+    except UnsupportedError as error:
+        logger.error("%s", error)
+        code = ExitCode.CONFIG
     except InvalidArgumentError as error:
         logger.error("the settings contradict each other: %s", error)
         code = ExitCode.CONFIG
@@ -236,6 +270,12 @@ def serve(
         logger.exception("internal failure")
         code = ExitCode.SOFTWARE
     sys.exit(code)
+
+
+def _refuse_limits_of_memory(limits: dict[str, Any]) -> None:
+    given = [f"--{name.replace('_', '-')}" for name, value in limits.items() if value is not None]
+    if given:
+        raise InvalidArgumentError(f"{', '.join(given)} is for a store in memory, and --database names a file")
 
 
 async def run(store: LightningStore, config: ServerConfig, what: str) -> ExitCode:

@@ -201,7 +201,8 @@ class ReplyRecord(NamedTuple):
 
     request_id: str
     recorded_at: float
-    """Seconds on the executor's monotonic clock."""
+    """Seconds on the executor's monotonic clock. With a backend that outlives the process, a clock whose monotonic time
+    does so too."""
     signature: str
     """Tells apart different calls that were given one request id."""
     refused: bool

@@ -148,6 +148,7 @@ class Executor:
         self._clock = clock
         self._memory = memory
         self._notifier = notifier
+        self._watched_since = clock.now()
         self.timer = DeadlineTimer(clock, self._look_at_deadlines)
         self._ready: deque[_Call[Any]] = deque()
         self._worker: asyncio.Task[None] | None = None
@@ -269,7 +270,7 @@ class Executor:
                     logger.warning("A transaction failed %d times in a row, the last time with %r", tries, error)
                     return _fail_all(calls, StoreUnavailableError(happened))
                 await _back_off(tries)
-            except StoreError as error:  # of the backend, which is unavailable to all of them
+            except StoreUnavailableError as error:  # the data cannot be reached, by none of them
                 return _fail_all(calls, error)
             except Exception as error:
                 if alone:
@@ -307,7 +308,7 @@ class Executor:
         transaction = self._backend.transaction()
         try:
             loaded = await transaction.load(self._needs_of(calls), self._due(now))
-            view = View(loaded, now, self._policy)
+            view = View(loaded, now, self._policy, self._watched_since)
             ready = await self._expire(transaction, view) if loaded.overdue or loaded.expendable else True
             if ready:
                 left, missing = self._decide_each(view, calls, at, full)

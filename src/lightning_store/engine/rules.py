@@ -111,8 +111,16 @@ def _limits(view: View, status: RolloutStatus, config: RolloutConfig, latest: At
     if latest.worker_id and _has_lease(view, latest):
         worker = view.worker(latest.worker_id)
         if worker is not None:
-            lease_end = workers.lease_end(worker, latest, view.policy.worker_timeout_seconds)
-    return lifecycle.limits(status, latest.status, latest.start_time, latest.last_heartbeat_time, config, lease_end)
+            lease_end = workers.lease_end(worker, latest, view.policy.worker_timeout_seconds, view.watched_since)
+    return lifecycle.limits(
+        status,
+        latest.status,
+        latest.start_time,
+        latest.last_heartbeat_time,
+        config,
+        lease_end,
+        view.watched_since,
+    )
 
 
 def _put(view: View, rollout: RolloutRecord, latest: AttemptRecord | None, columns: dict[str, Any]) -> RolloutRecord:

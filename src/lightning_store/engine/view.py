@@ -57,6 +57,8 @@ class View:
         loaded: What the transaction has loaded.
         now: The time of every change of this group, in seconds since the epoch.
         policy: Which of the rules hold.
+        watched_since: Since when this process has had the data open, in seconds since the epoch: nobody is judged for
+            silence before that.
     """
 
     __slots__ = (
@@ -74,12 +76,14 @@ class View:
         "loaded",
         "now",
         "policy",
+        "watched_since",
     )
 
-    def __init__(self, loaded: Loaded, now: float, policy: Policy) -> None:
+    def __init__(self, loaded: Loaded, now: float, policy: Policy, watched_since: float = 0.0) -> None:
         self.loaded = loaded
         self.now = now
         self.policy = policy
+        self.watched_since = watched_since
         self.changes = Changes()
         self.effects = Effects()
         self._holders: dict[str, dict[str, None]] = {}

@@ -45,8 +45,11 @@ def asked(worker: WorkerRecord, attempt: AttemptRecord | None, now: float) -> Wo
     )
 
 
-def lease_end(worker: WorkerRecord, attempt: AttemptRecord, timeout_seconds: float) -> float | None:
-    """When the worker of ``attempt`` counts as dead: this long after its last sign of life, whatever that was.
+def lease_end(
+    worker: WorkerRecord, attempt: AttemptRecord, timeout_seconds: float, watched_since: float
+) -> float | None:
+    """When the worker of ``attempt`` counts as dead: this long after its last sign of life, whatever that was, or after
+    ``watched_since``, before which nobody could hear one.
 
     None for a worker that has never sent a heartbeat: it does not promise to.
     """
@@ -57,6 +60,7 @@ def lease_end(worker: WorkerRecord, attempt: AttemptRecord, timeout_seconds: flo
         worker.last_dequeue_time or 0.0,
         attempt.last_heartbeat_time or 0.0,
         attempt.start_time,
+        watched_since,
     )
     return max(signs) + timeout_seconds
 

@@ -1,0 +1,8 @@
+"""The backend that holds everything in one SQLite database."""
+
+from __future__ import annotations
+
+from lightning_store.backends.sqlite.backend import REPLAY_ENTRIES_MAX, REPLAY_WINDOW_SECONDS, SqliteBackend
+from lightning_store.backends.sqlite.file import Durability
+
+__all__ = ["REPLAY_ENTRIES_MAX", "REPLAY_WINDOW_SECONDS", "Durability", "SqliteBackend"]

@@ -1,0 +1,246 @@
+"""Set-wise loads: what a group of operations needs, in a few statements."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from sqlite3 import Connection
+from time import perf_counter
+from typing import Any, Final
+
+from lightning_store.backends.base import AttemptKey, Due, Needs
+from lightning_store.backends.loaded import LoadedRecords
+from lightning_store.backends.sqlite import rows
+from lightning_store.backends.sqlite.replies import ReplyIndex
+from lightning_store.backends.sqlite.rows import RolloutEntry, Totals
+
+STRETCH_SECONDS: Final = 0.002
+"""How long the work of a transaction may hold the event loop at a stretch."""
+
+
+class Pacer:
+    """Lets others in between."""
+
+    def __init__(self) -> None:
+        self._since = perf_counter()
+
+    async def breathe(self) -> None:
+        """Suspend if the work has held the event loop for long enough."""
+        if perf_counter() - self._since > STRETCH_SECONDS:
+            await asyncio.sleep(0)
+            self._since = perf_counter()
+
+
+class SqliteLoaded(LoadedRecords):
+    """What a transaction has loaded, with the rows where it is.
+
+    Args:
+        totals: As they are before the transaction.
+    """
+
+    __slots__ = ("attempt_numbers", "numbers", "queue_tail", "span_bytes", "totals")
+
+    def __init__(self, totals: Totals) -> None:
+        super().__init__()
+        self.totals = totals
+        self.numbers: dict[str, int] = {}
+        """The rows of rollouts, also of some that were not asked for."""
+        self.attempt_numbers: dict[AttemptKey, int] = {}
+        self.span_bytes: dict[str, int] = {}
+        """Of the rollouts that are loaded."""
+        self.queue_tail = 0
+        """The position of the last of ``queued``."""
+
+    @property
+    def last_queue_position(self) -> int:
+        return self.totals.last_queue_position  # nobody else writes before this transaction ends
+
+    @property
+    def last_completion_position(self) -> int:
+        return self.totals.last_completion_position
+
+
+async def load(
+    connection: Connection, needs: Needs, due: Due | None, into: SqliteLoaded, replies: ReplyIndex, pacer: Pacer
+) -> None:
+    """Read what is needed and not loaded yet, with what comes along."""
+    rollouts, attempts, workers = set(needs.rollouts), set(needs.attempts), set(needs.workers | needs.held)
+    holders = set(needs.holders)
+    if due is not None:
+        into.overdue, into.expendable = overdue(connection, due), expendable(connection, due)
+        rollouts.update(into.overdue, into.expendable)
+        holders.update(into.expendable)
+    attempts.update(key[:2] for key in needs.spans if key[:2] not in into.attempts)
+    _load_replies(connection, needs.replies, into, replies)
+    await _load_workers(connection, workers, into, pacer)
+    for worker_id in needs.held:
+        worker = into.workers[worker_id]
+        if worker is not None and worker.current_rollout_id and worker.current_attempt_id:
+            rollouts.add(worker.current_rollout_id)
+            attempts.add((worker.current_rollout_id, worker.current_attempt_id))
+    named: set[str] = set()
+    if needs.claims:
+        _load_queue(connection, needs, into, named)
+    for found in rows.select_in(connection, rows.SELECT_ROLLOUTS_BY_ID, rollouts - into.rollouts.keys()):
+        for row in found:
+            _add_entry(rows.rollout_entry(row), into, named)
+        await pacer.breathe()
+    for rollout_id in rollouts:
+        into.rollouts.setdefault(rollout_id, None)
+    await _load_attempts(connection, attempts, into, named, pacer)
+    await _load_holders(connection, holders, into, named, pacer)
+    await _load_workers(connection, named, into, pacer)
+    await _load_spans(connection, needs, into, pacer)
+    _load_resources(connection, needs, into)
+
+
+def _add_entry(entry: RolloutEntry, into: SqliteLoaded, named: set[str]) -> None:
+    """A rollout with its latest attempt; ``named`` gets the worker that this names."""
+    rollout, attempt = entry.rollout, entry.attempt
+    rollout_id = rollout.rollout_id
+    into.rollouts[rollout_id] = rollout
+    into.sequences[rollout_id] = entry.last_sequence
+    into.numbers[rollout_id] = entry.number
+    into.span_bytes[rollout_id] = entry.span_bytes
+    if rollout.latest_attempt_id is not None:
+        key = (rollout_id, rollout.latest_attempt_id)
+        into.attempts[key] = attempt
+        if attempt is not None and entry.attempt_number is not None:
+            into.attempt_numbers[key] = entry.attempt_number
+            if attempt.worker_id:
+                named.add(attempt.worker_id)
+
+
+def _load_queue(connection: Connection, needs: Needs, into: SqliteLoaded, named: set[str]) -> None:
+    """As many more of the queue as are needed, and one if there is any."""
+    payload_bytes = 0
+    cursor = connection.execute(rows.SELECT_QUEUE, (into.queue_tail, needs.claims))
+    taken = 0
+    for row in cursor:
+        entry = rows.rollout_entry(row)
+        rollout = entry.rollout
+        _add_entry(entry, into, named)
+        into.queued.append(rollout.rollout_id)
+        assert rollout.queue_position is not None
+        into.queue_tail = rollout.queue_position
+        taken += 1
+        payload_bytes += rollout.payload_bytes
+        if payload_bytes > needs.claim_bytes:
+            cursor.close()
+            return
+    into.queue_end = taken < needs.claims
+
+
+async def _load_attempts(
+    connection: Connection, keys: Iterable[AttemptKey], into: SqliteLoaded, named: set[str], pacer: Pacer
+) -> None:
+    missing = {key for key in keys if key not in into.attempts and into.rollouts.get(key[0], key) is not None}
+    for found in rows.select_values(connection, rows.SELECT_ATTEMPTS_BY_KEY, missing, 2):
+        for row in found:
+            attempt = rows.attempt_of(row)
+            into.numbers[attempt.rollout_id] = row[1]
+            into.attempt_numbers[attempt.rollout_id, attempt.attempt_id] = row[0]
+            into.attempts[attempt.rollout_id, attempt.attempt_id] = attempt
+            if attempt.worker_id:
+                named.add(attempt.worker_id)
+        await pacer.breathe()
+    for key in keys:
+        into.attempts.setdefault(key, None)
+
+
+async def _load_holders(
+    connection: Connection, rollout_ids: set[str], into: SqliteLoaded, named: set[str], pacer: Pacer
+) -> None:
+    statement = """
+        SELECT DISTINCT r.rollout_id, a.worker_id
+        FROM rollouts r CROSS JOIN attempts a ON a.rollout = r.number
+        WHERE r.rollout_id IN (?*) AND a.worker_id IS NOT NULL
+    """
+    missing = rollout_ids - into.holder_ids.keys()
+    held: dict[str, list[str]] = {rollout_id: [] for rollout_id in missing}
+    for found in rows.select_in(connection, statement, missing):
+        for rollout_id, worker_id in found:
+            held[rollout_id].append(worker_id)
+            named.add(worker_id)
+        await pacer.breathe()
+    into.holder_ids.update(held)
+
+
+async def _load_workers(connection: Connection, worker_ids: set[str], into: SqliteLoaded, pacer: Pacer) -> None:
+    missing = worker_ids - into.workers.keys()
+    for found in rows.select_in(connection, rows.SELECT_WORKERS_BY_ID, missing):
+        for row in found:
+            into.workers[row[0]] = rows.worker_of(row)
+        await pacer.breathe()
+    for worker_id in missing:
+        into.workers.setdefault(worker_id, None)
+
+
+async def _load_spans(connection: Connection, needs: Needs, into: SqliteLoaded, pacer: Pacer) -> None:
+    missing = needs.spans - into.spans.keys()
+    stored: set[tuple[Any, ...] | None] = set()
+    numbered = {}
+    for key in missing:
+        rollout, attempt = into.numbers.get(key[0]), into.attempt_numbers.get(key[:2])
+        if rollout is not None and attempt is not None:
+            numbered[key] = (rollout, attempt, key[2])
+    for found in rows.select_values(connection, rows.SELECT_SPANS_BY_KEY, numbered.values(), 3):
+        stored.update(found)
+        await pacer.breathe()
+    for key in missing:
+        into.spans[key] = numbered.get(key) in stored
+
+
+def _load_resources(connection: Connection, needs: Needs, into: SqliteLoaded) -> None:
+    missing = needs.resources - into.resources_by_id.keys()
+    for found in rows.select_in(connection, rows.SELECT_RESOURCES_BY_ID, missing):
+        into.resources_by_id.update((row[0], rows.resources_of(row)) for row in found)
+    for resources_id in missing:
+        into.resources_by_id.setdefault(resources_id, None)
+    if needs.latest_resources and None not in into.latest:
+        row = connection.execute(rows.SELECT_LATEST_RESOURCES).fetchone()
+        into.latest[None] = None if row is None else rows.resources_of(row)
+
+
+def _load_replies(connection: Connection, request_ids: set[str], into: SqliteLoaded, replies: ReplyIndex) -> None:
+    stored = []
+    for request_id in request_ids:
+        if request_id in into.replies:
+            continue
+        into.replies[request_id] = None
+        number = replies.number(request_id)
+        if number is not None:
+            stored.append(number)
+    for found in rows.select_in(connection, rows.SELECT_REPLIES, stored):
+        into.replies.update((row[0], rows.reply_of(row)) for row in found)
+
+
+# --- What is due -----------------------------------------------------------------------------------------------------
+
+
+def overdue(connection: Connection, due: Due) -> Sequence[str]:
+    """Up to ``due.limit`` rollouts whose deadline has passed, the earliest first."""
+    statement = "SELECT rollout_id FROM rollouts WHERE deadline < ? ORDER BY deadline, number LIMIT ?"
+    return [rollout_id for (rollout_id,) in connection.execute(statement, (due.now, due.limit))]
+
+
+def expendable(connection: Connection, due: Due) -> Sequence[str]:
+    """Up to ``due.limit`` rollouts that are not to be retained, those that ended first."""
+    if due.retain_count is None and due.retain_since is None:
+        return ()
+    excess = 0
+    if due.retain_count is not None:
+        [completed] = connection.execute("SELECT completed FROM totals").fetchone()
+        excess = completed - due.retain_count
+    statement = """
+        SELECT r.rollout_id, r.completion_time
+        FROM completions c CROSS JOIN rollouts r ON r.number = c.rollout ORDER BY c.position LIMIT ?
+    """
+    found = []
+    cursor = connection.execute(statement, (due.limit,))
+    for place, (rollout_id, time) in enumerate(cursor):
+        if place >= excess and (due.retain_since is None or time is None or time >= due.retain_since):
+            break  # those that follow ended later
+        found.append(rollout_id)
+    cursor.close()
+    return found

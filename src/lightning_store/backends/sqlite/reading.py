@@ -1,0 +1,190 @@
+"""What a snapshot reads, on a connection that only reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from sqlite3 import Connection
+from typing import Any, Final, Generic, TypeVar
+
+from lightning_store.backends.base import Due, Rows
+from lightning_store.backends.records import (
+    AttemptRecord,
+    CompletionRow,
+    ResourcesRecord,
+    RolloutRow,
+    SpanRecord,
+    WorkerRecord,
+)
+from lightning_store.backends.sqlite import rows
+from lightning_store.backends.sqlite.loading import expendable, overdue
+from lightning_store.queries import AttemptQuery, Filter, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
+
+T = TypeVar("T")
+
+PARAMETERS_MAX: Final = 1000
+"""Values of a filter that are parameters of the statement; more are one text."""
+
+
+def has_due(connection: Connection, due: Due) -> bool:
+    one = due._replace(limit=1)
+    return bool(overdue(connection, one) or expendable(connection, one))
+
+
+def rollouts(connection: Connection, rollout_ids: Sequence[str]) -> list[RolloutRow | None]:
+    found: dict[str, RolloutRow] = {}
+    for some in rows.select_in(connection, rows.SELECT_ROLLOUTS_BY_ID, dict.fromkeys(rollout_ids)):
+        for row in some:
+            entry = rows.rollout_entry(row)
+            found[entry.rollout.rollout_id] = entry.row
+    return list(map(found.get, rollout_ids))
+
+
+def resources(connection: Connection, resources_id: str | None) -> ResourcesRecord | None:
+    if resources_id is None:
+        row = connection.execute(rows.SELECT_LATEST_RESOURCES).fetchone()
+        return None if row is None else rows.resources_of(row)
+    [[*found]] = rows.select_in(connection, rows.SELECT_RESOURCES_BY_ID, [resources_id])
+    return rows.resources_of(found[0]) if found else None
+
+
+def worker(connection: Connection, worker_id: str) -> WorkerRecord | None:
+    [[*found]] = rows.select_in(connection, rows.SELECT_WORKERS_BY_ID, [worker_id])
+    return rows.worker_of(found[0]) if found else None
+
+
+def completions(connection: Connection, after: int, limit: int) -> list[CompletionRow]:
+    found = []
+    for row in connection.execute(rows.SELECT_COMPLETIONS, (after, limit)):
+        entry = rows.rollout_entry(row)
+        position, time = entry.rollout.completion_position, entry.rollout.completion_time
+        assert position is not None
+        assert time is not None
+        found.append(CompletionRow(position, time, entry.row))
+    return found
+
+
+def last_completion(connection: Connection) -> int:
+    position: int
+    [position] = connection.execute("SELECT last_completion_position FROM totals").fetchone()
+    return position
+
+
+def next_deadline(connection: Connection) -> float | None:
+    deadline: float | None
+    [deadline] = connection.execute("SELECT min(deadline) FROM rollouts").fetchone()
+    return deadline
+
+
+# --- Lists -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Table(Generic[T]):
+    """How records of one kind are found and read."""
+
+    source: str
+    """Tables, of which ``t`` has the number of a row and the columns but for ``elsewhere``."""
+    statement: str
+    """Selects rows by number, which each begins with."""
+    record: Callable[[tuple[Any, ...]], T]
+    elsewhere: tuple[tuple[str, str], ...] = ()
+
+    def column(self, name: str) -> str:
+        return dict(self.elsewhere).get(name, f"t.{name}")
+
+
+_ROLLOUTS: Final[_Table[RolloutRow]] = _Table(
+    "rollouts t", rows.SELECT_ROLLOUTS_BY_NUMBER, lambda row: rows.rollout_entry(row).row
+)
+_ATTEMPTS: Final[_Table[AttemptRecord]] = _Table(
+    "rollouts r CROSS JOIN attempts t ON t.rollout = r.number",
+    rows.SELECT_ATTEMPTS_BY_NUMBER,
+    rows.attempt_of,
+    (("rollout_id", "r.rollout_id"),),
+)
+_SPANS: Final[_Table[SpanRecord]] = _Table(
+    "rollouts r CROSS JOIN spans t ON t.rollout = r.number CROSS JOIN attempts a ON a.number = t.attempt",
+    rows.SELECT_SPANS_BY_NUMBER,
+    rows.span_of,
+    (("rollout_id", "r.rollout_id"), ("attempt_id", "a.attempt_id")),
+)
+_RESOURCES: Final[_Table[ResourcesRecord]] = _Table(
+    "resources t", rows.SELECT_RESOURCES_BY_NUMBER, lambda row: rows.resources_of(row[1:])
+)
+_WORKERS: Final[_Table[WorkerRecord]] = _Table(
+    "workers t", rows.SELECT_WORKERS_BY_NUMBER, lambda row: rows.worker_of(row[1:])
+)
+
+
+def query_rollouts(connection: Connection, query: RolloutQuery) -> Rows[RolloutRow]:
+    return _select(connection, _ROLLOUTS, query, {})
+
+
+def query_attempts(connection: Connection, query: AttemptQuery) -> Rows[AttemptRecord]:
+    return _select(connection, _ATTEMPTS, query, {"r.rollout_id": query.rollout_id})
+
+
+def query_spans(connection: Connection, query: SpanQuery) -> Rows[SpanRecord]:
+    which = {"r.rollout_id": query.rollout_id}
+    if query.attempt_id is not None:
+        which["a.attempt_id"] = query.attempt_id
+    return _select(connection, _SPANS, query, which)
+
+
+def query_resources(connection: Connection, query: ResourcesQuery) -> Rows[ResourcesRecord]:
+    return _select(connection, _RESOURCES, query, {})
+
+
+def query_workers(connection: Connection, query: WorkerQuery) -> Rows[WorkerRecord]:
+    return _select(connection, _WORKERS, query, {})
+
+
+def _select(connection: Connection, table: _Table[T], query: Query[Any], which: dict[str, str]) -> Rows[T]:
+    """The page that ``query`` asks for: first the numbers of its rows in order, so that nothing else is sorted, then
+    the rows."""
+    where, parameters = _where(table, query, which)
+    statement = f"SELECT t.number FROM {table.source} WHERE {where} ORDER BY {_order(table, query)} LIMIT ? OFFSET ?"
+    numbers = [number for (number,) in rows.fetch(connection, statement, [*parameters, query.limit, query.offset])]
+    total = len(numbers)
+    if query.limit >= 0 or query.offset:
+        [[total]] = rows.fetch(connection, f"SELECT count(*) FROM {table.source} WHERE {where}", parameters)
+    found: dict[int, T] = {}
+    for some in rows.select_in(connection, table.statement, numbers):
+        found.update((row[0], table.record(row)) for row in some)
+    return Rows([found[number] for number in numbers], total)
+
+
+def _where(table: _Table[T], query: Query[Any], which: dict[str, str]) -> tuple[str, list[Any]]:
+    conditions = [f"{column} = ?" for column in which]
+    parameters: list[Any] = list(which.values())
+    filters = []
+    for one in query.filters:
+        condition, values = _condition(table.column(one.field), one)
+        filters.append(condition)
+        parameters += values
+    if filters:
+        conditions.append(f"({f' {query.filter_logic} '.join(filters)})")
+    return " AND ".join(conditions) or "TRUE", parameters
+
+
+def _condition(column: str, wanted: Filter) -> tuple[str, list[Any]]:
+    if wanted.kind == "in":
+        values = sorted(wanted.value)
+        if len(values) <= PARAMETERS_MAX:
+            return f"{column} IN ({', '.join('?' * len(values))})", values
+        return f"{column} IN (SELECT value FROM json_each(?))", [json.dumps(values)]
+    if wanted.kind == "equals":
+        return f"{column} = ?", [wanted.value]
+    return f"instr({column}, ?)", [wanted.value]
+
+
+def _order(table: _Table[T], query: Query[Any]) -> str:
+    """Equal rows as they were inserted, in either direction."""
+    direction = "DESC" if query.descending else "ASC"
+    if query.sort_by is None:
+        return f"t.number {direction}"
+    column = table.column(query.sort_by)
+    null = "IS NOT NULL" if query.none_first else "IS NULL"
+    return f"{column} {null} {direction}, {column} {direction}, t.number"

@@ -1,0 +1,321 @@
+"""Records as rows of tables, and statements on sets of keys."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, fields
+from functools import cache, lru_cache
+from sqlite3 import Connection
+from typing import Any, Final, NamedTuple
+
+from lightning_store.backends.records import (
+    AttemptRecord,
+    Counts,
+    ReplyRecord,
+    ResourcesRecord,
+    RolloutRecord,
+    RolloutRow,
+    SpanRecord,
+    WorkerRecord,
+)
+from lightning_store.model import RolloutConfig
+
+SET_SIZES: Final = (1, 4, 16, 64, 256)
+"""How many keys a statement has: few sizes, so that the connection knows all statements. Absent keys are NULL."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """The row that each transaction writes once: what is stored, and the last numbers and positions."""
+
+    last_rollout: int
+    last_attempt: int
+    last_span: int
+    last_reply: int
+    last_queue_position: int
+    last_completion_position: int
+    rollouts: int
+    completed: int
+    attempts: int
+    spans: int
+    resources: int
+    workers: int
+    span_bytes: int
+    other_bytes: int
+    latest_resources: str | None
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(
+            rollouts=self.rollouts,
+            attempts=self.attempts,
+            spans=self.spans,
+            resources=self.resources,
+            workers=self.workers,
+            span_bytes=self.span_bytes,
+            bytes=self.span_bytes + self.other_bytes,
+        )
+
+
+_TOTALS: Final = [one.name for one in fields(Totals)]
+_SELECT_TOTALS: Final = f"SELECT {', '.join(_TOTALS)} FROM totals"
+_UPDATE_TOTALS: Final = f"UPDATE totals SET {', '.join(f'{one} = ?' for one in _TOTALS)}"
+
+
+def read_totals(connection: Connection) -> Totals:
+    return Totals(*connection.execute(_SELECT_TOTALS).fetchone())
+
+
+def write_totals(connection: Connection, totals: Totals) -> None:
+    connection.execute(_UPDATE_TOTALS, astuple(totals))
+
+
+# --- Sets of keys ----------------------------------------------------------------------------------------------------
+
+
+def chunks(keys: Sequence[Any]) -> Iterator[tuple[int, list[Any]]]:
+    """The keys in chunks, each with None at its end up to one of a few sizes."""
+    largest = SET_SIZES[-1]
+    for start in range(0, len(keys), largest):
+        chunk = list(keys[start : start + largest])
+        size = next(one for one in SET_SIZES if one >= len(chunk))
+        chunk += [None] * (size - len(chunk))
+        yield size, chunk
+
+
+@cache
+def _with_list(statement: str, size: int) -> str:
+    return statement.replace("(?*)", f"({', '.join('?' * size)})")
+
+
+@cache
+def _with_values(statement: str, size: int, width: int) -> str:
+    return statement.replace("(?*)", ", ".join([f"({', '.join('?' * width)})"] * size))
+
+
+def fetch(connection: Connection, statement: str, parameters: Sequence[Any]) -> Sequence[tuple[Any, ...]]:
+    """The rows of a statement. A text that has no UTF-8 form is not stored anywhere, and matches nothing."""
+    try:
+        return connection.execute(statement, parameters).fetchall()
+    except UnicodeEncodeError:
+        return connection.execute(statement, [one if _is_storable(one) else None for one in parameters]).fetchall()
+
+
+def _is_storable(value: Any) -> bool:
+    return not isinstance(value, str) or not any("\ud800" <= one <= "\udfff" for one in value)
+
+
+def select_in(connection: Connection, statement: str, keys: Iterable[Any]) -> Iterator[Sequence[tuple[Any, ...]]]:
+    """The rows of a statement with the list ``(?*)``, a chunk of keys at a time."""
+    for size, chunk in chunks(list(keys)):
+        yield fetch(connection, _with_list(statement, size), chunk)
+
+
+def select_values(
+    connection: Connection, statement: str, keys: Iterable[tuple[Any, ...]], width: int
+) -> Iterator[Sequence[tuple[Any, ...]]]:
+    """The rows of a statement with ``VALUES (?*)``, each key a tuple of ``width``, a chunk of keys at a time."""
+    nothing = (None,) * width
+    for size, chunk in chunks(list(keys)):
+        parameters = [one for key in chunk for one in (key or nothing)]
+        yield fetch(connection, _with_values(statement, size, width), parameters)
+
+
+def execute_in(connection: Connection, statement: str, keys: Iterable[Any]) -> Iterator[int]:
+    """How many rows a statement with the list ``(?*)`` changes, a chunk of keys at a time."""
+    for size, chunk in chunks(list(keys)):
+        yield connection.execute(_with_list(statement, size), chunk).rowcount
+
+
+# --- Rollouts and attempts -------------------------------------------------------------------------------------------
+
+
+class RolloutEntry(NamedTuple):
+    """A rollout's row and that of its latest attempt."""
+
+    number: int
+    last_sequence: int
+    span_bytes: int
+    rollout: RolloutRecord
+    attempt_number: int | None
+    attempt: AttemptRecord | None
+
+    @property
+    def row(self) -> RolloutRow:
+        return RolloutRow(self.rollout, self.attempt)
+
+
+_SELECT_ROLLOUTS: Final = """
+    SELECT r.number, r.last_sequence, r.span_bytes, r.rollout_id, p.input_json, r.start_time, r.end_time, r.mode,
+        r.resources_id, r.status, r.config, p.metadata_json, r.latest_attempt_id, r.queue_position,
+        r.completion_position, r.completion_time, r.deadline, r.spans_evicted, a.number, a.sequence_id, a.start_time,
+        a.end_time, a.status, a.worker_id, a.last_heartbeat_time, a.metadata_json
+    FROM {} CROSS JOIN payloads p ON p.rollout = r.number
+    LEFT JOIN attempts a ON a.rollout = r.number AND a.attempt_id = r.latest_attempt_id
+    WHERE {}
+"""
+SELECT_ROLLOUTS_BY_ID: Final = _SELECT_ROLLOUTS.format("rollouts r", "r.rollout_id IN (?*)")
+SELECT_ROLLOUTS_BY_NUMBER: Final = _SELECT_ROLLOUTS.format("rollouts r", "r.number IN (?*)")
+SELECT_QUEUE: Final = _SELECT_ROLLOUTS.format(
+    "queue q CROSS JOIN rollouts r ON r.number = q.rollout", "q.position > ? ORDER BY q.position LIMIT ?"
+)
+SELECT_COMPLETIONS: Final = _SELECT_ROLLOUTS.format(
+    "completions c CROSS JOIN rollouts r ON r.number = c.rollout", "c.position > ? ORDER BY c.position LIMIT ?"
+)
+
+
+def rollout_entry(row: tuple[Any, ...]) -> RolloutEntry:
+    """Of a row of one of these statements."""
+    rollout = RolloutRecord._make((*row[3:10], config_of(row[10]), *row[11:17], bool(row[17])))
+    attempt = None
+    if row[18] is not None:
+        attempt = AttemptRecord(rollout.rollout_id, row[12], *row[19:26])
+    return RolloutEntry(row[0], row[1], row[2], rollout, row[18], attempt)
+
+
+INSERT_ROLLOUT: Final = """
+    INSERT INTO rollouts (status, mode, resources_id, config, end_time, latest_attempt_id, queue_position,
+        completion_position, completion_time, deadline, spans_evicted, number, rollout_id, start_time)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+UPDATE_ROLLOUT: Final = """
+    UPDATE rollouts SET status = ?, mode = ?, resources_id = ?, config = ?, end_time = ?, latest_attempt_id = ?,
+        queue_position = ?, completion_position = ?, completion_time = ?, deadline = ?, spans_evicted = ?
+    WHERE number = ?
+"""
+
+
+def rollout_columns(record: RolloutRecord) -> tuple[Any, ...]:
+    """What changes of a rollout, in the order of these statements."""
+    return (
+        record.status,
+        record.mode,
+        record.resources_id,
+        config_text(record.config),
+        record.end_time,
+        record.latest_attempt_id,
+        record.queue_position,
+        record.completion_position,
+        record.completion_time,
+        record.deadline,
+        record.spans_evicted,
+    )
+
+
+_DEFAULT_CONFIG: Final = RolloutConfig()
+
+
+def config_text(config: RolloutConfig) -> str | None:
+    """None for the default."""
+    if config == _DEFAULT_CONFIG:
+        return None
+    return json.dumps(
+        [config.timeout_seconds, config.unresponsive_seconds, config.max_attempts, list(config.retry_condition)]
+    )
+
+
+@lru_cache(maxsize=256)
+def config_of(text: str | None) -> RolloutConfig:
+    """Shared by the records that have the same: a config is never changed in place."""
+    if text is None:
+        return _DEFAULT_CONFIG
+    timeout_seconds, unresponsive_seconds, max_attempts, retry_condition = json.loads(text)
+    return RolloutConfig(
+        timeout_seconds=timeout_seconds,
+        unresponsive_seconds=unresponsive_seconds,
+        max_attempts=max_attempts,
+        retry_condition=retry_condition,
+    )
+
+
+_SELECT_ATTEMPTS: Final = """
+    SELECT a.number, a.rollout, r.rollout_id, a.attempt_id, a.sequence_id, a.start_time, a.end_time, a.status,
+        a.worker_id, a.last_heartbeat_time, a.metadata_json
+    FROM {}
+"""
+SELECT_ATTEMPTS_BY_KEY: Final = "WITH keys (rollout_id, attempt_id) AS (VALUES (?*))" + _SELECT_ATTEMPTS.format(
+    "keys k CROSS JOIN rollouts r ON r.rollout_id = k.rollout_id"
+    " CROSS JOIN attempts a ON a.rollout = r.number AND a.attempt_id = k.attempt_id"
+)
+SELECT_ATTEMPTS_BY_NUMBER: Final = _SELECT_ATTEMPTS.format(
+    "attempts a CROSS JOIN rollouts r ON r.number = a.rollout WHERE a.number IN (?*)"
+)
+
+
+def attempt_of(row: tuple[Any, ...]) -> AttemptRecord:
+    """Of a row of one of these statements."""
+    return AttemptRecord._make(row[2:])
+
+
+INSERT_ATTEMPT: Final = """
+    INSERT INTO attempts (sequence_id, start_time, end_time, status, worker_id, last_heartbeat_time, metadata_json,
+        number, rollout, attempt_id)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+UPDATE_ATTEMPT: Final = """
+    UPDATE attempts SET sequence_id = ?, start_time = ?, end_time = ?, status = ?, worker_id = ?,
+        last_heartbeat_time = ?, metadata_json = ?
+    WHERE number = ?
+"""
+
+# --- Spans -----------------------------------------------------------------------------------------------------------
+
+SELECT_SPANS_BY_KEY: Final = """
+    WITH keys (rollout, attempt, span_id) AS (VALUES (?*))
+    SELECT s.rollout, s.attempt, s.span_id
+    FROM keys k CROSS JOIN spans s ON s.rollout = k.rollout AND s.attempt = k.attempt AND s.span_id = k.span_id
+"""
+SELECT_SPANS_BY_NUMBER: Final = """
+    SELECT s.number, r.rollout_id, a.attempt_id, s.trace_id, s.span_id, s.parent_id, s.name, s.start_time, s.end_time,
+        s.sequence_id, s.document
+    FROM spans s CROSS JOIN attempts a ON a.number = s.attempt CROSS JOIN rollouts r ON r.number = s.rollout
+    WHERE s.number IN (?*)
+"""
+INSERT_SPAN: Final = """
+    INSERT INTO spans (number, rollout, attempt, trace_id, span_id, parent_id, name, start_time, end_time, sequence_id,
+        document)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+
+
+def span_of(row: tuple[Any, ...]) -> SpanRecord:
+    """Of a row of ``SELECT_SPANS_BY_NUMBER``."""
+    return SpanRecord._make(row[1:])
+
+
+# --- Resources, workers, replies -------------------------------------------------------------------------------------
+
+_RESOURCES: Final = "resources_id, resources_json, create_time, update_time, version"
+SELECT_RESOURCES_BY_ID: Final = f"SELECT {_RESOURCES} FROM resources WHERE resources_id IN (?*)"
+SELECT_RESOURCES_BY_NUMBER: Final = f"SELECT number, {_RESOURCES} FROM resources WHERE number IN (?*)"
+SELECT_LATEST_RESOURCES: Final = (
+    f"SELECT {_RESOURCES} FROM resources WHERE resources_id = (SELECT latest_resources FROM totals)"
+)
+PUT_RESOURCES: Final = f"""
+    INSERT INTO resources ({_RESOURCES}) VALUES (?, ?, ?, ?, ?)
+    ON CONFLICT (resources_id) DO UPDATE SET resources_json = excluded.resources_json,
+        create_time = excluded.create_time, update_time = excluded.update_time, version = excluded.version
+"""
+resources_of = ResourcesRecord._make
+
+_SELECT_WORKERS: Final = f"SELECT {{}}{', '.join(WorkerRecord._fields)} FROM workers WHERE {{}} IN (?*)"
+SELECT_WORKERS_BY_ID: Final = _SELECT_WORKERS.format("", "worker_id")
+SELECT_WORKERS_BY_NUMBER: Final = _SELECT_WORKERS.format("number, ", "number")
+PUT_WORKER: Final = f"""
+    INSERT INTO workers ({", ".join(WorkerRecord._fields)}) VALUES ({", ".join("?" * len(WorkerRecord._fields))})
+    ON CONFLICT (worker_id) DO UPDATE SET {", ".join(f"{one} = excluded.{one}" for one in WorkerRecord._fields[1:])}
+"""
+worker_of = WorkerRecord._make
+
+SELECT_REPLIES: Final = """
+    SELECT request_id, recorded_at, signature, refused, body FROM replies WHERE number IN (?*)
+"""
+INSERT_REPLY: Final = """
+    INSERT INTO replies (number, request_id, recorded_at, signature, refused, body) VALUES (?, ?, ?, ?, ?, ?)
+"""
+
+
+def reply_of(row: tuple[Any, ...]) -> ReplyRecord:
+    """Of a row of ``SELECT_REPLIES``."""
+    return ReplyRecord(row[0], row[1], row[2], bool(row[3]), row[4])
