@@ -119,7 +119,7 @@ class Served:
 NOISE: Final = (
     # Of an event loop that was closed a moment ago, in whatever test comes next.
     "PollerCompletionQueue._handle_events",
-    # Of a call that gRPC itself had ended, so that its status could not be sent (seen with 1.81).
+    # Of a call that is over before its status is sent (seen with 1.81, of a session with too large a message).
     "ExecuteBatchError raised in core by servicer method",
 )
 """What gRPC says; nothing comes of it."""
