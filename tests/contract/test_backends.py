@@ -33,6 +33,7 @@ class TestRollingBack(OnBackend):
     backend = "rolling-back"
 
 
+@pytest.mark.chaos
 class TestConflicting(OnBackend):
     __test__ = True
     backend = "conflicting"
