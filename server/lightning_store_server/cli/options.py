@@ -38,20 +38,6 @@ class Retention:
     seconds: float | None = None
 
 
-class Database(click.ParamType[str | None]):
-    """Where a store keeps its data: the path of a SQLite database, or None for memory."""
-
-    name = "database"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str | None:
-        kind, _, path = str(value).partition(":")
-        if value is None or value == "memory:":
-            return None
-        if kind != "sqlite" or not path:
-            self.fail(f"{value!r} is neither memory: nor sqlite:PATH", param, ctx)
-        return path
-
-
 class Setting(click.Option):
     """An option whose variable may hold what another program put there."""
 
@@ -127,6 +113,25 @@ def retention(flag: str, *names: str, help: str) -> Callable[[F], F]:
         return Retention() if value is None else parse_retention(value)
 
     return setting(flag, *names, help=help, callback=parse, metavar="COUNT|TIME")
+
+
+def database(flag: str, *names: str, help: str) -> Callable[[F], F]:
+    """A setting that says where a store keeps its data: the path of a SQLite database, or None for memory."""
+
+    def parse(_: click.Context, __: click.Parameter, value: str) -> str | None:
+        return parse_database(value)
+
+    return setting(flag, *names, help=help, default="memory:", callback=parse, metavar="memory:|sqlite:PATH")
+
+
+def parse_database(text: str) -> str | None:
+    """The path of a SQLite database, None for memory. click.BadParameter for neither."""
+    kind, _, path = text.partition(":")
+    if text == "memory:":
+        return None
+    if kind != "sqlite" or not path:
+        raise click.BadParameter(f"{text!r} is neither memory: nor sqlite:PATH")
+    return path
 
 
 def parse_retention(text: str) -> Retention:

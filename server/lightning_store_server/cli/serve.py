@@ -29,8 +29,8 @@ from lightning_store_server.app import (
 from lightning_store_server.cli import PROGRAM
 from lightning_store_server.cli.options import (
     INT64_MAX,
-    Database,
     Retention,
+    database,
     retention,
     seconds,
     setting,
@@ -79,11 +79,8 @@ Exit codes:
     default=None,
     help="Take spans as OTLP over HTTP too, at /v1/traces on this port; 0 takes any free one.",
 )
-@setting(
+@database(
     "--database",
-    type=Database(),
-    default="memory:",
-    metavar="memory:|sqlite:PATH",
     help="Where the data is kept. In memory it ends with the process; in a SQLite database it survives.",
 )
 @setting(
