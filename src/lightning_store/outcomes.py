@@ -13,7 +13,7 @@ T = TypeVar("T")
 SpanOutcome: TypeAlias = int | StoreError | None
 """What became of one span: the sequence id under which it is stored, why it was refused, or None for a duplicate.
 
-No class of its own: outcomes are remembered for as long as calls may be repeated, one for each span."""
+No class of its own: outcomes are kept for as long as calls may be repeated, one for each span."""
 
 
 async def add_legal(

@@ -90,7 +90,7 @@ class Needs:
     attempts: set[AttemptKey] = field(default_factory=set)
     """Attempts beside the latest ones. Each comes with the worker that it names."""
     spans: set[SpanKey] = field(default_factory=set)
-    """Keys of spans, to be told which are stored."""
+    """Keys of spans, to learn which of them are stored."""
     workers: set[str] = field(default_factory=set)
     held: set[str] = field(default_factory=set)
     """Worker ids, for the rollout and the attempt that each of them holds."""

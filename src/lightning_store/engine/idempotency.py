@@ -47,7 +47,7 @@ class _Scope:
 def request_scope(request_id: str, fingerprint: str = "", *, repeated: bool = False) -> AbstractContextManager[None]:
     """The one call that is made inside carries ``request_id``; again with another ``fingerprint``, it is refused.
 
-    A call that came to nothing (an empty claim, a refusal) is remembered only if it is ``repeated``: then the earlier
+    A call that came to nothing (an empty claim, a refusal) is recorded only if it is ``repeated``: then the earlier
     one may arrive later, and must not act when nobody expects it any more.
     """
     return _Scope(Request(request_id, fingerprint, repeated))

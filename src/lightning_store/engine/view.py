@@ -30,7 +30,7 @@ class Effects:
         self.ended: list[str] = []
         """The rollouts that became terminal."""
         self.deleted: list[str] = []
-        """The rollouts that are gone."""
+        """The rollouts that were deleted."""
         self.queued: list[str] = []
         """The rollouts that were put into the queue."""
 

@@ -92,7 +92,7 @@ class RolloutWaiters:
                 self._forget(waiter)
 
     def notify(self, ended: Sequence[str]) -> None:
-        """Rollouts became terminal, or are gone."""
+        """Rollouts became terminal, or were deleted."""
         if not ended or not self._by_rollout:
             return
         with self._lock:
