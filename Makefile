@@ -120,7 +120,7 @@ test-agentlightning: $(VENV_AGENTLIGHTNING)/.installed ## Run the tests against 
 	$(VENV_AGENTLIGHTNING)/bin/python -m pytest tests/agentlightning $(TEST_ARGS)
 
 .PHONY: test-languages
-test-languages: $(VENV)/.installed-dev ## Build and run the examples in Go and Node.js against a server
+test-languages: $(VENV)/.installed-dev $(VENV_PROTOC)/.installed-$(GRPCIO_TOOLS) ## Build and run the examples in Go and Node.js against a server
 	$(BIN)/python tools/test_languages.py run
 
 .PHONY: fmt

@@ -4,7 +4,8 @@
     python tools/test_languages.py run HOST:PORT      … and run them against a server there
     python tools/test_languages.py run                … against a server of their own
 
-Go and Node.js must be installed; what the examples need beside them is downloaded.
+Go and Node.js must be installed; what the examples need beside them is downloaded. protoc is that of ``.venv-protoc``,
+which ``make`` installs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTO_ROOT = ROOT / "proto"
+PROTOC_PYTHON = ROOT / ".venv-protoc" / "bin" / "python"
 GO = ROOT / "examples" / "go"
 GO_MODULE = "lightning-store-grpc/go"
 GO_PLUGINS = (
@@ -71,7 +73,7 @@ def build_go() -> None:
             for kind, value in (("out", str(GO)), ("opt", f"module={GO_MODULE}"))
         ]
         sources = [str(path.relative_to(PROTO_ROOT)) for path in sorted(PROTO_ROOT.rglob("*.proto"))]
-        command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTO_ROOT}", *options, *sources]
+        command = [str(PROTOC_PYTHON), "-m", "grpc_tools.protoc", f"-I{PROTO_ROOT}", *options, *sources]
         run(command, ROOT, PATH=f"{plugins}{os.pathsep}{os.environ['PATH']}")
     run(["go", "vet", "-mod=mod", "./..."], GO)
 

@@ -20,7 +20,7 @@ from lightning_store import InMemoryLightningStore, LightningStore, StoreTimeout
 from lightning_store.forwarding import ForwardingStore
 from lightning_store.store import LightningStoreCapabilities
 from lightning_store.testing import SAFETY_SECONDS, FakeClock
-from lightning_store.testing.contract.base import within_safety
+from lightning_store.testing.contract.base import until, within_safety
 from lightning_store.testing.faults import (
     CUTS,
     DATA,
@@ -327,9 +327,7 @@ async def test_a_late_message_that_only_calls_others_off_is_delivered_too():
     async with wire(None, None, Fault.LATE_REQUEST, clock=clock) as (store, proxy, client):
         [wait] = await parked(client, clock, 1)
         wait.cancel()
-        async with asyncio.timeout(SAFETY_SECONDS):
-            while not proxy.statistics.struck:  # noqa: ASYNC110 - it happens in another thread
-                await asyncio.sleep(0)
+        await until(lambda: bool(proxy.statistics.struck))
         assert clock.pending()
         assert await within_safety(proxy.deliver_late_requests()) == 1
         assert not clock.pending()

@@ -21,8 +21,8 @@ from lightning_store import (
     UnsupportedError,
 )
 from lightning_store.forwarding import ForwardingStore
-from lightning_store.testing import SAFETY_SECONDS, Fault, FaultProxy, FaultSchedule
-from lightning_store.testing.contract.base import within_safety
+from lightning_store.testing import Fault, FaultProxy, FaultSchedule
+from lightning_store.testing.contract.base import until, within_safety
 from lightning_store.testing.contract.feed import Follower, ended, many_ended
 from lightning_store.wire.methods import METHODS
 from lightning_store_client import LightningStoreClient, calls, channel
@@ -434,10 +434,3 @@ def waiting_at(store: InMemoryLightningStore) -> int:
 def following(store: InMemoryLightningStore) -> int:
     """How many are registered to follow the store."""
     return len(store.engine._waiting.watchers._watching)
-
-
-async def until(condition: Any) -> None:
-    """Return when something is true that another thread brings about."""
-    async with asyncio.timeout(SAFETY_SECONDS):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0)

@@ -25,6 +25,7 @@ from lightning_store import (
     StoreUnavailableError,
 )
 from lightning_store.testing import SAFETY_SECONDS
+from lightning_store.testing.contract.base import until
 from lightning_store.v1 import rollout_pb2
 from lightning_store.wire.methods import SESSION
 from lightning_store_client import LightningStoreClient, calls, channel, streams
@@ -42,13 +43,6 @@ def session_of(client):
 def over(session):
     """Whether nothing of it is left."""
     return not session._thread.is_alive()
-
-
-async def until(condition):
-    """Return when something is true that happens in other threads."""
-    async with asyncio.timeout(SAFETY_SECONDS):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0)
 
 
 class Held:

@@ -10,6 +10,7 @@ import pytest
 
 from lightning_store import InMemoryLightningStore
 from lightning_store.testing import SAFETY_SECONDS, FakeClock
+from lightning_store.testing.contract.base import until
 
 
 @pytest.fixture
@@ -34,13 +35,6 @@ async def pass_time(clock, *leaps):
     for leap in leaps:
         await clock.until_waiting(clock.now() + leap)
         clock.advance(leap)
-
-
-async def until(condition):
-    """Return when something is true that happens on the threads of the server."""
-    async with asyncio.timeout(SAFETY_SECONDS):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0)
 
 
 @pytest.mark.parametrize("timeout", [None, 1000.0, 1e300, math.inf, pytest.param(10**400, id="large")])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, ClassVar, TypeVar
 
@@ -25,6 +25,8 @@ from lightning_store.store import LightningStore
 from lightning_store.testing.clock import SAFETY_SECONDS, FakeClock
 
 T = TypeVar("T")
+
+_POLL_SECONDS = 0.001
 
 
 @pytest.mark.asyncio(loop_scope="function")
@@ -162,3 +164,14 @@ async def within_safety(awaitable: Awaitable[T]) -> T:
     """The result of something that must end by itself, or TimeoutError."""
     async with asyncio.timeout(SAFETY_SECONDS):
         return await awaitable
+
+
+async def until(condition: Callable[..., object]) -> None:
+    """Return when something is true that another task or thread brings about, or raise TimeoutError.
+
+    Nothing depends on how long it pauses in between: it pauses at all so that it does not hold the interpreter's lock,
+    which the thread that it waits for needs.
+    """
+    async with asyncio.timeout(SAFETY_SECONDS):
+        while not condition():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(_POLL_SECONDS)
