@@ -82,6 +82,10 @@ bench-growth: $(VENV)/.installed-bench ## Measure latency and pauses from 1,000 
 bench-runners: $(VENV)/.installed-bench ## Measure 1,000 runners in a few processes
 	$(BIN)/python -m benchmarks runners $(BENCH_ARGS)
 
+.PHONY: bench-durable
+bench-durable: $(VENV)/.installed-bench ## Measure a database side by side with memory, and the disk by itself
+	$(BIN)/python -m benchmarks durable $(BENCH_ARGS)
+
 .PHONY: bench-report
 bench-report: $(VENV)/.installed-bench ## Show results again (BENCH_ARGS="FILE …", else the newest)
 	$(BIN)/python -m benchmarks report $(BENCH_ARGS)

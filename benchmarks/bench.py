@@ -121,8 +121,9 @@ class Bench:
         self.results = results
         self.environment = Environment.here()
         self.records: list[Record] = []
-        self._logs = results.with_suffix("")
-        self._logs.mkdir(exist_ok=True)
+        self.scratch = results.with_suffix("")
+        """Where processes leave their logs, and for as long as they run their data."""
+        self.scratch.mkdir(exist_ok=True)
         self._workers: dict[tuple[str, str], Worker] = {}
         self._servers_started = 0
 
@@ -152,7 +153,7 @@ class Bench:
         worker = self._workers.get((side.name, role))
         if worker is None or not worker.alive:
             name = f"client-{side.name}-{role}"
-            worker = await start_worker(side, self._logs / f"{name}.log", self._profile(name))
+            worker = await start_worker(side, self.scratch / f"{name}.log", self._profile(name))
             self._workers[side.name, role] = worker
         return worker
 
@@ -160,10 +161,10 @@ class Bench:
         """A new server of this side; who asks for it stops it."""
         self._servers_started += 1
         name = f"server-{side.name}-{self._servers_started}"
-        return await start_server(side, self._logs / f"{name}.log", self._profile(name))
+        return await start_server(side, self.scratch / f"{name}.log", self.scratch / f"{name}.db", self._profile(name))
 
     def _profile(self, name: str) -> Path | None:
-        return self._logs / f"{name}.prof" if self.options.profile else None
+        return self.scratch / f"{name}.prof" if self.options.profile else None
 
     @asynccontextmanager
     async def opened(self, transport: Transport, sides: Sequence[Side]) -> AsyncIterator[list[Opened]]:

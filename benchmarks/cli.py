@@ -15,10 +15,10 @@ from typing import Final, TypeVar, get_args
 
 from benchmarks import records
 from benchmarks.bench import Bench, Options
-from benchmarks.cells import calls, growth, memory, runners, startup, waiting
+from benchmarks.cells import calls, disk, growth, memory, runners, startup, waiting
 from benchmarks.plot import write_plot
 from benchmarks.records import PROJECT_ROOT, Record, ResultsError, Transport
-from benchmarks.sides import BASE, BASELINE, OURS, PEER, sides
+from benchmarks.sides import BASE, BASELINE, OURS, PEER, SQLITE, sides
 from benchmarks.tables import markdown, show
 
 T = TypeVar("T")
@@ -28,7 +28,7 @@ DOCUMENT: Final = PROJECT_ROOT / "docs" / "performance.md"
 BEGIN_MARK: Final = "<!-- results: written by `make bench-document` -->"
 END_MARK: Final = "<!-- end of results -->"
 
-CELLS: Final = (*calls.CELLS, *waiting.CELLS, *startup.CELLS, memory.CELL, *growth.CELLS, runners.CELL)
+CELLS: Final = (*calls.CELLS, *waiting.CELLS, *startup.CELLS, memory.CELL, *growth.CELLS, runners.CELL, disk.CELL)
 """In the order in which they are measured."""
 
 
@@ -62,6 +62,13 @@ SUITES: Final[dict[str, Suite]] = {
     "memory": Suite("memory of a stored span, side by side", (memory.CELL,), (OURS, PEER), 1.0, 1),
     "growth": Suite("from a thousand rollouts to a million", growth.CELLS, (OURS,), 2.0, 5),
     "runners": Suite("a thousand runners in a few processes", (runners.CELL,), (OURS,), 5.0, 3),
+    "durable": Suite(
+        "a database side by side with memory, and with what the disk takes by itself",
+        (disk.CELL, *calls.CELLS, startup.SERVE_CELL, runners.CELL),
+        (OURS, SQLITE),
+        1.0,
+        5,
+    ),
 }
 ALL: Final = "all"
 
@@ -89,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, suite in SUITES.items():
         _add_measuring(commands.add_parser(name, help=suite.about, description=suite.about), (name,))
-    _add_measuring(commands.add_parser(ALL, help="peer, memory, growth and runners, in turn"), tuple(SUITES)[1:])
+    _add_measuring(commands.add_parser(ALL, help="all that follow quick, in turn"), tuple(SUITES)[1:])
     report = commands.add_parser("report", help="tables and plot of results files")
     report.add_argument("files", nargs="*", type=Path, help="JSON lines (default: the newest in benchmarks/results)")
     report.set_defaults(command=_report)
@@ -107,7 +114,8 @@ def _add_measuring(parser: argparse.ArgumentParser, names: tuple[str, ...]) -> N
     add("--callers", type=_list_of(_positive), metavar="N,…", help="concurrent callers in one client process (1,64)")
     add("--seconds", type=_seconds, metavar="S", help="length of a round")
     add("--rounds", type=_positive, metavar="N", help="rounds of each side, in turn")
-    add("--sides", type=_list_of(_one_of((OURS, PEER))), metavar="SIDE,…", help=f"of {OURS}, {PEER}")
+    add("--sides", type=_list_of(_one_of((OURS, SQLITE, PEER))), metavar="SIDE,…",
+        help=f"of {OURS}, {SQLITE} (over the wire), {PEER}")  # fmt: skip
     add("--over", type=_list_of(_one_of(get_args(Transport))), metavar="WHERE,…", help="of wire, process")
     add("--base", type=Path, metavar="DIR", help="also measure ours as it is in this other checkout")
     add("--baseline", type=Path, metavar="FILE", help="show ours in this earlier results file too")
@@ -227,6 +235,8 @@ async def _run_cell(bench: Bench, cell: str) -> None:
         await waiting.run(bench, cell)
     elif cell in startup.CELLS:
         await startup.run(bench, cell)
+    elif cell == disk.CELL:
+        await disk.run(bench)
     elif cell == memory.CELL:
         await memory.run(bench)
     elif cell == runners.CELL:

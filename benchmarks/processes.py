@@ -34,13 +34,14 @@ class CellError(RuntimeError):
 class Server:
     """A server process that takes calls at ``endpoint``."""
 
-    def __init__(self, process: Process, endpoint: str, ready_seconds: float, log: Path) -> None:
+    def __init__(self, process: Process, endpoint: str, ready_seconds: float, log: Path, database: Path) -> None:
         self._process = process
         self.endpoint = endpoint
         self.ready_seconds = ready_seconds
         """From the process's start until it took calls."""
         self.pid = process.pid
         self._log = log
+        self._database = database
 
     @property
     def last_words(self) -> str | None:
@@ -50,15 +51,20 @@ class Server:
         return f"the server ended with exit code {self._process.returncode}: {_log_end(self._log)}"
 
     async def stop(self) -> None:
-        """End it; kill it if it does not."""
+        """End it; kill it if it does not. Its data are deleted."""
         await end(self._process)
+        for file in self._database.parent.glob(f"{self._database.name}*"):
+            file.unlink()
 
 
-async def start_server(side: Side, log: Path, profile: Path | None = None) -> Server:
-    """Start the side's server on a free port and wait until it takes calls. CellError if it does not."""
+async def start_server(side: Side, log: Path, database: Path, profile: Path | None = None) -> Server:
+    """Start the side's server on a free port and wait until it takes calls. CellError if it does not.
+
+    What it leaves in ``database`` and beside it goes when it is stopped.
+    """
     given = 0 if side.says_when_ready else _free_port()
     began = time.perf_counter()
-    process = await _start_python(side, side.server_module(given), log, profile, stdout=side.says_when_ready)
+    process = await _start_python(side, side.server_module(given, database), log, profile, stdout=side.says_when_ready)
     try:
         async with asyncio.timeout(START_SECONDS_MAX):
             port = await (_read_port(process) if side.says_when_ready else _poll_health(process, side, given))
@@ -70,7 +76,7 @@ async def start_server(side: Side, log: Path, profile: Path | None = None) -> Se
         raise
     if port is None:
         raise CellError(f"the server of {side.title} does not start: {_log_end(log)}")
-    return Server(process, f"{HOST}:{port}", time.perf_counter() - began, log)
+    return Server(process, f"{HOST}:{port}", time.perf_counter() - began, log, database)
 
 
 async def _read_port(process: Process) -> int | None:

@@ -11,6 +11,8 @@ from benchmarks.records import PROJECT_ROOT
 from benchmarks.stores import Family
 
 OURS: Final = "ours"
+SQLITE: Final = "sqlite"
+"""Ours with its data in a SQLite database, acknowledged after the commit is on disk."""
 PEER: Final = "peer"
 BASE: Final = "base"
 BASELINE: Final = "baseline"
@@ -28,6 +30,8 @@ class Side:
     family: Family
     source: Path | None = None
     """A checkout of ours whose packages are used instead of the installed ones."""
+    is_durable: bool = False
+    """Whether its server keeps its data in a database."""
 
     @property
     def paths(self) -> list[Path]:
@@ -41,11 +45,17 @@ class Side:
         """Whether the server prints a line when it takes calls; otherwise it is asked over and over."""
         return self.family == "lightning_store"
 
-    def server_module(self, port: int) -> Sequence[str]:
-        """The server's own command line, behind ``python -m``. It logs warnings alone, on both sides."""
+    def server_module(self, port: int, database: Path) -> Sequence[str]:
+        """The server's own command line, behind ``python -m``. It logs warnings alone, on both sides.
+
+        Args:
+            port: Where it listens; 0 for any free port, if it says which.
+            database: The file of its data, if it keeps them in a file.
+        """
         address = ["--host", HOST, "--port", str(port)]
         if self.family == "lightning_store":
-            return ["lightning_store_server", "serve", *address, "--log-level", "warning"]
+            kept = ["--database", f"sqlite:{database}"] if self.is_durable else []
+            return ["lightning_store_server", "serve", *address, *kept, "--log-level", "warning"]
         return ["agentlightning.cli.store", *address, "--log-level", "WARNING"]
 
     @property
@@ -58,6 +68,7 @@ def sides(base: Path | None) -> dict[str, Side]:
     """All sides that can be measured, by name; ``base`` is the checkout that is the side of that name."""
     known = [
         Side(OURS, "lightning-store-grpc", "lightning_store"),
+        Side(SQLITE, "lightning-store-grpc on SQLite", "lightning_store", is_durable=True),
         Side(PEER, "Agent Lightning", "agentlightning"),
     ]
     if base is not None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.records import Record, Spread, ratio
-from benchmarks.sides import OURS
+from benchmarks.sides import OURS, SQLITE
 from benchmarks.targets import Verdict, verdicts
 
 CALL_METRICS: Final = ("calls_per_second", "p50_ms", "p99_ms", "client_cpu_us", "server_cpu_us")
@@ -93,22 +93,23 @@ def _targets(held: Iterable[Verdict]) -> Table:
 
 
 def _ratios(calls: Sequence[Record]) -> Table:
-    """Ours over each other side, call for call."""
+    """Ours over each other side, call for call; where ours is in a database too, that over each other side."""
     table = _table(
         "Calls per second, side by side",
-        ["cell", "over", "callers"],
-        ["ours", "other", "calls/s", "ratio", "p50 ratio"],
+        ["cell", "over", "callers", "side"],
+        ["calls/s", "other", "calls/s", "ratio", "p50 ratio"],
     )
+    subject = SQLITE if any(record.side == SQLITE for record in calls) else OURS
     for record in calls:
-        if record.side != OURS:
+        if record.side != subject:
             continue
         for other in calls:
-            if other.key != record.key or other.side == OURS:
+            if other.key != record.key or other.side == subject:
                 continue
             rates = [one.metrics["calls_per_second"] for one in (record, other)]
             ratios = [ratio(record.metrics[name], other.metrics[name]) for name in ("calls_per_second", "p50_ms")]
             cells = ["" if one is None else spread(one) for one in ratios]
-            table.add_row(*_where(record), spread(rates[0]), other.side, spread(rates[1]), *cells)
+            table.add_row(*_where(record), record.side, spread(rates[0]), other.side, spread(rates[1]), *cells)
     return table
 
 

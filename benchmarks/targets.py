@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from benchmarks.records import Record, Spread, Transport, ratio
-from benchmarks.sides import OURS, PEER
+from benchmarks.sides import OURS, PEER, SQLITE
 
 Relation = Literal["times", "share", "at most"]
-"""Ours over the peer's at least, ours over the peer's at most, or our own value at most."""
+"""A side's value over another side's at least, over it at most, or a side's own value at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +24,18 @@ class Target:
     callers: int | None = None
     """None: at any number of callers."""
     transport: Transport = "wire"
+    side: str = OURS
+    other: str = PEER
+    """The side that it is compared with."""
 
     def applies_to(self, record: Record) -> bool:
-        """Whether a record of ours is held against this."""
+        """Whether a record is held against this."""
         at = self.callers is None or self.callers == record.callers
-        return at and (record.cell, record.transport) == (self.cell, self.transport) and self.metric in record.metrics
+        same = (record.cell, record.transport, record.side) == (self.cell, self.transport, self.side)
+        return at and same and self.metric in record.metrics
 
     def __str__(self) -> str:
-        signs = {"times": f">= {self.bound:g} x peer", "share": f"<= {self.bound:g} x peer"}
+        signs = {"times": f">= {self.bound:g} x {self.other}", "share": f"<= {self.bound:g} x {self.other}"}
         return f"{self.metric} {signs.get(self.relation, f'<= {self.bound:g}')}"
 
 
@@ -56,6 +60,8 @@ class Verdict:
 
 _SMALL_CALLS: Final = ("enqueue", "dequeue", "update_attempt", "get_next_span_sequence_id", "get_rollout_by_id")
 _IN_PROCESS: Final = (*_SMALL_CALLS, "add_span", "add_many_spans", "lifecycle")
+_DURABLE: Final = ("enqueue", "dequeue", "update_attempt", "add_many_spans", "lifecycle")
+_READ: Final = ("get_rollout_by_id", "query_spans", "query_rollouts")
 _GROWING: Final = ("get_rollout_by_id", "enqueue", "dequeue", "update_attempt")
 
 TARGETS: Final[Sequence[Target]] = (
@@ -74,28 +80,33 @@ TARGETS: Final[Sequence[Target]] = (
     Target("growth_pause", "longest_pause_ms", "at most", 50),
     Target("serve_ready", "seconds", "at most", 1),
     Target("import_client", "seconds", "at most", 0.4),
+    *(Target(cell, "calls_per_second", "times", 0.5, 64, side=SQLITE, other=OURS) for cell in _DURABLE),
+    *(Target(cell, "calls_per_second", "times", 0.5, side=SQLITE, other=OURS) for cell in _READ),
+    Target("add_span", "calls_per_second", "times", 0.3, 64, side=SQLITE, other=OURS),
+    Target("lifecycle", "calls_per_second", "times", 12, 64, side=SQLITE),
+    Target("runners", "rollouts_per_second", "times", 0.5, side=SQLITE, other=OURS),
+    Target("serve_ready", "seconds", "at most", 2, side=SQLITE),
 )
 
 
 def verdicts(records: Iterable[Record]) -> list[Verdict]:
     """Every target that this run says something about. A failed cell of either side says nothing."""
     found = list(records)
-    peers = {record.key: record for record in found if record.side == PEER}
+    by_side = {(record.side, record.key): record for record in found}
     held: list[Verdict] = []
     for record in found:
-        if record.side != OURS:
-            continue
         for target in TARGETS:
-            value = _value(target, record, peers.get(record.key)) if target.applies_to(record) else None
+            other = by_side.get((target.other, record.key))
+            value = _value(target, record, other) if target.applies_to(record) else None
             if value is not None:
                 held.append(Verdict(record, target, value))
     return held
 
 
-def _value(target: Target, record: Record, peer: Record | None) -> Spread | None:
-    ours = record.metrics[target.metric]
+def _value(target: Target, record: Record, other: Record | None) -> Spread | None:
+    value = record.metrics[target.metric]
     if target.relation == "at most":
-        return ours
-    if peer is None or target.metric not in peer.metrics:
+        return value
+    if other is None or target.metric not in other.metrics:
         return None
-    return ratio(ours, peer.metrics[target.metric])
+    return ratio(value, other.metrics[target.metric])
