@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -34,6 +35,7 @@ class TestSqlite(BackendContract):
         backend = SqliteBackend(path, **options)
         try:
             yield backend
+            await asyncio.sleep(0)  # read transactions end with the turn of the event loop
             check_nothing_is_left_open(path)
         finally:
             backend.close()

@@ -16,6 +16,7 @@ from lightning_store.backends.base import Needs
 from lightning_store.backends.sqlite import SqliteBackend, reading, replies
 from lightning_store.backends.sqlite import backend as backend_module
 from lightning_store.backends.sqlite.file import wal_bytes
+from lightning_store.backends.sqlite.readers import READERS_MAX
 from lightning_store.errors import StoreUnavailableError
 from lightning_store.queries import RolloutQuery
 from lightning_store.testing.contract.backend.base import (
@@ -83,7 +84,7 @@ async def test_a_list_whose_caller_is_gone_gives_its_connection_back_when_it_end
         reader.cancel()
     await asyncio.wait(readers)
     go_on.set()
-    for _ in range(2 * backend_module.READERS_MAX):
+    for _ in range(2 * READERS_MAX):
         async with backend.snapshot() as snapshot:
             assert (await snapshot.counts()).rollouts == 0
 

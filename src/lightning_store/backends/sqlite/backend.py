@@ -39,8 +39,9 @@ from lightning_store.backends.records import (
 )
 from lightning_store.backends.sqlite import reading, rows, storing
 from lightning_store.backends.sqlite.errors import as_store_error, primary_code, store_errors
-from lightning_store.backends.sqlite.file import Durability, FileLock, open_reader, open_writer, wal_bytes
-from lightning_store.backends.sqlite.loading import Pacer, SqliteLoaded, load
+from lightning_store.backends.sqlite.file import Durability, FileLock, open_writer, wal_bytes
+from lightning_store.backends.sqlite.loading import Pacer, SqliteLoaded, load, next_deadline
+from lightning_store.backends.sqlite.readers import Reader, Readers
 from lightning_store.backends.sqlite.replies import ReplyIndex
 from lightning_store.backends.sqlite.rows import Totals
 from lightning_store.backends.sqlite.storing import Written
@@ -56,10 +57,10 @@ REPLAY_WINDOW_SECONDS: Final = 600.0
 """How long a reply is kept: well beyond the time over which a client retries."""
 REPLAY_ENTRIES_MAX: Final = 200_000
 """Replies kept at most; the oldest go first."""
-READERS_MAX: Final = 16
-"""Snapshots that are open at a time; more wait."""
 READER_THREADS: Final = 2
 """Lists that are read at a time."""
+LOOK_UP_BYTES_MAX: Final = 128 * 1024
+"""Spans that are read on the event loop, in less than 2 ms. To have a thread read a few takes longer than that."""
 WAL_BYTES_MAX: Final = 64 * 1024 * 1024
 """When the write-ahead log is longer, no snapshot begins until it is empty: one that is open keeps it from being."""
 
@@ -104,8 +105,7 @@ class SqliteBackend(Backend):
         self._replay_window_seconds = replay_window_seconds
         self.replies = ReplyIndex(replay_window_seconds, replay_entries_max)
         self._turn = asyncio.Lock()
-        self._places = asyncio.Semaphore(READERS_MAX)
-        self._idle_readers: list[sqlite3.Connection] = []
+        self.readers = Readers(self.path)
         self._background: set[asyncio.Future[Any]] = set()
         self._shrinking = False
         self._closed = False
@@ -130,6 +130,7 @@ class SqliteBackend(Backend):
             with store_errors(self.path):
                 [self._store_id] = writer.execute("SELECT value FROM meta WHERE name = 'store_id'").fetchone()
                 self.totals = rows.read_totals(writer)
+                self.deadline = next_deadline(writer)
                 self.replies.read(writer)
         except BaseException:
             writer.close()
@@ -183,9 +184,7 @@ class SqliteBackend(Backend):
         self._closed = True
         self._reader_threads.shutdown()
         self._writer_thread.shutdown()
-        for reader in self._idle_readers:
-            reader.close()
-        self._idle_readers.clear()
+        self.readers.close()
         if self._writer is not None:
             self._writer.close()
         self._lock.release()
@@ -230,6 +229,9 @@ class SqliteBackend(Backend):
             committing.result()
             self._committed(written)
             raise
+        except CommitUnknownError:
+            self.readers.close()  # with the connection that wrote
+            raise
         self._committed(written)
 
     def _commit(self, writer: sqlite3.Connection) -> None:
@@ -244,7 +246,9 @@ class SqliteBackend(Backend):
             raise CommitUnknownError(f"{self.path}: {error}") from error
 
     def _committed(self, written: Written) -> None:
+        self.readers.renew()
         self.totals = written.totals
+        self.deadline = written.deadline
         if written.expired:
             self.replies.delete(written.expired)
         self.replies.add(written.replies)
@@ -254,12 +258,8 @@ class SqliteBackend(Backend):
 
     async def _shrink_log(self) -> None:
         """Empty the write-ahead log, with no snapshot open that needs it."""
-        taken = 0
         try:
-            for _ in range(READERS_MAX):
-                await self._places.acquire()
-                taken += 1
-            async with self._turn:
+            async with self.readers.none_open(), self._turn:
                 if self._writer is not None and not self._closed:
                     statement = "PRAGMA wal_checkpoint(TRUNCATE)"
                     checkpoint = self._writer_thread.submit(self._writer.execute, statement)
@@ -269,8 +269,6 @@ class SqliteBackend(Backend):
             logger.warning("The write-ahead log of %s is long and was not emptied: %s", self.path, error)
         finally:
             self._shrinking = False
-            for _ in range(taken):
-                self._places.release()
 
     async def unbroken(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of ``work``, which goes on when the caller is cancelled."""
@@ -286,7 +284,8 @@ class SqliteBackend(Backend):
         connection = await self.begin()
         try:
             with store_errors(self.path):
-                written, evicted = await storing.evict(connection, copy(self.totals), excess_bytes, unfinished, Pacer())
+                written = Written(copy(self.totals), self.deadline)
+                evicted = await storing.evict(connection, written, excess_bytes, unfinished, Pacer())
                 if evicted:
                     await self.commit(written)
             return evicted
@@ -295,39 +294,14 @@ class SqliteBackend(Backend):
 
     # --- What snapshots do with a connection that reads --------------------------------------------------------------
 
-    async def take_reader(self) -> sqlite3.Connection:
-        """A connection that reads, in a transaction of its own; ``give_back`` ends that."""
-        await self._places.acquire()
-        reader = None
-        try:
-            self._check_open()
-            reader = self._idle_readers.pop() if self._idle_readers else open_reader(self.path)
-            reader.execute("BEGIN")
-        except BaseException as error:
-            if reader is not None:
-                reader.close()
-            self._places.release()
-            if isinstance(error, sqlite3.Error):
-                raise as_store_error(error, self.path) from error
-            raise
-        return reader
+    async def take_reader(self) -> Reader:
+        """A read transaction; ``readers.give_back`` ends it."""
+        self._check_open()
+        with store_errors(self.path):
+            return await self.readers.take()
 
     def read_in_thread(self, read: Callable[[], T]) -> Future[T]:
         return self._reader_threads.submit(read)
-
-    def give_back(self, reader: sqlite3.Connection) -> None:
-        """Let another snapshot have it."""
-        try:
-            if reader.in_transaction:
-                reader.execute("ROLLBACK")
-            if self._closed or self._writer is None:
-                reader.close()
-            else:
-                self._idle_readers.append(reader)
-        except sqlite3.Error:
-            reader.close()
-        finally:
-            self._places.release()
 
     def _check_open(self) -> None:
         if self._closed:
@@ -345,14 +319,14 @@ class _Transaction(Transaction):
     def __init__(self, backend: SqliteBackend) -> None:
         self._backend = backend
         self._connection: sqlite3.Connection | None = None
-        self._loaded = SqliteLoaded(backend.totals)
+        self._loaded = SqliteLoaded(backend.totals, backend.deadline)
         self._ending = False
 
     async def load(self, needs: Needs, due: Due | None = None) -> Loaded:
         backend = self._backend
         if self._connection is None:
             self._connection = await backend.begin()
-            self._loaded.totals = backend.totals
+            self._loaded.totals, self._loaded.deadline = backend.totals, backend.deadline
         with store_errors(backend.path):
             await load(self._connection, needs, due, self._loaded, backend.replies, Pacer())
         return self._loaded
@@ -361,6 +335,7 @@ class _Transaction(Transaction):
         assert self._connection is not None
         self._ending = True
         if storing.is_empty(changes):
+            self._backend.deadline = self._loaded.deadline
             self._backend.end()
         else:
             await self._backend.unbroken(self._commit(self._connection, changes))
@@ -381,47 +356,49 @@ class _Transaction(Transaction):
 
 
 class _Snapshot(Snapshot):
-    """A read transaction. Look-ups run on the event loop, where they take some microseconds; lists in a thread."""
+    """A read transaction. Look-ups run on the event loop, where they take some microseconds; long lists in a thread."""
 
-    __slots__ = ("_backend", "_connection", "_reading")
+    __slots__ = ("_backend", "_reader", "_reading")
 
-    _connection: sqlite3.Connection
+    _reader: Reader
 
     def __init__(self, backend: SqliteBackend) -> None:
         self._backend = backend
         self._reading: Future[Any] | None = None
 
     async def __aenter__(self) -> _Snapshot:
-        self._connection = await self._backend.take_reader()
+        self._reader = await self._backend.take_reader()
         return self
 
     async def __aexit__(self, *_: object) -> None:
         """Give the connection back, when nothing reads on it any more."""
-        reading_still = self._reading
+        give_back, reading_still = self._backend.readers.give_back, self._reading
         if reading_still is None or reading_still.done():
-            self._backend.give_back(self._connection)
+            give_back(self._reader)
             return
-        self._connection.interrupt()
+        self._reader.connection.interrupt()
         loop = asyncio.get_running_loop()
 
-        def give_back(_: Future[Any]) -> None:
+        def end(_: Future[Any]) -> None:
             with contextlib.suppress(RuntimeError):  # the event loop is closed
-                loop.call_soon_threadsafe(self._backend.give_back, self._connection)
+                loop.call_soon_threadsafe(give_back, self._reader)
 
-        reading_still.add_done_callback(give_back)
+        reading_still.add_done_callback(end)
 
     def _read(self, read: Callable[..., T], *arguments: Any) -> T:
         try:
-            return read(self._connection, *arguments)
+            return read(self._reader.connection, *arguments)
         except sqlite3.Error as error:
+            self._backend.readers.part(self._reader)
             raise as_store_error(error, self._backend.path) from error
 
     async def _read_in_thread(self, read: Callable[..., T], *arguments: Any) -> T:
+        self._backend.readers.part(self._reader)
         future = self._reading = self._backend.read_in_thread(lambda: self._read(read, *arguments))
         return await asyncio.shield(asyncio.wrap_future(future))
 
     async def has_due(self, due: Due) -> bool:
-        return self._read(reading.has_due, due)
+        return self._read(reading.has_due, due, self._backend.deadline)
 
     async def rollouts(self, rollout_ids: Sequence[str]) -> list[RolloutRow | None]:
         return self._read(reading.rollouts, rollout_ids)
@@ -439,6 +416,8 @@ class _Snapshot(Snapshot):
         return await self._read_in_thread(reading.query_attempts, query)
 
     async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
+        if self._read(reading.span_bytes, query.rollout_id) <= LOOK_UP_BYTES_MAX:
+            return self._read(reading.query_spans, query)
         return await self._read_in_thread(reading.query_spans, query)
 
     async def query_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]:
@@ -454,7 +433,7 @@ class _Snapshot(Snapshot):
         return self._read(reading.last_completion)
 
     async def next_deadline(self) -> float | None:
-        return self._read(reading.next_deadline)
+        return self._read(next_deadline)
 
     async def counts(self) -> Counts:
         totals: Totals = self._read(rows.read_totals)

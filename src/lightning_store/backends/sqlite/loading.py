@@ -36,13 +36,15 @@ class SqliteLoaded(LoadedRecords):
 
     Args:
         totals: As they are before the transaction.
+        deadline: No rollout has an earlier one; None if none has any.
     """
 
-    __slots__ = ("attempt_numbers", "numbers", "queue_tail", "span_bytes", "totals")
+    __slots__ = ("attempt_numbers", "deadline", "numbers", "queue_tail", "span_bytes", "totals")
 
-    def __init__(self, totals: Totals) -> None:
+    def __init__(self, totals: Totals, deadline: float | None) -> None:
         super().__init__()
         self.totals = totals
+        self.deadline = deadline
         self.numbers: dict[str, int] = {}
         """The rows of rollouts, also of some that were not asked for."""
         self.attempt_numbers: dict[AttemptKey, int] = {}
@@ -67,7 +69,10 @@ async def load(
     rollouts, attempts, workers = set(needs.rollouts), set(needs.attempts), set(needs.workers | needs.held)
     holders = set(needs.holders)
     if due is not None:
-        into.overdue, into.expendable = overdue(connection, due), expendable(connection, due)
+        if has_passed(into.deadline, due):
+            into.overdue = overdue(connection, due)
+            into.deadline = next_deadline(connection)
+        into.expendable = expendable(connection, due)
         rollouts.update(into.overdue, into.expendable)
         holders.update(into.expendable)
     attempts.update(key[:2] for key in needs.spans if key[:2] not in into.attempts)
@@ -216,6 +221,18 @@ def _load_replies(connection: Connection, request_ids: set[str], into: SqliteLoa
 
 
 # --- What is due -----------------------------------------------------------------------------------------------------
+
+
+def has_passed(deadline: float | None, due: Due) -> bool:
+    """Whether a rollout may be overdue, given a lower bound of all deadlines. Mostly the database need not be asked."""
+    return deadline is not None and deadline < due.now
+
+
+def next_deadline(connection: Connection) -> float | None:
+    """The earliest deadline of all rollouts."""
+    deadline: float | None
+    [deadline] = connection.execute("SELECT min(deadline) FROM rollouts").fetchone()
+    return deadline
 
 
 def overdue(connection: Connection, due: Due) -> Sequence[str]:

@@ -18,7 +18,7 @@ from lightning_store.backends.records import (
     WorkerRecord,
 )
 from lightning_store.backends.sqlite import rows
-from lightning_store.backends.sqlite.loading import expendable, overdue
+from lightning_store.backends.sqlite.loading import expendable, has_passed, overdue
 from lightning_store.queries import AttemptQuery, Filter, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
 
 T = TypeVar("T")
@@ -27,9 +27,9 @@ PARAMETERS_MAX: Final = 1000
 """Values of a filter that are parameters of the statement; more are one text."""
 
 
-def has_due(connection: Connection, due: Due) -> bool:
+def has_due(connection: Connection, due: Due, deadline: float | None) -> bool:
     one = due._replace(limit=1)
-    return bool(overdue(connection, one) or expendable(connection, one))
+    return bool((has_passed(deadline, due) and overdue(connection, one)) or expendable(connection, one))
 
 
 def rollouts(connection: Connection, rollout_ids: Sequence[str]) -> list[RolloutRow | None]:
@@ -71,10 +71,10 @@ def last_completion(connection: Connection) -> int:
     return position
 
 
-def next_deadline(connection: Connection) -> float | None:
-    deadline: float | None
-    [deadline] = connection.execute("SELECT min(deadline) FROM rollouts").fetchone()
-    return deadline
+def span_bytes(connection: Connection, rollout_id: str) -> int:
+    """What the spans of a rollout take."""
+    row = rows.fetch(connection, "SELECT span_bytes FROM rollouts WHERE rollout_id = ?", [rollout_id])
+    return row[0][0] if row else 0
 
 
 # --- Lists -----------------------------------------------------------------------------------------------------------

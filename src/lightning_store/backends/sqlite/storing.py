@@ -27,6 +27,8 @@ class Written:
     """What has to be known in memory once the transaction is committed."""
 
     totals: Totals
+    deadline: float | None
+    """No rollout has an earlier one."""
     replies: list[Entry] = field(default_factory=list)
     expired: int = 0
     """The row up to which all replies were deleted."""
@@ -66,7 +68,7 @@ class _Writer:
         self._loaded = loaded
         self._pacer = pacer
         self._totals = copy(loaded.totals)
-        self.written = Written(self._totals)
+        self.written = Written(self._totals, loaded.deadline)
         self._deleted: set[str] = set()
 
     async def write(self, changes: Changes, replies: ReplyIndex) -> None:
@@ -151,8 +153,11 @@ class _Writer:
     async def _put_rollouts(self, records: Sequence[RolloutRecord], former: dict[str, RolloutRecord | None]) -> None:
         loaded, totals = self._loaded, self._totals
         inserted, updated, new_payloads, payloads, queue, completions = [], [], [], [], [], []
+        earliest = self.written.deadline
         for record in records:
             rollout_id, old = record.rollout_id, former[record.rollout_id]
+            if record.deadline is not None and (earliest is None or record.deadline < earliest):
+                earliest = record.deadline
             if old is None:
                 totals.last_rollout += 1
                 number = loaded.numbers[rollout_id] = totals.last_rollout
@@ -177,6 +182,7 @@ class _Writer:
                 completions.append((record.completion_position, number))
             totals.last_queue_position = max(totals.last_queue_position, record.queue_position or 0)
             totals.last_completion_position = max(totals.last_completion_position, record.completion_position or 0)
+        self.written.deadline = earliest
         await self._leave(
             [old for old in former.values() if old is not None and old.rollout_id not in self._deleted],
             {one.rollout_id: one for one in records},
@@ -294,20 +300,21 @@ async def drop_spans(connection: Connection, number: int, pacer: Pacer) -> int:
 
 
 async def evict(
-    connection: Connection, totals: Totals, excess_bytes: int, unfinished: bool, pacer: Pacer
-) -> tuple[Written, list[str]]:
+    connection: Connection, written: Written, excess_bytes: int, unfinished: bool, pacer: Pacer
+) -> list[str]:
     """Drop whole rollouts' spans in the open transaction until so many bytes are free.
 
     Args:
         connection: The one that writes.
-        totals: As they are before; they are changed.
+        written: What the memory has to follow; its totals are changed.
         excess_bytes: How many bytes to free at the least.
         unfinished: Whether rollouts that are not terminal may lose theirs, oldest first, when nothing else is left.
         pacer: Lets others in between.
 
     Returns:
-        What the memory has to follow, and the rollouts whose spans were dropped.
+        The rollouts whose spans were dropped.
     """
+    totals = written.totals
     marks = ", ".join("?" * len(TERMINAL))
     terminal = f"SELECT number, rollout_id, span_bytes FROM rollouts INDEXED BY rollouts_with_spans \
         WHERE span_bytes > 0 AND status IN ({marks}) ORDER BY end_time, number LIMIT 1"
@@ -330,4 +337,4 @@ async def evict(
         await pacer.breathe()
     if evicted:
         rows.write_totals(connection, totals)
-    return Written(totals), evicted
+    return evicted
