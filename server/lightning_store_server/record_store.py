@@ -37,6 +37,11 @@ OURS: Final = (EngineStore, InMemoryLightningStore, SqliteEngineStore)
 class RecordStore(Protocol):
     """The calls that a store gets most, on records. Their arguments have been checked."""
 
+    @property
+    def inline(self) -> bool:
+        """Whether no call suspends but one that waits, deletes or lists."""
+        ...
+
     def execute(self, operation: Operation[R]) -> Coroutine[Any, Any, R]:
         """One of StartRollout, EnqueueRollouts, StartAttempt, UpdateAttempt."""
         ...
@@ -65,6 +70,8 @@ def records_of(store: LightningStore) -> RecordStore:
 class _Adapter:
     """Speaks for a store that knows only objects. It has to number a span before it adds it, so one that is then
     refused leaves a gap."""
+
+    inline = False
 
     def __init__(self, store: LightningStore) -> None:
         self._store = store

@@ -1,7 +1,9 @@
 """Sessions: many calls of the unary methods on one stream. What surrounds a call here is what surrounds it elsewhere: a
 place for it, errors as statuses, an access log when asked for; its caller sees to its deadline.
 
-Calls are made as they are read, a few at a stretch, and the replies of those are sent while the next ones are made.
+Calls are made as they are read, a few at a stretch, and the replies of those are sent while the next ones are made. A
+call that may wait has a task of its own, so that it holds up no other; one that an inline store carries out at once needs
+none.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from lightning_store.store import LightningStore
 from lightning_store.v1.session_pb2 import CallStatus, SessionCall, SessionRequest, SessionResponse
 from lightning_store.wire.errors import error_to_proto
 from lightning_store.wire.methods import METHODS, REPEATED_METADATA, REQUESTS, SERVICE, SESSION, Method, Repeat
-from lightning_store_server.admission import Admission, Slot
+from lightning_store_server.admission import WAITS, Admission, Slot
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.interceptors import (
     CallerGoneError,
@@ -41,6 +43,10 @@ MESSAGE_BYTES_MAX: Final = 8 * 1024 * 1024
 CALLS_AT_A_STRETCH: Final = 16
 """Calls that are begun before others get their turn, the sending of replies among them: with all at once, the caller
 would wait while the server works, and the server while the caller does."""
+SEVERAL_TURNS: Final = frozenset(
+    {"DeleteRollouts", "ListAttempts", "ListResources", "ListRollouts", "ListSpans", "ListWorkers", "WaitForRollouts"}
+)
+"""Methods that let other calls in between, whatever the store is."""
 PATH: Final = f"/{SERVICE}/{SESSION}"
 
 
@@ -50,7 +56,9 @@ class SessionServicer(StoreServicer):
     def __init__(self, store: LightningStore, config: ServerConfig, admission: Admission) -> None:
         super().__init__(store, config)
         self._calls = _Calls(
-            {name: self._rpc(method) for name, method in METHODS.items() if not method.streams}, admission
+            {name: self._rpc(method) for name, method in METHODS.items() if not method.streams},
+            admission,
+            inline=self._records.inline,
         )
         self._access_log = config.access_log
         self._sessions: set[_Session] = set()
@@ -111,9 +119,23 @@ class _CallContext:
 class _Calls:
     """Makes the calls of all sessions."""
 
-    def __init__(self, rpcs: Mapping[str, Rpc], admission: Admission) -> None:
+    def __init__(self, rpcs: Mapping[str, Rpc], admission: Admission, *, inline: bool) -> None:
+        """``inline`` tells whether the store carries out a call that does not wait without suspending."""
         self._rpcs = rpcs
         self._admission = admission
+        self._inline = inline
+
+    def is_brief(self, call: SessionCall) -> bool:
+        """Whether the call is over before another could have its turn."""
+        if not self._inline or call.method in SEVERAL_TURNS:
+            return False
+        rpc, may_wait = self._rpcs.get(call.method), WAITS.get(call.method)
+        if rpc is None or may_wait is None:
+            return True
+        try:
+            return not may_wait(rpc.decode(call.request))
+        except InvalidArgumentError:  # with which it fails at once
+            return True
 
     async def make(self, call: SessionCall) -> _Ended:
         """Its end, whatever that is. CancelledError only if nobody waits for it any more."""
@@ -209,7 +231,7 @@ class _Session:
                     for begun, call in enumerate(one for one in request.calls if one.id not in called_off):
                         if begun and begun % CALLS_AT_A_STRETCH == 0:
                             await asyncio.sleep(0)
-                        self._begin(call)
+                        await self._begin(call)
         except DecodeError as error:
             self._failure = InvalidArgumentError(f"what came is no SessionRequest: {error}")
         except Exception as error:
@@ -217,12 +239,15 @@ class _Session:
         self._reading = False
         self._note_whether_over()
 
-    def _begin(self, call: SessionCall) -> None:
+    async def _begin(self, call: SessionCall) -> None:
         if call.id in self._under_way:
             raise InvalidArgumentError(f"the id {call.id} belongs to a call that is under way", field="calls.id")
         if self._draining:
             error = StoreUnavailableError("the server is shutting down; try again when it is back")
             self._ended.append(_Ended(call.id, b"", error_to_proto(error), None))
+            self._send()
+        elif self._calls.is_brief(call):
+            self._ended.append(await self._make(call))
             self._send()
         else:
             self._under_way[call.id] = asyncio.create_task(self._run(call))

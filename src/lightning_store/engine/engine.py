@@ -59,6 +59,7 @@ class Engine:
         self.memory = memory
         self.store_id = backend.store_id
         self.replay_window_seconds = backend.replay_window_seconds
+        self.inline = backend.inline
         self._clock = clock
         self._waiting = Waiting()
         self._executor = Executor(backend, policy, clock, memory, self._waiting)
