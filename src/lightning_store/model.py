@@ -6,7 +6,7 @@ seconds. Objects that a store returns are snapshots: changing one changes nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Literal, TypeVar, cast, overload
@@ -100,11 +100,12 @@ def construct(model: type[ModelT], fields: dict[str, Any]) -> ModelT:
 
     As ``model.model_construct(**fields)``, which takes several times as long to look for what might be missing.
     """
-    made = model.__new__(model)
-    object.__setattr__(made, "__dict__", fields)
-    object.__setattr__(made, "__pydantic_fields_set__", set(fields))
-    object.__setattr__(made, "__pydantic_extra__", None)
-    object.__setattr__(made, "__pydantic_private__", None)
+    made = object.__new__(model)
+    set_attribute = object.__setattr__
+    set_attribute(made, "__dict__", fields)
+    set_attribute(made, "__pydantic_fields_set__", set(fields))
+    set_attribute(made, "__pydantic_extra__", None)
+    set_attribute(made, "__pydantic_private__", None)
     return made
 
 
@@ -131,17 +132,6 @@ class RolloutConfig(Model):
     """Attempts in all, the first included."""
     retry_condition: list[AttemptStatus] = Field(default_factory=list)
     """The attempt statuses that put the rollout back into the queue."""
-
-
-def config_copy(config: RolloutConfig) -> RolloutConfig:
-    """An independent copy of a config that is known to be legal."""
-    fields = {
-        "timeout_seconds": config.timeout_seconds,
-        "unresponsive_seconds": config.unresponsive_seconds,
-        "max_attempts": config.max_attempts,
-        "retry_condition": list(config.retry_condition),
-    }
-    return construct(RolloutConfig, fields)
 
 
 class Attempt(Model):
@@ -461,6 +451,53 @@ class CompletedRollout:
 
 
 # --- Query results ---------------------------------------------------------------------------------------------------
+
+
+class LazyRows(Sequence[T]):
+    """Rows that are made when they are looked at, each once. Copies and pickles are lists of all of them.
+
+    Args:
+        sources: What each row is made of.
+        make: Makes a row. What it raises is raised at each look.
+    """
+
+    __slots__ = ("_made", "_make", "_sources")
+
+    def __init__(self, sources: Sequence[Any], make: Callable[[Any], T]) -> None:
+        self._sources = sources
+        self._make = make
+        self._made: dict[int, T] = {}
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        place = range(len(self._sources))[index]
+        return self._row(place) if isinstance(place, int) else [self._row(one) for one in place]
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self._row, range(len(self._sources)))
+
+    def _row(self, place: int) -> T:
+        row = self._made.get(place)
+        if row is None:
+            row = self._made.setdefault(place, self._make(self._sources[place]))  # threads agree on the first
+        return row
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, list | LazyRows) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # as that of a list
+
+    def __repr__(self) -> str:
+        return repr(list(self))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from lightning_store.model import (
     AttemptUpdate,
     CompletedRollout,
     EnqueueRolloutRequest,
+    LazyRows,
     PaginatedResult,
     Resource,
     ResourcesUpdate,
@@ -357,7 +358,8 @@ class LightningStoreClient(QueryMethods):
             pages = await self._calls.stream("StreamQuery", StreamQueryRequest(**{listing.rows: request}))
             if not pages:
                 raise InternalError("StreamQuery: the server's answer ended before its first message")
-        rows = [listing.read(row, listing.rows) for page in pages for row in getattr(page, listing.rows)[:]]
+        messages = [row for page in pages for row in getattr(page, listing.rows)[:]]
+        rows = LazyRows(messages, lambda message: listing.read(message, listing.rows))
         return PaginatedResult(rows, query.limit, query.offset, pages[0].total)
 
     async def get_rollout_by_id(self, rollout_id: str) -> Rollout | None:

@@ -19,9 +19,9 @@ from lightning_store.model import (
     AttemptedRollout,
     ResourcesUpdate,
     Rollout,
+    RolloutConfig,
     Span,
     Worker,
-    config_copy,
     construct,
 )
 from lightning_store.spans.document import decode
@@ -96,7 +96,7 @@ def _rollout_fields(record: RolloutRecord) -> dict[str, Any]:
         "mode": record.mode,
         "resources_id": record.resources_id,
         "status": record.status,
-        "config": config_copy(record.config),
+        "config": RolloutConfig.model_validate(record.config),
         "metadata": _json(record.metadata_json, "metadata"),
     }
 

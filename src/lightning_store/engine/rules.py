@@ -385,14 +385,15 @@ def allocate(view: View, rollout_ids: Sequence[str]) -> list[int]:
     last: dict[str, int] = {}
     numbers = []
     for rollout_id in rollout_ids:
-        if rollout_id not in last:
+        number = last.get(rollout_id)
+        if number is None:
             known_rollout(view, rollout_id)
-            last[rollout_id] = view.last_sequence(rollout_id)
-        if last[rollout_id] == SEQUENCE_MAX:
+            number = view.last_sequence(rollout_id)
+        if number == SEQUENCE_MAX:
             message = f"Rollout {rollout_id} has no span sequence numbers left for this call"
             raise InvalidArgumentError(message, rollout_id=rollout_id)
-        last[rollout_id] += 1
-        numbers.append(last[rollout_id])
+        last[rollout_id] = number + 1
+        numbers.append(number + 1)
     for rollout_id, number in last.items():
         view.set_last_sequence(rollout_id, number)
     return numbers

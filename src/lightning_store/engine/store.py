@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from lightning_store import arguments, json_text
 from lightning_store.backends.base import Backend, Rows
@@ -45,6 +44,7 @@ from lightning_store.model import (
     AttemptUpdate,
     CompletedRollout,
     EnqueueRolloutRequest,
+    LazyRows,
     PaginatedResult,
     Resource,
     ResourcesUpdate,
@@ -69,10 +69,6 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
 
 T = TypeVar("T")
-
-SLICE_ROWS: Final = 256
-"""Rows of a query that are converted at a stretch."""
-
 
 class EngineStore(QueryMethods):
     """A LightningStore on a backend in this process.
@@ -242,15 +238,15 @@ class EngineStore(QueryMethods):
         engine = self.engine
         match query:
             case RolloutQuery():
-                return await _page(query, await engine.query_rollouts(query), rollout_with_attempt)
+                return _page(query, await engine.query_rollouts(query), rollout_with_attempt)
             case AttemptQuery():
-                return await _page(query, await engine.query_attempts(query), attempt_of)
+                return _page(query, await engine.query_attempts(query), attempt_of)
             case SpanQuery():
-                return await _page(query, await engine.query_spans(query), span_of)
+                return _page(query, await engine.query_spans(query), span_of)
             case ResourcesQuery():
-                return await _page(query, await engine.query_resources(query), resources_of)
+                return _page(query, await engine.query_resources(query), resources_of)
             case WorkerQuery():
-                return await _page(query, await engine.query_workers(query), worker_of)
+                return _page(query, await engine.query_workers(query), worker_of)
         raise TypeError(f"{type(query).__name__} is no query of a store")
 
     async def get_rollout_by_id(self, rollout_id: str) -> Rollout | None:
@@ -380,18 +376,8 @@ class EngineStore(QueryMethods):
         return await self.engine.delete(which)
 
 
-async def _page(query: Query[Any], rows: Rows[Any], convert: Callable[[Any], Any]) -> PaginatedResult[Any]:
-    return PaginatedResult(await _converted(convert, rows.items), query.limit, query.offset, rows.total)
-
-
-async def _converted(convert: Callable[[Any], T], records: Sequence[Any]) -> list[T]:
-    """The records as objects; of many of them, a slice at a time, so that other calls get their turn in between."""
-    converted: list[T] = []
-    for start in range(0, len(records), SLICE_ROWS):
-        if start:
-            await asyncio.sleep(0)
-        converted += map(convert, records[start : start + SLICE_ROWS])
-    return converted
+def _page(query: Query[Any], rows: Rows[Any], convert: Callable[[Any], Any]) -> PaginatedResult[Any]:
+    return PaginatedResult(LazyRows(rows.items, convert), query.limit, query.offset, rows.total)
 
 
 def _new_rollout(request: EnqueueRolloutRequest, prefix: str = "") -> NewRollout:

@@ -211,7 +211,7 @@ def _check_size(document: bytes, field: str, bytes_max: int) -> None:
 
 
 def _exceeds_depth(document: bytes) -> bool:
-    if document.count(b"[") + document.count(b"{") <= DEPTH_MAX:  # as a rule
+    if len(document.translate(None, _NO_BRACKETS)) <= 2 * DEPTH_MAX:  # as a rule
         return False
     brackets = _STRING.sub(b"", document).translate(None, _NO_BRACKETS)
     return max(accumulate(map(_LEVELS.__getitem__, brackets))) > DEPTH_MAX

@@ -24,7 +24,6 @@ from lightning_store.model import (
     Rollout,
     RolloutConfig,
     Worker,
-    config_copy,
     construct,
 )
 from lightning_store.store import LightningStoreCapabilities, LightningStoreStatistics
@@ -75,20 +74,21 @@ def rollout_to_proto(rollout: Rollout) -> rollout_pb2.Rollout:
 
 def rollout_from_proto(message: rollout_pb2.Rollout, field: str) -> Rollout:
     """An AttemptedRollout where ``latest_attempt`` is set, else a Rollout."""
+    has = message.HasField
     require(message, "start_time", f"{field}.start_time")
     require(message, "config", f"{field}.config")
     values: dict[str, Any] = {
         "rollout_id": required_text(message.rollout_id, f"{field}.rollout_id"),
         "input": input_from_proto(message, field),
         "start_time": timestamp_from_proto(message.start_time, f"{field}.start_time"),
-        "end_time": _optional_time(message, "end_time", field),
+        "end_time": timestamp_from_proto(message.end_time, f"{field}.end_time") if has("end_time") else None,
         "mode": mode_from_proto(message.mode, f"{field}.mode"),
-        "resources_id": message.resources_id if message.HasField("resources_id") else None,
+        "resources_id": message.resources_id if has("resources_id") else None,
         "status": ROLLOUT_STATUS.from_proto(message.status, f"{field}.status"),
-        "config": config_copy(shared_config_from_proto(message.config, f"{field}.config")),
+        "config": RolloutConfig.model_validate(shared_config_from_proto(message.config, f"{field}.config")),  # a copy
         "metadata": metadata_from_proto(message, field),
     }
-    if not message.HasField("latest_attempt"):
+    if not has("latest_attempt"):
         return construct(Rollout, values)
     attempt = attempt_from_proto(message.latest_attempt, f"{field}.latest_attempt")
     if attempt.rollout_id != message.rollout_id:

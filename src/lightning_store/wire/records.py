@@ -16,7 +16,7 @@ from lightning_store.wire.checks import json_object
 from lightning_store.wire.codec import CONFIGS_MAX, config_to_proto, shared_config_from_proto
 from lightning_store.wire.enums import ATTEMPT_STATUS, ROLLOUT_STATUS, mode_from_proto, mode_to_proto
 from lightning_store.wire.requests import ATTEMPT_READERS, masked_fields
-from lightning_store.wire.times import optional_timestamp_to_proto, timestamp_to_proto
+from lightning_store.wire.times import write_timestamp
 
 KEPT_BYTES_MAX: Final = 16 * 1024 * 1024
 """Memory for rollouts whose bytes are kept: some 6,000 with inputs of a few hundred bytes. Not more, since some may be
@@ -28,11 +28,9 @@ NULL: Final = "null"
 
 
 def rollout_record_to_proto(record: RolloutRecord, latest: AttemptRecord | None = None) -> rollout_pb2.Rollout:
-    return rollout_pb2.Rollout(
+    message = rollout_pb2.Rollout(
         rollout_id=record.rollout_id,
         input_json=None if record.input_json == NULL else _as_utf8(record.input_json),
-        start_time=timestamp_to_proto(record.start_time),
-        end_time=optional_timestamp_to_proto(record.end_time),
         mode=mode_to_proto(record.mode, "mode"),
         resources_id=record.resources_id,
         status=ROLLOUT_STATUS.to_proto(record.status, "status"),
@@ -40,6 +38,9 @@ def rollout_record_to_proto(record: RolloutRecord, latest: AttemptRecord | None 
         metadata_json=_as_utf8(record.metadata_json),
         latest_attempt=None if latest is None else attempt_record_to_proto(latest),
     )
+    write_timestamp(message.start_time, record.start_time)
+    write_timestamp(message.end_time, record.end_time)
+    return message
 
 
 def rollout_row_to_proto(row: RolloutRow) -> rollout_pb2.Rollout:
@@ -47,17 +48,18 @@ def rollout_row_to_proto(row: RolloutRow) -> rollout_pb2.Rollout:
 
 
 def attempt_record_to_proto(record: AttemptRecord) -> rollout_pb2.Attempt:
-    return rollout_pb2.Attempt(
+    message = rollout_pb2.Attempt(
         rollout_id=record.rollout_id,
         attempt_id=record.attempt_id,
         sequence_id=record.sequence_id,
-        start_time=timestamp_to_proto(record.start_time),
-        end_time=optional_timestamp_to_proto(record.end_time),
         status=ATTEMPT_STATUS.to_proto(record.status, "status"),
         worker_id=record.worker_id,
-        last_heartbeat_time=optional_timestamp_to_proto(record.last_heartbeat_time),
         metadata_json=_as_utf8(record.metadata_json),
     )
+    write_timestamp(message.start_time, record.start_time)
+    write_timestamp(message.end_time, record.end_time)
+    write_timestamp(message.last_heartbeat_time, record.last_heartbeat_time)
+    return message
 
 
 def _as_utf8(text: str | None) -> Any:

@@ -72,12 +72,8 @@ def span_record_to_proto(record: SpanRecord) -> span_pb2.Span:
         parent_id=record.parent_id,
         name=record.name,
     )
-    if record.start_time is not None:
-        message.start_time.SetInParent()
-        write_timestamp(message.start_time, record.start_time)
-    if record.end_time is not None:
-        message.end_time.SetInParent()
-        write_timestamp(message.end_time, record.end_time)
+    write_timestamp(message.start_time, record.start_time)
+    write_timestamp(message.end_time, record.end_time)
     return message
 
 

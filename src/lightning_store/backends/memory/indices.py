@@ -42,7 +42,7 @@ class Shards(Generic[ValueT]):
         return self._shard(id_)[id_]
 
     def get(self, id_: str) -> ValueT | None:
-        return self._shard(id_).get(id_)
+        return self._shards[(hash(id_) >> HASH_HIGH_BITS) % SHARDS].get(id_)  # as _shard, for all look-ups
 
     def __setitem__(self, id_: str, value: ValueT) -> None:
         shard = self._shard(id_)

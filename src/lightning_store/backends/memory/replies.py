@@ -13,6 +13,7 @@ REPLY_OVERHEAD_BYTES: Final = 300
 """Memory of a reply beside what it says."""
 RECORD_BYTES: Final = 200
 """Of a record in a reply, beside its payloads."""
+NUMBER_BYTES: Final = 8
 OTHER_BYTES: Final = 100
 """Of anything else in a reply: an id, as a rule."""
 
@@ -62,10 +63,12 @@ def _size_bytes(record: ReplyRecord) -> int:
 
 def _kept_bytes(reply: Any) -> int:
     """About what a reply keeps in memory: the payloads of its records, and a little for each object."""
+    if reply is None or isinstance(reply, int):
+        return NUMBER_BYTES
     if isinstance(reply, RolloutRecord | AttemptRecord | ResourcesRecord):
         return RECORD_BYTES + reply.payload_bytes
     if isinstance(reply, list | tuple):
         return sum(map(_kept_bytes, reply))
     if isinstance(reply, bytes):
         return len(reply)
-    return 8 if reply is None or isinstance(reply, int) else OTHER_BYTES
+    return OTHER_BYTES
