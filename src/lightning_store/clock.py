@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
+import weakref
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
+
+from lightning_store.loops import forget_closed
+
+PAUSE_SECONDS: Final = 2.0
+"""An event loop that has not run for longer was paused, by itself or with its process."""
+TICK_SECONDS: Final = 0.5
+"""How often an event loop notes that it runs."""
 
 
 class Timer(Protocol):
@@ -25,6 +34,11 @@ class Clock(Protocol):
         """Seconds since some fixed moment, never backwards: for lengths of time."""
         ...
 
+    def awake_since(self) -> float:
+        """Since when the program has run without a pause, on :meth:`monotonic`: before, it heard nobody. Called on a
+        running event loop."""
+        ...
+
     async def sleep(self, seconds: float) -> None:
         """Suspend the calling task."""
         ...
@@ -35,13 +49,40 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clock."""
+    """The machine's clock.
+
+    It notices a pause of the program (SIGSTOP, a machine that sleeps, a blocked event loop) on each event loop that has
+    asked for ``awake_since``: a timer notes every half second that the loop runs.
+    """
+
+    def __init__(self) -> None:
+        self._awake_since = self.monotonic()
+        self._ran_at: dict[asyncio.AbstractEventLoop, float] = {}
 
     def now(self) -> float:
         return time.time()
 
     def monotonic(self) -> float:
         return time.monotonic()
+
+    def awake_since(self) -> float:
+        loop = asyncio.get_running_loop()
+        if loop in self._ran_at:
+            self._note_run(loop)
+        else:
+            forget_closed(self._ran_at)
+            self._tick(loop)
+        return self._awake_since
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._note_run(loop)
+        loop.call_later(TICK_SECONDS, _tick_again, weakref.ref(self), loop)
+
+    def _note_run(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = self.monotonic()
+        if now - self._ran_at.get(loop, now) > PAUSE_SECONDS:
+            self._awake_since = now
+        self._ran_at[loop] = now
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -50,15 +91,49 @@ class SystemClock:
         return asyncio.get_running_loop().call_later(seconds, callback)
 
 
-class SteadyClock(SystemClock):
-    """The machine's time as it was when this was made, and since then the monotonic clock: within a process it neither
-    jumps nor goes back. ``monotonic`` is the same time, so that it means something to the next process too."""
+def _tick_again(clock: weakref.ref[SystemClock], loop: asyncio.AbstractEventLoop) -> None:
+    """Unless nobody uses the clock any more."""
+    alive = clock()
+    if alive is not None:
+        alive._tick(loop)
 
-    def __init__(self) -> None:
-        self._offset = time.time() - time.monotonic()
+
+class SleepCountingClock(SystemClock):
+    """The same, and ``monotonic`` counts the time for which the machine sleeps, where the system can tell."""
+
+    def monotonic(self) -> float:
+        return time.monotonic() if _SLEEP_COUNTING is None else time.clock_gettime(_SLEEP_COUNTING)
+
+
+_SLEEP_COUNTING: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", getattr(time, "CLOCK_MONOTONIC", None))
+"""Linux has a clock for that, on macOS ``CLOCK_MONOTONIC`` is one, and on Windows there is no other."""
+
+
+class SteadyClock:
+    """The time of a store: what ``source.now()`` was when this was made, and since then ``source.monotonic()``.
+
+    It neither jumps nor goes back, whatever is done to the machine's clock. ``monotonic`` is the same time.
+
+    Args:
+        source: The time, and the timers.
+        not_before: The earliest time to begin with, in seconds since the epoch.
+    """
+
+    def __init__(self, source: Clock, not_before: float = -math.inf) -> None:
+        self._source = source
+        self._offset = max(source.now(), not_before) - source.monotonic()
 
     def now(self) -> float:
-        return self._offset + time.monotonic()
+        return self._offset + self._source.monotonic()
 
     def monotonic(self) -> float:
         return self.now()
+
+    def awake_since(self) -> float:
+        return self._offset + self._source.awake_since()
+
+    async def sleep(self, seconds: float) -> None:
+        await self._source.sleep(seconds)
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        return self._source.call_later(seconds, callback)

@@ -10,7 +10,7 @@ from lightning_store.backends.sqlite import REPLAY_ENTRIES_MAX as REPLAY_ENTRIES
 from lightning_store.backends.sqlite import REPLAY_WINDOW_SECONDS as REPLAY_WINDOW_SECONDS
 from lightning_store.backends.sqlite import Durability as Durability
 from lightning_store.backends.sqlite import SqliteBackend
-from lightning_store.clock import Clock, SteadyClock
+from lightning_store.clock import Clock
 from lightning_store.engine.policy import Policy
 from lightning_store.engine.store import EngineStore
 from lightning_store.errors import StoreUnavailableError
@@ -87,7 +87,6 @@ class SqliteEngineStore(EngineStore):
             replay_window_seconds=replay_window_seconds,
             replay_entries_max=replay_entries_max,
         )
-        clock = SteadyClock() if clock is None else clock
         super().__init__(self._backend, policy=policy, clock=clock, memory=limits)
 
     @property

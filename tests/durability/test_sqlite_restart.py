@@ -101,6 +101,26 @@ async def test_nobody_is_judged_for_silence_while_the_store_was_closed(path, clo
         assert (await store.get_latest_attempt(held.rollout_id)).status == "unresponsive"
 
 
+async def test_the_time_of_the_store_does_not_go_back(path, clock, caplog):
+    """The machine's clock was set back while the store was closed. Records keep their right age."""
+    options = {"replay_window_seconds": 60.0}
+    with opened(path, clock, **options) as store, request_scope("id-1"):
+        made = await store.enqueue_rollout("first")
+        clock.advance(5)
+        await store.update_worker("w")
+    clock.jump(-3600)
+    with opened(path, clock, **options) as store:
+        assert "the machine's clock is 3600 s behind" in caplog.text.lower()
+        clock.advance(54)
+        with request_scope("id-1", repeated=True):
+            assert await store.enqueue_rollout("first") == made
+        clock.advance(2)
+        second = await store.enqueue_rollout("second")
+        assert second.start_time == pytest.approx(made.start_time + 61)
+        with request_scope("id-1", repeated=True):
+            assert await store.enqueue_rollout("first") != made
+
+
 async def finish(store: SqliteLightningStore, name: str) -> str:
     rollout = await store.start_rollout(name)
     await store.update_attempt(rollout.rollout_id, rollout.attempt.attempt_id, status="succeeded")

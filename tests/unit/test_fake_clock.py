@@ -27,6 +27,20 @@ async def test_time_does_not_go_backwards():
         FakeClock().advance(-1)
 
 
+async def test_a_pause_is_told_and_a_jump_takes_no_time():
+    clock = FakeClock(start=100.0)
+    clock.pause(5)
+    assert (clock.now(), clock.monotonic(), clock.awake_since()) == (105.0, 5.0, 5.0)
+    fired: list[int] = []
+    clock.call_later(1, functools.partial(fired.append, 1))
+    clock.jump(-50)
+    assert (clock.now(), clock.monotonic(), clock.pending()) == (55.0, 5.0, [56.0])
+    await clock.until_waiting(56.0)
+    clock.advance(1)
+    await asyncio.sleep(0)
+    assert (fired, clock.awake_since()) == ([1], 5.0)
+
+
 async def test_timers_fire_in_the_order_of_their_time():
     clock = FakeClock()
     fired: list[float] = []

@@ -219,10 +219,13 @@ class Changes:
         "rollouts",
         "sequences",
         "spans",
+        "time",
         "workers",
     )
 
     def __init__(self) -> None:
+        self.time = 0.0
+        """The present, in seconds since the epoch. No time that the engine sets is later."""
         self.rollouts: dict[str, RolloutRecord | None] = {}
         """None deletes a rollout with all that belongs to it; what is said of it elsewhere in the changes is void. From
         its columns follow its place in the queue, among the completions, and when it is due."""
@@ -358,6 +361,12 @@ class Backend(ABC):
     @abstractmethod
     def replay_window_seconds(self) -> float:
         """How long a recorded reply is kept."""
+
+    @property
+    def newest_time(self) -> float:
+        """The latest ``Changes.time`` that is stored when the backend is opened; 0 if nothing is. The time of the store
+        goes on from there at the earliest, whatever the machine's clock says."""
+        return 0.0
 
     @abstractmethod
     def transaction(self) -> Transaction:

@@ -201,8 +201,7 @@ class ReplyRecord(NamedTuple):
 
     request_id: str
     recorded_at: float
-    """Seconds on the executor's monotonic clock. With a backend that outlives the process, a clock whose monotonic time
-    does so too."""
+    """In seconds since the epoch."""
     signature: str
     """Tells apart different calls that were given one request id."""
     refused: bool

@@ -19,7 +19,7 @@ from lightning_store.loops import forget_closed
 SLACK_SECONDS: Final = 0.001
 """How long after a deadline the timer fires: a deadline counts once the clock is past it."""
 SLEEP_SECONDS_MAX: Final = 60.0
-"""It looks at the clock at least this often, in case the machine's time was set."""
+"""It looks at the clock at least this often, in case the machine slept: timers do not count that."""
 
 
 class DeadlineTimer:

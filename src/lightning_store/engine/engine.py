@@ -6,6 +6,7 @@ Its arguments have been checked, and its results are records. The rules are in `
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Collection, Coroutine, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -23,7 +24,7 @@ from lightning_store.backends.records import (
     SpanRecord,
     WorkerRecord,
 )
-from lightning_store.clock import Clock
+from lightning_store.clock import Clock, SteadyClock
 from lightning_store.engine.completion_feed import CompletionFeed, position_of
 from lightning_store.engine.conversion import span_of
 from lightning_store.engine.executor import Executor
@@ -39,7 +40,10 @@ from lightning_store.outcomes import SpanOutcome
 from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
 
 R = TypeVar("R")
+logger = logging.getLogger(__name__)
 
+CLOCK_BEHIND_SECONDS: Final = 1.0
+"""A machine's clock that was set back by less is nothing to speak of."""
 DELETION_BATCH: Final = 500
 """Rollouts that one transaction deletes: as many as hold up other calls for some milliseconds only."""
 
@@ -50,7 +54,8 @@ class Engine:
     Args:
         backend: Where the data is.
         policy: Which of the rules hold.
-        clock: The time.
+        clock: The time. The store follows its ``monotonic`` from the time that ``now`` gives at the start, or from the
+            newest time that is stored, if that is later.
         memory: Limits of what is stored; None where there are none.
     """
 
@@ -60,9 +65,13 @@ class Engine:
         self.store_id = backend.store_id
         self.replay_window_seconds = backend.replay_window_seconds
         self.inline = backend.inline
-        self._clock = clock
+        behind_seconds = backend.newest_time - clock.now()
+        if behind_seconds > CLOCK_BEHIND_SECONDS:
+            message = "The machine's clock is %.0f s behind the newest time stored; the store goes on from that time"
+            logger.warning(message, behind_seconds)
+        self._clock = SteadyClock(clock, not_before=backend.newest_time)
         self._waiting = Waiting()
-        self._executor = Executor(backend, policy, clock, memory, self._waiting)
+        self._executor = Executor(backend, policy, self._clock, memory, self._waiting)
 
     def execute(self, operation: Operation[R]) -> Coroutine[Any, Any, R]:
         """Run an operation.

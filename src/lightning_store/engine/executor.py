@@ -101,7 +101,7 @@ class _Call(Generic[R]):
         self.finished = False
         """Whether its transaction is committed, or it has failed."""
         self.begun_at = 0.0
-        """When its first transaction began, on the monotonic clock."""
+        """When its first transaction began."""
         self.rows = self.size_bytes = 0
         """What it writes, about, once it is in a group."""
         self.reply: R | None = None
@@ -135,7 +135,7 @@ class Executor:
     Args:
         backend: Where the data is.
         policy: Which of the rules hold.
-        clock: The time.
+        clock: The time, which never goes back.
         memory: Limits of what is stored; None where there are none.
         notifier: Told what each transaction did.
     """
@@ -148,7 +148,7 @@ class Executor:
         self._clock = clock
         self._memory = memory
         self._notifier = notifier
-        self._watched_since = clock.now()
+        self._opened_at = clock.now()
         self.timer = DeadlineTimer(clock, self._look_at_deadlines)
         self._ready: deque[_Call[Any]] = deque()
         self._worker: asyncio.Task[None] | None = None
@@ -304,17 +304,19 @@ class Executor:
         full = None
         if limits is not None and self._backend.stored_bytes > limits.limit_bytes and await self._any_stores(calls):
             full = await self._make_room(limits)
-        now, at = self._clock.now(), self._clock.monotonic()
+        # A pause is noticed before the time is read: whatever is judged at that time is judged with it in mind.
+        watched_since = max(self._opened_at, self._clock.awake_since())
+        now = self._clock.now()
         transaction = self._backend.transaction()
         try:
             loaded = await transaction.load(self._needs_of(calls), self._due(now))
-            view = View(loaded, now, self._policy, self._watched_since)
+            view = View(loaded, now, self._policy, watched_since)
             ready = await self._expire(transaction, view) if loaded.overdue or loaded.expendable else True
             if ready:
-                left, missing = self._decide_each(view, calls, at, full)
+                left, missing = self._decide_each(view, calls, full)
                 while left:
                     await transaction.load(missing)
-                    left, missing = self._decide_each(view, left, at, full)
+                    left, missing = self._decide_each(view, left, full)
         except BaseException:
             await transaction.rollback()
             raise
@@ -364,7 +366,7 @@ class Executor:
         return needs
 
     def _decide_each(
-        self, view: View, calls: Sequence[_Call[Any]], at: float, full: ResourceExhaustedError | None
+        self, view: View, calls: Sequence[_Call[Any]], full: ResourceExhaustedError | None
     ) -> tuple[list[_Call[Any]], Needs]:
         """Have each call decide.
 
@@ -375,56 +377,56 @@ class Executor:
         missing = _ON_DEMAND
         for call in calls:
             try:
-                self._decide(view, call, at, full)
+                self._decide(view, call, full)
             except NotLoadedError as error:
                 missing = missing.plus(error.needs)
                 left.append(call)
         return left, missing
 
-    def _decide(self, view: View, call: _Call[Any], at: float, full: ResourceExhaustedError | None) -> None:
+    def _decide(self, view: View, call: _Call[Any], full: ResourceExhaustedError | None) -> None:
         """Have a call decide on the view, and record its reply. A call that fails leaves nothing in the view.
 
         Raises:
             NotLoadedError: Something has to be loaded first.
         """
         call.error, call.finished = None, False  # of a transaction that met a conflict
-        call.begun_at = call.begun_at or at
+        call.begun_at = call.begun_at or view.now
         if call.request is not None:
             recorded = view.reply(call.request.id)
-            if recorded is not None and self._counts(recorded, call, at):
+            if recorded is not None and self._counts(recorded, call, view.now):
                 return _replay(call, recorded)
         mark = view.mark()
         try:
             if full is not None and call.operation.stores:
                 raise full
             call.reply = call.operation.decide(view)
-            self._record(view, call, at)
+            self._record(view, call)
         except NotLoadedError:
             view.revert(mark)
             raise
         except Exception as error:
             view.revert(mark)
             call.fail(error)
-            self._record_refusal(view, call, error, at)
+            self._record_refusal(view, call, error)
 
-    def _counts(self, recorded: ReplyRecord, call: _Call[Any], at: float) -> bool:
+    def _counts(self, recorded: ReplyRecord, call: _Call[Any], now: float) -> bool:
         """Whether a recorded reply answers the call: it is within the window, or of an earlier try of this call."""
-        age_seconds = at - recorded.recorded_at
+        age_seconds = now - recorded.recorded_at
         return age_seconds <= self._backend.replay_window_seconds or recorded.recorded_at >= call.begun_at
 
-    def _record(self, view: View, call: _Call[Any], at: float) -> None:
+    def _record(self, view: View, call: _Call[Any]) -> None:
         request, codec = call.request, call.operation.codec
         if request is None or codec is None or not (call.reply or (request.repeated and call.final)):
             return  # what came to nothing may run again, unless an earlier call of the same id may still be on its way
-        view.put_reply(ReplyRecord(request.id, at, call.signature, False, call.reply, codec.encode))
+        view.put_reply(ReplyRecord(request.id, view.now, call.signature, False, call.reply, codec.encode))
 
-    def _record_refusal(self, view: View, call: _Call[Any], error: Exception, at: float) -> None:
+    def _record_refusal(self, view: View, call: _Call[Any], error: Exception) -> None:
         """What is refused for want of room may be granted when it is asked for again: that is no answer to keep."""
         request = call.request
         for_good = isinstance(error, StoreError) and not isinstance(error, ResourceExhaustedError)
         if request is not None and request.repeated and for_good:
             refusal = copy(cast(StoreError, error))
-            view.put_reply(ReplyRecord(request.id, at, call.signature, True, refusal, encode_refusal))
+            view.put_reply(ReplyRecord(request.id, view.now, call.signature, True, refusal, encode_refusal))
 
     # --- What is due -------------------------------------------------------------------------------------------------
 

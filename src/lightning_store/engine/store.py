@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from lightning_store import arguments, json_text
 from lightning_store.backends.base import Backend, Rows
 from lightning_store.backends.records import NewRollout, SpanRecord
-from lightning_store.clock import Clock, SystemClock
+from lightning_store.clock import Clock, SleepCountingClock
 from lightning_store.engine.completion_feed import cursor_of
 from lightning_store.engine.conversion import (
     attempt_of,
@@ -88,7 +88,7 @@ class EngineStore(QueryMethods):
         clock: Clock | None = None,
         memory: MemoryLimits | None = None,
     ) -> None:
-        self._clock: Clock = clock if clock is not None else SystemClock()
+        self._clock: Clock = clock if clock is not None else SleepCountingClock()
         self._started = self._clock.monotonic()
         self._thread_safe = backend.inline  # else it belongs to one event loop
         self.engine = Engine(backend, policy=policy, clock=self._clock, memory=memory)

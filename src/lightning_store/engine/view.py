@@ -57,8 +57,8 @@ class View:
         loaded: What the transaction has loaded.
         now: The time of every change of this group, in seconds since the epoch.
         policy: Which of the rules hold.
-        watched_since: Since when this process has had the data open, in seconds since the epoch: nobody is judged for
-            silence before that.
+        watched_since: Since when this process has had the data open and has run without a pause, in seconds since the
+            epoch: nobody is judged for silence before that.
     """
 
     __slots__ = (
@@ -85,6 +85,7 @@ class View:
         self.policy = policy
         self.watched_since = watched_since
         self.changes = Changes()
+        self.changes.time = now
         self.effects = Effects()
         self._holders: dict[str, dict[str, None]] = {}
         """The workers that held an attempt of a rollout at some time in this group."""

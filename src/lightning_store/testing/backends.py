@@ -67,6 +67,10 @@ class SuspendingBackend(Backend):
     def replay_window_seconds(self) -> float:
         return self.inner.replay_window_seconds
 
+    @property
+    def newest_time(self) -> float:
+        return self.inner.newest_time
+
     def transaction(self) -> Transaction:
         return _SuspendingTransaction(self)
 

@@ -50,6 +50,8 @@ class FakeClock:
         """``start`` is the first :meth:`now`, in seconds since the Unix epoch."""
         self._start = start
         self._now = start
+        self._jumped = 0.0
+        self._awake_since = 0.0
         self._lock = threading.Lock()
         self._order = itertools.count()
         self._timers: list[tuple[float, int, FakeTimer]] = []
@@ -57,11 +59,15 @@ class FakeClock:
 
     def now(self) -> float:
         """Seconds since the Unix epoch."""
-        return self._now
+        return self._now + self._jumped
 
     def monotonic(self) -> float:
         """Seconds since this clock was made."""
         return self._now - self._start
+
+    def awake_since(self) -> float:
+        """When the last :meth:`pause` ended."""
+        return self._awake_since
 
     async def sleep(self, seconds: float) -> None:
         """Suspend the calling task until the clock has been advanced by ``seconds``."""
@@ -101,22 +107,32 @@ class FakeClock:
             while self._timers and self._timers[0][0] <= self._now:
                 heapq.heappop(self._timers)[2].fire()
 
+    def pause(self, seconds: float) -> None:
+        """The same, and the program did not run meanwhile: it was stopped, or its machine slept."""
+        self._awake_since = self.monotonic() + seconds
+        self.advance(seconds)
+
+    def jump(self, seconds: float) -> None:
+        """Somebody sets the machine's time: :meth:`now` is so much later, or earlier, and no time has passed."""
+        self._jumped += seconds
+
     async def until_waiting(self, due: float) -> None:
         """Return as soon as a timer or a sleeper is due at ``due`` (within a microsecond).
 
         TimeoutError, with the times that are due, if that does not happen within ``SAFETY_SECONDS`` of real time.
         """
         seen = asyncio.Event()
+        due -= self._jumped
         watcher = (due, FakeTimer(due, seen.set))
         with self._lock:
-            if any(_same_time(due, pending) for pending in self._pending()):
+            if any(_same_time(due + self._jumped, pending) for pending in self._pending()):
                 return
             self._watchers.append(watcher)
         try:
             async with asyncio.timeout(SAFETY_SECONDS):
                 await seen.wait()
         except TimeoutError:
-            raise TimeoutError(f"nothing waits for {due}, only for {self.pending()}") from None
+            raise TimeoutError(f"nothing waits for {due + self._jumped}, only for {self.pending()}") from None
         finally:
             with self._lock:
                 self._watchers.remove(watcher)
@@ -127,7 +143,7 @@ class FakeClock:
             return self._pending()
 
     def _pending(self) -> list[float]:
-        return sorted(due for due, _, timer in self._timers if not timer.cancelled)
+        return sorted(due + self._jumped for due, _, timer in self._timers if not timer.cancelled)
 
 
 def _same_time(one: float, other: float) -> bool:

@@ -165,6 +165,10 @@ class SqliteBackend(Backend):
     def span_bytes(self) -> int:
         return self.totals.span_bytes
 
+    @property
+    def newest_time(self) -> float:
+        return self.totals.newest_time
+
     def transaction(self) -> Transaction:
         return _Transaction(self)
 

@@ -44,6 +44,7 @@ class Totals:
     span_bytes: int
     other_bytes: int
     latest_resources: str | None
+    newest_time: float
 
     @property
     def counts(self) -> Counts:

@@ -83,6 +83,7 @@ class _Writer:
         await self._insert_spans(changes)
         await self._put_workers_and_resources(changes)
         await self._put_replies(changes, replies)
+        self._totals.newest_time = max(self._totals.newest_time, changes.time)
         rows.write_totals(self._connection, self._totals)
 
     async def _load_what_is_changed(self, changes: Changes, replies: ReplyIndex) -> None:

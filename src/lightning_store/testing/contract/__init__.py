@@ -27,7 +27,7 @@ from lightning_store.testing.contract.spans import (
 )
 from lightning_store.testing.contract.waiting import WaitingContract
 from lightning_store.testing.contract.waiting_for_any import WaitingForAnyContract
-from lightning_store.testing.contract.watchdog import DeadlinesContract, WatchdogContract
+from lightning_store.testing.contract.watchdog import DeadlinesContract, PausesContract, WatchdogContract
 from lightning_store.testing.contract.workers import AssignmentContract, HeartbeatContract
 
 
@@ -48,6 +48,7 @@ class StoreContract(
     AssignmentContract,
     HeartbeatContract,
     DeadlinesContract,
+    PausesContract,
     WatchdogContract,
     WaitingContract,
     MemoryContract,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
+import pytest_asyncio
 
 from lightning_store.model import AttemptedRollout, RolloutConfig, RolloutStatus
 from lightning_store.store import LightningStore
@@ -211,6 +212,87 @@ async def by_worker(store: LightningStore, started: AttemptedRollout) -> str:
 async def by_span(store: LightningStore, started: AttemptedRollout) -> str:
     await store.add_span(make_span(started))
     return (await look(store, started)).status
+
+
+LEASE_SECONDS = 120.0
+
+
+class PausesContract(ContractBase):
+    """Nobody is judged for silence while the judge was away: its program stopped, or the machine's time was set."""
+
+    @pytest_asyncio.fixture(loop_scope="function")
+    async def leasing_store(self, clock: FakeClock) -> AsyncIterator[LightningStore]:
+        async with self.opened(clock, worker_timeout_seconds=LEASE_SECONDS) as store:
+            yield store
+
+    async def held(self, store: LightningStore, config: RolloutConfig | None = None) -> AttemptedRollout:
+        await store.update_worker("w")
+        return await store.start_rollout("task", config=config, worker_id="w")
+
+    @pytest.mark.parametrize("config", [None, UNRESPONSIVE_10], ids=str)
+    async def test_x_a_heartbeat_after_a_pause_counts(
+        self, leasing_store: LightningStore, clock: FakeClock, config: RolloutConfig | None
+    ) -> None:
+        """It was sent during the pause, and is read after it."""
+        started = await self.held(leasing_store, config)
+        clock.pause(10 * LEASE_SECONDS)
+        assert (await leasing_store.update_worker("w")).status == "busy"
+        assert await statuses(leasing_store, started) == ("preparing", "preparing")
+
+    @pytest.mark.parametrize(
+        ("config", "seconds"), [(None, LEASE_SECONDS), (UNRESPONSIVE_10, 10)], ids=["worker timeout", "unresponsive"]
+    )
+    async def test_x_silence_counts_from_the_end_of_a_pause(
+        self, leasing_store: LightningStore, clock: FakeClock, config: RolloutConfig | None, seconds: float
+    ) -> None:
+        started = await self.held(leasing_store, config)
+        clock.advance(seconds - 1)
+        clock.pause(1000)
+        clock.advance(seconds)
+        assert await statuses(leasing_store, started) == ("preparing", "preparing")
+        clock.advance(0.25)
+        assert await statuses(leasing_store, started) == ("failed", "unresponsive")
+
+    async def test_x_silence_after_a_pause_ends_an_attempt_without_any_call(
+        self, leasing_store: LightningStore, clock: FakeClock
+    ) -> None:
+        started = await self.held(leasing_store, RolloutConfig(unresponsive_seconds=4))
+        waiter = asyncio.create_task(leasing_store.wait_for_rollouts(rollout_ids=[started.rollout_id], timeout=15))
+        await clock.until_waiting(clock.now() + 15)
+        clock.pause(5)
+        assert await statuses(leasing_store, started) == ("preparing", "preparing")
+        clock.advance(4.25)
+        assert [one.status for one in await within_safety(waiter)] == ["failed"]
+
+    async def test_x_what_begins_after_a_pause_has_no_grace(self, store: LightningStore, clock: FakeClock) -> None:
+        clock.pause(1000)
+        started = await store.start_rollout("task", config=UNRESPONSIVE_10)
+        clock.advance(10.25)
+        assert await statuses(store, started) == ("failed", "unresponsive")
+
+    async def test_x_a_timeout_counts_on_through_a_pause(self, store: LightningStore, clock: FakeClock) -> None:
+        started = await store.start_rollout("task", config=TIMEOUT_10)
+        clock.pause(10.25)
+        assert await statuses(store, started) == ("failed", "timeout")
+
+    @pytest.mark.parametrize("seconds", [86_400, -86_400])
+    async def test_x_the_machine_s_time_may_be_set(
+        self, leasing_store: LightningStore, clock: FakeClock, seconds: float
+    ) -> None:
+        """A jump forward ends nothing, a jump back keeps nothing, and the times of the store go on."""
+        begun = clock.now()
+        held = await self.held(leasing_store)
+        timed = await leasing_store.start_rollout("task", config=TIMEOUT_10)
+        clock.jump(seconds)
+        assert await statuses(leasing_store, held) == ("preparing", "preparing")
+        assert await statuses(leasing_store, timed) == ("preparing", "preparing")
+        clock.advance(10.25)
+        assert await statuses(leasing_store, timed) == ("failed", "timeout")
+        clock.advance(LEASE_SECONDS - 10)
+        assert await statuses(leasing_store, held) == ("failed", "unresponsive")
+        ended = (await look(leasing_store, held)).end_time
+        assert ended is not None
+        assert ended == pytest.approx(begun + LEASE_SECONDS + 0.25, abs=1e-3)
 
 
 class WatchdogContract(ContractBase):
