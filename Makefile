@@ -31,6 +31,8 @@ TEST_LEFT_OUT := --ignore tests/chaos/test_flaky_wire_whole.py
 TEST_QUICK := -m "not slow and not hypothesis and not chaos and not soak" $(TEST_LEFT_OUT)
 SOAK_SECONDS ?= 600
 SOAK_SEED ?=
+CRASH_KILLS ?= 200
+CRASH_SEED ?=
 
 # The tests start many processes, which would each compile every module for themselves.
 unexport PYTHONDONTWRITEBYTECODE
@@ -110,6 +112,10 @@ test-chaos: $(VENV)/.installed-dev ## Run the long forms of the tests that break
 .PHONY: test-soak
 test-soak: $(VENV)/.installed-dev ## Run 200 runners on a wire that breaks, for ten minutes (SOAK_SECONDS=60)
 	SOAK_SECONDS=$(SOAK_SECONDS) SOAK_SEED=$(SOAK_SEED) $(BIN)/python -m pytest -m soak tests/soak $(TEST_ARGS)
+
+.PHONY: test-crash
+test-crash: $(VENV)/.installed-dev ## Kill a server with 64 callers 200 times (CRASH_KILLS=20); nothing is lost or doubled
+	CRASH_KILLS=$(CRASH_KILLS) CRASH_SEED=$(CRASH_SEED) $(BIN)/python -m pytest tests/durability/test_crash.py $(TEST_ARGS)
 
 .PHONY: test-fast
 test-fast: $(VENV)/.installed-dev ## Run the tests that neither start processes nor search for examples

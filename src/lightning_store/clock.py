@@ -76,7 +76,8 @@ class SystemClock:
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self._note_run(loop)
-        loop.call_later(TICK_SECONDS, _tick_again, weakref.ref(self), loop)
+        clock: weakref.ref[SystemClock] = weakref.ref(self)
+        loop.call_later(TICK_SECONDS, _tick_again, clock, loop)
 
     def _note_run(self, loop: asyncio.AbstractEventLoop) -> None:
         now = self.monotonic()
