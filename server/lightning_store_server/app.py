@@ -15,6 +15,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from lightning_store.in_memory import REPLAY_ENTRIES_MAX as REPLAY_ENTRIES_MAX
 from lightning_store.in_memory import REPLAY_WINDOW_SECONDS as REPLAY_WINDOW_SECONDS
 from lightning_store.in_memory import InMemoryLightningStore
+from lightning_store.sqlite_store import FREE_BYTES_MIN as FREE_BYTES_MIN
 from lightning_store.sqlite_store import Durability as Durability
 from lightning_store.sqlite_store import SqliteEngineStore
 from lightning_store.store import LightningStore

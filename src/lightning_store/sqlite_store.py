@@ -6,6 +6,7 @@ import os
 import threading
 from typing import Any, TypedDict, Unpack
 
+from lightning_store.backends.sqlite import FREE_BYTES_MIN as FREE_BYTES_MIN
 from lightning_store.backends.sqlite import REPLAY_ENTRIES_MAX as REPLAY_ENTRIES_MAX
 from lightning_store.backends.sqlite import REPLAY_WINDOW_SECONDS as REPLAY_WINDOW_SECONDS
 from lightning_store.backends.sqlite import Durability as Durability
@@ -25,6 +26,7 @@ class SqliteOptions(TypedDict, total=False):
 
     durability: Durability
     size_bytes_max: int | None
+    free_bytes_min: int
     strict: bool
     worker_timeout_seconds: float
     retain_finished_seconds: float | None
@@ -41,8 +43,9 @@ class SqliteEngineStore(EngineStore):
     Args:
         path: The database's file. It is made if there is none; its folder must exist, on a local file system.
         durability: What an acknowledged call survives: "full" a loss of power, "normal" the end of the process.
-        size_bytes_max: How large the file may get; past it, calls that need more room are refused. None: as large as
-            the disk allows.
+        size_bytes_max: How many bytes of the file may be in use; past it, calls that store more are refused, and
+            reports and deletions may take an eighth more. None: as many as the disk allows.
+        free_bytes_min: How many bytes of the disk stay free: below, calls that store more are refused.
         strict: Whether calls that name what does not exist are refused.
         worker_timeout_seconds: After how long the attempts of workers that sent heartbeats and fell silent are given
             up, in seconds; 0 does not.
@@ -65,6 +68,7 @@ class SqliteEngineStore(EngineStore):
         *,
         durability: Durability = "full",
         size_bytes_max: int | None = None,
+        free_bytes_min: int = FREE_BYTES_MIN,
         strict: bool = False,
         worker_timeout_seconds: float = 0.0,
         retain_finished_seconds: float | None = None,
@@ -84,6 +88,7 @@ class SqliteEngineStore(EngineStore):
             path,
             durability=durability,
             size_bytes_max=size_bytes_max,
+            free_bytes_min=free_bytes_min,
             replay_window_seconds=replay_window_seconds,
             replay_entries_max=replay_entries_max,
         )

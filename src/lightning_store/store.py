@@ -88,6 +88,14 @@ class LightningStoreStatistics(TypedDict, total=False):
     """About what everything stored takes."""
     memory_limit_bytes: int
     """Past so many of them, what would add to them is refused (``ResourceExhaustedError``)."""
+    disk_used_bytes: int
+    """What the data takes on the disk, with its indices."""
+    disk_file_bytes: int
+    """What the files take, with what is free within them and the log."""
+    disk_free_bytes: int
+    """What is left on the disk."""
+    disk_limit_bytes: int
+    """Past so many ``disk_used_bytes``, what would add to them is refused."""
 
 
 class LightningStore(ABC):

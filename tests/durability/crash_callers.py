@@ -149,6 +149,7 @@ class Caller:
         if self._rng.random() >= share:
             return
         self._ledger.account(held.rollout_id).delete_sent = True
+        self._ledger.inputs_deleted.add(held.input)
         deleted = await self._store.delete_rollouts([held.rollout_id])
         if deleted != [held.rollout_id]:
             self._ledger.violate("a deletion has no effect", rollout_id=held.rollout_id, deleted=deleted)

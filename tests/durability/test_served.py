@@ -105,3 +105,6 @@ async def test_a_database_that_cannot_be_served(path, tmp_path):
     code, said = served("--database", f"sqlite:{path}", "--memory-limit", "0.5")
     assert code == 78
     assert "--memory-limit is for a store in memory" in said
+    code, said = served("--disk-limit", "1GiB")
+    assert code == 78
+    assert "--disk-limit and --disk-reserve are for a database" in said

@@ -26,6 +26,7 @@ from lightning_store.errors import (
 )
 from lightning_store.sqlite_store import SqliteLightningStore
 from lightning_store.testing import FakeClock
+from lightning_store.testing.contract.base import make_span
 
 TOTALS = "SELECT rollouts, attempts, completed, span_bytes FROM totals"
 COUNTED = """
@@ -139,7 +140,14 @@ def test_a_file_that_can_only_be_read_is_refused():
 
 
 @pytest.mark.parametrize(
-    "options", [{"durability": "none"}, {"size_bytes_max": 0}, {"replay_entries_max": 0}, {"replay_window_seconds": -1}]
+    "options",
+    [
+        {"durability": "none"},
+        {"size_bytes_max": 0},
+        {"free_bytes_min": -1},
+        {"replay_entries_max": 0},
+        {"replay_window_seconds": -1},
+    ],
 )
 def test_options_are_checked_and_nothing_is_made(path, options: dict[str, Any]):
     [name] = options
@@ -168,23 +176,68 @@ async def test_a_full_file_refuses_the_operation_that_needs_room_and_no_other(pa
     text = "x" * 100_000
     with SqliteLightningStore(path, clock=FakeClock(), size_bytes_max=1_000_000) as store:
         made = [await store.enqueue_rollout("first")]
-        made += await fill(store, text)
         before = await store.statistics()
         small, large, also_small = await asyncio.gather(
             store.get_next_span_sequence_id(made[0].rollout_id, "at-1"),
-            store.enqueue_rollout(text * 10),
+            store.enqueue_rollout(text * 12),
             store.get_next_span_sequence_id(made[0].rollout_id, "at-1"),
             return_exceptions=True,
         )
         assert {small, also_small} == {1, 2}
         assert isinstance(large, ResourceExhaustedError)
         assert "no room left" in str(large)
-        assert await store.statistics() == before
-        await store.delete_rollouts(rollout_ids=[one.rollout_id for one in made[1:]])
-        await store.enqueue_rollout(text)
+        assert (await store.statistics())["total_bytes"] == before["total_bytes"]
     with SqliteLightningStore(path) as store:
-        assert [one.input for one in await store.query_rollouts()] == ["first", text]
-        assert (await store.statistics())["total_rollouts"] == 2
+        assert [one.input for one in await store.query_rollouts()] == ["first"]
+        assert (await store.statistics())["total_rollouts"] == 1
+
+
+@pytest.mark.asyncio
+async def test_past_its_limit_a_file_takes_reports_and_deletions_and_nothing_new(path):
+    text = "x" * 20_000
+    with SqliteLightningStore(path, clock=FakeClock(), size_bytes_max=1_000_000) as store:
+        running = await store.start_rollout("running")
+        made = await fill(store, text)
+        full = await store.statistics()
+        assert full["disk_used_bytes"] > full["disk_limit_bytes"] == 1_000_000
+        assert full["disk_file_bytes"] >= full["disk_used_bytes"]
+        assert full["disk_free_bytes"] > 0
+        with pytest.raises(ResourceExhaustedError, match="delete finished rollouts, or raise the limit") as raised:
+            await store.add_span(make_span(running))
+        assert raised.value.details["limit"] == "disk_limit"
+        assert raised.value.retry_after_seconds
+        claimed = await store.dequeue_rollout(worker_id="w")
+        assert claimed is not None
+        for one in (running, claimed):
+            await store.update_attempt(one.rollout_id, one.attempt.attempt_id, status="succeeded")
+        await store.update_worker("w")
+        assert len(await store.query_rollouts()) == len(made) + 1
+        await store.delete_rollouts(rollout_ids=[one.rollout_id for one in made[:6]])
+        await store.enqueue_rollout(text)
+
+
+@pytest.mark.asyncio
+async def test_past_its_limit_a_file_gives_up_what_is_not_retained_before_anything_is_refused(path):
+    clock, text = FakeClock(), "x" * 20_000
+    with SqliteLightningStore(path, clock=clock, size_bytes_max=1_000_000, retain_finished_seconds=60) as store:
+        for _ in range(5):
+            finished = await store.start_rollout(text)
+            await store.update_attempt(finished.rollout_id, finished.attempt.attempt_id, status="succeeded")
+        await fill(store, text)
+        clock.advance(61)
+        await store.enqueue_rollout(text)
+
+
+@pytest.mark.asyncio
+async def test_below_the_reserve_of_its_disk_nothing_new_is_taken(path):
+    with SqliteLightningStore(path) as store:
+        running = await store.start_rollout("running")
+    with SqliteLightningStore(path, free_bytes_min=1 << 60) as store:
+        with pytest.raises(ResourceExhaustedError, match="make room on the disk") as raised:
+            await store.enqueue_rollout("more")
+        assert raised.value.details["limit"] == "disk"
+        await store.update_attempt(running.rollout_id, running.attempt.attempt_id, status="succeeded")
+        assert await store.delete_rollouts(rollout_ids=[running.rollout_id]) == [running.rollout_id]
 
 
 @pytest.mark.slow

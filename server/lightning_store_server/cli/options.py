@@ -106,6 +106,15 @@ def threshold(flag: str, *names: str, help: str, show_default: str) -> Callable[
     return setting(flag, *names, help=help, show_default=show_default, callback=parse, metavar="RATIO|BYTES")
 
 
+def optional_size(flag: str, *names: str, help: str, show_default: str | bool = False) -> Callable[[F], F]:
+    """A setting in bytes that need not be given."""
+
+    def parse(_: click.Context, __: click.Parameter, value: str | None) -> int | None:
+        return None if value is None else parse_bytes(value)
+
+    return setting(flag, *names, help=help, show_default=show_default, callback=parse, metavar="BYTES")
+
+
 def retention(flag: str, *names: str, help: str) -> Callable[[F], F]:
     """A setting that is a number of things to keep, or the time for which each is kept."""
 

@@ -18,6 +18,7 @@ from lightning_store.errors import InvalidArgumentError, StoreUnavailableError, 
 from lightning_store.memory_limits import EVICTION_RATIO_DEFAULT, LIMIT_RATIO_DEFAULT, SAFE_RATIO_DEFAULT
 from lightning_store.store import LightningStore
 from lightning_store_server.app import (
+    FREE_BYTES_MIN,
     REPLAY_ENTRIES_MAX,
     REPLAY_WINDOW_SECONDS,
     WORKER_TIMEOUT_SECONDS,
@@ -31,6 +32,7 @@ from lightning_store_server.cli.options import (
     INT64_MAX,
     Retention,
     database,
+    optional_size,
     retention,
     seconds,
     setting,
@@ -38,6 +40,7 @@ from lightning_store_server.cli.options import (
     switch,
     threshold,
 )
+from lightning_store_server.cli.text import byte_size
 from lightning_store_server.config import INT32_MAX, ServerConfig
 from lightning_store_server.garbage import GarbageWatch
 from lightning_store_server.heap import keep_freed_memory
@@ -88,6 +91,16 @@ Exit codes:
     type=click.Choice(get_args(Durability)),
     default="full",
     help="What an acknowledged call survives in a database: a loss of power, or no more than the end of the process.",
+)
+@optional_size(
+    "--disk-limit",
+    help="For a database. With more of its file in use, calls that would store more are told to come again; reporting"
+    " and deleting go on.",
+)
+@optional_size(
+    "--disk-reserve",
+    show_default=byte_size(FREE_BYTES_MIN),
+    help="For a database. With less left on its disk, calls that would store more are told to come again.",
 )
 @switch("--strict", help="Apply the strict rules: unknown ids are errors, finished rollouts only go back to the queue.")
 @size("--max-message-bytes", default=DEFAULTS.max_message_bytes, help="The largest request that is taken.")
@@ -213,6 +226,8 @@ def serve(
     *,
     database: str | None,
     durability: Durability,
+    disk_limit: int | None,
+    disk_reserve: int | None,
     strict: bool,
     worker_timeout_seconds: float,
     eviction_memory_threshold: float | int | None,
@@ -241,18 +256,21 @@ def serve(
             "replay_window_seconds": replay_window_seconds,
             "replay_entries_max": replay_entries_max,
         }
+        sizes_of_disk = {"size_bytes_max": disk_limit, "free_bytes_min": disk_reserve}
         limits: dict[str, Any] = {
             "eviction_memory_threshold": eviction_memory_threshold,
             "safe_memory_threshold": safe_memory_threshold,
             "memory_limit": memory_limit,
         }
+        disk = {name: value for name, value in sizes_of_disk.items() if value is not None}
         if database is None:
+            _refuse_limits_of_disk(disk)
             what = "memory store, strict" if strict else "memory store"
             code = asyncio.run(run(memory_store(**common, **limits), config, what))
         else:
             _refuse_limits_of_memory(limits)
             what = "SQLite store, strict" if strict else "SQLite store"
-            with contextlib.closing(sqlite_store(database, durability=durability, **common)) as store:
+            with contextlib.closing(sqlite_store(database, durability=durability, **common, **disk)) as store:
                 code = asyncio.run(run(store, config, what))
     except StoreUnavailableError as error:
         logger.error("%s", error)
@@ -273,6 +291,11 @@ def _refuse_limits_of_memory(limits: dict[str, Any]) -> None:
     given = [f"--{name.replace('_', '-')}" for name, value in limits.items() if value is not None]
     if given:
         raise InvalidArgumentError(f"{', '.join(given)} is for a store in memory, and --database names a file")
+
+
+def _refuse_limits_of_disk(given: dict[str, int]) -> None:
+    if given:
+        raise InvalidArgumentError("--disk-limit and --disk-reserve are for a database, and --database names none")
 
 
 async def run(store: LightningStore, config: ServerConfig, what: str) -> ExitCode:

@@ -39,7 +39,11 @@ SECRETS: Final = ("api_key", "token", "password", "secret")
 REWARDS: Final = ("reward", "score")
 """Attributes with such a word in their name are shown beside their span."""
 
-LIMITS: Final = {"total_bytes": "memory_limit_bytes", "total_span_bytes": "eviction_threshold_bytes"}
+LIMITS: Final = {
+    "total_bytes": "memory_limit_bytes",
+    "total_span_bytes": "eviction_threshold_bytes",
+    "disk_used_bytes": "disk_limit_bytes",
+}
 """Statistics with what limits them."""
 
 STYLES: Final = {

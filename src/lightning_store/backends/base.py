@@ -41,6 +41,7 @@ from lightning_store.backends.records import (
     SpanRecord,
     WorkerRecord,
 )
+from lightning_store.errors import ResourceExhaustedError
 from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
 
 T = TypeVar("T")
@@ -76,6 +77,19 @@ class Due(NamedTuple):
     """Rollouts that became terminal before this time are to be deleted; None: none for their age."""
     retain_count: int | None = None
     """Terminal rollouts beyond so many are to be deleted, those that ended first; None: none for their number."""
+
+
+class DiskUse(NamedTuple):
+    """What a backend takes of a disk."""
+
+    used_bytes: int
+    """Of the data."""
+    file_bytes: int
+    """Of the files, with what is free within them."""
+    free_bytes: int
+    """Left on the disk."""
+    limit_bytes: int | None
+    """Of ``used_bytes``, past which nothing more is stored; None for none."""
 
 
 @dataclass(slots=True)
@@ -388,6 +402,16 @@ class Backend(ABC):
         Returns:
             The rollouts whose spans were dropped.
         """
+
+    def refusal(self) -> ResourceExhaustedError | None:
+        """Why nothing more can be stored now, though it can be deleted; None while there is room. Asked before each
+        transaction."""
+        return None
+
+    @property
+    def disk_use(self) -> DiskUse | None:
+        """What it takes of a disk; None of a backend that has none of its own. Numbers that are at hand."""
+        return None
 
     @property
     @abstractmethod

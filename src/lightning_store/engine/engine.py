@@ -12,7 +12,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
-from lightning_store.backends.base import Backend, Rows, Snapshot
+from lightning_store.backends.base import Backend, DiskUse, Rows, Snapshot
 from lightning_store.backends.records import (
     AttemptRecord,
     Claim,
@@ -60,6 +60,7 @@ class Engine:
     """
 
     def __init__(self, backend: Backend, *, policy: Policy, clock: Clock, memory: MemoryLimits | None) -> None:
+        self._backend = backend
         self.policy = policy
         self.memory = memory
         self.store_id = backend.store_id
@@ -98,6 +99,10 @@ class Engine:
 
     async def counts(self) -> Counts:
         return await self._executor.read(lambda snapshot: snapshot.counts())
+
+    @property
+    def disk_use(self) -> DiskUse | None:
+        return self._backend.disk_use
 
     async def rollout(self, rollout_id: str) -> RolloutRow | None:
         return (await self._rollouts([rollout_id]))[0]

@@ -301,9 +301,7 @@ class Executor:
     async def _transact(self, calls: Sequence[_Call[Any]]) -> bool:
         """One transaction. False if there was so much that was due that no call has run yet."""
         limits = self._memory
-        full = None
-        if limits is not None and self._backend.stored_bytes > limits.limit_bytes and await self._any_stores(calls):
-            full = await self._make_room(limits)
+        full = await self._refusal(calls)
         # A pause is noticed before the time is read: whatever is judged at that time is judged with it in mind.
         watched_since = max(self._opened_at, self._clock.awake_since())
         now = self._clock.now()
@@ -340,6 +338,17 @@ class Executor:
         if limits is not None and self._backend.span_bytes > limits.eviction_bytes:
             await self._drop_excess(limits)
         return ready
+
+    async def _refusal(self, calls: Sequence[_Call[Any]]) -> ResourceExhaustedError | None:
+        """Why nothing more can be stored, if any of the calls would; what is due to be deleted goes before that."""
+        limits, backend = self._memory, self._backend
+        full = None
+        if limits is not None and backend.stored_bytes > limits.limit_bytes and await self._any_stores(calls):
+            full = await self._make_room(limits)
+        if full is None and backend.refusal() is not None and await self._any_stores(calls):
+            await self._act_on_due("new data was refused")
+            full = backend.refusal()
+        return full
 
     async def _any_stores(self, calls: Sequence[_Call[Any]]) -> bool:
         """Whether any of these adds to what is stored, rather than having done so before."""
@@ -496,15 +505,19 @@ class Executor:
     async def _make_room(self, limits: MemoryLimits) -> ResourceExhaustedError | None:
         """Delete what is not retained, then drop spans of finished rollouts. Why nothing more can be stored, if that is
         not enough."""
-        due = _Call(ActOnDue(), None, True)
-        await self._run([due], alone=True)  # not in a group: this may be one
-        if due.error is not None:
-            logger.warning("What is due was not done before spans were dropped: %r", due.error)
+        await self._act_on_due("spans were dropped")
         excess = self._backend.stored_bytes - limits.limit_bytes
         if excess > 0:
             await self._backend.evict_spans(excess, unfinished=False)
         stored = self._backend.stored_bytes
         return memory_full(stored, limits.limit_bytes) if stored > limits.limit_bytes else None
+
+    async def _act_on_due(self, before: str) -> None:
+        """Delete what is not retained, among other things. Not in a group: this may be called for one."""
+        due = _Call(ActOnDue(), None, True)
+        await self._run([due], alone=True)
+        if due.error is not None:
+            logger.warning("What is due was not done before %s: %r", before, due.error)
 
     async def _drop_excess(self, limits: MemoryLimits) -> None:
         """Of spans, which have a limit of their own: those of the rollouts that ended first go."""

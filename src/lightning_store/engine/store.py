@@ -127,6 +127,13 @@ class EngineStore(QueryMethods):
             statistics["safe_threshold_bytes"] = memory.safe_bytes
             statistics["memory_capacity_bytes"] = memory.capacity_bytes
             statistics["memory_limit_bytes"] = memory.limit_bytes
+        disk = self.engine.disk_use
+        if disk is not None:
+            statistics["disk_used_bytes"] = disk.used_bytes
+            statistics["disk_file_bytes"] = disk.file_bytes
+            statistics["disk_free_bytes"] = disk.free_bytes
+            if disk.limit_bytes is not None:
+                statistics["disk_limit_bytes"] = disk.limit_bytes
         return statistics
 
     # --- The queue ---------------------------------------------------------------------------------------------------

@@ -192,6 +192,10 @@ class GetStatisticsResponse(_message.Message):
     MEMORY_CAPACITY_BYTES_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_USED_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_FILE_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the store's kind."""
     total_rollouts: _builtins.int
@@ -220,6 +224,14 @@ class GetStatisticsResponse(_message.Message):
     """Past so many bytes in all, spans of finished rollouts are evicted; with none left, what would add to the bytes is
     refused with RESOURCE_EXHAUSTED.
     """
+    disk_used_bytes: _builtins.int
+    """Bytes that the data takes on a disk, with its indices."""
+    disk_file_bytes: _builtins.int
+    """Bytes of its files, with what is free within them and the log."""
+    disk_free_bytes: _builtins.int
+    """Bytes left on the disk."""
+    disk_limit_bytes: _builtins.int
+    """Past so many disk_used_bytes, what would add to them is refused with RESOURCE_EXHAUSTED."""
     @_builtins.property
     def uptime(self) -> _duration_pb2.Duration:
         """Time since the store was made."""
@@ -240,11 +252,23 @@ class GetStatisticsResponse(_message.Message):
         memory_capacity_bytes: _builtins.int | None = ...,
         total_bytes: _builtins.int | None = ...,
         memory_limit_bytes: _builtins.int | None = ...,
+        disk_used_bytes: _builtins.int | None = ...,
+        disk_file_bytes: _builtins.int | None = ...,
+        disk_free_bytes: _builtins.int | None = ...,
+        disk_limit_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_eviction_threshold_bytes", b"_eviction_threshold_bytes", "_memory_capacity_bytes", b"_memory_capacity_bytes", "_memory_limit_bytes", b"_memory_limit_bytes", "_name", b"_name", "_safe_threshold_bytes", b"_safe_threshold_bytes", "_total_attempts", b"_total_attempts", "_total_bytes", b"_total_bytes", "_total_resources", b"_total_resources", "_total_rollouts", b"_total_rollouts", "_total_span_bytes", b"_total_span_bytes", "_total_spans", b"_total_spans", "_total_workers", b"_total_workers", "eviction_threshold_bytes", b"eviction_threshold_bytes", "memory_capacity_bytes", b"memory_capacity_bytes", "memory_limit_bytes", b"memory_limit_bytes", "name", b"name", "safe_threshold_bytes", b"safe_threshold_bytes", "total_attempts", b"total_attempts", "total_bytes", b"total_bytes", "total_resources", b"total_resources", "total_rollouts", b"total_rollouts", "total_span_bytes", b"total_span_bytes", "total_spans", b"total_spans", "total_workers", b"total_workers", "uptime", b"uptime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_disk_file_bytes", b"_disk_file_bytes", "_disk_free_bytes", b"_disk_free_bytes", "_disk_limit_bytes", b"_disk_limit_bytes", "_disk_used_bytes", b"_disk_used_bytes", "_eviction_threshold_bytes", b"_eviction_threshold_bytes", "_memory_capacity_bytes", b"_memory_capacity_bytes", "_memory_limit_bytes", b"_memory_limit_bytes", "_name", b"_name", "_safe_threshold_bytes", b"_safe_threshold_bytes", "_total_attempts", b"_total_attempts", "_total_bytes", b"_total_bytes", "_total_resources", b"_total_resources", "_total_rollouts", b"_total_rollouts", "_total_span_bytes", b"_total_span_bytes", "_total_spans", b"_total_spans", "_total_workers", b"_total_workers", "disk_file_bytes", b"disk_file_bytes", "disk_free_bytes", b"disk_free_bytes", "disk_limit_bytes", b"disk_limit_bytes", "disk_used_bytes", b"disk_used_bytes", "eviction_threshold_bytes", b"eviction_threshold_bytes", "memory_capacity_bytes", b"memory_capacity_bytes", "memory_limit_bytes", b"memory_limit_bytes", "name", b"name", "safe_threshold_bytes", b"safe_threshold_bytes", "total_attempts", b"total_attempts", "total_bytes", b"total_bytes", "total_resources", b"total_resources", "total_rollouts", b"total_rollouts", "total_span_bytes", b"total_span_bytes", "total_spans", b"total_spans", "total_workers", b"total_workers", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_eviction_threshold_bytes", b"_eviction_threshold_bytes", "_memory_capacity_bytes", b"_memory_capacity_bytes", "_memory_limit_bytes", b"_memory_limit_bytes", "_name", b"_name", "_safe_threshold_bytes", b"_safe_threshold_bytes", "_total_attempts", b"_total_attempts", "_total_bytes", b"_total_bytes", "_total_resources", b"_total_resources", "_total_rollouts", b"_total_rollouts", "_total_span_bytes", b"_total_span_bytes", "_total_spans", b"_total_spans", "_total_workers", b"_total_workers", "eviction_threshold_bytes", b"eviction_threshold_bytes", "memory_capacity_bytes", b"memory_capacity_bytes", "memory_limit_bytes", b"memory_limit_bytes", "name", b"name", "safe_threshold_bytes", b"safe_threshold_bytes", "total_attempts", b"total_attempts", "total_bytes", b"total_bytes", "total_resources", b"total_resources", "total_rollouts", b"total_rollouts", "total_span_bytes", b"total_span_bytes", "total_spans", b"total_spans", "total_workers", b"total_workers", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disk_file_bytes", b"_disk_file_bytes", "_disk_free_bytes", b"_disk_free_bytes", "_disk_limit_bytes", b"_disk_limit_bytes", "_disk_used_bytes", b"_disk_used_bytes", "_eviction_threshold_bytes", b"_eviction_threshold_bytes", "_memory_capacity_bytes", b"_memory_capacity_bytes", "_memory_limit_bytes", b"_memory_limit_bytes", "_name", b"_name", "_safe_threshold_bytes", b"_safe_threshold_bytes", "_total_attempts", b"_total_attempts", "_total_bytes", b"_total_bytes", "_total_resources", b"_total_resources", "_total_rollouts", b"_total_rollouts", "_total_span_bytes", b"_total_span_bytes", "_total_spans", b"_total_spans", "_total_workers", b"_total_workers", "disk_file_bytes", b"disk_file_bytes", "disk_free_bytes", b"disk_free_bytes", "disk_limit_bytes", b"disk_limit_bytes", "disk_used_bytes", b"disk_used_bytes", "eviction_threshold_bytes", b"eviction_threshold_bytes", "memory_capacity_bytes", b"memory_capacity_bytes", "memory_limit_bytes", b"memory_limit_bytes", "name", b"name", "safe_threshold_bytes", b"safe_threshold_bytes", "total_attempts", b"total_attempts", "total_bytes", b"total_bytes", "total_resources", b"total_resources", "total_rollouts", b"total_rollouts", "total_span_bytes", b"total_span_bytes", "total_spans", b"total_spans", "total_workers", b"total_workers", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__disk_file_bytes: _TypeAlias = _typing.Literal["disk_file_bytes"]  # noqa: Y015
+    _WhichOneofArgType__disk_file_bytes: _TypeAlias = _typing.Literal["_disk_file_bytes", b"_disk_file_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__disk_free_bytes: _TypeAlias = _typing.Literal["disk_free_bytes"]  # noqa: Y015
+    _WhichOneofArgType__disk_free_bytes: _TypeAlias = _typing.Literal["_disk_free_bytes", b"_disk_free_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__disk_limit_bytes: _TypeAlias = _typing.Literal["disk_limit_bytes"]  # noqa: Y015
+    _WhichOneofArgType__disk_limit_bytes: _TypeAlias = _typing.Literal["_disk_limit_bytes", b"_disk_limit_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__disk_used_bytes: _TypeAlias = _typing.Literal["disk_used_bytes"]  # noqa: Y015
+    _WhichOneofArgType__disk_used_bytes: _TypeAlias = _typing.Literal["_disk_used_bytes", b"_disk_used_bytes"]  # noqa: Y015
     _WhichOneofReturnType__eviction_threshold_bytes: _TypeAlias = _typing.Literal["eviction_threshold_bytes"]  # noqa: Y015
     _WhichOneofArgType__eviction_threshold_bytes: _TypeAlias = _typing.Literal["_eviction_threshold_bytes", b"_eviction_threshold_bytes"]  # noqa: Y015
     _WhichOneofReturnType__memory_capacity_bytes: _TypeAlias = _typing.Literal["memory_capacity_bytes"]  # noqa: Y015
@@ -269,6 +293,14 @@ class GetStatisticsResponse(_message.Message):
     _WhichOneofArgType__total_spans: _TypeAlias = _typing.Literal["_total_spans", b"_total_spans"]  # noqa: Y015
     _WhichOneofReturnType__total_workers: _TypeAlias = _typing.Literal["total_workers"]  # noqa: Y015
     _WhichOneofArgType__total_workers: _TypeAlias = _typing.Literal["_total_workers", b"_total_workers"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_file_bytes) -> _WhichOneofReturnType__disk_file_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_free_bytes) -> _WhichOneofReturnType__disk_free_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_limit_bytes) -> _WhichOneofReturnType__disk_limit_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_used_bytes) -> _WhichOneofReturnType__disk_used_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__eviction_threshold_bytes) -> _WhichOneofReturnType__eviction_threshold_bytes | None: ...
     @_typing.overload

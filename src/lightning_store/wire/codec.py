@@ -279,6 +279,10 @@ _COUNTS: Final = (
     "memory_capacity_bytes",
     "total_bytes",
     "memory_limit_bytes",
+    "disk_used_bytes",
+    "disk_file_bytes",
+    "disk_free_bytes",
+    "disk_limit_bytes",
 )
 
 

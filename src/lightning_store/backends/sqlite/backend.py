@@ -21,6 +21,7 @@ from lightning_store.backends.base import (
     Backend,
     Changes,
     CommitUnknownError,
+    DiskUse,
     Due,
     Loaded,
     Needs,
@@ -43,9 +44,10 @@ from lightning_store.backends.sqlite.file import Durability, FileLock, open_writ
 from lightning_store.backends.sqlite.loading import Pacer, SqliteLoaded, load, next_deadline
 from lightning_store.backends.sqlite.readers import Reader, Readers
 from lightning_store.backends.sqlite.replies import ReplyIndex
+from lightning_store.backends.sqlite.room import FREE_BYTES_MIN, Room
 from lightning_store.backends.sqlite.rows import Totals
 from lightning_store.backends.sqlite.storing import Written
-from lightning_store.errors import InvalidArgumentError, StoreUnavailableError
+from lightning_store.errors import InvalidArgumentError, ResourceExhaustedError, StoreUnavailableError
 from lightning_store.model import TIME_MAX_SECONDS
 from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
 
@@ -71,8 +73,9 @@ class SqliteBackend(Backend):
     Args:
         path: The database's file. It is made if there is none; its folder must exist, on a local file system.
         durability: What an acknowledged call survives: "full" a loss of power, "normal" the end of the process.
-        size_bytes_max: How large the file may get; past it, calls that need more room are refused. None: as large as
-            the disk allows.
+        size_bytes_max: How many bytes of the file may be in use; past it, calls that store more are refused, and
+            reports and deletions may take an eighth more. None: as many as the disk allows.
+        free_bytes_min: How many bytes of the disk stay free: below, calls that store more are refused.
         replay_window_seconds: How long a recorded reply is kept.
         replay_entries_max: How many replies are kept at most.
 
@@ -88,6 +91,7 @@ class SqliteBackend(Backend):
         *,
         durability: Durability = "full",
         size_bytes_max: int | None = None,
+        free_bytes_min: int = FREE_BYTES_MIN,
         replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
         replay_entries_max: int = REPLAY_ENTRIES_MAX,
     ) -> None:
@@ -100,6 +104,9 @@ class SqliteBackend(Backend):
         self.path = os.fspath(path)
         if size_bytes_max is not None and size_bytes_max < 1:
             raise InvalidArgumentError(f"size_bytes_max is {size_bytes_max}; give 1 or more", field="size_bytes_max")
+        if free_bytes_min < 0:
+            raise InvalidArgumentError(f"free_bytes_min is {free_bytes_min}; give 0 or more", field="free_bytes_min")
+        self._room = Room(self.path, size_bytes_max, free_bytes_min)
         self._durability: Durability = durability
         self._size_bytes_max = size_bytes_max
         self._replay_window_seconds = replay_window_seconds
@@ -132,6 +139,7 @@ class SqliteBackend(Backend):
                 self.totals = rows.read_totals(writer)
                 self.deadline = next_deadline(writer)
                 self.replies.read(writer)
+                self._room.measure(writer)
         except BaseException:
             writer.close()
             raise
@@ -156,6 +164,13 @@ class SqliteBackend(Backend):
     @property
     def replay_window_seconds(self) -> float:
         return self._replay_window_seconds
+
+    def refusal(self) -> ResourceExhaustedError | None:
+        return self._room.refusal()
+
+    @property
+    def disk_use(self) -> DiskUse:
+        return self._room.use
 
     @property
     def stored_bytes(self) -> int:
@@ -248,6 +263,7 @@ class SqliteBackend(Backend):
             self._writer = None
             writer.close()
             raise CommitUnknownError(f"{self.path}: {error}") from error
+        self._room.measure(writer)
 
     def _committed(self, written: Written) -> None:
         self.readers.renew()

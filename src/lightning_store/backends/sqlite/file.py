@@ -32,6 +32,8 @@ CHECKPOINT_PAGES: Final = 1000
 """Pages of the write-ahead log after which a COMMIT copies them into the database. Rarer ones take longer."""
 STATEMENTS: Final = 256
 """Prepared statements that a connection keeps."""
+MARGIN_SHARE: Final = 8
+"""One part in so many of its limit is what a database may grow beyond it: by reports and deletions, not by new data."""
 READER_TIMEOUT_SECONDS: Final = 5.0
 
 _open_paths: set[str] = set()
@@ -91,7 +93,8 @@ def open_writer(path: str, durability: Durability, size_bytes_max: int | None) -
     Args:
         path: The database's file.
         durability: When a COMMIT waits for the disk.
-        size_bytes_max: How large the database may get; None as large as the disk allows.
+        size_bytes_max: How many bytes of it may be in use, with an eighth more for reports and deletions; None as many
+            as the disk allows.
 
     Raises:
         InvalidArgumentError: The file is damaged, or something else.
@@ -206,7 +209,8 @@ def _migrate(connection: sqlite3.Connection) -> None:
 def _limit(connection: sqlite3.Connection, size_bytes_max: int | None) -> None:
     """A file that is larger already stays as it is, and does not grow."""
     if size_bytes_max is not None:
-        connection.execute(f"PRAGMA max_page_count = {max(1, size_bytes_max // PAGE_BYTES)}").fetchone()
+        pages = (size_bytes_max + size_bytes_max // MARGIN_SHARE) // PAGE_BYTES
+        connection.execute(f"PRAGMA max_page_count = {max(1, pages)}").fetchone()
 
 
 def wal_bytes(path: str) -> int:
