@@ -133,6 +133,11 @@ class SqliteLightningStore(LightningStoreThreaded):
         self._inner = SqliteEngineStore(path, **options)
         super().__init__(self._inner)
 
+    @property
+    def path(self) -> str:
+        """The database's file."""
+        return self._inner.path
+
     async def statistics(self) -> LightningStoreStatistics:
         statistics: LightningStoreStatistics = await super().statistics()
         return {**statistics, "name": type(self).__name__}

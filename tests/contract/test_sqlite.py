@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import settings
 
 from lightning_store import LightningStore
+from lightning_store.backends.sqlite.maintenance import check
 from lightning_store.memory_limits import MemoryLimits
 from lightning_store.sqlite_store import SqliteEngineStore, SqliteLightningStore
 from lightning_store.testing import FakeClock, StoreContract, StoreStateMachine
@@ -30,12 +31,15 @@ LIMITS = (
 
 
 class InFolder:
-    """Each store in a file of its own."""
+    """Each store in a file of its own, which is sound when the test is over."""
 
     @pytest.fixture(autouse=True)
-    def _folder(self, tmp_path: Path) -> None:
+    def _folder(self, tmp_path: Path) -> Iterator[None]:
         self.folder = tmp_path
         self.opened_files = 0
+        yield
+        for file in tmp_path.glob("*.db"):
+            assert list(check(str(file))) == []
 
     def new_path(self) -> Path:
         self.opened_files += 1
@@ -82,6 +86,7 @@ class OnSqlite(StoreStateMachine):
             SqliteLightningStore(Path(folder) / "store.db", clock=clock, durability="normal") as store,
         ):
             yield store
+            assert list(check(store.path)) == []
 
 
 TestOnSqlite = OnSqlite.TestCase

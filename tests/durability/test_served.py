@@ -90,10 +90,10 @@ async def test_a_database_that_cannot_be_served(path, tmp_path):
         code, said = served("--database", f"sqlite:{path}")
         assert code == 69
         assert "in use by another process" in said
-    assert served("--database", f"sqlite:{tmp_path}/missing/store.db")[0] == 69
+    assert served("--database", f"sqlite:{tmp_path}/missing/store.db")[0] == 66
     damaged = tmp_path / "damaged.db"
     damaged.write_bytes(b"no database\n" * 1000)
-    assert served("--database", f"sqlite:{damaged}")[0] == 78
+    assert served("--database", f"sqlite:{damaged}")[0] == 65
     newer = tmp_path / "newer.db"
     with serving(newer, free_port(), 1):
         pass

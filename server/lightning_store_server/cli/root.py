@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import click
 
-from lightning_store_server.cli import PROGRAM, delete, serve, show
+from lightning_store_server.cli import PROGRAM, database, delete, serve, show
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name=PROGRAM, prog_name=PROGRAM, message="%(prog)s %(version)s")
 def root() -> None:
-    """Serve a LightningStore over gRPC, and look into one that is being served.
+    """Serve a LightningStore over gRPC, look into one that is being served, and look after its file.
 
     Every flag can be given as the environment variable that its help names; the flag wins.
     """
@@ -25,5 +25,10 @@ for command in (
     show.workers,
     show.resources,
     delete.delete,
+    database.backup,
+    database.restore,
+    database.check,
+    database.vacuum,
+    database.migrate,
 ):
     root.add_command(command)

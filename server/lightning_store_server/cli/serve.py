@@ -9,12 +9,11 @@ import logging
 import os
 import signal
 import sys
-from enum import IntEnum
 from typing import Any, Final, NoReturn, get_args
 
 import click
 
-from lightning_store.errors import InvalidArgumentError, StoreUnavailableError, UnsupportedError
+from lightning_store.errors import InvalidArgumentError, StoreError
 from lightning_store.memory_limits import EVICTION_RATIO_DEFAULT, LIMIT_RATIO_DEFAULT, SAFE_RATIO_DEFAULT
 from lightning_store.store import LightningStore
 from lightning_store_server.app import (
@@ -28,6 +27,7 @@ from lightning_store_server.app import (
     sqlite_store,
 )
 from lightning_store_server.cli import PROGRAM
+from lightning_store_server.cli.exit_codes import ExitCode, exit_code_of
 from lightning_store_server.cli.options import (
     INT64_MAX,
     Retention,
@@ -51,25 +51,19 @@ logger = logging.getLogger("lightning_store_server")
 DEFAULTS: Final = ServerConfig()
 
 
-class ExitCode(IntEnum):
-    """Why ``serve`` ended, in the numbers of sysexits.h."""
-
-    STOPPED = 0
-    UNAVAILABLE = 69
-    SOFTWARE = 70
-    TEMPFAIL = 75
-    CONFIG = 78
-
-
 EPILOG: Final = """\
 \b
 Exit codes:
    0  stopped by SIGTERM or SIGINT; every call was finished or told to go elsewhere
    2  a flag or variable has a value that is not legal
-  69  the port or the database is in use, the address is not this machine's, or the database cannot be written
+  65  the database is damaged, or a file of something else
+  66  the folder of the database does not exist
+  69  the port or the database is in use, or the address is not this machine's
   70  an internal failure; the log has its cause
+  73  the database cannot be written: its file or its folder can only be read
+  74  the disk of the database is full, or it fails
   75  stopped, but calls were cut: they outlasted --grace, or a second signal came
-  78  settings that contradict each other, or a database that is damaged or of a newer version
+  78  settings that contradict each other, or a database of a newer version
 """
 
 
@@ -272,15 +266,10 @@ def serve(
             what = "SQLite store, strict" if strict else "SQLite store"
             with contextlib.closing(sqlite_store(database, durability=durability, **common, **disk)) as store:
                 code = asyncio.run(run(store, config, what))
-    except StoreUnavailableError as error:
-        logger.error("%s", error)
-        code = ExitCode.UNAVAILABLE
-    except UnsupportedError as error:
-        logger.error("%s", error)
-        code = ExitCode.CONFIG
-    except InvalidArgumentError as error:
-        logger.error("the settings contradict each other: %s", error)
-        code = ExitCode.CONFIG
+    except StoreError as error:
+        code = exit_code_of(error)
+        contradiction = code is ExitCode.CONFIG and isinstance(error, InvalidArgumentError)
+        logger.error("%s%s", "the settings contradict each other: " if contradiction else "", error)
     except Exception:
         logger.exception("internal failure")
         code = ExitCode.SOFTWARE

@@ -15,6 +15,7 @@ import sqlite3
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
+from time import perf_counter
 from typing import Any, Final, TypeVar
 
 from lightning_store.backends.base import (
@@ -39,9 +40,10 @@ from lightning_store.backends.records import (
     WorkerRecord,
 )
 from lightning_store.backends.sqlite import reading, rows, storing
-from lightning_store.backends.sqlite.errors import as_store_error, primary_code, store_errors
-from lightning_store.backends.sqlite.file import Durability, FileLock, open_writer, wal_bytes
+from lightning_store.backends.sqlite.errors import REPLACED, as_store_error, primary_code, store_errors
+from lightning_store.backends.sqlite.file import Durability, FileLock, file_identity, open_writer, wal_bytes
 from lightning_store.backends.sqlite.loading import Pacer, SqliteLoaded, load, next_deadline
+from lightning_store.backends.sqlite.network import network_type
 from lightning_store.backends.sqlite.readers import Reader, Readers
 from lightning_store.backends.sqlite.replies import ReplyIndex
 from lightning_store.backends.sqlite.room import FREE_BYTES_MIN, Room
@@ -65,6 +67,9 @@ LOOK_UP_BYTES_MAX: Final = 128 * 1024
 """Spans that are read on the event loop, in less than 2 ms. To have a thread read a few takes longer than that."""
 WAL_BYTES_MAX: Final = 64 * 1024 * 1024
 """When the write-ahead log is longer, no snapshot begins until it is empty: one that is open keeps it from being."""
+
+SHRINK_AGAIN_SECONDS: Final = 1.0
+"""When to try again to empty the log, after another process had kept it from being emptied."""
 
 
 class SqliteBackend(Backend):
@@ -115,6 +120,7 @@ class SqliteBackend(Backend):
         self.readers = Readers(self.path)
         self._background: set[asyncio.Future[Any]] = set()
         self._shrinking = False
+        self._shrink_at = 0.0
         self._closed = False
         self._process = os.getpid()
         self._writer: sqlite3.Connection | None = None
@@ -123,12 +129,17 @@ class SqliteBackend(Backend):
         self._lock = FileLock(self.path)
         try:
             self._writer = self._opened()
+            self._identity = file_identity(self.path)
         except BaseException:
             self._lock.release()
             raise
         self._writer_thread = ThreadPoolExecutor(1, "lightning-store-sqlite-commit")
         self._reader_threads = ThreadPoolExecutor(READER_THREADS, "lightning-store-sqlite-read")
         logger.info("%s is open: SQLite %s, durability %s", self.path, sqlite3.sqlite_version, durability)
+        if (network := network_type(self.path)) is not None:
+            logger.warning(
+                "%s is on a %s file system: SQLite needs a local one, or it may damage it", self.path, network
+            )
 
     def _opened(self) -> sqlite3.Connection:
         """The connection that writes, and what is known of the data."""
@@ -272,7 +283,7 @@ class SqliteBackend(Backend):
         if written.expired:
             self.replies.delete(written.expired)
         self.replies.add(written.replies)
-        if not self._shrinking and wal_bytes(self.path) > WAL_BYTES_MAX:
+        if not self._shrinking and perf_counter() >= self._shrink_at and wal_bytes(self.path) > WAL_BYTES_MAX:
             self._shrinking = True
             self._in_background(self._shrink_log())
 
@@ -284,7 +295,9 @@ class SqliteBackend(Backend):
                     statement = "PRAGMA wal_checkpoint(TRUNCATE)"
                     checkpoint = self._writer_thread.submit(self._writer.execute, statement)
                     await asyncio.shield(asyncio.wrap_future(checkpoint))
-                    checkpoint.result().close()
+                    [[busy, *_]] = checkpoint.result().fetchall()
+                    if busy:  # another process reads, for a backup say: let ours read as well
+                        self._shrink_at = perf_counter() + SHRINK_AGAIN_SECONDS
         except sqlite3.Error as error:
             logger.warning("The write-ahead log of %s is long and was not emptied: %s", self.path, error)
         finally:
@@ -329,6 +342,9 @@ class SqliteBackend(Backend):
         if self._process != os.getpid():  # a connection that two processes have damages the file
             message = f"the database {self.path} was opened before this process was forked; serve it to share it"
             raise StoreUnavailableError(message, path=self.path)
+        if file_identity(self.path) != self._identity:  # what is written to ours now is gone when it is closed
+            message = f"the file {self.path} was removed or replaced while it is open; put it back, or open the new one"
+            raise StoreUnavailableError(message, path=self.path, problem=REPLACED)
 
 
 class _Transaction(Transaction):

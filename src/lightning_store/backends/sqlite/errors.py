@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +15,44 @@ RETRY_AFTER_SECONDS: Final = 5.0
 """When to try again what a full disk refused: somebody has to make room first."""
 _PRIMARY: Final = 0xFF
 
+# What is wrong with the file of a database: ``details["problem"]`` of the errors that speak of one.
+IN_USE: Final = "in_use"
+MISSING: Final = "missing"
+READ_ONLY: Final = "read_only"
+DISK: Final = "disk"
+"""The disk is full, or it fails."""
+DAMAGED: Final = "damaged"
+"""Or no database of this program at all."""
+REPLACED: Final = "replaced"
+"""Removed, or another file is in its place, while a store has it open."""
+
 
 def primary_code(error: sqlite3.Error) -> int | None:
     """SQLite's result code without its details; None for an error of the module."""
     code: int | None = getattr(error, "sqlite_errorcode", None)
     return None if code is None else code & _PRIMARY
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether the file is damaged, or no database."""
+    return primary_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
+def problem_of(error: OSError | sqlite3.Error) -> str:
+    """What is wrong with a file that cannot be opened or written."""
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.EISDIR):
+            return MISSING
+        return READ_ONLY if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS) else DISK
+    match primary_code(error):
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return IN_USE
+        case sqlite3.SQLITE_CANTOPEN:
+            return MISSING
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
+            return READ_ONLY
+        case _:
+            return DISK
 
 
 def as_store_error(error: sqlite3.Error, path: str) -> Exception:
@@ -35,9 +69,11 @@ def as_store_error(error: sqlite3.Error, path: str) -> Exception:
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return InternalError(f"the database {path} is damaged: {said}; restore it from a backup", path=path)
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
-            return StoreUnavailableError(f"the database {path} cannot be written: {said}", path=path)
+            message = f"the database {path} cannot be written: {said}"
+            return StoreUnavailableError(message, path=path, problem=READ_ONLY)
         case _:
-            return StoreUnavailableError(f"the database {path} failed: {said}", path=path)
+            message = f"the database {path} failed: {said}"
+            return StoreUnavailableError(message, path=path, problem=problem_of(error))
 
 
 @contextmanager
@@ -57,7 +93,7 @@ def opening_errors(path: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        if primary_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            message = f"{path} is damaged, or no SQLite database: {error}"
-            raise InvalidArgumentError(message, field="path") from error
+        if is_damage(error):
+            message = f"{path} is damaged, or no SQLite database: {error}; restore it from a backup"
+            raise InvalidArgumentError(message, field="path", problem=DAMAGED) from error
         raise as_store_error(error, path) from error

@@ -16,7 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Final, Literal, TypeAlias, get_args
 
-from lightning_store.backends.sqlite.errors import opening_errors
+from lightning_store.backends.sqlite.errors import DAMAGED, IN_USE, opening_errors, problem_of
 from lightning_store.errors import InvalidArgumentError, StoreUnavailableError, UnsupportedError
 from lightning_store.ids import new_hex
 
@@ -55,7 +55,8 @@ class FileLock:
         with _opening:
             # A process has a lock of a file once: closing the file a second time would release it.
             if self._path in _open_paths:
-                raise StoreUnavailableError(f"{path} is in use by this process already", path=path)
+                message = f"{path} is in use by this process already"
+                raise StoreUnavailableError(message, path=path, problem=IN_USE)
             self._file = _locked(path)
             _open_paths.add(self._path)
 
@@ -75,13 +76,14 @@ def _locked(path: str) -> int | None:
         file = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         message = f"{path} cannot be opened: {error.strerror} ({error.filename})"
-        raise StoreUnavailableError(message, path=path) from error
+        raise StoreUnavailableError(message, path=path, problem=problem_of(error)) from error
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         holder = os.read(file, 32).decode("ascii", "replace").strip()
         os.close(file)
-        raise StoreUnavailableError(f"{path} is in use by another process ({holder})", path=path) from error
+        message = f"{path} is in use by another process ({holder})"
+        raise StoreUnavailableError(message, path=path, problem=IN_USE) from error
     os.truncate(file, 0)
     os.write(file, f"pid {os.getpid()}\n".encode())
     return file
@@ -111,7 +113,7 @@ def open_writer(path: str, durability: Durability, size_bytes_max: int | None) -
             path, isolation_level=None, check_same_thread=False, cached_statements=STATEMENTS, timeout=0
         )
         try:
-            _check_format(connection, path)
+            check_format(connection, path)
             _configure(connection, durability)
             _migrate(connection)
             _limit(connection, size_bytes_max)
@@ -145,28 +147,44 @@ def _make_file(path: str) -> None:
     """
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
-        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)  # or a loss of power may take the file with everything in it
-        finally:
-            os.close(folder)
+        sync_folder(path)  # or a loss of power may take the file with everything in it
     except OSError as error:
-        raise StoreUnavailableError(f"{path} cannot be written: {error.strerror}", path=path) from error
+        message = f"{path} cannot be written: {error.strerror}"
+        raise StoreUnavailableError(message, path=path, problem=problem_of(error)) from error
 
 
-def _check_format(connection: sqlite3.Connection, path: str) -> None:
-    """Refuse what is not ours before anything is written."""
+def sync_folder(path: str) -> None:
+    """Wait until the disk knows which files the folder of this one has."""
+    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def check_format(connection: sqlite3.Connection, path: str) -> int:
+    """Refuse what is not ours before anything is written.
+
+    Returns:
+        The version of the format; 0 of an empty file.
+    """
+    version: int
     [tables] = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if not tables:
-        return
+        return 0
     [application_id] = connection.execute("PRAGMA application_id").fetchone()
     [version] = connection.execute("PRAGMA user_version").fetchone()
     if application_id != APPLICATION_ID:
-        raise InvalidArgumentError(f"{path} is a database of another program", field="path")
+        message = f"{path} is a database of another program; name another file"
+        raise InvalidArgumentError(message, field="path", problem=DAMAGED)
     known = len(migrations())
     if version > known:
-        message = f"{path} has format {version}, and this version of the program knows formats up to {known}"
+        message = (
+            f"{path} has format {version}, and this version of the program knows formats up to {known}; "
+            "use the version that wrote it, or a newer one"
+        )
         raise UnsupportedError(message, path=path)
+    return version
 
 
 def _configure(connection: sqlite3.Connection, durability: Durability) -> None:
@@ -211,6 +229,15 @@ def _limit(connection: sqlite3.Connection, size_bytes_max: int | None) -> None:
     if size_bytes_max is not None:
         pages = (size_bytes_max + size_bytes_max // MARGIN_SHARE) // PAGE_BYTES
         connection.execute(f"PRAGMA max_page_count = {max(1, pages)}").fetchone()
+
+
+def file_identity(path: str) -> tuple[int, int] | None:
+    """Tells the file at ``path`` from any other that is put in its place; None if there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def wal_bytes(path: str) -> int:

@@ -1,0 +1,248 @@
+"""What has to be true of the data in a database: SQLite's own checks of the file, and what the store relies on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from sqlite3 import Connection, DatabaseError
+from typing import Any, Final, NamedTuple
+
+from lightning_store.backends.records import (
+    ATTEMPT_OVERHEAD_BYTES,
+    RESOURCES_OVERHEAD_BYTES,
+    ROLLOUT_OVERHEAD_BYTES,
+    WORKER_OVERHEAD_BYTES,
+    text_bytes,
+)
+from lightning_store.backends.sqlite.errors import is_damage
+from lightning_store.lifecycle import ACTIVE, QUEUED, TERMINAL
+
+LISTED_MAX: Final = 10
+"""Violations of one kind that are told; the others are counted."""
+
+
+class Violation(NamedTuple):
+    """Something that is not as it has to be."""
+
+    rule: str
+    """What has to be true."""
+    found: str
+    """Where it is not."""
+
+
+class _Rule(NamedTuple):
+    text: str
+    query: str
+    """Selects what violates it, in one column."""
+
+
+def _statuses(statuses: Sequence[str]) -> str:
+    return ", ".join(f"'{one}'" for one in statuses)
+
+
+_QUEUED, _TERMINAL, _ACTIVE = (_statuses(sorted(one)) for one in (QUEUED, TERMINAL, ACTIVE))
+
+
+def _total(column: str, counted: str) -> _Rule:
+    text = f"totals.{column} is what is stored"
+    return _Rule(
+        text,
+        f"SELECT 'it is ' || {column} || ', stored is ' || ({counted}) FROM totals WHERE {column} IS NOT ({counted})",
+    )
+
+
+def _last(column: str, numbers: str) -> _Rule:
+    return _Rule(
+        f"totals.{column} is not below a number that is in use",
+        f"SELECT 'it is ' || {column} || ', in use is ' || ({numbers}) FROM totals WHERE {column} < ({numbers})",
+    )
+
+
+_OTHER_BYTES: Final = f"""
+    (SELECT coalesce(sum({ROLLOUT_OVERHEAD_BYTES} + text_bytes(input_json) + text_bytes(metadata_json)), 0)
+        FROM payloads)
+    + (SELECT coalesce(sum({ATTEMPT_OVERHEAD_BYTES} + text_bytes(metadata_json)), 0) FROM attempts)
+    + (SELECT coalesce(sum({RESOURCES_OVERHEAD_BYTES} + text_bytes(resources_json)), 0) FROM resources)
+    + (SELECT coalesce(sum({WORKER_OVERHEAD_BYTES} + text_bytes(heartbeat_stats_json)), 0) FROM workers)
+"""
+
+RULES: Final = (
+    _Rule(
+        "the store has an id",
+        "SELECT 'meta has none' WHERE NOT EXISTS (SELECT 1 FROM meta WHERE name = 'store_id' AND value <> '')",
+    ),
+    _Rule("totals has one row", "SELECT count(*) || ' rows' FROM totals HAVING count(*) <> 1"),
+    _total("rollouts", "SELECT count(*) FROM rollouts"),
+    _total("completed", "SELECT count(*) FROM completions"),
+    _total("attempts", "SELECT count(*) FROM attempts"),
+    _total("spans", "SELECT count(*) FROM spans"),
+    _total("resources", "SELECT count(*) FROM resources"),
+    _total("workers", "SELECT count(*) FROM workers"),
+    _total("span_bytes", "SELECT coalesce(sum(span_bytes), 0) FROM rollouts"),
+    _total("other_bytes", f"SELECT {_OTHER_BYTES}"),
+    _last("last_rollout", "SELECT max(number) FROM rollouts"),
+    _last("last_attempt", "SELECT max(number) FROM attempts"),
+    _last("last_span", "SELECT max(number) FROM spans"),
+    _last("last_reply", "SELECT max(number) FROM replies"),
+    _last("last_queue_position", "SELECT max(queue_position) FROM rollouts"),
+    _last("last_completion_position", "SELECT max(completion_position) FROM rollouts"),
+    _Rule(
+        "each rollout has its payloads",
+        "SELECT rollout_id FROM rollouts WHERE number NOT IN (SELECT rollout FROM payloads)",
+    ),
+    _Rule(
+        "payloads, attempts and spans are of rollouts that exist",
+        """
+        SELECT kind || ' ' || number FROM (
+            SELECT 'payloads of row' AS kind, rollout AS number, rollout FROM payloads
+            UNION ALL SELECT 'attempt', attempt_id, rollout FROM attempts
+            UNION ALL SELECT 'span', span_id, rollout FROM spans
+        ) WHERE rollout NOT IN (SELECT number FROM rollouts)
+        """,
+    ),
+    _Rule(
+        "a queued rollout is in the queue, in its place",
+        f"""
+        SELECT r.rollout_id || ' (' || r.status || ')'
+        FROM rollouts r LEFT JOIN queue q ON q.position = r.queue_position
+        WHERE r.status IN ({_QUEUED}) AND q.rollout IS NOT r.number
+        """,
+    ),
+    _Rule(
+        "what is in the queue is a queued rollout",
+        f"""
+        SELECT 'position ' || q.position || coalesce(': ' || r.rollout_id || ' (' || r.status || ')', '')
+        FROM queue q LEFT JOIN rollouts r ON r.number = q.rollout
+        WHERE r.status IS NULL OR r.status NOT IN ({_QUEUED}) OR r.queue_position IS NOT q.position
+        """,
+    ),
+    _Rule(
+        "a rollout is terminal if and only if it has a place among the completions, and has ended then",
+        f"""
+        SELECT r.rollout_id || ' (' || r.status || ')'
+        FROM rollouts r LEFT JOIN completions c ON c.position = r.completion_position
+        WHERE CASE WHEN r.status IN ({_TERMINAL})
+            THEN c.rollout IS NOT r.number OR r.completion_time IS NULL OR r.end_time IS NULL
+            ELSE r.completion_position IS NOT NULL END
+        """,
+    ),
+    _Rule(
+        "what is among the completions is a rollout that has that place",
+        """
+        SELECT 'position ' || c.position || coalesce(': ' || r.rollout_id, '')
+        FROM completions c LEFT JOIN rollouts r ON r.number = c.rollout
+        WHERE r.completion_position IS NOT c.position
+        """,
+    ),
+    _Rule(
+        "the attempts of a rollout are numbered 1, 2, 3, …",
+        """
+        SELECT r.rollout_id FROM attempts a JOIN rollouts r ON r.number = a.rollout
+        GROUP BY a.rollout HAVING min(a.sequence_id) <> 1 OR max(a.sequence_id) <> count(*)
+            OR count(DISTINCT a.sequence_id) <> count(*)
+        """,
+    ),
+    _Rule(
+        "a rollout names its latest attempt, if it has any",
+        """
+        SELECT r.rollout_id FROM rollouts r WHERE r.latest_attempt_id IS NOT (
+            SELECT a.attempt_id FROM attempts a WHERE a.rollout = r.number ORDER BY a.sequence_id DESC LIMIT 1
+        )
+        """,
+    ),
+    _Rule(
+        "an attempt that has a limit of time is watched",
+        f"""
+        SELECT r.rollout_id FROM rollouts r
+        JOIN attempts a ON a.rollout = r.number AND a.attempt_id = r.latest_attempt_id
+        WHERE r.deadline IS NULL AND r.status IN ({_ACTIVE}) AND a.status IN ({_ACTIVE})
+            AND json_valid(r.config) AND coalesce(
+                json_extract(r.config, '$[0]'), json_extract(r.config, '$[1]')
+            ) IS NOT NULL
+        """,
+    ),
+    _Rule(
+        "a span is of an attempt of its rollout",
+        """
+        SELECT s.span_id FROM spans s LEFT JOIN attempts a ON a.number = s.attempt WHERE a.rollout IS NOT s.rollout
+        """,
+    ),
+    _Rule(
+        "a rollout's span counter is not below the number of a span",
+        """
+        SELECT r.rollout_id FROM rollouts r
+        WHERE r.last_sequence < (SELECT max(s.sequence_id) FROM spans s WHERE s.rollout = r.number)
+        """,
+    ),
+    _Rule(
+        "a rollout without spans counts no bytes of them",
+        """
+        SELECT r.rollout_id FROM rollouts r
+        WHERE r.span_bytes <> 0 AND NOT EXISTS (SELECT 1 FROM spans s WHERE s.rollout = r.number)
+        """,
+    ),
+    _Rule(
+        "the latest resources exist",
+        """
+        SELECT coalesce(latest_resources, 'none are named') FROM totals WHERE CASE WHEN latest_resources IS NULL
+            THEN EXISTS (SELECT 1 FROM resources)
+            ELSE latest_resources NOT IN (SELECT resources_id FROM resources) END
+        """,
+    ),
+    _Rule(
+        "a worker holds an attempt that exists, or none",
+        """
+        SELECT w.worker_id FROM workers w
+        WHERE (w.current_rollout_id IS NULL) <> (w.current_attempt_id IS NULL)
+            OR w.current_rollout_id IS NOT NULL AND NOT EXISTS (
+                SELECT 1 FROM rollouts r JOIN attempts a ON a.rollout = r.number
+                WHERE r.rollout_id = w.current_rollout_id AND a.attempt_id = w.current_attempt_id
+            )
+        """,
+    ),
+    _Rule(
+        "a request has one recorded reply",
+        "SELECT request_id FROM replies GROUP BY request_id HAVING count(*) > 1",
+    ),
+)
+
+
+def violations(connection: Connection, *, quick: bool = False) -> Iterator[Violation]:
+    """What is wrong, as it is found. First the file, then what the store relies on, in one state of the data.
+
+    Args:
+        connection: One that reads a database of the present format.
+        quick: Whether to leave out what takes long: whether indexes agree with their tables.
+    """
+    connection.create_function("text_bytes", 1, text_bytes, deterministic=True)
+    connection.execute("BEGIN")
+    try:
+        damage = _damage(connection, quick)
+        for found in damage:
+            yield Violation("the file is sound", found)
+        if not damage:  # else the rules would tell of it in other words
+            for rule in RULES:
+                yield from _found(rule, connection.execute(rule.query))
+    finally:
+        connection.execute("ROLLBACK")
+
+
+def _damage(connection: Connection, quick: bool) -> list[str]:
+    """What SQLite finds, up to a hundred lines."""
+    try:
+        rows = connection.execute("PRAGMA quick_check" if quick else "PRAGMA integrity_check").fetchall()
+    except DatabaseError as error:
+        if is_damage(error):
+            return [str(error)]
+        raise
+    return [found for (found,) in rows if found != "ok"]
+
+
+def _found(rule: _Rule, rows: Iterator[tuple[Any]]) -> Iterator[Violation]:
+    more = 0
+    for number, (found,) in enumerate(rows):
+        if number < LISTED_MAX:
+            yield Violation(rule.text, str(found))
+        else:
+            more += 1
+    if more:
+        yield Violation(rule.text, f"and {more} more")
