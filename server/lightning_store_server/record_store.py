@@ -12,14 +12,18 @@ from lightning_store.backends.records import (
     AttemptRecord,
     Claim,
     NewRollout,
+    ResourcesRecord,
     RolloutRecord,
     RolloutRow,
     SpanRecord,
+    StoredRollout,
+    WorkerRecord,
 )
 from lightning_store.engine.idempotency import part_scope
 from lightning_store.engine.operations import EnqueueRollouts, Operation, StartAttempt, StartRollout, UpdateAttempt
 from lightning_store.engine.store import EngineStore
-from lightning_store.errors import SpansRejectedError, StoreError
+from lightning_store.engine.transfer import Imported, Page, Place, Selection
+from lightning_store.errors import SpansRejectedError, StoreError, UnsupportedError
 from lightning_store.in_memory import InMemoryLightningStore
 from lightning_store.model import Attempt, AttemptedRollout, EnqueueRolloutRequest, Rollout, Span
 from lightning_store.outcomes import SpanOutcome, add_legal
@@ -55,6 +59,12 @@ class RecordStore(Protocol):
     async def query_rollouts(self, query: RolloutQuery) -> Rows[RolloutRow]: ...
 
     async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]: ...
+
+    async def export_page(self, selection: Selection, begin: Place) -> Page: ...
+
+    async def import_rollouts(
+        self, rollouts: Sequence[StoredRollout], resources: Sequence[ResourcesRecord], workers: Sequence[WorkerRecord]
+    ) -> Imported: ...
 
 
 def records_of(store: LightningStore) -> RecordStore:
@@ -147,6 +157,18 @@ class _Adapter:
     async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
         result = await self._store.query_spans(**query.arguments())
         return Rows([encode(span) for span in result], result.total)
+
+    async def export_page(self, selection: Selection, begin: Place) -> Page:
+        raise self._unsupported()
+
+    async def import_rollouts(
+        self, rollouts: Sequence[StoredRollout], resources: Sequence[ResourcesRecord], workers: Sequence[WorkerRecord]
+    ) -> Imported:
+        raise self._unsupported()
+
+    def _unsupported(self) -> UnsupportedError:
+        kind = type(self._store).__name__
+        return UnsupportedError(f"{kind}, the store behind the server, neither exports nor imports rollouts")
 
 
 def _key(span: Span) -> tuple[str, str, str]:

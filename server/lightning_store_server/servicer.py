@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from lightning_store.backends.records import SpanRecord
 from lightning_store.engine.idempotency import request_scope
 from lightning_store.engine.operations import EnqueueRollouts, StartAttempt, StartRollout, UpdateAttempt
+from lightning_store.engine.transfer import Place, Selection
 from lightning_store.errors import InvalidArgumentError, StoreError, StoreUnavailableError
 from lightning_store.model import AttemptedRollout, CompletedRollout, Rollout, Worker
 from lightning_store.outcomes import add_legal
@@ -21,9 +22,11 @@ from lightning_store.v1 import rollout_pb2 as rollout
 from lightning_store.v1 import server_pb2 as server
 from lightning_store.v1 import service_pb2_grpc
 from lightning_store.v1 import span_pb2 as span
+from lightning_store.v1 import transfer_pb2 as transfer
 from lightning_store.v1 import worker_pb2 as worker
 from lightning_store.v1.query_pb2 import StreamQueryRequest, StreamQueryResponse
 from lightning_store.wire import codec, enums, queries, records, requests, selections, spans
+from lightning_store.wire import transfer as transfers
 from lightning_store.wire.checks import require, required_text
 from lightning_store.wire.errors import span_outcome_to_proto
 from lightning_store.wire.frames import with_rows
@@ -315,6 +318,38 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         if held.status == "cancelled":
             return worker.ASSIGNMENT_STATE_CANCELLED
         return worker.ASSIGNMENT_STATE_ACTIVE
+
+    # --- Between stores ----------------------------------------------------------------------------------------------
+
+    async def ExportRollouts(
+        self, request: transfer.ExportRolloutsRequest, context: Context
+    ) -> transfer.ExportRolloutsResponse:
+        selection = selections.exported_from_proto(request)
+        begin = Place(*transfers.place_from_proto(request.page_token, "page_token"))
+        page = await self._records.export_page(Selection(**selection), begin)
+        return transfer.ExportRolloutsResponse(
+            rollouts=map(transfers.stored_rollout_to_proto, page.rollouts),
+            seen=page.seen,
+            total=page.total,
+            next_page_token=transfers.place_to_proto(page.next),
+        )
+
+    async def ImportRollouts(
+        self, request: transfer.ImportRolloutsRequest, context: Context
+    ) -> transfer.ImportRolloutsResponse:
+        rollouts = [
+            transfers.stored_rollout_from_proto(one, f"rollouts[{i}]") for i, one in enumerate(request.rollouts)
+        ]
+        resources_ = [
+            transfers.resources_record_from_proto(one, f"resources[{i}]") for i, one in enumerate(request.resources)
+        ]
+        workers = [transfers.worker_record_from_proto(one, f"workers[{i}]") for i, one in enumerate(request.workers)]
+        with _once(request, context):
+            done = await self._records.import_rollouts(rollouts, resources_, workers)
+        return transfer.ImportRolloutsResponse(
+            imported=transfer.TransferCounts(**done.imported._asdict()),
+            present=transfer.TransferCounts(**done.present._asdict()),
+        )
 
     # --- Waiting -----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
@@ -49,7 +49,7 @@ from lightning_store.queries import AttemptQuery, Query, ResourcesQuery, Rollout
 from lightning_store.query_methods import QueryMethods
 from lightning_store.spans.document import encode
 from lightning_store.store import LightningStoreCapabilities, LightningStoreStatistics
-from lightning_store.v1 import resources_pb2, rollout_pb2, server_pb2, span_pb2, worker_pb2
+from lightning_store.v1 import resources_pb2, rollout_pb2, server_pb2, span_pb2, transfer_pb2, worker_pb2
 from lightning_store.v1.query_pb2 import StreamQueryRequest
 from lightning_store.v1.service_pb2_grpc import LightningStoreServiceStub
 from lightning_store.wire import codec, queries, requests, selections, spans
@@ -509,6 +509,68 @@ class LightningStoreClient(QueryMethods):
         which = selections.Deletion(rollout_ids=rollout_ids, older_than=older_than, status_in=status_in)
         request = selections.deletion_to_proto(_new_request_id(), which)
         return list((await self._calls.unary("DeleteRollouts", request)).rollout_ids)
+
+    # --- Between stores ----------------------------------------------------------------------------------------------
+
+    async def export_pages(
+        self,
+        *,
+        status_in: Sequence[RolloutStatus] | None = None,
+        mode_in: Sequence[RolloutMode | None] | None = None,
+        start_time_min: float | None = None,
+        start_time_max: float | None = None,
+    ) -> AsyncGenerator[transfer_pb2.ExportRolloutsResponse, None]:
+        """Rollouts with all that belongs to them, in the order in which they were made, for ``import_stored``.
+
+        Args:
+            status_in: Only rollouts with one of these statuses.
+            mode_in: Only rollouts with one of these modes; None is those without one.
+            start_time_min: Only rollouts that were made at this time or later, in seconds since the epoch.
+            start_time_max: Only rollouts that were made before this time.
+
+        Returns:
+            The replies of the server, one after the other. Each is of one moment.
+
+        Raises:
+            UnsupportedError: The store behind the server does not offer it.
+        """
+        which = selections.Exported(
+            status_in=status_in, mode_in=mode_in, start_time_min=start_time_min, start_time_max=start_time_max
+        )
+        page_token = ""
+        while True:
+            page = await self._calls.unary("ExportRollouts", selections.exported_to_proto(which, page_token))
+            yield page
+            page_token = page.next_page_token
+            if not page_token:
+                return
+
+    async def import_stored(
+        self,
+        rollouts: Sequence[transfer_pb2.StoredRollout] = (),
+        *,
+        resources: Sequence[resources_pb2.Resources] = (),
+        workers: Sequence[worker_pb2.Worker] = (),
+    ) -> transfer_pb2.ImportRolloutsResponse:
+        """Store rollouts, resources and workers as they are in another store; what is stored stays as it is.
+
+        Args:
+            rollouts: Rollouts, or parts of them, in the order in which they count as made.
+            resources: Present versions of resources.
+            workers: Workers.
+
+        Returns:
+            How many of each were stored, and how many were stored before.
+
+        Raises:
+            InvalidArgumentError: Something is malformed. Nothing was stored.
+            UnsupportedError: The store behind the server does not offer it.
+        """
+        request = transfer_pb2.ImportRolloutsRequest(
+            request_id=_new_request_id(), rollouts=rollouts, resources=resources, workers=workers
+        )
+        reply: transfer_pb2.ImportRolloutsResponse = await self._calls.unary("ImportRollouts", request)
+        return reply
 
 
 async def _enqueue(calls: Calls, rollouts: Sequence[rollout_pb2.NewRollout]) -> Sequence[rollout_pb2.Rollout]:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
-from typing import Final
+from typing import Final, NoReturn
 
 import click
 
@@ -71,5 +71,10 @@ def exiting() -> Iterator[None]:
     try:
         yield
     except StoreError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(exit_code_of(error))
+        fail(str(error), exit_code_of(error))
+
+
+def fail(message: str, code: ExitCode) -> NoReturn:
+    """End the command."""
+    click.echo(f"Error: {message}", err=True)
+    sys.exit(code)

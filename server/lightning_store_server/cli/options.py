@@ -6,10 +6,12 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, TypeVar
 
 import click
 
+from lightning_store.clock import SystemClock
 from lightning_store_server.cli.text import byte_size
 from lightning_store_server.config import DEFAULT_PORT, INT32_MAX, SECONDS_MAX
 
@@ -141,6 +143,27 @@ def parse_database(text: str) -> str | None:
     if kind != "sqlite" or not path:
         raise click.BadParameter(f"{text!r} is neither memory: nor sqlite:PATH")
     return path
+
+
+def moment(flag: str, *names: str, help: str) -> Callable[[F], F]:
+    """A moment, or how long ago it was. Without a variable: what is chosen is chosen for one call."""
+
+    def parse(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+        return None if value is None else parse_moment(value)
+
+    return click.option(flag, *names, help=help, callback=parse, metavar="TIME")
+
+
+def parse_moment(text: str) -> float:
+    """Seconds since the epoch of a date with or without a time (local, unless it says its offset), or of so long ago
+    (``"90s"``, ``"7d"``). click.BadParameter if it is neither."""
+    try:
+        return datetime.fromisoformat(text).timestamp()
+    except ValueError:
+        pass
+    if not text.strip()[-1:].isalpha():
+        raise click.BadParameter(f"{text!r} is neither a moment, like 2026-01-31T12:00, nor how long ago, like 7d")
+    return SystemClock().now() - parse_time(text)
 
 
 def parse_retention(text: str) -> Retention:

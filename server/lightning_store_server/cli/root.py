@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lightning_store_server.cli import PROGRAM, database, delete, serve, show
+from lightning_store_server.cli import PROGRAM, database, delete, serve, show, transfer
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -30,5 +30,7 @@ for command in (
     database.check,
     database.vacuum,
     database.migrate,
+    transfer.export,
+    transfer.import_,
 ):
     root.add_command(command)

@@ -34,6 +34,7 @@ from lightning_store.backends.records import (
     AttemptRecord,
     CompletionRow,
     Counts,
+    PlacedRollout,
     ReplyRecord,
     ResourcesRecord,
     RolloutRecord,
@@ -354,6 +355,11 @@ class Snapshot(ABC):
     @abstractmethod
     async def next_deadline(self) -> float | None:
         """The earliest deadline of all rollouts, or an earlier time; None if there is none."""
+
+    @abstractmethod
+    async def placed_rollouts(self, after: int, limit: int) -> list[PlacedRollout]:
+        """The first ``limit`` rollouts past place ``after``, in the order in which they were made; 0 begins with the
+        first."""
 
     @abstractmethod
     async def counts(self) -> Counts:

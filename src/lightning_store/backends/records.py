@@ -6,7 +6,7 @@ backend looks inside them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
 from lightning_store.lifecycle import QUEUED
@@ -186,6 +186,35 @@ class Claim(NamedTuple):
 
     rollout: RolloutRecord
     attempt: AttemptRecord
+
+
+class PlacedRollout(NamedTuple):
+    """A rollout in its place among all that are stored, in the order in which they were made."""
+
+    place: int
+    """1 or more. Never used twice."""
+    rollout: RolloutRecord
+    last_sequence: int
+    """Where its span counter stands."""
+
+
+class StoredRollout(NamedTuple):
+    """A rollout with all that belongs to it, or a part of that: all of its attempts, and some of its spans."""
+
+    rollout: RolloutRecord
+    attempts: Sequence[AttemptRecord]
+    """By sequence id."""
+    spans: Sequence[SpanRecord]
+    """By sequence id."""
+    last_sequence: int
+    spans_before: int = 0
+    """Spans that other parts have, which come before this one."""
+
+    @property
+    def payload_bytes(self) -> int:
+        """Of all its texts."""
+        attempts = sum(one.payload_bytes for one in self.attempts)
+        return self.rollout.payload_bytes + attempts + sum(len(one.document) for one in self.spans)
 
 
 class CompletionRow(NamedTuple):

@@ -22,6 +22,7 @@ from lightning_store.backends.records import (
     RolloutRecord,
     RolloutRow,
     SpanRecord,
+    StoredRollout,
     WorkerRecord,
 )
 from lightning_store.clock import Clock, SteadyClock
@@ -29,9 +30,10 @@ from lightning_store.engine.completion_feed import CompletionFeed, position_of
 from lightning_store.engine.conversion import span_of
 from lightning_store.engine.executor import Executor
 from lightning_store.engine.idempotency import current_request, part_scope
-from lightning_store.engine.operations import AddSpans, ClaimRollouts, DeleteRollouts, Operation
+from lightning_store.engine.operations import AddSpans, ClaimRollouts, DeleteRollouts, ImportRollouts, Operation
 from lightning_store.engine.policy import Policy
 from lightning_store.engine.rules import Deletion
+from lightning_store.engine.transfer import Imported, Page, Place, Selection, page_of
 from lightning_store.engine.waiting import Waiting
 from lightning_store.errors import RolloutNotFoundError, SpansEvictedError
 from lightning_store.lifecycle import TERMINAL
@@ -94,6 +96,23 @@ class Engine:
         if self.memory is None or self.memory.span_size_estimator is None:
             return record.size_bytes
         return self.memory.span_size_estimator(span_of(record))
+
+    # --- Between stores ----------------------------------------------------------------------------------------------
+
+    async def export_page(self, selection: Selection, begin: Place) -> Page:
+        """Rollouts with all that belongs to them, from ``begin`` on, as many as a page takes. Each page is of one
+        moment."""
+        return await self._executor.read(lambda snapshot: page_of(snapshot, selection, begin))
+
+    async def import_rollouts(
+        self,
+        rollouts: Sequence[StoredRollout],
+        resources: Sequence[ResourcesRecord] = (),
+        workers: Sequence[WorkerRecord] = (),
+    ) -> Imported:
+        """Store rollouts, resources and workers as they are in another store; what is stored stays as it is."""
+        sizes = [[self._size_bytes(span) for span in part.spans] for part in rollouts]
+        return await self.execute(ImportRollouts(rollouts, sizes, resources, workers))
 
     # --- Reading -----------------------------------------------------------------------------------------------------
 

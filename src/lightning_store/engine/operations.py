@@ -19,11 +19,13 @@ from lightning_store.backends.records import (
     ResourcesRecord,
     RolloutRecord,
     SpanRecord,
+    StoredRollout,
     WorkerRecord,
 )
-from lightning_store.engine import rules
+from lightning_store.engine import rules, transfer
 from lightning_store.engine.replies import RecordCodec, ReplyCodec, SpanOutcomesCodec
 from lightning_store.engine.rules import Deletion
+from lightning_store.engine.transfer import Counted, Imported
 from lightning_store.engine.view import View
 from lightning_store.model import AttemptStatus, RolloutStatus
 from lightning_store.outcomes import SpanOutcome
@@ -367,6 +369,60 @@ class PublishResources(Operation[ResourcesRecord]):
     @property
     def size_bytes(self) -> int:
         return len(self.resources_json)
+
+
+# --- Between stores --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ImportRollouts(Operation[Imported]):
+    """Store rollouts, resources and workers as they are in another store."""
+
+    name = "import_rollouts"
+    codec = RecordCodec(Imported)
+    stores = True
+
+    rollouts: Sequence[StoredRollout]
+    span_bytes: Sequence[Sequence[int]]
+    """Of each rollout's spans, the bytes that count for each."""
+    resources: Sequence[ResourcesRecord] = ()
+    workers: Sequence[WorkerRecord] = ()
+
+    def add_needs(self, needs: Needs) -> None:
+        for part in self.rollouts:
+            needs.rollouts.add(part.rollout.rollout_id)
+            needs.workers.update(one.worker_id for one in part.attempts if one.worker_id)
+            for span in part.spans:
+                needs.attempts.add((span.rollout_id, span.attempt_id))
+                needs.spans.add((span.rollout_id, span.attempt_id, span.span_id))
+        needs.resources.update(one.resources_id for one in self.resources)
+        needs.latest_resources = needs.latest_resources or bool(self.resources)
+        for worker in self.workers:
+            needs.workers.add(worker.worker_id)
+            if worker.current_rollout_id and worker.current_attempt_id:
+                needs.rollouts.add(worker.current_rollout_id)
+                needs.attempts.add((worker.current_rollout_id, worker.current_attempt_id))
+
+    def decide(self, view: View) -> Imported:
+        resources = [transfer.adopt_resources(view, one) for one in self.resources]
+        rollouts = [transfer.adopt_rollout(view, part) for part in self.rollouts]
+        spans = [
+            transfer.adopt_span(view, span, size_bytes)
+            for part, sizes in zip(self.rollouts, self.span_bytes, strict=True)
+            for span, size_bytes in zip(part.spans, sizes, strict=True)
+        ]
+        workers = [transfer.adopt_worker(view, one) for one in self.workers]
+        kinds = (rollouts, spans, resources, workers)
+        return Imported(Counted(*map(sum, kinds)), Counted(*(len(one) - sum(one) for one in kinds)))
+
+    @property
+    def rows(self) -> int:
+        parts = sum(1 + len(part.attempts) + len(part.spans) for part in self.rollouts)
+        return parts + len(self.resources) + len(self.workers)
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(part.payload_bytes for part in self.rollouts) + sum(one.payload_bytes for one in self.resources)
 
 
 def _need_resources(needs: Needs, new: NewRollout) -> None:

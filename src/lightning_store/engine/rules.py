@@ -89,10 +89,10 @@ def expire(view: View, rollout_id: str) -> None:
         if view.now > limit.time:
             _change_attempt(view, rollout, attempt, _moved(view, attempt, limit.status), reported=True)
             return
-    view.put_rollout(rollout._replace(deadline=_deadline(view, rollout.status, rollout.config, attempt)))
+    view.put_rollout(rollout._replace(deadline=first_deadline(view, rollout.status, rollout.config, attempt)))
 
 
-def _deadline(view: View, status: RolloutStatus, config: RolloutConfig, latest: AttemptRecord) -> float | None:
+def first_deadline(view: View, status: RolloutStatus, config: RolloutConfig, latest: AttemptRecord) -> float | None:
     """When to look at a rollout again that has this status: its earliest deadline, or None while none counts."""
     if status not in lifecycle.ACTIVE or latest.status not in lifecycle.ACTIVE:
         return None
@@ -133,7 +133,7 @@ def _put(view: View, rollout: RolloutRecord, latest: AttemptRecord | None, colum
     """
     if latest is not None:
         status, config = columns.get("status", rollout.status), columns.get("config", rollout.config)
-        deadline, former = _deadline(view, status, config, latest), rollout.deadline
+        deadline, former = first_deadline(view, status, config, latest), rollout.deadline
         if deadline != former and (deadline is None or former is None or deadline < former):
             columns["deadline"] = deadline
     if columns:

@@ -246,10 +246,11 @@ class View:
         if worker.current_rollout_id is not None:
             self._holders.setdefault(worker.current_rollout_id, {})[worker.worker_id] = None
 
-    def put_resources(self, resources: ResourcesRecord) -> None:
-        """Insert or replace, and make it the latest."""
+    def put_resources(self, resources: ResourcesRecord, *, latest: bool = True) -> None:
+        """Insert or replace, and make it the latest if ``latest``."""
         self._set(self.changes.resources, resources.resources_id, resources)
-        self.changes.latest_resources = resources.resources_id
+        if latest:
+            self.changes.latest_resources = resources.resources_id
 
     def insert_span(self, span: SpanRecord, size_bytes: int) -> None:
         """A new one, whose ``sequence_id`` is set; the rollout's span counter moves up to that if it is below."""

@@ -28,6 +28,7 @@ from lightning_store.backends.records import (
     AttemptRecord,
     CompletionRow,
     Counts,
+    PlacedRollout,
     ResourcesRecord,
     RolloutRow,
     SpanRecord,
@@ -269,6 +270,9 @@ class _SuspendingSnapshot(Snapshot):
 
     async def next_deadline(self) -> float | None:
         return await self._read("next_deadline", lambda inner: inner.next_deadline())
+
+    async def placed_rollouts(self, after: int, limit: int) -> list[PlacedRollout]:
+        return await self._read("placed_rollouts", lambda inner: inner.placed_rollouts(after, limit))
 
     async def counts(self) -> Counts:
         return await self._read("counts", lambda inner: inner.counts())

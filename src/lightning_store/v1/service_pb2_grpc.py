@@ -9,6 +9,7 @@ from lightning_store.v1 import rollout_pb2 as lightning__store_dot_v1_dot_rollou
 from lightning_store.v1 import server_pb2 as lightning__store_dot_v1_dot_server__pb2
 from lightning_store.v1 import session_pb2 as lightning__store_dot_v1_dot_session__pb2
 from lightning_store.v1 import span_pb2 as lightning__store_dot_v1_dot_span__pb2
+from lightning_store.v1 import transfer_pb2 as lightning__store_dot_v1_dot_transfer__pb2
 from lightning_store.v1 import worker_pb2 as lightning__store_dot_v1_dot_worker__pb2
 
 GRPC_GENERATED_VERSION = '1.71.2'
@@ -233,6 +234,16 @@ class LightningStoreServiceStub(object):
                 '/lightning_store.v1.LightningStoreService/WatchRollouts',
                 request_serializer=lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsRequest.SerializeToString,
                 response_deserializer=lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsResponse.FromString,
+                _registered_method=True)
+        self.ExportRollouts = channel.unary_unary(
+                '/lightning_store.v1.LightningStoreService/ExportRollouts',
+                request_serializer=lightning__store_dot_v1_dot_transfer__pb2.ExportRolloutsRequest.SerializeToString,
+                response_deserializer=lightning__store_dot_v1_dot_transfer__pb2.ExportRolloutsResponse.FromString,
+                _registered_method=True)
+        self.ImportRollouts = channel.unary_unary(
+                '/lightning_store.v1.LightningStoreService/ImportRollouts',
+                request_serializer=lightning__store_dot_v1_dot_transfer__pb2.ImportRolloutsRequest.SerializeToString,
+                response_deserializer=lightning__store_dot_v1_dot_transfer__pb2.ImportRolloutsResponse.FromString,
                 _registered_method=True)
         self.Session = channel.stream_stream(
                 '/lightning_store.v1.LightningStoreService/Session',
@@ -552,6 +563,30 @@ class LightningStoreServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExportRollouts(self, request, context):
+        """READ, for operators. A page of rollouts with all that belongs to them, as ImportRollouts takes them.
+
+        UNSUPPORTED where the store behind the server does not offer it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportRollouts(self, request, context):
+        """ONCE, for operators; and safe by nature too: what is stored already stays as it is. Stores rollouts, resources and workers
+        as they are in another store: ids, statuses, attempts, times, sequence ids. All or nothing.
+
+        A rollout that is stored gets those of its spans that it lacks, where their attempt is there, and is left alone otherwise.
+        A new one that is queued goes to the tail of the queue, and one that is terminal counts as completed now, in the order of
+        the request. Resources become the latest unless there are some with a later update_time. A worker holds its attempt if
+        that is stored.
+
+        UNSUPPORTED where the store behind the server does not offer it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Session(self, request_iterator, context):
         """Any number of calls of the other methods, but those that stream, over one stream: what a call costs beside its own work
         is shared by all that come at once. Each is what it would be by itself: its class, its errors and its request_id are the
@@ -703,6 +738,16 @@ def add_LightningStoreServiceServicer_to_server(servicer, server):
                     servicer.WatchRollouts,
                     request_deserializer=lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsRequest.FromString,
                     response_serializer=lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsResponse.SerializeToString,
+            ),
+            'ExportRollouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExportRollouts,
+                    request_deserializer=lightning__store_dot_v1_dot_transfer__pb2.ExportRolloutsRequest.FromString,
+                    response_serializer=lightning__store_dot_v1_dot_transfer__pb2.ExportRolloutsResponse.SerializeToString,
+            ),
+            'ImportRollouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ImportRollouts,
+                    request_deserializer=lightning__store_dot_v1_dot_transfer__pb2.ImportRolloutsRequest.FromString,
+                    response_serializer=lightning__store_dot_v1_dot_transfer__pb2.ImportRolloutsResponse.SerializeToString,
             ),
             'Session': grpc.stream_stream_rpc_method_handler(
                     servicer.Session,
@@ -1520,6 +1565,60 @@ class LightningStoreService(object):
             '/lightning_store.v1.LightningStoreService/WatchRollouts',
             lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsRequest.SerializeToString,
             lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportRollouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lightning_store.v1.LightningStoreService/ExportRollouts',
+            lightning__store_dot_v1_dot_transfer__pb2.ExportRolloutsRequest.SerializeToString,
+            lightning__store_dot_v1_dot_transfer__pb2.ExportRolloutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportRollouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lightning_store.v1.LightningStoreService/ImportRollouts',
+            lightning__store_dot_v1_dot_transfer__pb2.ImportRolloutsRequest.SerializeToString,
+            lightning__store_dot_v1_dot_transfer__pb2.ImportRolloutsResponse.FromString,
             options,
             channel_credentials,
             insecure,

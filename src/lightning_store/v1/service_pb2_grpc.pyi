@@ -11,6 +11,7 @@ from lightning_store.v1 import rollout_pb2 as _rollout_pb2
 from lightning_store.v1 import server_pb2 as _server_pb2
 from lightning_store.v1 import session_pb2 as _session_pb2
 from lightning_store.v1 import span_pb2 as _span_pb2
+from lightning_store.v1 import transfer_pb2 as _transfer_pb2
 from lightning_store.v1 import worker_pb2 as _worker_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -228,6 +229,22 @@ class LightningStoreServiceStub:
     was put back before its completion was told, is not told until it ends anew. CURSOR_UNKNOWN. ROLLOUT_NOT_FOUND on a
     strict server.
     """
+    ExportRollouts: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.ExportRolloutsRequest, _transfer_pb2.ExportRolloutsResponse]
+    """READ, for operators. A page of rollouts with all that belongs to them, as ImportRollouts takes them.
+
+    UNSUPPORTED where the store behind the server does not offer it.
+    """
+    ImportRollouts: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.ImportRolloutsRequest, _transfer_pb2.ImportRolloutsResponse]
+    """ONCE, for operators; and safe by nature too: what is stored already stays as it is. Stores rollouts, resources and workers
+    as they are in another store: ids, statuses, attempts, times, sequence ids. All or nothing.
+
+    A rollout that is stored gets those of its spans that it lacks, where their attempt is there, and is left alone otherwise.
+    A new one that is queued goes to the tail of the queue, and one that is terminal counts as completed now, in the order of
+    the request. Resources become the latest unless there are some with a later update_time. A worker holds its attempt if
+    that is stored.
+
+    UNSUPPORTED where the store behind the server does not offer it.
+    """
     Session: _grpc.StreamStreamMultiCallable[_session_pb2.SessionRequest, _session_pb2.SessionResponse]
     """Any number of calls of the other methods, but those that stream, over one stream: what a call costs beside its own work
     is shared by all that come at once. Each is what it would be by itself: its class, its errors and its request_id are the
@@ -427,6 +444,22 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     A rollout that is put back into the queue and ends again is told again, and so is one whose outcome changes. One that
     was put back before its completion was told, is not told until it ends anew. CURSOR_UNKNOWN. ROLLOUT_NOT_FOUND on a
     strict server.
+    """
+    ExportRollouts: _aio.UnaryUnaryMultiCallable[_transfer_pb2.ExportRolloutsRequest, _transfer_pb2.ExportRolloutsResponse]  # type: ignore[assignment]
+    """READ, for operators. A page of rollouts with all that belongs to them, as ImportRollouts takes them.
+
+    UNSUPPORTED where the store behind the server does not offer it.
+    """
+    ImportRollouts: _aio.UnaryUnaryMultiCallable[_transfer_pb2.ImportRolloutsRequest, _transfer_pb2.ImportRolloutsResponse]  # type: ignore[assignment]
+    """ONCE, for operators; and safe by nature too: what is stored already stays as it is. Stores rollouts, resources and workers
+    as they are in another store: ids, statuses, attempts, times, sequence ids. All or nothing.
+
+    A rollout that is stored gets those of its spans that it lacks, where their attempt is there, and is left alone otherwise.
+    A new one that is queued goes to the tail of the queue, and one that is terminal counts as completed now, in the order of
+    the request. Resources become the latest unless there are some with a later update_time. A worker holds its attempt if
+    that is stored.
+
+    UNSUPPORTED where the store behind the server does not offer it.
     """
     Session: _aio.StreamStreamMultiCallable[_session_pb2.SessionRequest, _session_pb2.SessionResponse]  # type: ignore[assignment]
     """Any number of calls of the other methods, but those that stream, over one stream: what a call costs beside its own work
@@ -792,6 +825,34 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         A rollout that is put back into the queue and ends again is told again, and so is one whose outcome changes. One that
         was put back before its completion was told, is not told until it ends anew. CURSOR_UNKNOWN. ROLLOUT_NOT_FOUND on a
         strict server.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportRollouts(
+        self,
+        request: _transfer_pb2.ExportRolloutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_transfer_pb2.ExportRolloutsResponse, _abc.Awaitable[_transfer_pb2.ExportRolloutsResponse]]:
+        """READ, for operators. A page of rollouts with all that belongs to them, as ImportRollouts takes them.
+
+        UNSUPPORTED where the store behind the server does not offer it.
+        """
+
+    @_abc_1.abstractmethod
+    def ImportRollouts(
+        self,
+        request: _transfer_pb2.ImportRolloutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_transfer_pb2.ImportRolloutsResponse, _abc.Awaitable[_transfer_pb2.ImportRolloutsResponse]]:
+        """ONCE, for operators; and safe by nature too: what is stored already stays as it is. Stores rollouts, resources and workers
+        as they are in another store: ids, statuses, attempts, times, sequence ids. All or nothing.
+
+        A rollout that is stored gets those of its spans that it lacks, where their attempt is there, and is left alone otherwise.
+        A new one that is queued goes to the tail of the queue, and one that is terminal counts as completed now, in the order of
+        the request. Resources become the latest unless there are some with a later update_time. A worker holds its attempt if
+        that is stored.
+
+        UNSUPPORTED where the store behind the server does not offer it.
         """
 
     @_abc_1.abstractmethod

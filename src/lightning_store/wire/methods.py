@@ -74,6 +74,7 @@ _READ: Final = (
     "ListSpans",
     "ListResources",
     "ListWorkers",
+    "ExportRollouts",
 )
 _ONCE: Final = (
     "StartRollout",
@@ -87,6 +88,7 @@ _ONCE: Final = (
     "AllocateSpanSequenceIds",
     "AddResources",
     "UpdateResources",
+    "ImportRollouts",
 )
 
 METHODS: Final[Mapping[str, Method]] = MappingProxyType(

@@ -1,16 +1,22 @@
-"""Which rollouts to delete and which to watch: the client's arguments as requests, and requests as the store's."""
+"""Which rollouts to delete, to watch and to export: the client's arguments as requests, and requests as the store's."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from typing import TypedDict
 
-from lightning_store.model import TIME_MAX_SECONDS, CompletedRollout, RolloutStatus
-from lightning_store.v1 import rollout_pb2
+from lightning_store.model import TIME_MAX_SECONDS, CompletedRollout, RolloutMode, RolloutStatus
+from lightning_store.v1 import rollout_pb2, transfer_pb2
 from lightning_store.wire.checks import require, required_text, text_to_proto
 from lightning_store.wire.codec import rollout_from_proto, rollout_to_proto
+from lightning_store.wire.enums import mode_from_proto, mode_to_proto
 from lightning_store.wire.queries import rollout_statuses_from_proto, rollout_statuses_to_proto, texts_to_proto
-from lightning_store.wire.times import duration_from_proto, duration_to_proto
+from lightning_store.wire.times import (
+    duration_from_proto,
+    duration_to_proto,
+    optional_timestamp_to_proto,
+    timestamp_from_proto,
+)
 
 
 class Deletion(TypedDict):
@@ -57,6 +63,38 @@ def completed_from_proto(message: rollout_pb2.CompletedRollout, field: str) -> C
     require(message, "rollout", f"{field}.rollout")
     rollout = rollout_from_proto(message.rollout, f"{field}.rollout")
     return CompletedRollout(rollout, required_text(message.cursor, f"{field}.cursor"))
+
+
+class Exported(TypedDict):
+    """Which rollouts to export: those for which everything holds that is not None."""
+
+    status_in: Sequence[RolloutStatus] | None
+    mode_in: Sequence[RolloutMode | None] | None
+    start_time_min: float | None
+    start_time_max: float | None
+
+
+def exported_to_proto(which: Exported, page_token: str) -> transfer_pb2.ExportRolloutsRequest:
+    status_in, mode_in = which["status_in"], which["mode_in"]
+    return transfer_pb2.ExportRolloutsRequest(
+        status_in=None if status_in is None else rollout_statuses_to_proto(status_in),
+        mode_in=[mode_to_proto(mode, "mode_in") for mode in mode_in or ()],
+        start_time_min=optional_timestamp_to_proto(which["start_time_min"]),
+        start_time_max=optional_timestamp_to_proto(which["start_time_max"]),
+        page_token=page_token,
+    )
+
+
+def exported_from_proto(request: transfer_pb2.ExportRolloutsRequest) -> Exported:
+    modes = [mode_from_proto(mode, f"mode_in[{index}]") for index, mode in enumerate(request.mode_in)]
+    earliest = request.start_time_min if request.HasField("start_time_min") else None
+    latest = request.start_time_max if request.HasField("start_time_max") else None
+    return Exported(
+        status_in=rollout_statuses_from_proto(request.status_in) if request.HasField("status_in") else None,
+        mode_in=modes or None,
+        start_time_min=None if earliest is None else timestamp_from_proto(earliest, "start_time_min"),
+        start_time_max=None if latest is None else timestamp_from_proto(latest, "start_time_max"),
+    )
 
 
 def _ids_from_proto(request: rollout_pb2.DeleteRolloutsRequest | rollout_pb2.WatchRolloutsRequest) -> list[str] | None:

@@ -29,6 +29,7 @@ from lightning_store.backends.records import (
     AttemptRecord,
     CompletionRow,
     Counts,
+    PlacedRollout,
     ReplyRecord,
     ResourcesRecord,
     RolloutRecord,
@@ -527,6 +528,10 @@ class MemoryData(Loaded):
             rows.append(CompletionRow(position, time, entry.row))
         return rows
 
+    def list_placed(self, after: int, limit: int) -> list[PlacedRollout]:
+        entries = itertools.islice(self._in_order.since(after), limit)  # a place is the ordinal and one
+        return [PlacedRollout(entry.ordinal + 1, entry.record, entry.sequence) for entry in entries]
+
     def counts(self) -> Counts:
         return Counts(
             rollouts=len(self._rollouts),
@@ -590,6 +595,9 @@ class _Snapshot(Snapshot):
 
     async def next_deadline(self) -> float | None:
         return self._data.next_deadline()
+
+    async def placed_rollouts(self, after: int, limit: int) -> list[PlacedRollout]:
+        return self._data.list_placed(after, limit)
 
     async def counts(self) -> Counts:
         return self._data.counts()

@@ -34,6 +34,7 @@ from lightning_store.backends.records import (
     AttemptRecord,
     CompletionRow,
     Counts,
+    PlacedRollout,
     ResourcesRecord,
     RolloutRow,
     SpanRecord,
@@ -470,6 +471,9 @@ class _Snapshot(Snapshot):
 
     async def next_deadline(self) -> float | None:
         return self._read(next_deadline)
+
+    async def placed_rollouts(self, after: int, limit: int) -> list[PlacedRollout]:
+        return await self._read_in_thread(reading.placed_rollouts, after, limit)
 
     async def counts(self) -> Counts:
         totals: Totals = self._read(rows.read_totals)

@@ -12,6 +12,7 @@ from lightning_store.backends.base import Due, Rows
 from lightning_store.backends.records import (
     AttemptRecord,
     CompletionRow,
+    PlacedRollout,
     ResourcesRecord,
     RolloutRow,
     SpanRecord,
@@ -63,6 +64,11 @@ def completions(connection: Connection, after: int, limit: int) -> list[Completi
         assert time is not None
         found.append(CompletionRow(position, time, entry.row))
     return found
+
+
+def placed_rollouts(connection: Connection, after: int, limit: int) -> list[PlacedRollout]:
+    entries = map(rows.rollout_entry, connection.execute(rows.SELECT_ROLLOUTS_AFTER, (after, limit)))
+    return [PlacedRollout(entry.number, entry.rollout, entry.last_sequence) for entry in entries]
 
 
 def last_completion(connection: Connection) -> int:

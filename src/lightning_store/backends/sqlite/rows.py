@@ -158,6 +158,7 @@ _SELECT_ROLLOUTS: Final = """
 """
 SELECT_ROLLOUTS_BY_ID: Final = _SELECT_ROLLOUTS.format("rollouts r", "r.rollout_id IN (?*)")
 SELECT_ROLLOUTS_BY_NUMBER: Final = _SELECT_ROLLOUTS.format("rollouts r", "r.number IN (?*)")
+SELECT_ROLLOUTS_AFTER: Final = _SELECT_ROLLOUTS.format("rollouts r", "r.number > ? ORDER BY r.number LIMIT ?")
 SELECT_QUEUE: Final = _SELECT_ROLLOUTS.format(
     "queue q CROSS JOIN rollouts r ON r.number = q.rollout", "q.position > ? ORDER BY q.position LIMIT ?"
 )

@@ -12,10 +12,12 @@ import base64
 import json
 import re
 import reprlib
+from collections.abc import Iterator
 from typing import Any, Final, TypeVar
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
 from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from pydantic_core import from_json
@@ -73,6 +75,29 @@ def _load_leniently(body: bytes) -> Any:
 
 def _int(digits: str) -> int | str:
     return int(digits) if len(digits) <= INT_CHARS_MAX else digits
+
+
+def dump(request: ExportTraceServiceRequest) -> str:
+    """Write a request as JSON text on one line.
+
+    Args:
+        request: The message.
+
+    Returns:
+        The text.
+    """
+    written = json_format.MessageToDict(request, use_integers_for_enums=True)
+    for span in _spans_in(written):
+        for holder in (span, *span.get("links", ())):
+            for name in _IDS & holder.keys():
+                holder[name] = base64.b64decode(holder[name]).hex()
+    return json.dumps(written, separators=(",", ":"))
+
+
+def _spans_in(written: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for resource_spans in written.get("resourceSpans", ()):
+        for scope_spans in resource_spans.get("scopeSpans", ()):
+            yield from scope_spans.get("spans", ())
 
 
 def elements(holder: Any, name: str) -> list[Any]:

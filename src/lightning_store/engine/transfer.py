@@ -1,0 +1,194 @@
+"""Rollouts as they are in a store: pages of them, and bringing them into another store."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from lightning_store import lifecycle
+from lightning_store.backends.base import Snapshot
+from lightning_store.backends.records import (
+    ResourcesRecord,
+    RolloutRecord,
+    SpanRecord,
+    StoredRollout,
+    WorkerRecord,
+)
+from lightning_store.engine import workers
+from lightning_store.engine.rules import first_deadline
+from lightning_store.engine.view import View
+from lightning_store.errors import InvalidArgumentError
+from lightning_store.queries import AttemptQuery, SpanQuery
+
+PAGE_ROLLOUTS: Final = 200
+"""Rollouts that a page is done with at the most."""
+PAGE_BYTES: Final = 4 * 1024 * 1024
+"""A page ends with the rollout, or the spans, that bring it to so many bytes."""
+SPANS_AT_ONCE: Final = 1000
+"""Spans of one rollout that are read at a time."""
+
+
+# --- Out of a store --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rollouts: those for which everything holds that is not None."""
+
+    status_in: Collection[str] | None = None
+    mode_in: Collection[str | None] | None = None
+    start_time_min: float | None = None
+    start_time_max: float | None = None
+    """Exclusive."""
+
+    def has(self, rollout: RolloutRecord) -> bool:
+        """Whether this is one of them."""
+        return (
+            (self.status_in is None or rollout.status in self.status_in)
+            and (self.mode_in is None or rollout.mode in self.mode_in)
+            and (self.start_time_min is None or rollout.start_time >= self.start_time_min)
+            and (self.start_time_max is None or rollout.start_time < self.start_time_max)
+        )
+
+
+class Place(NamedTuple):
+    """Where a page begins: past this rollout, or in the middle of it."""
+
+    place: int = 0
+    spans: int = 0
+    """If not 0, the rollout in ``place`` goes on after so many of its spans."""
+
+
+class Page(NamedTuple):
+    """Some of the rollouts of a store."""
+
+    rollouts: Sequence[StoredRollout]
+    seen: int
+    """How many the page is done with, whether they were asked for or not."""
+    total: int
+    """How many are stored."""
+    next: Place | None
+    """None after the last."""
+
+
+async def page_of(snapshot: Snapshot, selection: Selection, begin: Place) -> Page:
+    """The rollouts from ``begin`` on, as many as a page takes."""
+    total = (await snapshot.counts()).rollouts
+    placed = await snapshot.placed_rollouts(begin.place - 1 if begin.spans else begin.place, PAGE_ROLLOUTS)
+    found: list[StoredRollout] = []
+    size_bytes = seen = 0
+    for one in placed:
+        if selection.has(one.rollout):
+            before = begin.spans if one.place == begin.place else 0
+            spans, more = await _spans(snapshot, one.rollout.rollout_id, before, PAGE_BYTES - size_bytes)
+            attempts = (await snapshot.query_attempts(AttemptQuery(rollout_id=one.rollout.rollout_id))).items
+            part = StoredRollout(one.rollout, attempts, spans, one.last_sequence, before)
+            found.append(part)
+            size_bytes += part.payload_bytes
+            if more:
+                return Page(found, seen, total, Place(one.place, before + len(spans)))
+        seen += 1
+        if size_bytes >= PAGE_BYTES:
+            return Page(found, seen, total, Place(one.place))
+    return Page(found, seen, total, Place(placed[-1].place) if len(placed) == PAGE_ROLLOUTS else None)
+
+
+async def _spans(snapshot: Snapshot, rollout_id: str, before: int, bytes_max: int) -> tuple[list[SpanRecord], bool]:
+    """Spans of a rollout after as many, until there are so many bytes of them, but one at least; and whether there are
+    more."""
+    found: list[SpanRecord] = []
+    size_bytes = 0
+    while True:
+        query = SpanQuery(rollout_id=rollout_id, limit=SPANS_AT_ONCE, offset=before + len(found))
+        rows = await snapshot.query_spans(query)
+        for span in rows.items:
+            if found and size_bytes + len(span.document) > bytes_max:
+                return found, True
+            found.append(span)
+            size_bytes += len(span.document)
+        if before + len(found) >= rows.total:
+            return found, False
+
+
+# --- Into a store ----------------------------------------------------------------------------------------------------
+
+
+class Counted(NamedTuple):
+    """How many of each kind."""
+
+    rollouts: int = 0
+    spans: int = 0
+    resources: int = 0
+    workers: int = 0
+
+
+class Imported(NamedTuple):
+    """What an import came to."""
+
+    imported: Counted
+    """What was stored."""
+    present: Counted
+    """What was stored before, and what has nothing to belong to: it was left alone."""
+
+
+def adopt_resources(view: View, resources: ResourcesRecord) -> bool:
+    """Store resources unless their id is stored. They become the latest unless there are later ones."""
+    if view.resources(resources.resources_id) is not None:
+        return False
+    latest = view.latest_resources()
+    view.put_resources(resources, latest=latest is None or resources.update_time >= latest.update_time)
+    return True
+
+
+def adopt_rollout(view: View, part: StoredRollout) -> bool:
+    """Store a rollout with its attempts unless it is stored."""
+    rollout = part.rollout
+    if view.rollout(rollout.rollout_id) is not None:
+        return False
+    if rollout.status in lifecycle.TERMINAL and rollout.end_time is None:
+        message = f"rollout {rollout.rollout_id} is {rollout.status} and has no end_time"
+        raise InvalidArgumentError(message, rollout_id=rollout.rollout_id, field="end_time")
+    for attempt in part.attempts:
+        view.put_attempt(attempt)
+    latest = part.attempts[-1] if part.attempts else None
+    queued, terminal = rollout.status in lifecycle.QUEUED, rollout.status in lifecycle.TERMINAL
+    view.put_rollout(
+        rollout._replace(
+            latest_attempt_id=None if latest is None else latest.attempt_id,
+            queue_position=view.next_queue_position() if queued else None,
+            completion_position=view.next_completion_position() if terminal else None,
+            completion_time=view.now if terminal else None,
+            deadline=None if latest is None else first_deadline(view, rollout.status, rollout.config, latest),
+        )
+    )
+    view.set_last_sequence(rollout.rollout_id, part.last_sequence)
+    if queued:
+        view.effects.queued.append(rollout.rollout_id)
+    if terminal:
+        view.effects.ended.append(rollout.rollout_id)
+    return True
+
+
+def adopt_span(view: View, span: SpanRecord, size_bytes: int) -> bool:
+    """Store a span unless it is stored, or its attempt is not, or the spans of its rollout were dropped."""
+    rollout = view.rollout(span.rollout_id)
+    if rollout is None or rollout.spans_evicted or view.attempt(span.rollout_id, span.attempt_id) is None:
+        return False
+    if view.has_span(span.rollout_id, span.attempt_id, span.span_id):
+        return False
+    view.insert_span(span, size_bytes)
+    return True
+
+
+def adopt_worker(view: View, worker: WorkerRecord) -> bool:
+    """Store a worker unless it is stored. It holds its attempt if that is stored."""
+    if view.worker(worker.worker_id) is not None:
+        return False
+    rollout_id, attempt_id = worker.current_rollout_id, worker.current_attempt_id
+    if rollout_id is not None and (
+        attempt_id is None or view.rollout(rollout_id) is None or view.attempt(rollout_id, attempt_id) is None
+    ):
+        worker = workers.release(worker, view.now)
+    view.put_worker(worker)
+    return True
