@@ -240,7 +240,8 @@ class AddManySpansOtlp(Workload):
 def _export_request(spans: Sequence[Span]) -> bytes:
     """An OTLP request with these spans of one attempt. The receiver numbers them."""
     from lightning_store.model import Span as OurSpan
-    from lightning_store.spans.otlp.requests import ATTEMPT_ID, ROLLOUT_ID, export_request
+    from lightning_store.spans.labels import ATTEMPT_ID, ROLLOUT_ID
+    from lightning_store.spans.otlp.requests import export_request
 
     request = export_request(OurSpan.model_validate(span.model_dump()) for span in spans)
     [group] = request.resource_spans

@@ -28,6 +28,11 @@ class LoopThread:
         """False after ``stop``, and in a process forked from the one that made it."""
         return not self._stopped and self._thread.is_alive()
 
+    @property
+    def is_current(self) -> bool:
+        """Whether this is the thread that asks."""
+        return self._thread is threading.current_thread()
+
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Begin ``work``. CallCancelledError once stopped."""
         with self._submitting:
@@ -53,7 +58,7 @@ class LoopThread:
             first, self._stopped = not self._stopped, True
         if first and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._loop.stop)
-        if self._thread is not threading.current_thread():
+        if not self.is_current:
             self._thread.join()
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, get_args
 
+from lightning_store.errors import InvalidArgumentError, InvalidTypeError
 from lightning_store.model import Attributes, Span, SpanKind, SpanStatusCode
 
 if TYPE_CHECKING:
@@ -34,6 +35,31 @@ _DROPPED_OF_SPAN: Final = {
     "dropped_links": "dropped_links_count",
 }
 _SCALARS: Final = frozenset({str, int, float, bool, bytes, NoneType})
+
+
+def check_finished(readable_span: ReadableSpan) -> None:
+    """Refuse what is no finished span: it would be stored without its end, or under ids of zeros.
+
+    Raises:
+        InvalidArgumentError: The span has not ended, or it records nothing.
+        InvalidTypeError: It is no span.
+    """
+    context = _own_context(readable_span)
+    if context is None:
+        kind = type(readable_span).__name__
+        message = f"readable_span is a {kind} without a context; give a finished span of an OpenTelemetry SDK"
+        raise InvalidTypeError(message, field="readable_span")
+    has_ids = context["trace_id"] != _NO_CONTEXT["trace_id"] and context["span_id"] != _NO_CONTEXT["span_id"]
+    if not has_ids or not hasattr(readable_span, "end_time"):
+        message = (
+            f"readable_span is a {type(readable_span).__name__}, which records nothing; take the tracer from a "
+            "TracerProvider of opentelemetry.sdk (trace.set_tracer_provider makes it the global one) that samples it"
+        )
+        raise InvalidArgumentError(message, field="readable_span")
+    if _typed(readable_span, "end_time", int) is None:
+        name = str(_read(readable_span, "name") or "")
+        message = f"readable_span {name!r} has not ended; call its end(), or leave its `with` block, before it is added"
+        raise InvalidArgumentError(message, field="readable_span")
 
 
 def span_from_opentelemetry(readable_span: ReadableSpan, rollout_id: str, attempt_id: str, sequence_id: int) -> Span:

@@ -300,14 +300,15 @@ class LightningStore(ABC):
         Args:
             rollout_id: The rollout.
             attempt_id: The attempt.
-            readable_span: A span of the SDK.
+            readable_span: A span of the SDK that has ended.
             sequence_id: Its number; None takes the rollout's next, in the same transaction.
 
         Returns:
             The span as it is stored; None for a duplicate.
 
         Raises:
-            ValueError: As ``add_span``.
+            ValueError: As ``add_span``; or the span has not ended, or records nothing.
+            TypeError: It is no span.
         """
 
     @abstractmethod

@@ -17,8 +17,7 @@ from lightning_store.errors import CallCancelledError, InternalError, InvalidArg
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.testing.contract.base import make_span
 from lightning_store_client import LightningStoreClient
-from lightning_store_client.client import GATHERED_BYTES_MAX
-from lightning_store_client.gathering import ITEMS_MAX, Gathering
+from lightning_store_client.gathering import GATHERED_BYTES_MAX, ITEMS_MAX, Gathering
 
 pytestmark = pytest.mark.asyncio
 

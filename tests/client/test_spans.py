@@ -21,7 +21,7 @@ from lightning_store.spans.document import encode
 from lightning_store.testing.contract.base import make_span
 from lightning_store.v1 import span_pb2
 from lightning_store.wire.errors import to_status
-from lightning_store_client import client as client_module
+from lightning_store_client import span_sending
 from tests.new_spans import new_span
 
 
@@ -37,7 +37,7 @@ def run(rig, scenario, **settings):
 
 @pytest.mark.parametrize(("batch_bytes", "calls"), [(10_000, 1), (1000, 4), (1, 25)])
 def test_spans_go_in_batches_and_come_back_in_order(rig, monkeypatch, batch_bytes, calls):
-    monkeypatch.setattr(client_module, "SPAN_BATCH_BYTES", batch_bytes)
+    monkeypatch.setattr(span_sending, "SPAN_BATCH_BYTES", batch_bytes)
 
     async def scenario(client, rollout):
         spans = [make_span(rollout, number, attributes={"text": "x" * 50}) for number in range(1, 26)]
@@ -52,7 +52,7 @@ def test_spans_go_in_batches_and_come_back_in_order(rig, monkeypatch, batch_byte
 
 
 def test_a_batch_that_lost_its_reply_is_stored_once(rig, broken, monkeypatch):
-    monkeypatch.setattr(client_module, "SPAN_BATCH_BYTES", 1000)
+    monkeypatch.setattr(span_sending, "SPAN_BATCH_BYTES", 1000)
     rig.proxy.breaks("AddSpans", broken(lose_reply=True), broken(lose_reply=True))
 
     async def scenario(client, rollout):
@@ -154,7 +154,7 @@ def span_of(rollout, number, size_bytes):
 
 
 def test_rejections_of_all_batches_are_told_together(rig, monkeypatch):
-    monkeypatch.setattr(client_module, "SPAN_BATCH_BYTES", 200)
+    monkeypatch.setattr(span_sending, "SPAN_BATCH_BYTES", 200)
 
     async def scenario(client, rollout):
         spans = [make_span(rollout, number) for number in range(10)]
@@ -222,7 +222,7 @@ def test_of_spans_that_are_too_large_for_the_server_only_those_are_refused(make_
 @pytest.fixture
 def full(rig, broken, monkeypatch):
     """``full(batches)``: the server's memory is full when it has stored so many batches of ten spans."""
-    monkeypatch.setattr(client_module, "SPAN_BATCH_BYTES", 10 * 500)
+    monkeypatch.setattr(span_sending, "SPAN_BATCH_BYTES", 10 * 500)
     error = ResourceExhaustedError("the store is full", limit="memory_limit")
     error.retry_after_seconds = 5.0
     status = to_status(error)
@@ -298,7 +298,7 @@ def test_a_refusal_by_which_nothing_was_stored_is_raised_itself(rig, full, batch
 )
 @pytest.mark.parametrize("lose_reply", [False, True])
 def test_when_it_is_not_known_what_is_stored_all_may_be_added_again(rig, broken, monkeypatch, code, error, lose_reply):
-    monkeypatch.setattr(client_module, "SPAN_BATCH_BYTES", 10 * 500)
+    monkeypatch.setattr(span_sending, "SPAN_BATCH_BYTES", 10 * 500)
     rig.proxy.breaks("AddSpans", None, broken(code, lose_reply=lose_reply))
 
     async def scenario(client, rollout):
@@ -320,4 +320,4 @@ def test_an_answer_that_does_not_tell_of_each_span_is_an_error():
 
     record = encode(Span(rollout_id="ro", attempt_id="at", sequence_id=1, trace_id="t", span_id="s", name="n"))
     with pytest.raises(InternalError, match="told of 1 of 2 spans"):
-        asyncio.run(client_module._send_spans(Calls(), [record, record]))
+        asyncio.run(span_sending._send(Calls(), [record, record]))

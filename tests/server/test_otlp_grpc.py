@@ -33,7 +33,7 @@ from lightning_store import (
     StoreUnavailableError,
 )
 from lightning_store.model import Span
-from lightning_store.spans.otlp.requests import ATTEMPT_ID, ROLLOUT_ID, SEQUENCE_ID
+from lightning_store.spans.labels import ATTEMPT_ID, ROLLOUT_ID, SEQUENCE_ID
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.wire.methods import TRACE_EXPORT
 

@@ -34,7 +34,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from lightning_store import InMemoryLightningStore, InvalidArgumentError, ResourceExhaustedError, StoreUnavailableError
 from lightning_store.errors import RolloutNotFoundError, StoreTimeoutError, UnsupportedError
-from lightning_store.spans.otlp.requests import ATTEMPT_ID, ROLLOUT_ID
+from lightning_store.spans.labels import ATTEMPT_ID, ROLLOUT_ID
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.wire.methods import TRACE_EXPORT
 from lightning_store_server import LightningStoreServer, ServerConfig

@@ -20,11 +20,9 @@ from opentelemetry.proto.trace.v1.trace_pb2 import ResourceSpans, ScopeSpans, Sp
 from lightning_store import model
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.spans.document import decode, encode, validate
+from lightning_store.spans.labels import ATTEMPT_ID, ROLLOUT_ID, SEQUENCE_ID
 from lightning_store.spans.otlp.messages import TIME_MAX_NANOS
 from lightning_store.spans.otlp.requests import (
-    ATTEMPT_ID,
-    ROLLOUT_ID,
-    SEQUENCE_ID,
     ReceivedSpan,
     export_request,
     received_spans,

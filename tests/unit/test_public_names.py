@@ -100,7 +100,13 @@ def test_public_names_of_the_server() -> None:
 
 
 def test_public_names_of_the_client() -> None:
-    assert sorted(lightning_store_client.__all__) == ["Cancellation", "LightningStoreClient", "WorkerSession"]
+    assert lightning_store_client.__all__ == [
+        "Cancellation",
+        "LightningStoreClient",
+        "LightningStoreSpanProcessor",
+        "WorkerSession",
+        "attempt_scope",
+    ]
     assert all(hasattr(lightning_store_client, name) for name in lightning_store_client.__all__)
     assert issubclass(lightning_store_client.LightningStoreClient, lightning_store.LightningStore)
 

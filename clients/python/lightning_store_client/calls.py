@@ -20,6 +20,7 @@ from lightning_store.errors import (
     StoreError,
     StoreUnavailableError,
 )
+from lightning_store.ids import new_hex
 from lightning_store.v1.server_pb2 import GetServerInfoRequest
 from lightning_store.wire.errors import from_rpc_error
 from lightning_store.wire.methods import METHODS, REPEATED_METADATA, REPLIES, SERVICE, Method, Repeat
@@ -244,6 +245,11 @@ class Calls:
 def _is_of_store(error: Any) -> bool:
     """Whether the status is of the server's making, and not of gRPC's."""
     return any(key == STATUS_DETAILS_KEY for key, _ in error.trailing_metadata() or ())
+
+
+def new_request_id() -> str:
+    """Made once for each call, before its first attempt."""
+    return new_hex(32)
 
 
 def too_large(what: str, size_bytes: int, max_message_bytes: int, advice: str) -> MessageTooLargeError:

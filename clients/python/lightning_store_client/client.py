@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
 
-from lightning_store import arguments
-from lightning_store.backends.records import SpanRecord
+from lightning_store import arguments, otel
 from lightning_store.clock import Clock, SystemClock
 from lightning_store.errors import (
     InternalError,
     InvalidArgumentError,
-    InvalidTypeError,
-    MessageTooLargeError,
-    ResourceExhaustedError,
     StoreError,
-    UnsupportedError,
 )
-from lightning_store.ids import new_hex
 from lightning_store.model import (
     UNSET,
     Attempt,
@@ -44,7 +39,7 @@ from lightning_store.model import (
     Worker,
     given,
 )
-from lightning_store.outcomes import SpanOutcome, add_legal, stored_number, stored_of
+from lightning_store.outcomes import add_legal, stored_of
 from lightning_store.queries import AttemptQuery, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
 from lightning_store.query_methods import QueryMethods
 from lightning_store.spans.document import encode
@@ -54,12 +49,13 @@ from lightning_store.v1.query_pb2 import StreamQueryRequest
 from lightning_store.v1.service_pb2_grpc import LightningStoreServiceStub
 from lightning_store.wire import codec, queries, requests, selections, spans
 from lightning_store.wire.codec import ServerInfo
-from lightning_store.wire.errors import span_outcome_from_proto
-from lightning_store_client.calls import HEALTH_TIMEOUT_SECONDS, Calls, too_large
-from lightning_store_client.channel import MAX_MESSAGE_BYTES, MIB, Connector
+from lightning_store_client.calls import HEALTH_TIMEOUT_SECONDS, Calls, new_request_id
+from lightning_store_client.channel import MAX_MESSAGE_BYTES, Connector
 from lightning_store_client.endpoint import checked_endpoint
-from lightning_store_client.gathering import Gathering
+from lightning_store_client.gathering import GATHERED_BYTES_MAX, Gathering
 from lightning_store_client.retry import RetryPolicy
+from lightning_store_client.span_buffer import SpanBuffer
+from lightning_store_client.span_sending import SpanSender
 from lightning_store_client.worker import Stats, WorkerSession
 
 if TYPE_CHECKING:
@@ -67,18 +63,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+logger = logging.getLogger("lightning_store_client")
+
 WAIT_SECONDS_MAX = 20.0
 """What one call asks the server to wait; a longer wait is several calls."""
-SPAN_BATCH_BYTES = 4 * MIB
-"""Spans of one AddSpans call, unless one span alone is larger."""
-SPAN_FRAME_BYTES = 24
-"""What a span adds to its message beside its document, at most."""
-GATHERED_BYTES_MAX = 16 * 1024
-"""An item that is larger goes in a call of its own, so that it does not hold up the others."""
-REQUEST_FRAME_BYTES = 40
-"""What a request id adds to its message."""
-REFUSALS = (InvalidArgumentError, InvalidTypeError, ResourceExhaustedError, UnsupportedError)
-"""Errors of a call that did not happen for sure."""
 
 
 class _Listing(NamedTuple):
@@ -136,12 +124,12 @@ class LightningStoreClient(QueryMethods):
         if max_message_bytes <= 0:
             message = f"max_message_bytes is {max_message_bytes}; give more than 0"
             raise InvalidArgumentError(message, field="max_message_bytes")
-        self._max_message_bytes = max_message_bytes
-        self._span_bytes_max = max_message_bytes - REQUEST_FRAME_BYTES
         policy = RetryPolicy.of(timeout, retry_delays, health_retry_delays)
         self._calls = Calls(self._connector, policy, self._clock, max_message_bytes)
         self._enqueueing = Gathering(partial(_enqueue, self._calls), self._calls.is_idle)
-        self._adding_spans = Gathering(partial(_send_spans, self._calls), self._calls.is_idle)
+        self._spans = SpanSender(self._calls, max_message_bytes)
+        self.span_buffer = SpanBuffer(self._spans, self._clock)
+        """What ``LightningStoreSpanProcessor`` has still to store."""
         self._numbering = Gathering(partial(_allocate, self._calls), self._calls.is_idle)
 
     def __repr__(self) -> str:
@@ -165,11 +153,17 @@ class LightningStoreClient(QueryMethods):
     def worker(self, worker_id: str, *, interval: float = 10.0, stats: Stats | None = None) -> WorkerSession:
         """``async with`` it, and this runner sends a heartbeat every ``interval`` seconds from a thread of its own, and
         hears when its attempt is called off. What ``stats`` returns goes with each. See :class:`WorkerSession`."""
-        return WorkerSession(self._connector, self._clock, worker_id, interval, stats)
+        return WorkerSession(self._connector, self._clock, self.span_buffer, worker_id, interval, stats)
 
     async def close(self) -> None:
-        """Close this process's connection. Calls that are under way end; later ones are a RuntimeError."""
-        self._connector.close()
+        """Close this process's connection, when the spans of its span processors are stored. Calls that are under way
+        end; later ones are a RuntimeError."""
+        try:
+            await self.flush_spans()
+        except StoreError as error:
+            logger.error("spans are lost, since the client is closed: %s", error)
+        finally:
+            self._connector.close()
 
     async def __aenter__(self) -> LightningStoreClient:
         return self
@@ -199,7 +193,7 @@ class LightningStoreClient(QueryMethods):
         worker_id: str | None = None,
     ) -> AttemptedRollout:
         request = rollout_pb2.StartRolloutRequest(
-            request_id=_new_request_id(),
+            request_id=new_request_id(),
             rollout=_new_rollout(input, mode, resources_id, config, metadata),
             worker_id=arguments.worker_name(worker_id),
         )
@@ -241,7 +235,7 @@ class LightningStoreClient(QueryMethods):
         while True:
             left = max(0.0, until - self._clock.monotonic())
             wait = min(left, WAIT_SECONDS_MAX)
-            request = requests.dequeue_to_proto(_new_request_id(), limit, worker_id, wait)
+            request = requests.dequeue_to_proto(new_request_id(), limit, worker_id, wait)
             reply = await self._calls.unary("DequeueRollouts", request, wait_seconds=wait)
             if reply.rollouts or self._clock.monotonic() >= until:
                 return [codec.attempted_rollout_from_proto(one, "rollouts") for one in reply.rollouts]
@@ -250,7 +244,7 @@ class LightningStoreClient(QueryMethods):
         arguments.check_id("rollout_id", rollout_id)
         worker_id = arguments.worker_name(worker_id)
         request = rollout_pb2.StartAttemptRequest(
-            request_id=_new_request_id(), rollout_id=rollout_id, worker_id=worker_id
+            request_id=new_request_id(), rollout_id=rollout_id, worker_id=worker_id
         )
         reply = await self._calls.unary("StartAttempt", request)
         return codec.attempted_rollout_from_proto(reply.rollout, "rollout")
@@ -259,7 +253,7 @@ class LightningStoreClient(QueryMethods):
 
     async def add_span(self, span: Span) -> Span | None:
         [span] = arguments.checked_spans([span])
-        return None if await self._add_span(encode(span)) is None else span
+        return None if await self._spans.add(encode(span)) is None else span
 
     async def add_many_spans(self, spans: Sequence[Span]) -> Sequence[Span]:
         """Sent in batches of some 4 MiB, one after the other; see ``LightningStore.add_many_spans``.
@@ -271,21 +265,7 @@ class LightningStoreClient(QueryMethods):
         then is what was not stored before.
         """
         spans = arguments.checked_spans(spans)
-        return stored_of(spans, await add_legal([self._encoded(span) for span in spans], self._add_spans))
-
-    def _encoded(self, span: Span) -> SpanRecord | StoreError:
-        """The span as it is sent, or why it cannot be sent."""
-        try:
-            record = encode(span)
-            self._check_size(record)
-        except StoreError as error:
-            return error
-        return record
-
-    def _check_size(self, record: SpanRecord) -> None:
-        size_bytes = len(record.document)
-        if size_bytes + SPAN_FRAME_BYTES > self._span_bytes_max:
-            raise too_large("the span", size_bytes, self._max_message_bytes, "store less in it")
+        return stored_of(spans, await add_legal([self._spans.encoded(span) for span in spans], self._spans.add_many))
 
     async def add_otel_span(
         self,
@@ -294,46 +274,24 @@ class LightningStoreClient(QueryMethods):
         readable_span: ReadableSpan,
         sequence_id: int | None = None,
     ) -> Span | None:
+        otel.check_finished(readable_span)
         converted = Span.from_opentelemetry(readable_span, rollout_id, attempt_id, sequence_id or 0)
         record = encode(converted)
-        stored = await self._add_span(record if sequence_id is not None else record._replace(sequence_id=None))
+        stored = await self._spans.add(record if sequence_id is not None else record._replace(sequence_id=None))
         if stored is None:
             return None
         converted.sequence_id = stored
         return converted
 
-    async def _add_span(self, record: SpanRecord) -> int | None:
-        """The span's number; None for a duplicate."""
-        if len(record.document) > GATHERED_BYTES_MAX:
-            [outcome] = await _send_spans(self._calls, [record])
-        else:
-            outcome = await self._adding_spans.call(record)
-        return stored_number(span_outcome_from_proto(outcome, "outcomes"))
+    async def flush_spans(self) -> None:
+        """Return when all spans that have ended under a ``LightningStoreSpanProcessor`` of this client are stored.
 
-    async def _add_spans(self, records: Sequence[SpanRecord]) -> list[SpanOutcome]:
-        """One outcome for each, in order. Sent in batches; each batch is stored once, however often it is sent.
+        Those that the store refuses are logged.
 
-        What is too large for the server goes in smaller batches, down to a single span. Any other refusal is the
-        outcome of all spans that are left, if some are stored already, and is raised if none is.
+        Raises:
+            StoreUnavailableError: The store cannot be reached. The spans are kept, and sent again.
         """
-        outcomes: list[SpanOutcome] = []
-        bytes_max = min(SPAN_BATCH_BYTES, self._span_bytes_max)
-        while len(outcomes) < len(records):
-            batch = _batch(records, len(outcomes), bytes_max)
-            try:
-                added = await _send_spans(self._calls, batch)
-            except MessageTooLargeError as error:
-                if len(batch) > 1:
-                    bytes_max = sum(len(record.document) for record in batch) // 2
-                else:
-                    outcomes.append(error)
-            except REFUSALS as error:
-                if not any(isinstance(outcome, int) for outcome in outcomes):
-                    raise
-                outcomes.extend([error] * (len(records) - len(outcomes)))
-            else:
-                outcomes.extend(span_outcome_from_proto(outcome, "outcomes") for outcome in added)
-        return outcomes
+        await self.span_buffer.flush()
 
     async def get_next_span_sequence_id(self, rollout_id: str, attempt_id: str) -> int:
         arguments.check_id("rollout_id", rollout_id)
@@ -398,7 +356,7 @@ class LightningStoreClient(QueryMethods):
     async def _publish(self, rpc: str, named: Mapping[str, Resource], **ids: str) -> ResourcesUpdate:
         request_type = resources_pb2.UpdateResourcesRequest if ids else resources_pb2.AddResourcesRequest
         texts = codec.named_resources_to_proto(arguments.named_resources(named))
-        request = request_type(request_id=_new_request_id(), resources_json=texts, **ids)
+        request = request_type(request_id=new_request_id(), resources_json=texts, **ids)
         return codec.resources_from_proto((await self._calls.unary(rpc, request)).resources, "resources")
 
     # --- Updates -----------------------------------------------------------------------------------------------------
@@ -416,12 +374,12 @@ class LightningStoreClient(QueryMethods):
         update = RolloutUpdate(
             **given(input=input, mode=mode, resources_id=resources_id, status=status, config=config, metadata=metadata)
         )
-        request = requests.update_rollout_to_proto(_new_request_id(), rollout_id, update)
+        request = requests.update_rollout_to_proto(new_request_id(), rollout_id, update)
         return codec.rollout_from_proto((await self._calls.unary("UpdateRollout", request)).rollout, "rollout")
 
     async def cancel_rollouts(self, rollout_ids: Sequence[str]) -> list[Rollout]:
         arguments.distinct_ids(rollout_ids)
-        request = rollout_pb2.CancelRolloutsRequest(request_id=_new_request_id(), rollout_ids=rollout_ids)
+        request = rollout_pb2.CancelRolloutsRequest(request_id=new_request_id(), rollout_ids=rollout_ids)
         reply = await self._calls.unary("CancelRollouts", request)
         return [codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts]
 
@@ -437,7 +395,8 @@ class LightningStoreClient(QueryMethods):
         update = AttemptUpdate(
             **given(status=status, worker_id=worker_id, last_heartbeat_time=last_heartbeat_time, metadata=metadata)
         )
-        request = requests.update_attempt_to_proto(_new_request_id(), rollout_id, attempt_id, update)
+        await self.flush_spans()
+        request = requests.update_attempt_to_proto(new_request_id(), rollout_id, attempt_id, update)
         return codec.attempt_from_proto((await self._calls.unary("UpdateAttempt", request)).attempt, "attempt")
 
     async def update_worker(self, worker_id: str, heartbeat_stats: Mapping[str, Any] | Unset = UNSET) -> Worker:
@@ -507,7 +466,7 @@ class LightningStoreClient(QueryMethods):
     ) -> list[str]:
         arguments.check_deletion(rollout_ids, older_than, status_in)
         which = selections.Deletion(rollout_ids=rollout_ids, older_than=older_than, status_in=status_in)
-        request = selections.deletion_to_proto(_new_request_id(), which)
+        request = selections.deletion_to_proto(new_request_id(), which)
         return list((await self._calls.unary("DeleteRollouts", request)).rollout_ids)
 
     # --- Between stores ----------------------------------------------------------------------------------------------
@@ -574,28 +533,15 @@ class LightningStoreClient(QueryMethods):
 
 
 async def _enqueue(calls: Calls, rollouts: Sequence[rollout_pb2.NewRollout]) -> Sequence[rollout_pb2.Rollout]:
-    request = rollout_pb2.EnqueueRolloutsRequest(request_id=_new_request_id(), rollouts=rollouts)
+    request = rollout_pb2.EnqueueRolloutsRequest(request_id=new_request_id(), rollouts=rollouts)
     queued: Sequence[rollout_pb2.Rollout] = (await calls.unary("EnqueueRollouts", request)).rollouts
     return queued
 
 
-async def _send_spans(calls: Calls, records: Sequence[SpanRecord]) -> Sequence[span_pb2.SpanOutcome]:
-    request = spans.add_spans_to_proto(_new_request_id(), records)
-    outcomes: Sequence[span_pb2.SpanOutcome] = (await calls.unary("AddSpans", request)).outcomes
-    if len(outcomes) != len(records):
-        raise InternalError(f"the server told of {len(outcomes)} of {len(records)} spans what became of them")
-    return outcomes
-
-
 async def _allocate(calls: Calls, rollout_attempt_ids: Sequence[tuple[str, str]]) -> list[int]:
     keys = [span_pb2.AttemptKey(rollout_id=rollout_id, attempt_id=id_) for rollout_id, id_ in rollout_attempt_ids]
-    request = span_pb2.AllocateSpanSequenceIdsRequest(request_id=_new_request_id(), keys=keys)
+    request = span_pb2.AllocateSpanSequenceIdsRequest(request_id=new_request_id(), keys=keys)
     return list((await calls.unary("AllocateSpanSequenceIds", request)).sequence_ids)
-
-
-def _new_request_id() -> str:
-    """Made once for each call, before its first attempt."""
-    return new_hex(32)
 
 
 def _new_rollout(
@@ -606,13 +552,3 @@ def _new_rollout(
     metadata: Mapping[str, Any] | None,
 ) -> rollout_pb2.NewRollout:
     return codec.new_rollout_to_proto(arguments.rollout_request(input, mode, resources_id, config, metadata))
-
-
-def _batch(records: Sequence[SpanRecord], start: int, bytes_max: int) -> Sequence[SpanRecord]:
-    """As many of the spans from ``start`` on as go into ``bytes_max``, but at least one."""
-    size_bytes = 0
-    for end in range(start, len(records)):
-        size_bytes += len(records[end].document) + SPAN_FRAME_BYTES
-        if size_bytes > bytes_max and end > start:
-            return records[start:end]
-    return records[start:]

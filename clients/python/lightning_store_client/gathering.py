@@ -20,6 +20,8 @@ ResultT = TypeVar("ResultT")
 
 ITEMS_MAX: Final = 32
 """Items of one call, so that the server has something to do while the next ones are being made."""
+GATHERED_BYTES_MAX: Final = 16 * 1024
+"""An item that is larger goes in a call of its own, so that it does not hold up the others."""
 REFUSALS: Final = (InvalidArgumentError, InvalidTypeError)
 """What a call is refused with before anything is done for it, be it for one item or for their size together."""
 

@@ -16,14 +16,16 @@ import grpc
 
 from lightning_store import arguments
 from lightning_store.clock import Clock
-from lightning_store.errors import InvalidArgumentError, InvalidTypeError
+from lightning_store.errors import InvalidArgumentError, InvalidTypeError, StoreError
 from lightning_store.loop_thread import LoopThread
 from lightning_store.model import UNSET, AttemptedRollout
 from lightning_store.v1 import rollout_pb2 as rollout
 from lightning_store.v1 import worker_pb2 as worker
 from lightning_store.wire import requests
 from lightning_store.wire.errors import from_rpc_error
+from lightning_store_client.attempt_scope import attempt_scope
 from lightning_store_client.channel import Connector, call_unary, no_fork
+from lightning_store_client.span_buffer import SpanBuffer
 
 logger = logging.getLogger("lightning_store_client")
 
@@ -146,7 +148,13 @@ class WorkerSession:
     """
 
     def __init__(
-        self, connector: Connector, clock: Clock, worker_id: str, interval: float, stats: Stats | None
+        self,
+        connector: Connector,
+        clock: Clock,
+        spans: SpanBuffer,
+        worker_id: str,
+        interval: float,
+        stats: Stats | None,
     ) -> None:
         """InvalidArgumentError or InvalidTypeError, which name the argument, if one is not legal."""
         arguments.check_heartbeat(worker_id, UNSET)
@@ -156,6 +164,7 @@ class WorkerSession:
         self.worker_id = worker_id
         self._connector = connector
         self._clock = clock
+        self._spans = spans
         self._interval = arguments.wait_seconds("interval", interval)
         self._more_stats = stats
         self._thread: LoopThread | None = None
@@ -321,23 +330,42 @@ class Hold:
 
     async def __aenter__(self) -> Cancellation:
         """InvalidArgumentError, InvalidTypeError or RuntimeError if the worker cannot hold it."""
-        self._scope = await asyncio.timeout(None).__aenter__()
+        self._timeout = await asyncio.timeout(None).__aenter__()
         self._cancelled = Cancellation(self._interrupt if self._interrupts else None)
         self._session._take(self._claimed, self._cancelled)
+        self._scope = attempt_scope(self._claimed)
+        self._scope.__enter__()
         return self._cancelled
 
     def _interrupt(self) -> None:
-        self._scope.reschedule(asyncio.get_running_loop().time())
+        self._timeout.reschedule(asyncio.get_running_loop().time())
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> bool:
-        """True, and so no error, if the block was cancelled because the attempt was called off."""
+        """Store the spans of the block, unless it was cancelled.
+
+        Returns:
+            True, and so no error, if the block was cancelled because the attempt was called off.
+
+        Raises:
+            StoreError: The block ended well, and its spans are not stored.
+        """
+        self._scope.__exit__(exc_type, exc, traceback)
+        failure: BaseException | None = None
+        if exc is None or isinstance(exc, Exception):
+            try:
+                await self._session._spans.flush()
+            except BaseException as error:
+                failure = error
         self._session._release(self._cancelled)
+        leaving = exc if failure is None or isinstance(failure, StoreError) else failure
         try:
-            await self._scope.__aexit__(exc_type, exc, traceback)
+            await self._timeout.__aexit__(type(leaving) if leaving is not None else None, leaving, traceback)
         except TimeoutError:
             return True
+        if failure is not None and exc is None:
+            raise failure
         return False
 
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
-from lightning_store import arguments, json_text
+from lightning_store import arguments, json_text, otel
 from lightning_store.backends.base import Backend, Rows
 from lightning_store.backends.records import NewRollout, SpanRecord
 from lightning_store.clock import Clock, SleepCountingClock
@@ -203,6 +203,7 @@ class EngineStore(QueryMethods):
         readable_span: ReadableSpan,
         sequence_id: int | None = None,
     ) -> Span | None:
+        otel.check_finished(readable_span)
         span = Span.from_opentelemetry(readable_span, rollout_id, attempt_id, sequence_id or 0)
         record = encode(span)
         if sequence_id is None:

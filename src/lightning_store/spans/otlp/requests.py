@@ -14,7 +14,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -26,6 +26,7 @@ from lightning_store.backends.records import SpanRecord
 from lightning_store.errors import InvalidArgumentError, StoreError
 from lightning_store.model import Span
 from lightning_store.spans.document import encode_fields
+from lightning_store.spans.labels import ATTEMPT_ID, LABELS, ROLLOUT_ID, SEQUENCE_ID
 from lightning_store.spans.otlp import frames, json_requests
 from lightning_store.spans.otlp.messages import (
     read_resource,
@@ -36,11 +37,7 @@ from lightning_store.spans.otlp.messages import (
     write_span,
 )
 from lightning_store.spans.otlp.values import INT64_MAX
-
-ROLLOUT_ID: Final = "agentlightning.rollout_id"
-ATTEMPT_ID: Final = "agentlightning.attempt_id"
-SEQUENCE_ID: Final = "agentlightning.span_sequence_id"
-LABELS: Final = frozenset({ROLLOUT_ID, ATTEMPT_ID, SEQUENCE_ID})
+from lightning_store.text import replace_surrogates
 
 MessageT = TypeVar("MessageT", bound=Message)
 Part = Callable[[], MessageT]
@@ -305,10 +302,11 @@ def export_request(spans: Iterable[Span]) -> ExportTraceServiceRequest:
         resource_key = (resource.SerializeToString(deterministic=True), span.resource.schema_url)
         of_resource = resources.get(resource_key)
         if of_resource is None:
-            of_resource = request.resource_spans.add(resource=resource, schema_url=span.resource.schema_url)
+            schema_url = replace_surrogates(span.resource.schema_url)
+            of_resource = request.resource_spans.add(resource=resource, schema_url=schema_url)
             resources[resource_key] = of_resource
         scope = None if span.scope is None else write_scope(span.scope)
-        schema_url = "" if span.scope is None else span.scope.schema_url or ""
+        schema_url = "" if span.scope is None else replace_surrogates(span.scope.schema_url or "")
         scope_key = (id(of_resource), b"" if scope is None else scope.SerializeToString(deterministic=True), schema_url)
         of_scope = scopes.get(scope_key)
         if of_scope is None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from opentelemetry.sdk.resources import Resource as SdkResource
 from opentelemetry.sdk.trace import Event as SdkEvent
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.util.instrumentation import InstrumentationScope as SdkScope
+from opentelemetry.trace import INVALID_SPAN, INVALID_SPAN_CONTEXT, NonRecordingSpan, SpanKind, TraceFlags, TraceState
 from opentelemetry.trace import Link as SdkLink
 from opentelemetry.trace import SpanContext as SdkContext
-from opentelemetry.trace import SpanKind, TraceFlags, TraceState
 from opentelemetry.trace.status import Status, StatusCode
 
 from lightning_store.errors import RolloutNotFoundError, SpansRejectedError
@@ -269,11 +269,11 @@ class OtelSpansContract(ContractBase):
 
     async def test_f21_a_small_span(self, store: LightningStore) -> None:
         started = await store.start_rollout("task")
-        recorded = ReadableSpan("step", context=SdkContext(int(TRACE_ID, 16), 5, False))
+        recorded = ReadableSpan("step", context=SdkContext(int(TRACE_ID, 16), 5, False), end_time=2 * 10**9)
         added = await store.add_otel_span(started.rollout_id, started.attempt.attempt_id, recorded)
         assert added is not None
         assert (added.trace_id, added.span_id, added.parent_id) == (TRACE_ID, f"{5:016x}", None)
-        assert (added.start_time, added.end_time, added.status) == (None, None, TraceStatus(status_code="UNSET"))
+        assert (added.start_time, added.end_time, added.status) == (None, 2.0, TraceStatus(status_code="UNSET"))
 
     async def test_f21_times_are_float_seconds(self, store: LightningStore) -> None:
         started = await store.start_rollout("task")
@@ -298,6 +298,25 @@ class OtelSpansContract(ContractBase):
         assert await store.add_otel_span(*ids, make_readable_span(1)) is not None
         assert await store.add_otel_span(*ids, make_readable_span(1)) is None
         assert await store.get_next_span_sequence_id(*ids) == 2
+
+    async def test_f21_only_a_finished_span_is_taken(self, store: LightningStore) -> None:
+        started = await store.start_rollout("task")
+        ids = (started.rollout_id, started.attempt.attempt_id)
+        context = SdkContext(int(TRACE_ID, 16), 5, False)
+        recording_nothing = [
+            INVALID_SPAN,
+            NonRecordingSpan(context),
+            ReadableSpan("bare", context=INVALID_SPAN_CONTEXT),
+        ]
+        for span in recording_nothing:
+            with pytest.raises(ValueError, match="records nothing; take the tracer from a TracerProvider"):
+                await store.add_otel_span(*ids, cast("Any", span))
+        with pytest.raises(ValueError, match=r"'step' has not ended; call its end\(\)"):
+            await store.add_otel_span(*ids, ReadableSpan("step", context=context, start_time=1))
+        with pytest.raises(TypeError, match="readable_span is a str without a context; give a finished span"):
+            await store.add_otel_span(*ids, cast("Any", "step"))
+        assert list(await store.query_spans(started.rollout_id)) == []
+        assert await statuses(store, started) == ("preparing", "preparing")
 
     async def test_f21_it_moves_the_attempt_as_any_span_does(self, store: LightningStore, clock: FakeClock) -> None:
         started = await store.start_rollout("task")
