@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from typing import Final, Generic, TypeVar, cast
+
+from lightning_store.rollout_feed import close_feed
 
 T = TypeVar("T")
 
@@ -66,5 +68,4 @@ async def _read(feed: AsyncIterator[object], items: asyncio.Queue[object], room:
             await room.acquire()
             items.put_nowait(item)
     finally:
-        if isinstance(feed, AsyncGenerator):  # a feed that is left where it stands goes on being served
-            await feed.aclose()
+        await close_feed(feed)

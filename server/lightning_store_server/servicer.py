@@ -16,6 +16,7 @@ from lightning_store.engine.transfer import Place, Selection
 from lightning_store.errors import InvalidArgumentError, StoreError, StoreUnavailableError
 from lightning_store.model import AttemptedRollout, CompletedRollout, Rollout, Worker
 from lightning_store.outcomes import add_legal
+from lightning_store.rollout_feed import NOW, begun_feed
 from lightning_store.store import LightningStore
 from lightning_store.v1 import resources_pb2 as resources
 from lightning_store.v1 import rollout_pb2 as rollout
@@ -372,7 +373,10 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     async def WatchRollouts(
         self, request: rollout.WatchRolloutsRequest, context: Context
     ) -> AsyncIterator[rollout.WatchRolloutsResponse]:
-        feed = self._store.watch_rollouts(selections.watched_from_proto(request), after=request.after or None)
+        after = request.after or None
+        feed = self._store.watch_rollouts(selections.watched_from_proto(request), after=after)
+        if after == NOW:
+            yield rollout.WatchRolloutsResponse(cursor=await begun_feed(feed))
         runs = FeedRuns(feed)
         self._waits.add(runs)
         if self._draining:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 from lightning_store.errors import UnsupportedError
 from lightning_store.model import CompletedRollout
+from lightning_store.rollout_feed import NOW, RolloutFeed, begun_feed, close_feed
 from lightning_store.store import LightningStore
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
@@ -69,4 +70,14 @@ class ForwardingStore(LightningStore):
     def watch_rollouts(
         self, rollout_ids: Sequence[str] | None = None, *, after: str | None = None
     ) -> AsyncIterator[CompletedRollout]:
-        return self._forward_stream("watch_rollouts", (rollout_ids,), {"after": after})
+        return RolloutFeed(self._completions, rollout_ids, after)
+
+    async def _completions(self, rollout_ids: list[str] | None, after: str | None) -> AsyncGenerator[Any, None]:
+        feed = self._forward_stream("watch_rollouts", (rollout_ids,), {"after": after})
+        try:
+            if after == NOW:
+                yield await begun_feed(feed)
+            async for completed in feed:
+                yield completed
+        finally:
+            await close_feed(feed)

@@ -605,7 +605,7 @@ class LightningStore(ABC):
             rollout_ids: Those that are terminal already stay as they are.
 
         Returns:
-            The rollouts, in the order given.
+            The rollouts, in the order given; each one that has attempts is an AttemptedRollout with its latest.
 
         Raises:
             ValueError: A rollout is not known.
@@ -666,7 +666,7 @@ class LightningStore(ABC):
 
     @abstractmethod
     async def wait_for_rollouts(
-        self, *, rollout_ids: Sequence[str], timeout: float | None = None, return_when: ReturnWhen = "all"
+        self, rollout_ids: Sequence[str], *, timeout: float | None = None, return_when: ReturnWhen = "all"
     ) -> list[Rollout]:
         """Wait until rollouts are terminal (fact 31). One that waits for its retry is not.
 
@@ -676,7 +676,8 @@ class LightningStore(ABC):
             return_when: Whether to wait for "all" of them, or for "any".
 
         Returns:
-            Those that are terminal by then, in the order asked, repeats as asked.
+            Those that are terminal by then, in the order asked, repeats as asked; each one that has attempts is an
+            AttemptedRollout with its latest.
 
         Raises:
             ValueError: Strict mode, and a rollout is not known.
@@ -691,10 +692,14 @@ class LightningStore(ABC):
         rollout that is put back and ends again comes again, and so does one whose outcome changes; one that was put
         back before it could come comes when it ends anew.
 
+        A wait for the next completion that is cancelled loses nothing: ``asyncio.timeout`` around ``anext(feed)`` may
+        pass, and the feed goes on.
+
         Args:
             rollout_ids: Only these; the feed ends when each of them has come. Those that are not known, or deleted
                 meanwhile, are passed over. None is all, and the feed goes on for ever.
-            after: The cursor of a completion, to go on after it.
+            after: The cursor of a completion, to go on after it. "now" leaves out what is terminal already when the
+                feed is first read; with ``rollout_ids``, that counts as having come.
 
         Raises:
             CursorUnknownError: A ValueError. The cursor is of another store.

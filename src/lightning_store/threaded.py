@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from lightning_store.forwarding import ForwardingStore
 from lightning_store.loop_thread import LoopThread
+from lightning_store.rollout_feed import NOW, begun_feed, close_feed
 from lightning_store.store import LightningStore, LightningStoreCapabilities
 
 _END: Final = object()
@@ -17,7 +18,7 @@ _END: Final = object()
 class _Stream:
     """A stream of the store, on the store's event loop."""
 
-    def __init__(self, items: AsyncGenerator[Any, None]) -> None:
+    def __init__(self, items: AsyncIterator[Any]) -> None:
         self._items = items
         self._turn = asyncio.Lock()
 
@@ -29,7 +30,7 @@ class _Stream:
     async def close(self) -> None:
         """Also while a ``next`` that was cancelled has not come to its end yet."""
         async with self._turn:
-            await self._items.aclose()
+            await close_feed(self._items)
 
 
 class LightningStoreThreaded(ForwardingStore):
@@ -63,12 +64,13 @@ class LightningStoreThreaded(ForwardingStore):
     async def _forward(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return await self._running_thread().run(getattr(self.store, method)(*args, **kwargs))
 
-    async def _forward_stream(
-        self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-    ) -> AsyncIterator[Any]:
-        stream = _Stream(getattr(self.store, method)(*args, **kwargs))
+    async def _completions(self, rollout_ids: list[str] | None, after: str | None) -> AsyncGenerator[Any, None]:
+        feed = self.store.watch_rollouts(rollout_ids, after=after)
+        stream = _Stream(feed)
         thread = self._running_thread()
         try:
+            if after == NOW:
+                yield await thread.run(begun_feed(feed))
             while (item := await thread.run(stream.next())) is not _END:
                 yield item
         finally:

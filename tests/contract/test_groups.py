@@ -249,7 +249,7 @@ async def test_what_happened_is_told_when_the_backend_is_back(
             await engine.execute(UpdateAttempt(rollout_id, claim.attempt.attempt_id, {}, "succeeded"))
     await clock.until_waiting(clock.now() + 1.001)
     clock.advance(2)
-    assert (await within_safety(waiting))[rollout_id].status == "succeeded"
+    assert (await within_safety(waiting))[rollout_id].rollout.status == "succeeded"
 
 
 def _gone() -> Any:
@@ -303,7 +303,7 @@ async def test_a_deadline_that_could_not_be_acted_on_comes_again(backend: Failin
     clock.advance(11)
     await clock.until_waiting(clock.now() + 1.001)
     clock.advance(2)
-    assert (await within_safety(waiting))[rollout_id].status == "failed"
+    assert (await within_safety(waiting))[rollout_id].rollout.status == "failed"
 
 
 async def test_a_reader_that_is_cancelled_while_it_expires_others_leaves_nobody_waiting(clock: FakeClock):
@@ -321,7 +321,7 @@ async def test_a_reader_that_is_cancelled_while_it_expires_others_leaves_nobody_
         reading.cancel()
         await asyncio.wait([reading])
         clock.advance(5)
-        assert (await within_safety(waiting))[rollout_id].status == "failed"
+        assert (await within_safety(waiting))[rollout_id].rollout.status == "failed"
 
 
 async def test_a_refused_call_raises_an_error_of_its_own(group: Group):

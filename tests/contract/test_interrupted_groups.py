@@ -158,7 +158,7 @@ async def test_a_deadline_whose_commit_lost_its_answer_is_watched(
     assert len(await engine.execute(ClaimRollouts(1, None))) == 1
     await clock.until_waiting(clock.now() + 10.001)
     clock.advance(11)
-    assert (await within_safety(waiting))[queued.rollout_id].status == "failed"
+    assert (await within_safety(waiting))[queued.rollout_id].rollout.status == "failed"
 
 
 async def test_a_lost_answer_is_found_whatever_the_replay_window(clock: FakeClock):

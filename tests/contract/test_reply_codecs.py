@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_store import RolloutConfig, StoreError
-from lightning_store.backends.records import AttemptRecord, Claim, ResourcesRecord, RolloutRecord
+from lightning_store.backends.records import AttemptRecord, Claim, ResourcesRecord, RolloutRecord, RolloutRow
 from lightning_store.engine import operations
 from lightning_store.engine.operations import Operation
 from lightning_store.engine.replies import decode_refusal, encode_refusal
@@ -78,6 +78,7 @@ attempts = st.builds(
     metadata_json=optional(texts()),
 )
 claims = st.builds(Claim, rollouts, attempts)
+rows = st.builds(RolloutRow, rollouts, st.none() | attempts)
 resources = st.builds(
     ResourcesRecord,
     resources_id=strategies.ids(),
@@ -106,7 +107,7 @@ REPLIES: dict[str, st.SearchStrategy[Any]] = {
     "ClaimRollouts": some(claims),
     "StartAttempt": claims,
     "UpdateRollout": rollouts,
-    "CancelRollouts": some(rollouts),
+    "CancelRollouts": some(rows),
     "DeleteRollouts": st.tuples(optional(positions()), some(strategies.ids())),
     "UpdateAttempt": attempts,
     "AddSpans": some(outcomes),

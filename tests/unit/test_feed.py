@@ -149,7 +149,7 @@ async def test_a_store_that_forwards_no_streams_says_so():
             return None
 
     with pytest.raises(UnsupportedError, match="watch_rollouts"):
-        Calls().watch_rollouts()
+        await anext(Calls().watch_rollouts())
     with LightningStoreThreaded(Calls()) as store, pytest.raises(UnsupportedError, match="watch_rollouts"):
         await anext(feed_of(store))
 

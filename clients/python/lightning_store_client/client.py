@@ -42,6 +42,7 @@ from lightning_store.model import (
 from lightning_store.outcomes import add_legal, stored_of
 from lightning_store.queries import AttemptQuery, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
 from lightning_store.query_methods import QueryMethods
+from lightning_store.rollout_feed import RolloutFeed
 from lightning_store.spans.document import encode
 from lightning_store.store import LightningStoreCapabilities, LightningStoreStatistics
 from lightning_store.v1 import resources_pb2, rollout_pb2, server_pb2, span_pb2, transfer_pb2, worker_pb2
@@ -407,7 +408,7 @@ class LightningStoreClient(QueryMethods):
     # --- Waiting -----------------------------------------------------------------------------------------------------
 
     async def wait_for_rollouts(
-        self, *, rollout_ids: Sequence[str], timeout: float | None = None, return_when: ReturnWhen = "all"
+        self, rollout_ids: Sequence[str], *, timeout: float | None = None, return_when: ReturnWhen = "all"
     ) -> list[Rollout]:
         distinct = list(arguments.distinct_ids(rollout_ids))
         arguments.is_any(return_when)
@@ -432,20 +433,26 @@ class LightningStoreClient(QueryMethods):
                 return ended
             reply = await self._calls.unary("WaitForRollouts", requests.wait_to_proto(reply.omitted_rollout_ids, 0.0))
 
-    async def watch_rollouts(
+    def watch_rollouts(
         self, rollout_ids: Sequence[str] | None = None, *, after: str | None = None
     ) -> AsyncIterator[CompletedRollout]:
         """Goes on by itself after a lost connection; see ``LightningStore.watch_rollouts``.
 
-        ``StoreUnavailableError`` when no connection can be had for as long as a call is retried: go on later with the
-        last cursor.
+        ``StoreUnavailableError`` when no connection can be had for as long as a call is retried: the feed may be read
+        on later all the same.
         """
-        wanted = None if rollout_ids is None else arguments.distinct_ids(rollout_ids)
+        return RolloutFeed(self._completions, rollout_ids, after)
+
+    async def _completions(self, rollout_ids: list[str] | None, after: str | None) -> AsyncGenerator[Any, None]:
+        wanted = None if rollout_ids is None else dict.fromkeys(rollout_ids)
         cursor = "" if after is None else after
         async with aclosing(
             self._calls.follow("WatchRollouts", lambda: selections.watch_to_proto(wanted, cursor))
         ) as replies:
             async for reply in replies:
+                if reply.cursor:
+                    cursor = reply.cursor
+                    yield cursor
                 for message in reply.completions:
                     completed = selections.completed_from_proto(message, "completions")
                     cursor = completed.cursor

@@ -350,7 +350,7 @@ class AdaptedStore(agl.LightningStore):
 
     async def wait_for_rollouts(self, *, rollout_ids: list[str], timeout: float | None = None) -> list[agl.Rollout]:
         ended = await self._store.wait_for_rollouts(rollout_ids=rollout_ids, timeout=timeout)
-        return [convert.rollout_to_agl(rollout) for rollout in ended]
+        return [convert.plain_rollout_to_agl(rollout) for rollout in ended]
 
 
 def _given(**fields: Any) -> dict[str, Any]:

@@ -125,7 +125,13 @@ def rollout_to_agl(rollout: model.Rollout) -> agl.Rollout:
     """An AttemptedRollout for an AttemptedRollout, else a Rollout."""
     if isinstance(rollout, model.AttemptedRollout):
         return attempted_rollout_to_agl(rollout)
-    return _made(agl.Rollout, {**_fields(rollout), "config": config_to_agl(rollout.config)})
+    return plain_rollout_to_agl(rollout)
+
+
+def plain_rollout_to_agl(rollout: model.Rollout) -> agl.Rollout:
+    """A Rollout, whatever attempt comes with it."""
+    fields = {name: value for name, value in _fields(rollout).items() if name != "attempt"}
+    return _made(agl.Rollout, {**fields, "config": config_to_agl(rollout.config)})
 
 
 def attempted_rollout_to_agl(rollout: model.AttemptedRollout) -> agl.AttemptedRollout:

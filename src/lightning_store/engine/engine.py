@@ -19,14 +19,13 @@ from lightning_store.backends.records import (
     CompletionRow,
     Counts,
     ResourcesRecord,
-    RolloutRecord,
     RolloutRow,
     SpanRecord,
     StoredRollout,
     WorkerRecord,
 )
 from lightning_store.clock import Clock, SteadyClock
-from lightning_store.engine.completion_feed import CompletionFeed, position_of
+from lightning_store.engine.completion_feed import CompletionFeed, cursor_of, position_of
 from lightning_store.engine.conversion import span_of
 from lightning_store.engine.executor import Executor
 from lightning_store.engine.idempotency import current_request, part_scope
@@ -219,7 +218,7 @@ class Engine:
 
     async def wait(
         self, rollout_ids: Mapping[str, None], timeout: float | None, *, one_is_enough: bool
-    ) -> dict[str, RolloutRecord]:
+    ) -> dict[str, RolloutRow]:
         """Wait until all of these rollouts are terminal, or one of them; those that are gone are not waited for.
 
         Args:
@@ -228,7 +227,7 @@ class Engine:
             one_is_enough: Whether to return as soon as one of them is terminal.
 
         Returns:
-            Those that are terminal by then.
+            Those that are terminal by then, with their latest attempts.
         """
         until = None if timeout is None else self._clock.monotonic() + timeout
         woken = True
@@ -249,16 +248,16 @@ class Engine:
                     waiter.pass_over(rollout_id)
                 woken = await waiter.wait(self._clock, left)
 
-    async def _ended(self, rollout_ids: Sequence[str]) -> tuple[dict[str, RolloutRecord], list[str]]:
+    async def _ended(self, rollout_ids: Sequence[str]) -> tuple[dict[str, RolloutRow], list[str]]:
         """Those that are terminal, and the ids of those that do not exist."""
-        ended: dict[str, RolloutRecord] = {}
+        ended: dict[str, RolloutRow] = {}
         unknown: list[str] = []
         for rollout_id, row in zip(rollout_ids, await self._rollouts(rollout_ids), strict=True):
             if row is None:
                 self._refuse_if_strict(rollout_id)
                 unknown.append(rollout_id)
             elif row.rollout.status in TERMINAL:
-                ended[rollout_id] = row.rollout
+                ended[rollout_id] = row
         return ended, unknown
 
     async def watch(self, wanted: Collection[str] | None, after: str | None) -> AsyncGenerator[CompletionRow, None]:
@@ -279,6 +278,10 @@ class Engine:
                     yield row
                 if feed.caught_up and not feed.done:
                     await watcher.wakeup.wait(self._clock, None)
+
+    async def present_cursor(self) -> str:
+        """The cursor of the last completion that is stored."""
+        return cursor_of(self.store_id, await self._executor.read(lambda snapshot: snapshot.last_completion()))
 
     # --- Deleting ----------------------------------------------------------------------------------------------------
 

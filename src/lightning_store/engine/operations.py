@@ -18,6 +18,7 @@ from lightning_store.backends.records import (
     NewRollout,
     ResourcesRecord,
     RolloutRecord,
+    RolloutRow,
     SpanRecord,
     StoredRollout,
     WorkerRecord,
@@ -196,18 +197,18 @@ class UpdateRollout(Operation[RolloutRecord]):
 
 
 @dataclass(frozen=True, slots=True)
-class CancelRollouts(Operation[list[RolloutRecord]]):
-    """End rollouts as cancelled. The reply: their records, in the order given."""
+class CancelRollouts(Operation[list[RolloutRow]]):
+    """End rollouts as cancelled. The reply: them with their latest attempts, in the order given."""
 
     name = "cancel_rollouts"
-    codec = RecordCodec(list[RolloutRecord])
+    codec = RecordCodec(list[RolloutRow])
 
     rollout_ids: Sequence[str]
 
     def add_needs(self, needs: Needs) -> None:
         needs.rollouts.update(self.rollout_ids)
 
-    def decide(self, view: View) -> list[RolloutRecord]:
+    def decide(self, view: View) -> list[RolloutRow]:
         return rules.cancel(view, self.rollout_ids)
 
     @property

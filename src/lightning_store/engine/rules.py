@@ -19,6 +19,7 @@ from lightning_store.backends.records import (
     NewRollout,
     ResourcesRecord,
     RolloutRecord,
+    RolloutRow,
     SpanRecord,
     WorkerRecord,
 )
@@ -248,13 +249,14 @@ def update_rollout(
     return _put(view, rollout, view.latest_attempt(rollout), changes)
 
 
-def cancel(view: View, rollout_ids: Sequence[str]) -> list[RolloutRecord]:
+def cancel(view: View, rollout_ids: Sequence[str]) -> list[RolloutRow]:
     """End rollouts as cancelled; those that are terminal already stay as they are."""
     records = {rollout_id: known_rollout(view, rollout_id) for rollout_id in rollout_ids}
     for rollout_id, record in records.items():
         if record.status not in lifecycle.TERMINAL:
             records[rollout_id] = update_rollout(view, rollout_id, {}, "cancelled")
-    return [records[rollout_id] for rollout_id in rollout_ids]
+    rows = {rollout_id: RolloutRow(record, view.latest_attempt(record)) for rollout_id, record in records.items()}
+    return [rows[rollout_id] for rollout_id in rollout_ids]
 
 
 def _status_columns(

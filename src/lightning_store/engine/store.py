@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
@@ -62,6 +63,7 @@ from lightning_store.model import (
 from lightning_store.outcomes import add_legal, stored_number, stored_of
 from lightning_store.queries import AttemptQuery, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
 from lightning_store.query_methods import QueryMethods
+from lightning_store.rollout_feed import NOW, RolloutFeed
 from lightning_store.spans.document import encode
 from lightning_store.store import LightningStoreCapabilities, LightningStoreStatistics
 
@@ -319,8 +321,7 @@ class EngineStore(QueryMethods):
 
     async def cancel_rollouts(self, rollout_ids: Sequence[str]) -> list[Rollout]:
         arguments.distinct_ids(rollout_ids)
-        records = await self.engine.execute(CancelRollouts(rollout_ids))
-        return [rollout_of(record) for record in records]
+        return [rollout_with_attempt(row) for row in await self.engine.execute(CancelRollouts(rollout_ids))]
 
     async def update_attempt(
         self,
@@ -350,18 +351,23 @@ class EngineStore(QueryMethods):
     # --- Waiting -----------------------------------------------------------------------------------------------------
 
     async def wait_for_rollouts(
-        self, *, rollout_ids: Sequence[str], timeout: float | None = None, return_when: ReturnWhen = "all"
+        self, rollout_ids: Sequence[str], *, timeout: float | None = None, return_when: ReturnWhen = "all"
     ) -> list[Rollout]:
         distinct = arguments.distinct_ids(rollout_ids)
         one_is_enough = arguments.is_any(return_when)
         seconds = None if timeout is None else arguments.wait_seconds("timeout", timeout)
         ended = await self.engine.wait(distinct, seconds, one_is_enough=one_is_enough)
-        return [rollout_of(ended[rollout_id]) for rollout_id in rollout_ids if rollout_id in ended]
+        return [rollout_with_attempt(ended[rollout_id]) for rollout_id in rollout_ids if rollout_id in ended]
 
-    async def watch_rollouts(
+    def watch_rollouts(
         self, rollout_ids: Sequence[str] | None = None, *, after: str | None = None
     ) -> AsyncIterator[CompletedRollout]:
-        wanted = None if rollout_ids is None else set(arguments.distinct_ids(rollout_ids))
+        return RolloutFeed(self._completions, rollout_ids, after)
+
+    async def _completions(self, wanted: list[str] | None, after: str | None) -> AsyncGenerator[Any, None]:
+        if after == NOW:
+            after = await self.engine.present_cursor()
+            yield after
         async with aclosing(self.engine.watch(wanted, after)) as completions:
             async for one in completions:
                 yield CompletedRollout(rollout_with_attempt(one.row), cursor_of(self.engine.store_id, one.position))

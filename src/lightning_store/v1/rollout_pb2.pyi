@@ -1381,7 +1381,9 @@ class WatchRolloutsRequest(_message.Message):
     ROLLOUT_ID_IN_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     after: _builtins.str
-    """Go on after this cursor, of a completion that has been told. Empty: from the first completion that is stored."""
+    """Go on after this cursor, of a completion that has been told. Empty: from the first completion that is stored. "now":
+    only what becomes terminal from now on; the first message then has the cursor of this moment.
+    """
     @_builtins.property
     def rollout_id_in(self) -> _common_pb2.StringSet:
         """Only these rollouts; ids that are not known are passed over. Absent: all rollouts, for as long as the stream lasts."""
@@ -1436,9 +1438,14 @@ class WatchRolloutsResponse(_message.Message):
 
     COMPLETIONS_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
     complete: _builtins.bool
     """Whether each of the rollouts asked for has been told, now or before `after`: the stream is over. A stream that ends
     without it was ended for its age: ask again with the cursor of the last completion.
+    """
+    cursor: _builtins.str
+    """Where the stream begins, in the first message of one that was asked for after "now". Ask with it again if the stream
+    breaks off before its first completion.
     """
     @_builtins.property
     def completions(self) -> _containers.RepeatedCompositeFieldContainer[Global___CompletedRollout]:
@@ -1449,10 +1456,11 @@ class WatchRolloutsResponse(_message.Message):
         *,
         completions: _abc.Iterable[Global___CompletedRollout] | None = ...,
         complete: _builtins.bool = ...,
+        cursor: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "completions", b"completions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "completions", b"completions", "cursor", b"cursor"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -229,6 +229,16 @@ class CancellingContract(ContractBase):
         assert await look_at_attempt(store, started) == started.attempt
         assert await look_at_worker(store, "w") == worker
 
+    async def test_x_what_is_cancelled_comes_with_its_latest_attempt(self, store: LightningStore) -> None:
+        started = await store.start_rollout("task")
+        [unclaimed] = await enqueued(store, 1)
+        ended = await store.start_rollout("ended")
+        await report(store, ended, "succeeded")
+        ids = [started.rollout_id, unclaimed, ended.rollout_id]
+        cancelled = await store.cancel_rollouts(ids)
+        assert [type(one) for one in cancelled] == [AttemptedRollout, Rollout, AttemptedRollout]
+        assert cancelled == [await store.get_rollout_by_id(id_) for id_ in ids]
+
     async def test_x_cancelling_wakes_those_who_wait(self, store: LightningStore, clock: FakeClock) -> None:
         ids = await enqueued(store, 3)
         waiter = asyncio.create_task(store.wait_for_rollouts(rollout_ids=ids, timeout=15))

@@ -51,6 +51,10 @@ class Follower:
     async def __aexit__(self, *_: object) -> None:
         await self._feed.aclose()
 
+    async def begun(self) -> Any:
+        """Where the feed stands, once it has been read."""
+        return await self._feed.begin()
+
     async def take(self, count: int) -> list[str]:
         """The rollouts of the next ``count`` completions."""
         taken = [await within_safety(anext(self._feed)) for _ in range(count)]
@@ -316,6 +320,77 @@ class FeedContract(ContractBase):
             async with self.follow(store, after=wrong) as resumed:
                 with pytest.raises(CursorUnknownError, match="after"):
                     await resumed.take(1)
+
+    # --- Waits that are given up, and the present moment -------------------------------------------------------------
+
+    async def test_x_feed_goes_on_after_a_wait_that_was_given_up(self, store: LightningStore) -> None:
+        feed = store.watch_rollouts()
+        try:
+            told = await ended(store, 2)
+            assert [(await within_safety(anext(feed))).rollout.rollout_id for _ in told] == told
+            for _ in range(3):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.01):
+                        await anext(feed)
+                [missed] = await ended(store, 1)
+                assert (await within_safety(anext(feed))).rollout.rollout_id == missed
+        finally:
+            await cast("Any", feed).aclose()
+
+    async def test_x_feed_of_some_goes_on_after_a_wait_that_was_given_up(self, store: LightningStore) -> None:
+        ids = await enqueued(store, 3)
+        async with self.follow(store, ids) as follower:
+            await store.update_rollout(ids[1], status="failed")
+            assert await follower.take(1) == [ids[1]]
+            waiting = asyncio.create_task(follower.rest())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await store.update_rollout(ids[2], status="failed")
+            await store.update_rollout(ids[0], status="failed")
+            assert await follower.rest() == [ids[2], ids[0]]
+
+    async def test_x_feed_two_waits_for_one_feed_are_refused(self, store: LightningStore) -> None:
+        async with self.follow(store) as follower:
+            waiting = asyncio.create_task(follower.take(1))
+            await asyncio.sleep(0)
+            with pytest.raises(RuntimeError, match="give each task a feed of its own"):
+                await follower.take(1)
+            ids = await ended(store, 1)
+            assert await within_safety(waiting) == ids
+
+    async def test_x_feed_from_now_on(self, store: LightningStore) -> None:
+        for _ in range(2):
+            await ended(store, 3)
+            async with self.follow(store, after="now") as follower:
+                await self.read(follower)
+                ids = await ended(store, 2)
+                assert await follower.take(2) == ids
+
+    async def test_x_feed_from_now_on_goes_on_from_then(self, store: LightningStore) -> None:
+        """What ends between two waits of which the first was given up comes all the same."""
+        await ended(store, 1)
+        async with self.follow(store, after="now") as follower:
+            await self.read(follower)
+            ids = await ended(store, 2)
+            assert await follower.take(1) == ids[:1]
+            async with self.follow(store, after=follower.told[0].cursor) as resumed:
+                assert await resumed.take(1) == ids[1:]
+
+    async def test_x_feed_of_some_from_now_on(self, store: LightningStore) -> None:
+        [before] = await ended(store, 1)
+        ids = await enqueued(store, 2)
+        async with self.follow(store, [*ids, before], after="now") as follower:
+            await self.read(follower)
+            for id_ in ids:
+                await store.update_rollout(id_, status="succeeded")
+            assert await follower.rest() == ids
+
+    async def read(self, follower: Follower) -> None:
+        """Let a feed that begins now be read, and give the wait up."""
+        waiting = asyncio.create_task(follower.begun())
+        assert await within_safety(waiting) != "now"
 
     # --- Who follows -------------------------------------------------------------------------------------------------
 

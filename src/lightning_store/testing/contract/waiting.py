@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from lightning_store.errors import RolloutNotFoundError
-from lightning_store.model import Rollout, RolloutStatus
+from lightning_store.model import AttemptedRollout, Rollout, RolloutStatus
 from lightning_store.store import LightningStore
 from lightning_store.testing.clock import FakeClock
 from lightning_store.testing.contract.base import ContractBase, claim, report, retrying, within_safety
@@ -39,11 +39,15 @@ class WaitingContract(ContractBase):
         assert await store.wait_for_rollouts(rollout_ids=[]) == []
         assert await store.wait_for_rollouts(rollout_ids=[], timeout=5) == []
 
-    async def test_f31_plain_rollouts_come_back(self, store: LightningStore) -> None:
+    async def test_f31_each_comes_with_its_latest_attempt(self, store: LightningStore) -> None:
         started = await store.start_rollout("task")
-        await report(store, started, "succeeded")
-        [waited] = await store.wait_for_rollouts(rollout_ids=[started.rollout_id])
-        assert type(waited) is Rollout
+        latest = await store.start_attempt(started.rollout_id)
+        await report(store, latest, "succeeded")
+        [unclaimed] = await enqueued(store, 1)
+        await store.update_rollout(unclaimed, status="cancelled")
+        waited = await store.wait_for_rollouts([started.rollout_id, unclaimed])
+        assert [type(one) for one in waited] == [AttemptedRollout, Rollout]
+        assert waited == [await store.get_rollout_by_id(started.rollout_id), await store.get_rollout_by_id(unclaimed)]
 
     @pytest.mark.parametrize("timeout", [0, 0.0, -1, -100.5])
     async def test_f31_no_time_looks_once(self, store: LightningStore, timeout: float) -> None:
