@@ -163,6 +163,14 @@ verify-proto: $(VENV)/.installed-dev $(VENV_PROTOC)/.installed-$(GRPCIO_TOOLS) #
 	$(BIN)/python tools/generate_proto.py lint
 	$(BIN)/python tools/generate_proto.py breaking
 
+.PHONY: sync-client
+sync-client: $(VENV)/.installed-dev ## Generate SyncLightningStoreClient from LightningStoreClient
+	$(BIN)/python tools/generate_sync_client.py generate
+
+.PHONY: verify-sync-client
+verify-sync-client: $(VENV)/.installed-dev ## Check that it is current
+	$(BIN)/python tools/generate_sync_client.py check
+
 .PHONY: verify-imports
 verify-imports: $(VENV)/.installed-dev ## Check which part may import which
 	$(BIN)/lint-imports --no-cache --no-logo

@@ -104,6 +104,7 @@ def test_public_names_of_the_client() -> None:
         "Cancellation",
         "LightningStoreClient",
         "LightningStoreSpanProcessor",
+        "SyncLightningStoreClient",
         "WorkerSession",
         "attempt_scope",
     ]

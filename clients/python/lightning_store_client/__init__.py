@@ -15,16 +15,28 @@ from lightning_store_client.worker import Cancellation, WorkerSession
 
 if TYPE_CHECKING:
     from lightning_store_client.span_processor import LightningStoreSpanProcessor
+    from lightning_store_client.sync_client import SyncLightningStoreClient
 
-__all__ = ["Cancellation", "LightningStoreClient", "LightningStoreSpanProcessor", "WorkerSession", "attempt_scope"]
+__all__ = [
+    "Cancellation",
+    "LightningStoreClient",
+    "LightningStoreSpanProcessor",
+    "SyncLightningStoreClient",
+    "WorkerSession",
+    "attempt_scope",
+]
 
 
 if not TYPE_CHECKING:  # or any name would do for type checkers
 
     def __getattr__(name: str) -> Any:
-        """OpenTelemetry's SDK is imported when somebody asks for the processor: it takes its time."""
-        if name != "LightningStoreSpanProcessor":
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from lightning_store_client.span_processor import LightningStoreSpanProcessor
-
-        return LightningStoreSpanProcessor
+        """Imported when somebody asks for it: OpenTelemetry's SDK takes its time, and most programs need one client."""
+        match name:
+            case "LightningStoreSpanProcessor":
+                from lightning_store_client.span_processor import LightningStoreSpanProcessor as found
+            case "SyncLightningStoreClient":
+                from lightning_store_client.sync_client import SyncLightningStoreClient as found
+            case _:
+                raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found
+        return found
