@@ -2,8 +2,8 @@
 place for it, errors as statuses, an access log when asked for; its caller sees to its deadline.
 
 Calls are made as they are read, a few at a stretch, and the replies of those are sent while the next ones are made. A
-call that may wait has a task of its own, so that it holds up no other; one that an inline store carries out at once needs
-none.
+call that may wait has a task of its own, so that it holds up no other; one that an inline store carries out at once
+needs none.
 """
 
 from __future__ import annotations

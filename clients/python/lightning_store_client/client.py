@@ -533,7 +533,7 @@ class LightningStoreClient(QueryMethods):
             UnsupportedError: The store behind the server does not offer it.
         """
         request = transfer_pb2.ImportRolloutsRequest(
-            request_id=_new_request_id(), rollouts=rollouts, resources=resources, workers=workers
+            request_id=new_request_id(), rollouts=rollouts, resources=resources, workers=workers
         )
         reply: transfer_pb2.ImportRolloutsResponse = await self._calls.unary("ImportRollouts", request)
         return reply

@@ -28,8 +28,9 @@ from lightning_store.errors import (
 )
 from lightning_store.model import ResourcesUpdate, RolloutMode, RolloutStatus, Span
 from lightning_store.spans.document import decode
+from lightning_store.spans.labels import ATTEMPT_ID, ROLLOUT_ID, SEQUENCE_ID
 from lightning_store.spans.otlp import json_requests
-from lightning_store.spans.otlp.requests import ATTEMPT_ID, ROLLOUT_ID, SEQUENCE_ID, export_request
+from lightning_store.spans.otlp.requests import export_request
 from lightning_store.v1.resources_pb2 import Resources
 from lightning_store.v1.transfer_pb2 import ExportRolloutsResponse, StoredRollout
 from lightning_store.v1.worker_pb2 import Worker as WorkerMessage
