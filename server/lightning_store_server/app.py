@@ -52,6 +52,7 @@ class GrpcServer:
         self._admission = Admission(config)
         self._servicer = SessionServicer(store, config, self._admission)
         self._ingest = TraceIngest(store)
+        self._servicer.rejections = self._ingest.rejections
         self._health = HealthServicer()
         self._server: grpc.aio.Server | None = None
         self._http: HttpListener | None = None
@@ -119,6 +120,7 @@ class GrpcServer:
         http_stop = asyncio.ensure_future(self._stop_http(grace))
         await server.stop(grace)
         finished = await http_stop
+        self._ingest.rejections.close()
         in_time = loop.time() < until if grace > 0 else not at_work
         return finished and in_time
 

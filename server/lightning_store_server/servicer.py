@@ -35,6 +35,7 @@ from lightning_store.wire.methods import METHODS, REPEATED_METADATA, Method
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.feeds import FeedRuns
 from lightning_store_server.interceptors import Context, seconds_left
+from lightning_store_server.otlp.rejections import Rejections
 from lightning_store_server.pages import Listing, PageLimits, all_pages, batches, first_page
 from lightning_store_server.record_store import records_of
 
@@ -90,6 +91,8 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             lambda query: store.query_workers(**query.arguments()),
             lambda row: codec.worker_to_proto(row).SerializeToString(),
         )
+        self.rejections = Rejections()
+        """Of spans that come over OTLP."""
         self.otlp_http_port: int | None = None
         """Where the server takes OTLP over HTTP; it is known once that is bound."""
         self._waits: set[asyncio.Task[Any] | FeedRuns[Any]] = set()
@@ -122,7 +125,8 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     async def GetStatistics(
         self, request: server.GetStatisticsRequest, context: Context
     ) -> server.GetStatisticsResponse:
-        return codec.statistics_to_proto(await self._store.statistics())
+        statistics = await self._store.statistics()
+        return codec.statistics_to_proto({**statistics, "rejected_spans": self.rejections.count})
 
     # --- The queue ---------------------------------------------------------------------------------------------------
 

@@ -96,6 +96,14 @@ class LightningStoreStatistics(TypedDict, total=False):
     """What is left on the disk."""
     disk_limit_bytes: int
     """Past so many ``disk_used_bytes``, what would add to them is refused."""
+    rollouts_by_status: dict[str, int]
+    """How many rollouts have each status, as far as any has it."""
+    oldest_queued_time: float
+    """When the rollout at the head of the queue was made; absent while the queue is empty."""
+    completed_last_minute: int
+    """Rollouts that became terminal in the last 60 seconds."""
+    rejected_spans: int
+    """Spans that came over OTLP and were rejected, since the server started. Only a server knows."""
 
 
 class LightningStore(ABC):

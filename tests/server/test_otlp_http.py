@@ -36,6 +36,7 @@ from lightning_store import InMemoryLightningStore, InvalidArgumentError, Resour
 from lightning_store.errors import RolloutNotFoundError, StoreTimeoutError, UnsupportedError
 from lightning_store.spans.labels import ATTEMPT_ID, ROLLOUT_ID
 from lightning_store.testing import SAFETY_SECONDS
+from lightning_store.v1 import server_pb2
 from lightning_store.wire.methods import TRACE_EXPORT
 from lightning_store_server import LightningStoreServer, ServerConfig
 from lightning_store_server.admission import Admission
@@ -240,7 +241,7 @@ def test_spans_are_stored_and_the_answer_is_empty(served):
     assert stored_names(served.store, started) == ["span 1", "span 2"]
 
 
-def test_what_was_rejected_is_told_and_logged(served, log):
+def test_what_was_rejected_is_told_logged_and_counted(served, log):
     reply = post(served, a_request({}, 1, 2).SerializeToString())
     assert reply.status == 200
     assert reply.partial[0] == 2
@@ -249,6 +250,10 @@ def test_what_was_rejected_is_told_and_logged(served, log):
     for message, place in zip(log.rejections(), places, strict=True):
         assert "agentlightning.rollout_id is missing" in message
         assert message.endswith(place)
+    assert served.call("GetStatistics", server_pb2.GetStatisticsRequest()).rejected_spans == 2
+    _, labels = begin(served.store)
+    assert post(served, a_request(labels, 1).SerializeToString()).status == 200
+    assert served.call("GetStatistics", server_pb2.GetStatisticsRequest()).rejected_spans == 2
 
 
 CASES = json.loads((Path(__file__).parent.parent / "data" / "otlp_json.json").read_text())
@@ -383,6 +388,20 @@ def test_gzip_may_have_several_members(served):
     body = a_request(labels, 1).SerializeToString()
     packed = gzip.compress(body[:9]) + gzip.compress(b"") + gzip.compress(body[9:])
     assert post(served, packed, {"Content-Encoding": "gzip"}).status == 200
+    assert stored_names(served.store, started) == ["span 1"]
+
+
+@pytest.mark.parametrize("encoding", ["x-gzip", "X-GZIP", " gzip "])
+def test_gzip_has_an_older_name(served, encoding):
+    started, labels = begin(served.store)
+    packed = gzip.compress(a_request(labels, 1).SerializeToString())
+    assert post(served, packed, {"Content-Encoding": encoding}).status == 200
+    assert stored_names(served.store, started) == ["span 1"]
+
+
+def test_an_empty_content_encoding_is_none(served):
+    started, labels = begin(served.store)
+    assert post(served, a_request(labels, 1).SerializeToString(), {"Content-Encoding": ""}).status == 200
     assert stored_names(served.store, started) == ["span 1"]
 
 

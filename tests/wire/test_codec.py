@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -11,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_store.errors import InvalidArgumentError, NotJsonError
-from lightning_store.model import LLM, EnqueueRolloutRequest, Resource, RolloutConfig
-from lightning_store.store import LightningStoreCapabilities
+from lightning_store.model import LLM, EnqueueRolloutRequest, Resource, RolloutConfig, RolloutStatus
+from lightning_store.store import LightningStoreCapabilities, LightningStoreStatistics
 from lightning_store.testing import strategies
 from lightning_store.v1 import resources_pb2, rollout_pb2, server_pb2, worker_pb2
 from lightning_store.wire import codec
@@ -68,15 +69,18 @@ _COUNTS = [
     "disk_file_bytes",
     "disk_free_bytes",
     "disk_limit_bytes",
+    "completed_last_minute",
+    "rejected_spans",
 ]
 
 
 @given(
     st.fixed_dictionaries(
-        {},
+        {"rollouts_by_status": st.dictionaries(st.sampled_from(get_args(RolloutStatus)), strategies.counters())},
         optional={
             "name": strategies.texts(),
             "uptime": strategies.durations(),
+            "oldest_queued_time": strategies.times(),
             **dict.fromkeys(_COUNTS, strategies.counters()),
         },
     )
@@ -87,7 +91,9 @@ def test_statistics(statistics):
 
 
 def test_statistics_have_a_field_for_each_name():
-    assert {field.name for field in server_pb2.GetStatisticsResponse.DESCRIPTOR.fields} == {*_COUNTS, "name", "uptime"}
+    names = {*_COUNTS, "name", "uptime", "oldest_queued_time", "rollouts_by_status"}
+    assert {field.name for field in server_pb2.GetStatisticsResponse.DESCRIPTOR.fields} == names
+    assert LightningStoreStatistics.__annotations__.keys() == names
 
 
 def test_server_info():

@@ -178,11 +178,11 @@ class TracesEndpoint:
 
 def decoder_of(headers: Mapping[str, str]) -> Decoder:
     """For the body's content encoding. HttpError: it is one that is not known here."""
-    encoding = headers.get("content-encoding", "identity").lower()
-    if encoding == "identity":
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if encoding in ("", "identity"):
         return Identity()
-    if encoding in ("gzip", "deflate"):
-        return Inflate(encoding)
+    if encoding in ("gzip", "x-gzip", "deflate"):
+        return Inflate(encoding.removeprefix("x-"))  # RFC 9110, section 8.4.1.3
     message = f"Content-Encoding is {encoding}; send gzip, deflate or none"
     raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message, Accept_Encoding="gzip, deflate")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Final, TypeVar
@@ -18,10 +17,9 @@ from lightning_store.spans.otlp.requests import ReceivedSpan, received_spans
 from lightning_store.store import LightningStore
 from lightning_store.wire.methods import TRACE_EXPORT
 from lightning_store_server.interceptors import Context, shown_error
+from lightning_store_server.otlp.rejections import Rejections
 from lightning_store_server.otlp.report import ExportReport
 from lightning_store_server.record_store import records_of
-
-logger = logging.getLogger("lightning_store_server")
 
 T = TypeVar("T")
 
@@ -41,9 +39,10 @@ class TraceIngest:
 
     def __init__(self, store: LightningStore) -> None:
         self._spans = records_of(store)
+        self.rejections = Rejections()
 
     async def export(self, spans: Iterable[ReceivedSpan]) -> ExportTraceServiceResponse:
-        """Store the spans that can be stored, in the order of the request. Each rejected span is logged.
+        """Store the spans that can be stored, in the order of the request. The rejected ones are counted and logged.
 
         Args:
             spans: The spans of one request.
@@ -70,16 +69,15 @@ class TraceIngest:
                 raise error
         for span in spans:
             if span.record is None:
-                _reject(report, span.path, span.complaint or "")
+                self._reject(report, span.path, span.complaint or "")
             elif span.path in errors:
-                _reject(report, span.path, str(shown_error(TRACE_EXPORT.path, errors[span.path])))
+                self._reject(report, span.path, str(shown_error(TRACE_EXPORT.path, errors[span.path])))
             elif span.complaint is not None:
                 report.add_warning(span.path, span.complaint)
 
-
-def _reject(report: ExportReport, path: str, cause: str) -> None:
-    logger.warning("OTLP: span rejected: %s (%s)", cause, path)
-    report.add_rejected(path, cause)
+    def _reject(self, report: ExportReport, path: str, cause: str) -> None:
+        self.rejections.add(path, cause)
+        report.add_rejected(path, cause)
 
 
 def _slices(items: Iterable[T], length: int) -> Iterator[list[T]]:

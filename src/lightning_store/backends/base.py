@@ -35,6 +35,7 @@ from lightning_store.backends.records import (
     CompletionRow,
     Counts,
     PlacedRollout,
+    QueueCounts,
     ReplyRecord,
     ResourcesRecord,
     RolloutRecord,
@@ -364,6 +365,10 @@ class Snapshot(ABC):
     @abstractmethod
     async def counts(self) -> Counts:
         """How much is stored."""
+
+    @abstractmethod
+    async def queue_counts(self) -> QueueCounts:
+        """Where the rollouts stand. It may read every rollout, but holds up nobody while it does."""
 
 
 class Backend(ABC):

@@ -6,7 +6,7 @@ backend looks inside them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from lightning_store.lifecycle import QUEUED
@@ -262,3 +262,12 @@ class Counts(NamedTuple):
     span_bytes: int
     bytes: int
     """What everything takes, about, the spans included."""
+
+
+class QueueCounts(NamedTuple):
+    """Where the rollouts stand."""
+
+    by_status: Mapping[str, int]
+    """How many rollouts have each status; none for which there are none."""
+    oldest_queued_time: float | None
+    """When the rollout at the head of the queue was made; None while the queue is empty."""

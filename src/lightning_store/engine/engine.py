@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncGenerator, Collection, Coroutine, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from lightning_store.backends.base import Backend, DiskUse, Rows, Snapshot
 from lightning_store.backends.records import (
@@ -18,6 +18,7 @@ from lightning_store.backends.records import (
     Claim,
     CompletionRow,
     Counts,
+    QueueCounts,
     ResourcesRecord,
     RolloutRow,
     SpanRecord,
@@ -45,8 +46,19 @@ logger = logging.getLogger(__name__)
 
 CLOCK_BEHIND_SECONDS: Final = 1.0
 """A machine's clock that was set back by less is nothing to speak of."""
+RECENT_SECONDS: Final = 60.0
+"""How far back the completions are counted that statistics have."""
 DELETION_BATCH: Final = 500
 """Rollouts that one transaction deletes: as many as hold up other calls for some milliseconds only."""
+
+
+class Totals(NamedTuple):
+    """How much is stored, and how the work goes on."""
+
+    counts: Counts
+    queue: QueueCounts
+    completed_recently: int
+    """Rollouts that became terminal in the last :data:`RECENT_SECONDS`."""
 
 
 class Engine:
@@ -121,6 +133,13 @@ class Engine:
     @property
     def disk_use(self) -> DiskUse | None:
         return self._backend.disk_use
+
+    async def totals(self) -> Totals:
+        async def select(snapshot: Snapshot) -> Totals:
+            recently = await _completed_since(snapshot, self._clock.now() - RECENT_SECONDS)
+            return Totals(await snapshot.counts(), await snapshot.queue_counts(), recently)
+
+        return await self._executor.read(select)
 
     async def rollout(self, rollout_id: str) -> RolloutRow | None:
         return (await self._rollouts([rollout_id]))[0]
@@ -307,3 +326,19 @@ class Engine:
         young = not oldest or not which.is_old(oldest[-1].time, self._clock.now())
         next_place = None if young or len(oldest) < DELETION_BATCH else oldest[-1].position
         return [one.row.rollout.rollout_id for one in oldest], next_place
+
+
+async def _completed_since(snapshot: Snapshot, time: float) -> int:
+    """How many rollouts have become terminal since then, by their positions: a binary search for the first, so that few
+    are read. Those before it that were deleted since do not count."""
+    last = await snapshot.last_completion()
+    before, until = 0, last  # completions up to ``before`` are older, those past ``until`` are not
+    while before < until:
+        middle = (before + until) // 2
+        following = await snapshot.completions(middle, 1)
+        if following and following[0].time < time:
+            before = following[0].position
+        else:
+            until = middle
+    first = await snapshot.completions(before, 1)
+    return last - first[0].position + 1 if first else 0

@@ -111,7 +111,7 @@ class EngineStore(QueryMethods):
         return {"thread_safe": self._thread_safe, "async_safe": True, "zero_copy": False, "otlp_traces": False}
 
     async def statistics(self) -> LightningStoreStatistics:
-        counts = await self.engine.counts()
+        counts, queue, completed = await self.engine.totals()
         statistics: LightningStoreStatistics = {
             "name": type(self).__name__,
             "total_rollouts": counts.rollouts,
@@ -122,7 +122,11 @@ class EngineStore(QueryMethods):
             "uptime": self._clock.monotonic() - self._started,
             "total_span_bytes": counts.span_bytes,
             "total_bytes": counts.bytes,
+            "rollouts_by_status": dict(queue.by_status),
+            "completed_last_minute": completed,
         }
+        if queue.oldest_queued_time is not None:
+            statistics["oldest_queued_time"] = queue.oldest_queued_time
         memory = self.engine.memory
         if memory is not None:
             statistics["eviction_threshold_bytes"] = memory.eviction_bytes

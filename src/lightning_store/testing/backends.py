@@ -29,6 +29,7 @@ from lightning_store.backends.records import (
     CompletionRow,
     Counts,
     PlacedRollout,
+    QueueCounts,
     ResourcesRecord,
     RolloutRow,
     SpanRecord,
@@ -276,6 +277,9 @@ class _SuspendingSnapshot(Snapshot):
 
     async def counts(self) -> Counts:
         return await self._read("counts", lambda inner: inner.counts())
+
+    async def queue_counts(self) -> QueueCounts:
+        return await self._read("queue_counts", lambda inner: inner.queue_counts())
 
 
 async def _on(snapshot: AbstractAsyncContextManager[Snapshot], read: Callable[[Snapshot], Awaitable[T]]) -> T:

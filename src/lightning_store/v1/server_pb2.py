@@ -23,9 +23,11 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from lightning_store.v1 import rollout_pb2 as lightning__store_dot_v1_dot_rollout__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1flightning_store/v1/server.proto\x12\x12lightning_store.v1\x1a\x1egoogle/protobuf/duration.proto\"\x16\n\x14GetServerInfoRequest\"_\n\x0c\x43\x61pabilities\x12\x13\n\x0bthread_safe\x18\x01 \x01(\x08\x12\x12\n\nasync_safe\x18\x02 \x01(\x08\x12\x11\n\tzero_copy\x18\x03 \x01(\x08\x12\x13\n\x0botlp_traces\x18\x04 \x01(\x08\"\x85\x01\n\x0cServerLimits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x03\x12\x15\n\rmax_page_rows\x18\x02 \x01(\x05\x12\x16\n\x0emax_page_bytes\x18\x03 \x01(\x03\x12+\n\x08max_wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xec\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06strict\x18\x02 \x01(\x08\x12\x36\n\x0c\x63\x61pabilities\x18\x03 \x01(\x0b\x32 .lightning_store.v1.Capabilities\x12\x30\n\x06limits\x18\x04 \x01(\x0b\x32 .lightning_store.v1.ServerLimits\x12\x30\n\rreplay_window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0eotlp_http_port\x18\x06 \x01(\x05\"\x16\n\x14GetStatisticsRequest\"\xe6\x06\n\x15GetStatisticsResponse\x12\x11\n\x04name\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x1b\n\x0etotal_rollouts\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x1b\n\x0etotal_attempts\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x18\n\x0btotal_spans\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\x1c\n\x0ftotal_resources\x18\x05 \x01(\x03H\x04\x88\x01\x01\x12\x1a\n\rtotal_workers\x18\x06 \x01(\x03H\x05\x88\x01\x01\x12)\n\x06uptime\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x10total_span_bytes\x18\x08 \x01(\x03H\x06\x88\x01\x01\x12%\n\x18\x65viction_threshold_bytes\x18\t \x01(\x03H\x07\x88\x01\x01\x12!\n\x14safe_threshold_bytes\x18\n \x01(\x03H\x08\x88\x01\x01\x12\"\n\x15memory_capacity_bytes\x18\x0b \x01(\x03H\t\x88\x01\x01\x12\x18\n\x0btotal_bytes\x18\x0c \x01(\x03H\n\x88\x01\x01\x12\x1f\n\x12memory_limit_bytes\x18\r \x01(\x03H\x0b\x88\x01\x01\x12\x1c\n\x0f\x64isk_used_bytes\x18\x14 \x01(\x03H\x0c\x88\x01\x01\x12\x1c\n\x0f\x64isk_file_bytes\x18\x15 \x01(\x03H\r\x88\x01\x01\x12\x1c\n\x0f\x64isk_free_bytes\x18\x16 \x01(\x03H\x0e\x88\x01\x01\x12\x1d\n\x10\x64isk_limit_bytes\x18\x17 \x01(\x03H\x0f\x88\x01\x01\x42\x07\n\x05_nameB\x11\n\x0f_total_rolloutsB\x11\n\x0f_total_attemptsB\x0e\n\x0c_total_spansB\x12\n\x10_total_resourcesB\x10\n\x0e_total_workersB\x13\n\x11_total_span_bytesB\x1b\n\x19_eviction_threshold_bytesB\x17\n\x15_safe_threshold_bytesB\x18\n\x16_memory_capacity_bytesB\x0e\n\x0c_total_bytesB\x15\n\x13_memory_limit_bytesB\x12\n\x10_disk_used_bytesB\x12\n\x10_disk_file_bytesB\x12\n\x10_disk_free_bytesB\x13\n\x11_disk_limit_bytesB=Z;lightning-store-grpc/go/lightning_store/v1;lightningstorev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1flightning_store/v1/server.proto\x12\x12lightning_store.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a lightning_store/v1/rollout.proto\"\x16\n\x14GetServerInfoRequest\"_\n\x0c\x43\x61pabilities\x12\x13\n\x0bthread_safe\x18\x01 \x01(\x08\x12\x12\n\nasync_safe\x18\x02 \x01(\x08\x12\x11\n\tzero_copy\x18\x03 \x01(\x08\x12\x13\n\x0botlp_traces\x18\x04 \x01(\x08\"\x85\x01\n\x0cServerLimits\x12\x19\n\x11max_message_bytes\x18\x01 \x01(\x03\x12\x15\n\rmax_page_rows\x18\x02 \x01(\x05\x12\x16\n\x0emax_page_bytes\x18\x03 \x01(\x03\x12+\n\x08max_wait\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xec\x01\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06strict\x18\x02 \x01(\x08\x12\x36\n\x0c\x63\x61pabilities\x18\x03 \x01(\x0b\x32 .lightning_store.v1.Capabilities\x12\x30\n\x06limits\x18\x04 \x01(\x0b\x32 .lightning_store.v1.ServerLimits\x12\x30\n\rreplay_window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x16\n\x0eotlp_http_port\x18\x06 \x01(\x05\"\x16\n\x14GetStatisticsRequest\"V\n\x12RolloutStatusCount\x12\x31\n\x06status\x18\x01 \x01(\x0e\x32!.lightning_store.v1.RolloutStatus\x12\r\n\x05\x63ount\x18\x02 \x01(\x03\"\xd0\x08\n\x15GetStatisticsResponse\x12\x11\n\x04name\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\x1b\n\x0etotal_rollouts\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x1b\n\x0etotal_attempts\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x18\n\x0btotal_spans\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\x1c\n\x0ftotal_resources\x18\x05 \x01(\x03H\x04\x88\x01\x01\x12\x1a\n\rtotal_workers\x18\x06 \x01(\x03H\x05\x88\x01\x01\x12)\n\x06uptime\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x10total_span_bytes\x18\x08 \x01(\x03H\x06\x88\x01\x01\x12%\n\x18\x65viction_threshold_bytes\x18\t \x01(\x03H\x07\x88\x01\x01\x12!\n\x14safe_threshold_bytes\x18\n \x01(\x03H\x08\x88\x01\x01\x12\"\n\x15memory_capacity_bytes\x18\x0b \x01(\x03H\t\x88\x01\x01\x12\x18\n\x0btotal_bytes\x18\x0c \x01(\x03H\n\x88\x01\x01\x12\x1f\n\x12memory_limit_bytes\x18\r \x01(\x03H\x0b\x88\x01\x01\x12\x1c\n\x0f\x64isk_used_bytes\x18\x14 \x01(\x03H\x0c\x88\x01\x01\x12\x1c\n\x0f\x64isk_file_bytes\x18\x15 \x01(\x03H\r\x88\x01\x01\x12\x1c\n\x0f\x64isk_free_bytes\x18\x16 \x01(\x03H\x0e\x88\x01\x01\x12\x1d\n\x10\x64isk_limit_bytes\x18\x17 \x01(\x03H\x0f\x88\x01\x01\x12\x1b\n\x0erejected_spans\x18\x0e \x01(\x03H\x10\x88\x01\x01\x12\x42\n\x12rollouts_by_status\x18\x0f \x03(\x0b\x32&.lightning_store.v1.RolloutStatusCount\x12\x36\n\x12oldest_queued_time\x18\x10 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\"\n\x15\x63ompleted_last_minute\x18\x11 \x01(\x03H\x11\x88\x01\x01\x42\x07\n\x05_nameB\x11\n\x0f_total_rolloutsB\x11\n\x0f_total_attemptsB\x0e\n\x0c_total_spansB\x12\n\x10_total_resourcesB\x10\n\x0e_total_workersB\x13\n\x11_total_span_bytesB\x1b\n\x19_eviction_threshold_bytesB\x17\n\x15_safe_threshold_bytesB\x18\n\x16_memory_capacity_bytesB\x0e\n\x0c_total_bytesB\x15\n\x13_memory_limit_bytesB\x12\n\x10_disk_used_bytesB\x12\n\x10_disk_file_bytesB\x12\n\x10_disk_free_bytesB\x13\n\x11_disk_limit_bytesB\x11\n\x0f_rejected_spansB\x18\n\x16_completed_last_minuteB=Z;lightning-store-grpc/go/lightning_store/v1;lightningstorev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,16 +35,18 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lightning_store.v1.server_p
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z;lightning-store-grpc/go/lightning_store/v1;lightningstorev1'
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=87
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=109
-  _globals['_CAPABILITIES']._serialized_start=111
-  _globals['_CAPABILITIES']._serialized_end=206
-  _globals['_SERVERLIMITS']._serialized_start=209
-  _globals['_SERVERLIMITS']._serialized_end=342
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=345
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=581
-  _globals['_GETSTATISTICSREQUEST']._serialized_start=583
-  _globals['_GETSTATISTICSREQUEST']._serialized_end=605
-  _globals['_GETSTATISTICSRESPONSE']._serialized_start=608
-  _globals['_GETSTATISTICSRESPONSE']._serialized_end=1478
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=154
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=176
+  _globals['_CAPABILITIES']._serialized_start=178
+  _globals['_CAPABILITIES']._serialized_end=273
+  _globals['_SERVERLIMITS']._serialized_start=276
+  _globals['_SERVERLIMITS']._serialized_end=409
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=412
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=648
+  _globals['_GETSTATISTICSREQUEST']._serialized_start=650
+  _globals['_GETSTATISTICSREQUEST']._serialized_end=672
+  _globals['_ROLLOUTSTATUSCOUNT']._serialized_start=674
+  _globals['_ROLLOUTSTATUSCOUNT']._serialized_end=760
+  _globals['_GETSTATISTICSRESPONSE']._serialized_start=763
+  _globals['_GETSTATISTICSRESPONSE']._serialized_end=1867
 # @@protoc_insertion_point(module_scope)

@@ -3,9 +3,13 @@
 isort:skip_file
 The server itself: what it is, what it allows, how much it holds."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
+from lightning_store.v1 import rollout_pb2 as _rollout_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -174,6 +178,32 @@ class GetStatisticsRequest(_message.Message):
 Global___GetStatisticsRequest: _TypeAlias = GetStatisticsRequest  # noqa: Y015
 
 @_typing.final
+class RolloutStatusCount(_message.Message):
+    """How many rollouts have one status."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATUS_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    status: _rollout_pb2.RolloutStatus.ValueType
+    """Never unspecified."""
+    count: _builtins.int
+    """Not negative."""
+    def __init__(
+        self,
+        *,
+        status: _rollout_pb2.RolloutStatus.ValueType = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutStatusCount: _TypeAlias = RolloutStatusCount  # noqa: Y015
+
+@_typing.final
 class GetStatisticsResponse(_message.Message):
     """How much is stored. A field is absent where the store does not count it."""
 
@@ -196,6 +226,10 @@ class GetStatisticsResponse(_message.Message):
     DISK_FILE_BYTES_FIELD_NUMBER: _builtins.int
     DISK_FREE_BYTES_FIELD_NUMBER: _builtins.int
     DISK_LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    REJECTED_SPANS_FIELD_NUMBER: _builtins.int
+    ROLLOUTS_BY_STATUS_FIELD_NUMBER: _builtins.int
+    OLDEST_QUEUED_TIME_FIELD_NUMBER: _builtins.int
+    COMPLETED_LAST_MINUTE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name of the store's kind."""
     total_rollouts: _builtins.int
@@ -232,9 +266,21 @@ class GetStatisticsResponse(_message.Message):
     """Bytes left on the disk."""
     disk_limit_bytes: _builtins.int
     """Past so many disk_used_bytes, what would add to them is refused with RESOURCE_EXHAUSTED."""
+    rejected_spans: _builtins.int
+    """Spans that came over OTLP and were rejected, since the server started. Each is in the log of the server, or counted there."""
+    completed_last_minute: _builtins.int
+    """Rollouts that became terminal in the last 60 seconds."""
     @_builtins.property
     def uptime(self) -> _duration_pb2.Duration:
         """Time since the store was made."""
+
+    @_builtins.property
+    def rollouts_by_status(self) -> _containers.RepeatedCompositeFieldContainer[Global___RolloutStatusCount]:
+        """Rollouts stored, one entry for each status that some rollout has. Empty too where the store does not count them."""
+
+    @_builtins.property
+    def oldest_queued_time(self) -> _timestamp_pb2.Timestamp:
+        """When the rollout at the head of the queue was enqueued. Absent too where the queue is empty."""
 
     def __init__(
         self,
@@ -256,11 +302,17 @@ class GetStatisticsResponse(_message.Message):
         disk_file_bytes: _builtins.int | None = ...,
         disk_free_bytes: _builtins.int | None = ...,
         disk_limit_bytes: _builtins.int | None = ...,
+        rejected_spans: _builtins.int | None = ...,
+        rollouts_by_status: _abc.Iterable[Global___RolloutStatusCount] | None = ...,
+        oldest_queued_time: _timestamp_pb2.Timestamp | None = ...,
+        completed_last_minute: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_disk_file_bytes", b"_disk_file_bytes", "_disk_free_bytes", b"_disk_free_bytes", "_disk_limit_bytes", b"_disk_limit_bytes", "_disk_used_bytes", b"_disk_used_bytes", "_eviction_threshold_bytes", b"_eviction_threshold_bytes", "_memory_capacity_bytes", b"_memory_capacity_bytes", "_memory_limit_bytes", b"_memory_limit_bytes", "_name", b"_name", "_safe_threshold_bytes", b"_safe_threshold_bytes", "_total_attempts", b"_total_attempts", "_total_bytes", b"_total_bytes", "_total_resources", b"_total_resources", "_total_rollouts", b"_total_rollouts", "_total_span_bytes", b"_total_span_bytes", "_total_spans", b"_total_spans", "_total_workers", b"_total_workers", "disk_file_bytes", b"disk_file_bytes", "disk_free_bytes", b"disk_free_bytes", "disk_limit_bytes", b"disk_limit_bytes", "disk_used_bytes", b"disk_used_bytes", "eviction_threshold_bytes", b"eviction_threshold_bytes", "memory_capacity_bytes", b"memory_capacity_bytes", "memory_limit_bytes", b"memory_limit_bytes", "name", b"name", "safe_threshold_bytes", b"safe_threshold_bytes", "total_attempts", b"total_attempts", "total_bytes", b"total_bytes", "total_resources", b"total_resources", "total_rollouts", b"total_rollouts", "total_span_bytes", b"total_span_bytes", "total_spans", b"total_spans", "total_workers", b"total_workers", "uptime", b"uptime"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_completed_last_minute", b"_completed_last_minute", "_disk_file_bytes", b"_disk_file_bytes", "_disk_free_bytes", b"_disk_free_bytes", "_disk_limit_bytes", b"_disk_limit_bytes", "_disk_used_bytes", b"_disk_used_bytes", "_eviction_threshold_bytes", b"_eviction_threshold_bytes", "_memory_capacity_bytes", b"_memory_capacity_bytes", "_memory_limit_bytes", b"_memory_limit_bytes", "_name", b"_name", "_rejected_spans", b"_rejected_spans", "_safe_threshold_bytes", b"_safe_threshold_bytes", "_total_attempts", b"_total_attempts", "_total_bytes", b"_total_bytes", "_total_resources", b"_total_resources", "_total_rollouts", b"_total_rollouts", "_total_span_bytes", b"_total_span_bytes", "_total_spans", b"_total_spans", "_total_workers", b"_total_workers", "completed_last_minute", b"completed_last_minute", "disk_file_bytes", b"disk_file_bytes", "disk_free_bytes", b"disk_free_bytes", "disk_limit_bytes", b"disk_limit_bytes", "disk_used_bytes", b"disk_used_bytes", "eviction_threshold_bytes", b"eviction_threshold_bytes", "memory_capacity_bytes", b"memory_capacity_bytes", "memory_limit_bytes", b"memory_limit_bytes", "name", b"name", "oldest_queued_time", b"oldest_queued_time", "rejected_spans", b"rejected_spans", "safe_threshold_bytes", b"safe_threshold_bytes", "total_attempts", b"total_attempts", "total_bytes", b"total_bytes", "total_resources", b"total_resources", "total_rollouts", b"total_rollouts", "total_span_bytes", b"total_span_bytes", "total_spans", b"total_spans", "total_workers", b"total_workers", "uptime", b"uptime"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_disk_file_bytes", b"_disk_file_bytes", "_disk_free_bytes", b"_disk_free_bytes", "_disk_limit_bytes", b"_disk_limit_bytes", "_disk_used_bytes", b"_disk_used_bytes", "_eviction_threshold_bytes", b"_eviction_threshold_bytes", "_memory_capacity_bytes", b"_memory_capacity_bytes", "_memory_limit_bytes", b"_memory_limit_bytes", "_name", b"_name", "_safe_threshold_bytes", b"_safe_threshold_bytes", "_total_attempts", b"_total_attempts", "_total_bytes", b"_total_bytes", "_total_resources", b"_total_resources", "_total_rollouts", b"_total_rollouts", "_total_span_bytes", b"_total_span_bytes", "_total_spans", b"_total_spans", "_total_workers", b"_total_workers", "disk_file_bytes", b"disk_file_bytes", "disk_free_bytes", b"disk_free_bytes", "disk_limit_bytes", b"disk_limit_bytes", "disk_used_bytes", b"disk_used_bytes", "eviction_threshold_bytes", b"eviction_threshold_bytes", "memory_capacity_bytes", b"memory_capacity_bytes", "memory_limit_bytes", b"memory_limit_bytes", "name", b"name", "safe_threshold_bytes", b"safe_threshold_bytes", "total_attempts", b"total_attempts", "total_bytes", b"total_bytes", "total_resources", b"total_resources", "total_rollouts", b"total_rollouts", "total_span_bytes", b"total_span_bytes", "total_spans", b"total_spans", "total_workers", b"total_workers", "uptime", b"uptime"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_completed_last_minute", b"_completed_last_minute", "_disk_file_bytes", b"_disk_file_bytes", "_disk_free_bytes", b"_disk_free_bytes", "_disk_limit_bytes", b"_disk_limit_bytes", "_disk_used_bytes", b"_disk_used_bytes", "_eviction_threshold_bytes", b"_eviction_threshold_bytes", "_memory_capacity_bytes", b"_memory_capacity_bytes", "_memory_limit_bytes", b"_memory_limit_bytes", "_name", b"_name", "_rejected_spans", b"_rejected_spans", "_safe_threshold_bytes", b"_safe_threshold_bytes", "_total_attempts", b"_total_attempts", "_total_bytes", b"_total_bytes", "_total_resources", b"_total_resources", "_total_rollouts", b"_total_rollouts", "_total_span_bytes", b"_total_span_bytes", "_total_spans", b"_total_spans", "_total_workers", b"_total_workers", "completed_last_minute", b"completed_last_minute", "disk_file_bytes", b"disk_file_bytes", "disk_free_bytes", b"disk_free_bytes", "disk_limit_bytes", b"disk_limit_bytes", "disk_used_bytes", b"disk_used_bytes", "eviction_threshold_bytes", b"eviction_threshold_bytes", "memory_capacity_bytes", b"memory_capacity_bytes", "memory_limit_bytes", b"memory_limit_bytes", "name", b"name", "oldest_queued_time", b"oldest_queued_time", "rejected_spans", b"rejected_spans", "rollouts_by_status", b"rollouts_by_status", "safe_threshold_bytes", b"safe_threshold_bytes", "total_attempts", b"total_attempts", "total_bytes", b"total_bytes", "total_resources", b"total_resources", "total_rollouts", b"total_rollouts", "total_span_bytes", b"total_span_bytes", "total_spans", b"total_spans", "total_workers", b"total_workers", "uptime", b"uptime"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__completed_last_minute: _TypeAlias = _typing.Literal["completed_last_minute"]  # noqa: Y015
+    _WhichOneofArgType__completed_last_minute: _TypeAlias = _typing.Literal["_completed_last_minute", b"_completed_last_minute"]  # noqa: Y015
     _WhichOneofReturnType__disk_file_bytes: _TypeAlias = _typing.Literal["disk_file_bytes"]  # noqa: Y015
     _WhichOneofArgType__disk_file_bytes: _TypeAlias = _typing.Literal["_disk_file_bytes", b"_disk_file_bytes"]  # noqa: Y015
     _WhichOneofReturnType__disk_free_bytes: _TypeAlias = _typing.Literal["disk_free_bytes"]  # noqa: Y015
@@ -277,6 +329,8 @@ class GetStatisticsResponse(_message.Message):
     _WhichOneofArgType__memory_limit_bytes: _TypeAlias = _typing.Literal["_memory_limit_bytes", b"_memory_limit_bytes"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__rejected_spans: _TypeAlias = _typing.Literal["rejected_spans"]  # noqa: Y015
+    _WhichOneofArgType__rejected_spans: _TypeAlias = _typing.Literal["_rejected_spans", b"_rejected_spans"]  # noqa: Y015
     _WhichOneofReturnType__safe_threshold_bytes: _TypeAlias = _typing.Literal["safe_threshold_bytes"]  # noqa: Y015
     _WhichOneofArgType__safe_threshold_bytes: _TypeAlias = _typing.Literal["_safe_threshold_bytes", b"_safe_threshold_bytes"]  # noqa: Y015
     _WhichOneofReturnType__total_attempts: _TypeAlias = _typing.Literal["total_attempts"]  # noqa: Y015
@@ -294,6 +348,8 @@ class GetStatisticsResponse(_message.Message):
     _WhichOneofReturnType__total_workers: _TypeAlias = _typing.Literal["total_workers"]  # noqa: Y015
     _WhichOneofArgType__total_workers: _TypeAlias = _typing.Literal["_total_workers", b"_total_workers"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__completed_last_minute) -> _WhichOneofReturnType__completed_last_minute | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_file_bytes) -> _WhichOneofReturnType__disk_file_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__disk_free_bytes) -> _WhichOneofReturnType__disk_free_bytes | None: ...
@@ -309,6 +365,8 @@ class GetStatisticsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_limit_bytes) -> _WhichOneofReturnType__memory_limit_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__rejected_spans) -> _WhichOneofReturnType__rejected_spans | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__safe_threshold_bytes) -> _WhichOneofReturnType__safe_threshold_bytes | None: ...
     @_typing.overload

@@ -283,13 +283,19 @@ _COUNTS: Final = (
     "disk_file_bytes",
     "disk_free_bytes",
     "disk_limit_bytes",
+    "completed_last_minute",
+    "rejected_spans",
 )
 
 
 def statistics_to_proto(statistics: LightningStoreStatistics) -> server_pb2.GetStatisticsResponse:
     message = server_pb2.GetStatisticsResponse(
-        name=statistics.get("name"), uptime=optional_duration_to_proto(statistics.get("uptime"))
+        name=statistics.get("name"),
+        uptime=optional_duration_to_proto(statistics.get("uptime")),
+        oldest_queued_time=optional_timestamp_to_proto(statistics.get("oldest_queued_time")),
     )
+    for status, count in statistics.get("rollouts_by_status", {}).items():
+        message.rollouts_by_status.add(status=ROLLOUT_STATUS.to_proto(status, "rollouts_by_status"), count=count)
     for name in _COUNTS:
         if name in statistics:
             setattr(message, name, statistics[name])
@@ -302,6 +308,12 @@ def statistics_from_proto(message: server_pb2.GetStatisticsResponse) -> Lightnin
         statistics["name"] = message.name
     if message.HasField("uptime"):
         statistics["uptime"] = duration_from_proto(message.uptime, "uptime")
+    oldest = _optional_time(message, "oldest_queued_time", "statistics")
+    if oldest is not None:
+        statistics["oldest_queued_time"] = oldest
+    statistics["rollouts_by_status"] = {
+        ROLLOUT_STATUS.from_proto(one.status, "rollouts_by_status"): one.count for one in message.rollouts_by_status
+    }
     for name in _COUNTS:
         if message.HasField(name):
             statistics[name] = getattr(message, name)

@@ -30,6 +30,7 @@ from lightning_store.backends.records import (
     CompletionRow,
     Counts,
     PlacedRollout,
+    QueueCounts,
     ReplyRecord,
     ResourcesRecord,
     RolloutRecord,
@@ -543,6 +544,13 @@ class MemoryData(Loaded):
             bytes=self.span_bytes + self.other_bytes,
         )
 
+    def queue_counts(self) -> QueueCounts:
+        head = next(self.queue(), None)
+        return QueueCounts(
+            {status: len(entries) for status, entries in self._by_status.items() if len(entries)},
+            None if head is None else self._rollouts[head].record.start_time,
+        )
+
 
 class _Snapshot(Snapshot):
     """The data under the lock. There is one, which many enter one after another."""
@@ -601,3 +609,6 @@ class _Snapshot(Snapshot):
 
     async def counts(self) -> Counts:
         return self._data.counts()
+
+    async def queue_counts(self) -> QueueCounts:
+        return self._data.queue_counts()

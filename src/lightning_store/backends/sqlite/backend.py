@@ -35,6 +35,7 @@ from lightning_store.backends.records import (
     CompletionRow,
     Counts,
     PlacedRollout,
+    QueueCounts,
     ResourcesRecord,
     RolloutRow,
     SpanRecord,
@@ -478,3 +479,6 @@ class _Snapshot(Snapshot):
     async def counts(self) -> Counts:
         totals: Totals = self._read(rows.read_totals)
         return totals.counts
+
+    async def queue_counts(self) -> QueueCounts:
+        return await self._read_in_thread(reading.queue_counts)

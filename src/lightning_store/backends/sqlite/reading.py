@@ -13,6 +13,7 @@ from lightning_store.backends.records import (
     AttemptRecord,
     CompletionRow,
     PlacedRollout,
+    QueueCounts,
     ResourcesRecord,
     RolloutRow,
     SpanRecord,
@@ -81,6 +82,15 @@ def span_bytes(connection: Connection, rollout_id: str) -> int:
     """What the spans of a rollout take."""
     row = rows.fetch(connection, "SELECT span_bytes FROM rollouts WHERE rollout_id = ?", [rollout_id])
     return row[0][0] if row else 0
+
+
+def queue_counts(connection: Connection) -> QueueCounts:
+    by_status = dict(connection.execute("SELECT status, count(*) FROM rollouts GROUP BY status").fetchall())
+    statement = """
+        SELECT r.start_time FROM queue q CROSS JOIN rollouts r ON r.number = q.rollout ORDER BY q.position LIMIT 1
+    """
+    head = connection.execute(statement).fetchone()
+    return QueueCounts(by_status, None if head is None else head[0])
 
 
 # --- Lists -----------------------------------------------------------------------------------------------------------

@@ -185,6 +185,34 @@ class StatisticsContract(ContractBase):
         clock.advance(12.5)
         assert (await store.statistics())["uptime"] - before == 12.5
 
+    async def test_x_where_the_rollouts_stand(self, store: LightningStore, clock: FakeClock) -> None:
+        statistics = await store.statistics()
+        if "completed_last_minute" not in statistics:
+            pytest.skip("this store does not count completions")
+        assert statistics["rollouts_by_status"] == {}
+        assert "oldest_queued_time" not in statistics
+        oldest, *_ = [await store.enqueue_rollout("task") for _ in range(3)]
+        clock.advance(10.0)
+        await store.start_rollout("task")
+        statistics = await store.statistics()
+        assert statistics["rollouts_by_status"] == {"queuing": 3, "preparing": 1}
+        assert statistics["oldest_queued_time"] == oldest.start_time
+        assert statistics["completed_last_minute"] == 0
+
+    async def test_x_completions_of_the_last_minute(self, store: LightningStore, clock: FakeClock) -> None:
+        if "completed_last_minute" not in await store.statistics():
+            pytest.skip("this store does not count completions")
+        for _ in range(10):
+            started = await store.start_rollout("task")
+            await store.update_attempt(started.rollout_id, "latest", status="succeeded")
+            await store.update_attempt(started.rollout_id, "latest", status="succeeded")  # the same outcome again
+            clock.advance(10.0)
+        assert (await store.statistics())["completed_last_minute"] == 6
+        await store.delete_rollouts([started.rollout_id])
+        assert (await store.statistics())["completed_last_minute"] == 6
+        clock.advance(60.0)
+        assert (await store.statistics())["completed_last_minute"] == 0
+
     async def test_f33_sizes_in_bytes(self, store: LightningStore) -> None:
         if "total_span_bytes" not in (statistics := await store.statistics()):
             pytest.skip("this store does not count bytes")

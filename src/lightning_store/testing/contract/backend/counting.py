@@ -59,6 +59,22 @@ class CountsContract(BackendContractBase):
         await store(backend, deleted=["ro-2"])
         await self.check(backend)
 
+    async def test_x_counts_of_the_queue(self, backend: Backend) -> None:
+        async def look_at_queue() -> tuple[dict[str, int], float | None]:
+            async with backend.snapshot() as snapshot:
+                found = await snapshot.queue_counts()
+            return dict(found.by_status), found.oldest_queued_time
+
+        assert await look_at_queue() == ({}, None)
+        await store(backend, *running("ro-1", "at-1"))
+        assert await look_at_queue() == ({"running": 1}, None)
+        await enqueue(backend, "ro-2", "ro-3")
+        assert await look_at_queue() == ({"running": 1, "queuing": 2}, NOW)
+        await complete(backend, "ro-2", "ro-1")
+        assert await look_at_queue() == ({"queuing": 1, "succeeded": 2}, NOW)
+        await store(backend, deleted=["ro-3", "ro-2"])
+        assert await look_at_queue() == ({"succeeded": 1}, None)
+
     async def test_x_counts_of_what_stays(self, backend: Backend) -> None:
         await store(backend, WorkerRecord("w"), resources_record("rs-1"), latest_resources="rs-1")
         await self.check(backend, workers=1, resources=1)
