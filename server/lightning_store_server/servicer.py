@@ -471,20 +471,14 @@ def _once(request: Any, context: Context) -> AbstractContextManager[None]:
 
 
 def _fingerprint(request: Any) -> str:
-    """What the request asks for, in a few characters. Of spans, which are large and have keys of their own, only how
-    many and two of them; of a claim not how long it may wait, which is less for a call that is made again."""
-    if isinstance(request, span.AddSpansRequest):
-        count = len(request.spans)
-        ends = (*request.spans[:1], *request.spans[-1:])
-        content = b"".join([count.to_bytes(8), *(one.SerializeToString(deterministic=True) for one in ends)])
-    else:
-        if isinstance(request, rollout.DequeueRolloutsRequest) and request.HasField("max_wait"):
-            of_any_wait = rollout.DequeueRolloutsRequest()
-            of_any_wait.CopyFrom(request)
-            of_any_wait.ClearField("max_wait")
-            request = of_any_wait
-        content = request.SerializeToString(deterministic=True)
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
+    """A hash of all that the request asks for; of a claim not how long it may wait, which is less for a call that is
+    made again."""
+    if isinstance(request, rollout.DequeueRolloutsRequest) and request.HasField("max_wait"):
+        of_any_wait = rollout.DequeueRolloutsRequest()
+        of_any_wait.CopyFrom(request)
+        of_any_wait.ClearField("max_wait")
+        request = of_any_wait
+    return hashlib.blake2b(request.SerializeToString(deterministic=True), digest_size=16).hexdigest()
 
 
 def _worker_id(request: Any) -> str | None:

@@ -52,7 +52,15 @@ def test_parse_bytes_refuses(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("0.7", 0.7), ("1", 1.0), ("1.0", 1.0), ("0", 0), ("2", 2), ("8e9", 8_000_000_000), ("8GiB", 8 * 2**30)],
+    [
+        ("0.7", 0.7),
+        ("1", 1.0),
+        ("1.0", 1.0),
+        ("8e9", 8_000_000_000),
+        ("8GiB", 8 * 2**30),
+        ("2B", 2),
+        ("16777216", 2**24),
+    ],
 )
 def test_parse_threshold_tells_ratios_from_bytes(text: str, value: float) -> None:
     parsed = parse_threshold(text)
@@ -62,6 +70,12 @@ def test_parse_threshold_tells_ratios_from_bytes(text: str, value: float) -> Non
 @pytest.mark.parametrize("text", ["1.5", "-0.5", "nan", "inf", "most"])
 def test_parse_threshold_refuses(text: str) -> None:
     with pytest.raises(click.BadParameter):
+        parse_threshold(text)
+
+
+@pytest.mark.parametrize("text", ["8", "0", "2", "1024", "1e7", "16777215"])
+def test_a_small_threshold_needs_a_unit(text: str) -> None:
+    with pytest.raises(click.BadParameter, match=f"{text}GiB or {text}B"):
         parse_threshold(text)
 
 
@@ -188,6 +202,7 @@ def test_variable_that_kubernetes_sets_is_ignored(monkeypatch: pytest.MonkeyPatc
         ("--replay-entries-max", "0"),
         ("--eviction-memory-threshold", "1.5"),
         ("--memory-limit", "1.5"),
+        ("--memory-limit", "8"),
         ("--memory-limit", "most"),
         ("--retain-finished", "0"),
         ("--retain-finished", "1.5"),

@@ -127,7 +127,7 @@ def test_thresholds_reach_the_store(run, server, monkeypatch) -> None:
     monkeypatch.setattr(serve_module, "memory_store", memory_store)
     result = run(
         "serve",
-        *("--eviction-memory-threshold", "0.5", "--safe-memory-threshold", "1000", "--memory-limit", "8GiB"),
+        *("--eviction-memory-threshold", "0.5", "--safe-memory-threshold", "1000B", "--memory-limit", "8GiB"),
         *("--replay-window", "60", "--replay-entries-max", "10", "--worker-timeout", "7"),
     )
     assert result.exit_code == 0

@@ -125,6 +125,24 @@ async def one_call(endpoint: str) -> None:
         await client.enqueue_rollout("a task")
 
 
+def test_a_terminal_that_closes_drains(start: Start) -> None:
+    server = start("--port", "0")
+    code, _, log = server.stop(signal.SIGHUP)
+    assert code == 0
+    assert [line.partition(": ")[2].partition(";")[0] for line in log] == ["SIGHUP: draining", "stopped"]
+
+
+def test_nohup_is_heeded(start: Start) -> None:
+    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        server = start("--port", "0")
+    finally:
+        signal.signal(signal.SIGHUP, ignored)
+    server.process.send_signal(signal.SIGHUP)
+    asyncio.run(one_call(server.endpoint))
+    assert server.stop(signal.SIGTERM)[0] == 0
+
+
 def test_quiet_log_taken_port_and_ctrl_c(start: Start) -> None:
     server = start("--port", "0")
     asyncio.run(one_call(server.endpoint))

@@ -160,6 +160,60 @@ def test_an_id_that_another_request_had_is_refused(scene, rpc):
     assert scene.state() == before
 
 
+def leaves(message, path=()):
+    """The places of all single values in a message: the steps to each of them."""
+    for field, value in message.ListFields():
+        here = (*path, field.name)
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            yield from ((*here, key) for key in value)
+        elif hasattr(value, "append"):
+            for index, one in enumerate(value):
+                yield from leaves(one, (*here, index)) if field.message_type is not None else [(*here, index)]
+        elif field.message_type is not None:
+            yield from leaves(value, here)
+        else:
+            yield here
+
+
+def changed_at(message, path):
+    """A copy with another value there: a number that is one more, or a text that has a space behind it."""
+    copy = type(message)()
+    copy.CopyFrom(message)
+    holder = copy
+    *steps, last = path
+    for step in steps:
+        holder = getattr(holder, step) if isinstance(step, str) and hasattr(holder, step) else holder[step]
+    if hasattr(holder, "DESCRIPTOR"):
+        former = getattr(holder, last)
+        setattr(holder, last, f"{former} " if isinstance(former, str) else former - 1)
+    else:
+        former = holder[last]
+        holder[last] = f"{former} " if isinstance(former, str) else former - 1
+    assert copy != message
+    return copy
+
+
+@each_once
+def test_an_id_is_refused_wherever_the_other_request_differs(scene, rpc):
+    request = scene.request(rpc)
+    scene.served.call(rpc, request)
+    before = scene.state()
+    for path in leaves(request):
+        if path in (("request_id",), ("latest",)) or path[0] == "update_mask":
+            continue  # no such request is legal
+        failure = scene.served.failure(rpc, changed_at(request, path))
+        assert failure.reason == "REQUEST_ID_REUSED", path
+    assert scene.state() == before
+
+
+def test_other_spans_between_the_first_and_the_last_are_not_taken_for_stored(scene):
+    request = scene.request("AddSpans")
+    scene.served.call("AddSpans", request)
+    request.spans[1].document_json = request.spans[1].document_json.replace('"name":"', '"name":"another ')
+    failure = scene.served.failure("AddSpans", request)
+    assert (failure.code, failure.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
+
+
 def test_more_spans_under_an_old_id_are_no_incident(scene):
     request = scene.request("AddSpans")
     scene.served.call("AddSpans", request)

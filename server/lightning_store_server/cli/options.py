@@ -13,7 +13,7 @@ import click
 
 from lightning_store.clock import SystemClock
 from lightning_store_server.cli.text import byte_size
-from lightning_store_server.config import DEFAULT_PORT, INT32_MAX, SECONDS_MAX
+from lightning_store_server.config import DEFAULT_PORT, INT32_MAX, MIB, SECONDS_MAX
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,6 +28,8 @@ UNITS: Final[dict[str, int]] = {"": 1, "b": 1} | {
     for unit in units
 }
 """Bytes in each unit, in lower case: k and kb are 1000, ki and kib 1024, and so on to t."""
+UNITLESS_BYTES_MIN: Final = 16 * MIB
+"""A threshold of memory that is below this needs a unit."""
 TIME_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 """Seconds in each unit."""
 
@@ -194,7 +196,10 @@ def parse_bytes(text: str) -> int:
 
 
 def parse_threshold(text: str) -> float | int:
-    """A share of memory, as a float, for a number above 0 and up to 1; any other one is bytes, as an int."""
+    """A share of memory, as a float, for a number above 0 and up to 1; any other one is bytes, as an int.
+
+    A small number of bytes needs a unit: who writes 8 means 8 GiB as a rule.
+    """
     try:
         number = float(text)
     except ValueError:
@@ -203,4 +208,10 @@ def parse_threshold(text: str) -> float | int:
         return number
     if number > 1 and not number.is_integer():
         raise click.BadParameter(f"{text!r} is neither a ratio up to 1 nor a whole number of bytes")
-    return parse_bytes(text)
+    size_bytes = parse_bytes(text)
+    if size_bytes < UNITLESS_BYTES_MIN:
+        least = byte_size(UNITLESS_BYTES_MIN)
+        raise click.BadParameter(
+            f"{text!r} has no unit; below {least} give one, like {text.strip()}GiB or {text.strip()}B"
+        )
+    return size_bytes

@@ -54,7 +54,7 @@ DEFAULTS: Final = ServerConfig()
 EPILOG: Final = """\
 \b
 Exit codes:
-   0  stopped by SIGTERM or SIGINT; every call was finished or told to go elsewhere
+   0  stopped by SIGTERM, SIGINT or SIGHUP; every call was finished or told to go elsewhere
    2  a flag or variable has a value that is not legal
   65  the database is damaged, or a file of something else
   66  the folder of the database does not exist
@@ -234,7 +234,7 @@ def serve(
     log_format: LogFormat,
     **settings: Any,
 ) -> NoReturn:
-    """Serve a store until SIGTERM or SIGINT.
+    """Serve a store until SIGTERM, SIGINT or SIGHUP.
 
     Prints one line when ready, with the endpoint. The first signal begins the drain: health turns NOT_SERVING, waits
     end, calls under way may finish. A second one ends the process at once.
@@ -291,7 +291,9 @@ async def run(store: LightningStore, config: ServerConfig, what: str) -> ExitCod
     """Serve until a signal, then drain. Why it ended."""
     keep_freed_memory()
     signals: asyncio.Queue[signal.Signals] = asyncio.Queue()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number is signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+            continue  # as nohup has it
         asyncio.get_running_loop().add_signal_handler(number, signals.put_nowait, number)
     server = GrpcServer(store, config)
     try:
