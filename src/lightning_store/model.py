@@ -375,17 +375,21 @@ class PromptTemplate(Resource):
     def format(self, **values: Any) -> str:
         """The template with ``values`` filled in.
 
-        ``f-string`` needs nothing; ``jinja`` needs the package jinja2 and renders in its sandbox; ``poml`` raises
-        NotImplementedError: give ``template`` to the POML library.
+        ``f-string`` is the syntax of ``str.format``; ``jinja`` needs the package jinja2 and renders in its sandbox.
+        Neither reaches attributes that begin with an underscore, nor renders to more than 16 Mi characters. ``poml``
+        raises NotImplementedError: give ``template`` to the POML library.
+
+        Raises:
+            ValueError: The template is not legal, asks for such an attribute, or makes such a text.
+            KeyError: A value of an f-string is not given.
+            ImportError: jinja2 is not installed.
         """
+        from lightning_store import templates  # few processes render, and the model is imported by all
+
         if self.engine == "f-string":
-            return self.template.format(**values)
+            return templates.render_f_string(self.template, values)
         if self.engine == "jinja":
-            try:
-                from jinja2.sandbox import ImmutableSandboxedEnvironment
-            except ImportError as error:
-                raise ImportError("a jinja template needs the package jinja2: pip install jinja2") from error
-            return ImmutableSandboxedEnvironment().from_string(self.template).render(**values)
+            return templates.render_jinja(self.template, values)
         raise NotImplementedError("a poml template is rendered by the POML library: give it PromptTemplate.template")
 
 

@@ -1,5 +1,5 @@
-"""Spans that OTLP's Export rejected: counted, and logged at a bounded rate. Most exporters drop the response in silence,
-so the log and the count are what tells of them."""
+"""Spans that OTLP's Export rejected: counted, and logged at a bounded rate. Most exporters drop the response in
+silence, so the log and the count are what tells of them."""
 
 from __future__ import annotations
 
