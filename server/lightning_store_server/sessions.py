@@ -21,6 +21,7 @@ from google.rpc.status_pb2 import Status
 
 from lightning_store.errors import InvalidArgumentError, StoreUnavailableError
 from lightning_store.store import LightningStore
+from lightning_store.text import clipped, printable
 from lightning_store.v1.session_pb2 import CallStatus, SessionCall, SessionRequest, SessionResponse
 from lightning_store.wire.errors import error_to_proto
 from lightning_store.wire.methods import METHODS, REPEATED_METADATA, REQUESTS, SERVICE, SESSION, Method, Repeat
@@ -47,6 +48,8 @@ SEVERAL_TURNS: Final = frozenset(
     {"DeleteRollouts", "ListAttempts", "ListResources", "ListRollouts", "ListSpans", "ListWorkers", "WaitForRollouts"}
 )
 """Methods that let other calls in between, whatever the store is."""
+METHOD_CHARS_MAX: Final = 100
+"""Characters of an unknown method's name that are logged and told."""
 PATH: Final = f"/{SERVICE}/{SESSION}"
 
 
@@ -160,7 +163,7 @@ class _Calls:
         try:
             return self._rpcs[method]
         except KeyError:
-            message = f"method is {method!r}; a session takes {', '.join(self._rpcs)}"
+            message = f"method is {clipped(method, METHOD_CHARS_MAX)!r}; a session takes {', '.join(self._rpcs)}"
             raise InvalidArgumentError(message, field="method") from None
 
 
@@ -172,7 +175,7 @@ def _failed(call: SessionCall, error: Exception, slot: Slot | None) -> _Ended:
 def _name_of(call: SessionCall) -> str:
     """For logs: as gRPC has it, if it is a method of ours."""
     method = METHODS.get(call.method)
-    return call.method if method is None else method.path
+    return printable(clipped(call.method, METHOD_CHARS_MAX)) if method is None else method.path
 
 
 class _Session:

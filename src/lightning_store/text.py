@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 REPLACEMENT: Final = "\ufffd"
+ELLIPSIS: Final = "…"
 _SURROGATES: Final = re.compile("[\ud800-\udfff]")
 
 
@@ -43,3 +44,30 @@ def column_text(text: str) -> str:
         The text with U+FFFD for each lone surrogate and each U+0000.
     """
     return text if text.isascii() and "\0" not in text else replace_surrogates(text).replace("\0", REPLACEMENT)
+
+
+def printable(text: str) -> str:
+    """Make text that cannot move a cursor, recolour a terminal or begin a new line.
+
+    Args:
+        text: Any text.
+
+    Returns:
+        The text with escapes for control characters, line ends and what else does not print.
+    """
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def clipped(text: str, length: int) -> str:
+    """Cut text that is too long.
+
+    Args:
+        text: Any text.
+        length: Characters to keep at most, 1 or more.
+
+    Returns:
+        The text, with an ellipsis in the place of what was cut off.
+    """
+    return text if len(text) <= length else text[: length - 1] + ELLIPSIS

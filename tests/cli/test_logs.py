@@ -9,7 +9,7 @@ from datetime import datetime
 
 import pytest
 
-from lightning_store_server.logs import configure_logging
+from lightning_store_server.logs import LogFormat, configure_logging
 
 logger = logging.getLogger("lightning_store_server.test")
 
@@ -61,3 +61,37 @@ def test_text_is_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging("info", "text")
     logger.warning("look: %s", 1)
     assert capsys.readouterr().err.endswith(" WARNING lightning_store_server.test: look: 1\n")
+
+
+FORGED = "GetRollout\n2026-01-01T00:00:00.000Z INFO root: all is well\x1b[2J\u2028\u202e"
+
+
+def test_a_line_of_text_is_one_line_whatever_is_in_it(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "text")
+    logger.warning("%s failed", FORGED)
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.endswith(r"GetRollout\n2026-01-01T00:00:00.000Z INFO root: all is well\x1b[2J\u2028\u202e failed")
+
+
+def test_a_traceback_looks_like_no_record(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging("info", "text")
+    try:
+        raise ValueError(FORGED)
+    except ValueError:
+        logger.exception("failed", stack_info=True)
+    first, *others = capsys.readouterr().err.split("\n")[:-1]
+    assert first.endswith(" ERROR lightning_store_server.test: failed")
+    assert all(line.startswith("  ") and line.isprintable() for line in others)
+    assert any("ValueError: GetRollout" in line for line in others)
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_what_is_logged_is_bounded(capsys: pytest.CaptureFixture[str], log_format: LogFormat) -> None:
+    configure_logging("info", log_format)
+    long = "x" * 1_000_000
+    logger.info("%s", long, extra={"call": {"method": long, "code": "OK"}})
+    try:
+        raise ValueError(long)
+    except ValueError:
+        logger.exception("failed")
+    assert len(capsys.readouterr().err) < 100_000

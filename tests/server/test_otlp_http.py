@@ -652,6 +652,20 @@ async def test_what_is_no_http_is_refused(sent, status):
 
 
 @pytest.mark.asyncio
+async def test_a_peer_that_is_gone_when_the_rest_of_its_body_is_dropped_is_nobody_s_concern(monkeypatch, log):
+    def not_connected(_):
+        raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    monkeypatch.setattr(asyncio.StreamWriter, "write_eof", not_connected)
+    async with listening(body_seconds=0.01) as (_, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head("Content-Type: application/x-protobuf", "Content-Length: 9") + b"x")
+        assert statuses(await reader.read()) == ["408"]
+        writer.close()
+    assert log.left() == []
+
+
+@pytest.mark.asyncio
 async def test_a_peer_that_goes_leaves_nothing():
     async with listening() as (listener, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)

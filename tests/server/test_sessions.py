@@ -575,12 +575,14 @@ def test_access_log_has_one_line_for_each_call(serve, log, open_stream):
     stream.failure("StartAttempt", rollout_pb2.StartAttemptRequest(request_id="a", rollout_id="ro-no"))
     stream.failure("NoSuchMethod")
     stream.failure("GetRollout", b"\xff")
-    records = [log.next(ACCESS) for _ in range(4)]
+    stream.failure("NoSuchMethod\n2026-01-01 INFO forged" + "x" * 100_000)
+    records = [log.next(ACCESS) for _ in range(5)]
     assert [(record.call["method"], record.call["code"]) for record in records] == [
         (METHODS["GetServerInfo"].path, "OK"),
         (METHODS["StartAttempt"].path, "NOT_FOUND"),
         ("NoSuchMethod", "INVALID_ARGUMENT"),
         (METHODS["GetRollout"].path, "INVALID_ARGUMENT"),
+        (r"NoSuchMethod\n2026-01-01 INFO forged" + "x" * 64 + "…", "INVALID_ARGUMENT"),
     ]
     for record in records:
         assert record.call["peer"].startswith("ipv4:127.0.0.1:")

@@ -6,7 +6,8 @@ import json
 from datetime import UTC, datetime
 from typing import Any, Final
 
-ELLIPSIS: Final = "…"
+from lightning_store.text import clipped, printable
+
 TEXT_MAX: Final = 400
 """Characters of one value that are written at most; a terminal shows fewer."""
 
@@ -65,5 +66,4 @@ def clip(text: str, length: int = TEXT_MAX) -> str:
 
     Stored text comes from other programs: it must not move the cursor, recolour the terminal or break a row.
     """
-    head = text if len(text) <= length else text[: length - 1] + ELLIPSIS
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in head)
+    return printable(clipped(text, length))

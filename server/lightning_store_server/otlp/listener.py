@@ -314,7 +314,10 @@ class _Connection:
         """Take and drop what is still coming: to close at once would make the peer drop the answer too."""
         if self._http.their_state in TAKEN or self._writer.transport.is_closing():
             return
-        self._writer.write_eof()
+        try:
+            self._writer.write_eof()
+        except OSError as error:
+            raise _PeerGoneError from error
         with suppress(TimeoutError):
             async with asyncio.timeout(self._limits.linger_seconds):
                 while await self._read():

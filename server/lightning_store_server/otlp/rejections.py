@@ -7,12 +7,16 @@ import logging
 from typing import Final
 
 from lightning_store.clock import Clock, SystemClock, Timer
+from lightning_store.text import clipped, printable
 
 logger = logging.getLogger("lightning_store_server")
 
 PERIOD_SECONDS: Final = 60.0
 LINES_MAX: Final = 10
 """Lines that are logged in a period; one more at its end has the number of the others."""
+
+
+CAUSE_CHARS_MAX: Final = 1000
 
 
 class Rejections:
@@ -42,7 +46,7 @@ class Rejections:
             self._period = self._clock.call_later(PERIOD_SECONDS, self._end_period)
         if self._lines < LINES_MAX:
             self._lines += 1
-            logger.warning("OTLP: span rejected: %s (%s)", cause, path)
+            logger.warning("OTLP: span rejected: %s (%s)", printable(clipped(cause, CAUSE_CHARS_MAX)), path)
         else:
             self._unlogged += 1
 
