@@ -51,10 +51,9 @@ class TextFormatter(logging.Formatter):
     """A line with the time in UTC, as in the JSON form, so that logs of several machines can be read together. Whatever
     the message has in it, it is one line; those of a traceback follow, indented, so that none looks like a record."""
 
-    converter = time.gmtime
-
     def __init__(self) -> None:
         super().__init__(TEXT_FORMAT, TIME_FORMAT)
+        self.converter = time.gmtime
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = printable(clipped(record.message, MESSAGE_CHARS_MAX))

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Final, cast, get_args
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from lightning_store.errors import InvalidArgumentError, InvalidTypeError
 from lightning_store.model import (
@@ -20,6 +20,7 @@ from lightning_store.model import (
     RolloutStatus,
     Span,
     Unset,
+    explained,
 )
 
 _NAMED_RESOURCES: Final[TypeAdapter[dict[str, Resource]]] = TypeAdapter(NamedResources)
@@ -59,7 +60,10 @@ def named_resources(resources: object) -> dict[str, Resource]:
         name: value.model_dump(warnings=False) if isinstance(value, Resource) else value
         for name, value in resources.items()
     }
-    named = _NAMED_RESOURCES.validate_python(fields)
+    try:
+        named = _NAMED_RESOURCES.validate_python(fields)
+    except ValidationError as error:
+        raise explained(error, title="resources") from None
     for name in named:
         check_text("resources", name)
     return named

@@ -121,7 +121,7 @@ def _plain(value: Any, path: str, depth: int) -> Any:
                 )
         return {key: _plain(item, f"{path}.{key}", depth + 1) for key, item in value.items()}
     kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
-    raise NotJsonError(
-        f"{path} holds a value of type {kind}, which is not JSON; give text, numbers, booleans, None, lists or dicts",
-        path=path,
-    )
+    give = "give text, numbers, booleans, None, lists or dicts"
+    if kind.startswith(("numpy.", "torch.")):
+        give = "give .item() of a number, .tolist() of an array"
+    raise NotJsonError(f"{path} holds a value of type {kind}, which is not JSON; {give}", path=path)

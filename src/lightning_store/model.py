@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Literal, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Literal, Self, TypeVar, cast, overload
 
 from pydantic import (
     BaseModel,
@@ -17,11 +17,13 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    ModelWrapValidatorHandler,
     SerializeAsAny,
+    ValidationError,
     field_validator,
     model_validator,
 )
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -118,7 +120,42 @@ class OpenModel(BaseModel):
 # --- Rollouts and attempts -------------------------------------------------------------------------------------------
 
 
-class RolloutConfig(Model):
+def explained(error: ValidationError, model: type[BaseModel] | None = None, title: str = "") -> ValidationError:
+    """The same error in words that say what to give, and without links to pydantic's documentation.
+
+    Args:
+        error: What pydantic found.
+        model: The model whose fields are meant, to name them where there is no such field.
+        title: What is not legal, if pydantic's own name for it says nothing.
+    """
+    fields = "" if model is None else f"; there are {', '.join(model.model_fields)}"
+    found: list[InitErrorDetails] = []
+    for item in error.errors(include_url=False):
+        kind: Any = item["type"]
+        message: Any = item["msg"]
+        if kind == "extra_forbidden":
+            message = f"is not a field{fields if len(item['loc']) == 1 else ''}"
+        elif kind == "missing":
+            message = "is missing"
+        message = message.replace("Input should be", "must be", 1)
+        own = PydanticCustomError(kind, message)
+        found.append({"type": own, "loc": item["loc"], "input": item["input"]})
+    return ValidationError.from_exception_data(title or error.title, found)
+
+
+class Arguments(Model):
+    """Base of the closed types that callers make by hand: what is not legal is told in words of their own."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise explained(error, cls) from None
+
+
+class RolloutConfig(Arguments):
     """How long an attempt may take, and when a failed one is tried again."""
 
     # A config given inside another object is checked again and copied: it may have been changed since it was made.
@@ -181,7 +218,7 @@ class AttemptedRollout(Rollout):
         return self
 
 
-class EnqueueRolloutRequest(Model):
+class EnqueueRolloutRequest(Arguments):
     """What is needed to make a rollout."""
 
     input: Any
@@ -192,7 +229,7 @@ class EnqueueRolloutRequest(Model):
     metadata: dict[str, Any] | None = None
 
 
-class RolloutUpdate(Model):
+class RolloutUpdate(Arguments):
     """The fields that one ``update_rollout`` sets: exactly those in ``model_fields_set``; the rest stay as they are."""
 
     input: Any = None
@@ -203,7 +240,7 @@ class RolloutUpdate(Model):
     metadata: dict[str, Any] | None = None
 
 
-class AttemptUpdate(Model):
+class AttemptUpdate(Arguments):
     """The fields that one ``update_attempt`` sets: exactly those in ``model_fields_set``."""
 
     status: AttemptStatus = "preparing"

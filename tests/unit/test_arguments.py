@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from pydantic import ValidationError
 
-from lightning_store import LLM, InMemoryLightningStore, PromptTemplate, ProxyLLM
+from lightning_store import LLM, InMemoryLightningStore, PromptTemplate, ProxyLLM, RolloutConfig
 from lightning_store.arguments import named_resources
 from lightning_store.model import Resource
 
@@ -40,6 +40,28 @@ def template_without_text() -> Resource:
     template = PromptTemplate(template="{x}", engine="f-string")
     del template.template
     return template
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize(
+    ("give", "says"),
+    [
+        (lambda store: store.enqueue_rollout("t", mode="training"), "must be 'train', 'val' or 'test'"),
+        (lambda store: store.enqueue_rollout("t", config={"max_attempts": 0}), "must be greater than or equal to 1"),
+        (lambda store: store.update_rollout("ro-1", status="done"), "must be 'queuing', 'preparing', 'running'"),
+        (lambda store: store.update_attempt("ro-1", "latest", status="done"), "must be 'preparing', 'running'"),
+        (lambda store: store.add_resources({"llm": {"resource_type": "llm"}}), "llm.endpoint\n  is missing"),
+        (lambda store: RolloutConfig(max_attempts=0), "max_attempts\n  must be greater than or equal to 1"),
+        (lambda store: RolloutConfig(max_atempts=3), "max_atempts\n  is not a field; there are timeout_seconds, "),
+        (lambda store: RolloutConfig(retry_condition=["x{y}"]), "retry_condition.0\n  must be 'preparing', "),
+    ],
+)
+async def test_what_is_not_legal_is_told_in_words_of_our_own(give, says):
+    with pytest.raises(ValidationError) as caught:
+        await give(InMemoryLightningStore())
+    assert says in str(caught.value)
+    assert "pydantic" not in str(caught.value)
+    assert "Input should" not in str(caught.value)
 
 
 SPOILED = [llm_without_model, llm_without_type, template_of_no_engine, template_without_text]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from google.protobuf.message import Message
 
@@ -23,6 +23,7 @@ from lightning_store.model import (
     ResourcesUpdate,
     Rollout,
     RolloutConfig,
+    RolloutStatus,
     Worker,
     construct,
 )
@@ -295,7 +296,9 @@ def statistics_to_proto(statistics: LightningStoreStatistics) -> server_pb2.GetS
         oldest_queued_time=optional_timestamp_to_proto(statistics.get("oldest_queued_time")),
     )
     for status, count in statistics.get("rollouts_by_status", {}).items():
-        message.rollouts_by_status.add(status=ROLLOUT_STATUS.to_proto(status, "rollouts_by_status"), count=count)
+        message.rollouts_by_status.add(
+            status=ROLLOUT_STATUS.to_proto(cast(RolloutStatus, status), "rollouts_by_status"), count=count
+        )
     for name in _COUNTS:
         if name in statistics:
             setattr(message, name, statistics[name])
