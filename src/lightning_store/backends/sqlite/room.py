@@ -28,6 +28,7 @@ class Room:
 
     def __init__(self, path: str, size_bytes_max: int | None, free_bytes_min: int) -> None:
         self._path = path
+        self._folder = os.path.dirname(path) or "."  # the file itself may be taken away
         self._size_bytes_max = size_bytes_max
         self._free_bytes_min = free_bytes_min
         self._file_bytes = 0
@@ -64,7 +65,7 @@ class Room:
         return None
 
     def _free_bytes(self) -> int:
-        disk = os.statvfs(self._path)
+        disk = os.statvfs(self._folder)
         return disk.f_bavail * disk.f_frsize
 
 
