@@ -41,7 +41,7 @@ from lightning_store_server.servicer import StoreServicer
 
 MESSAGE_BYTES_MAX: Final = 8 * 1024 * 1024
 """Replies of one message, but for the last of them."""
-CALLS_AT_A_STRETCH: Final = 16
+CALLS_AT_A_STRETCH: Final = 32
 """Calls that are begun before others get their turn, the sending of replies among them: with all at once, the caller
 would wait while the server works, and the server while the caller does."""
 SEVERAL_TURNS: Final = frozenset(

@@ -69,10 +69,10 @@ def stored(request: ExportTraceServiceRequest | bytes) -> list[model.Span]:
 
 
 def read(span: ReceivedSpan) -> model.Span:
-    assert span.record is not None
-    *columns, sequence_id, document = span.record
-    assert validate(document) == tuple(columns)
-    return decode(document, sequence_id or 0)
+    record = span.record
+    assert record is not None
+    assert validate(record.document, record.sequence_id) == record
+    return decode(record.document, record.sequence_id or 0)
 
 
 def complaint(request: ExportTraceServiceRequest | bytes) -> str | None:

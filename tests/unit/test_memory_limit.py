@@ -103,6 +103,18 @@ class TestRefusals:
         await store.delete_rollouts([full.rollout_id])
         await WRITES[name](store, other)
 
+    async def test_a_call_whose_recorded_reply_is_too_old_to_count_is_refused_as_any_other(self):
+        clock = FakeClock()
+        store = limited(clock=clock)
+        with request_scope("r"):
+            await store.enqueue_rollout("first")
+        await filled(store)
+        clock.advance(store.replay_window_seconds + 1)
+        before = await stored_bytes(store)
+        with request_scope("r"), pytest.raises(ResourceExhaustedError):
+            await store.enqueue_rollout("first")
+        assert await stored_bytes(store) == before
+
     async def test_a_runner_can_finish_so_that_somebody_can_delete(self):
         store = limited()
         started = await filled(store)

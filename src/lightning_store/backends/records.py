@@ -114,7 +114,7 @@ class AttemptRecord(NamedTuple):
 
 
 class SpanRecord(NamedTuple):
-    """A stored span: the columns by which spans are looked up, derived from its document, and the document."""
+    """A span: the columns by which spans are looked up, derived from its document, and the document."""
 
     rollout_id: str
     attempt_id: str
@@ -122,6 +122,7 @@ class SpanRecord(NamedTuple):
     span_id: str
     parent_id: str | None
     name: str
+    """With U+FFFD for each lone surrogate and each U+0000; see :func:`lightning_store.text.column_text`."""
     start_time: float | None
     end_time: float | None
     sequence_id: int | None

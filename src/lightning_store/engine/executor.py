@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
-from typing import Any, Final, Generic, Protocol, TypeVar, cast
+from typing import Any, Final, Generic, Protocol, TypeGuard, TypeVar, cast
 
 from lightning_store.backends.base import (
     Backend,
@@ -100,8 +101,8 @@ class _Call(Generic[R]):
         """Whether its caller was cancelled before it began."""
         self.finished = False
         """Whether its transaction is committed, or it has failed."""
-        self.begun_at = 0.0
-        """When its first transaction began."""
+        self.begun_at = math.inf
+        """When its first transaction began; infinite before that."""
         self.rows = self.size_bytes = 0
         """What it writes, about, once it is in a group."""
         self.reply: R | None = None
@@ -352,15 +353,17 @@ class Executor:
 
     async def _any_stores(self, calls: Sequence[_Call[Any]]) -> bool:
         """Whether any of these adds to what is stored, rather than having done so before."""
-        ids = {call.request.id for call in calls if call.operation.stores and call.request is not None}
-        if any(call.operation.stores and call.request is None for call in calls):
-            return True
+        storing = [call for call in calls if call.operation.stores]
+        ids = {call.request.id for call in storing if call.request is not None}
         if not ids:
-            return False
+            return bool(storing)
+        now = self._clock.now()
         transaction = self._backend.transaction()
         try:
             loaded = await transaction.load(Needs(replies=ids))
-            return any(loaded.reply(request_id) is None for request_id in ids)
+            return any(
+                call.request is None or not self._counts(loaded.reply(call.request.id), call, now) for call in storing
+            )
         finally:
             await transaction.rollback()
 
@@ -399,10 +402,10 @@ class Executor:
             NotLoadedError: Something has to be loaded first.
         """
         call.error, call.finished = None, False  # of a transaction that met a conflict
-        call.begun_at = call.begun_at or view.now
+        call.begun_at = min(call.begun_at, view.now)
         if call.request is not None:
             recorded = view.reply(call.request.id)
-            if recorded is not None and self._counts(recorded, call, view.now):
+            if self._counts(recorded, call, view.now):
                 return _replay(call, recorded)
         mark = view.mark()
         try:
@@ -418,8 +421,10 @@ class Executor:
             call.fail(error)
             self._record_refusal(view, call, error)
 
-    def _counts(self, recorded: ReplyRecord, call: _Call[Any], now: float) -> bool:
+    def _counts(self, recorded: ReplyRecord | None, call: _Call[Any], now: float) -> TypeGuard[ReplyRecord]:
         """Whether a recorded reply answers the call: it is within the window, or of an earlier try of this call."""
+        if recorded is None:
+            return False
         age_seconds = now - recorded.recorded_at
         return age_seconds <= self._backend.replay_window_seconds or recorded.recorded_at >= call.begun_at
 

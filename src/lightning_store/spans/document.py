@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import accumulate
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, cast
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
@@ -48,21 +48,6 @@ _NOT_JSON: Final = re.compile(rb"NaN|Infinity")
 _BRACKETS: Final = b"[]{}"
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(_BRACKETS))
 _LEVELS: Final[Mapping[int, int]] = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
-
-
-class SpanColumns(NamedTuple):
-    """The fields of a span that a store looks up, as they are in its document."""
-
-    rollout_id: str
-    attempt_id: str
-    trace_id: str
-    span_id: str
-    parent_id: str | None
-    name: str
-    """With U+FFFD for each lone surrogate and each U+0000; see :func:`lightning_store.text.column_text`."""
-    start_time: float | None
-    """Seconds since the Unix epoch."""
-    end_time: float | None
 
 
 # --- Writing ---------------------------------------------------------------------------------------------------------
@@ -117,7 +102,7 @@ def _encode(span: Span | dict[str, Any], field: str, bytes_max: int) -> SpanReco
     if EXACT in fields or _exceeds_depth(document) or _has_long_number(document):
         return _encode_unusual(span, field, bytes_max)
     _check_size(document, field, bytes_max)
-    return SpanRecord(*_columns(fields, field), sequence_id, document)
+    return _record(fields, sequence_id, document, field)
 
 
 def _encode_unusual(span: Span | dict[str, Any], field: str, bytes_max: int) -> SpanRecord:
@@ -133,24 +118,30 @@ def _encode_unusual(span: Span | dict[str, Any], field: str, bytes_max: int) -> 
     if portable.exact:
         fields[EXACT] = portable.exact
     document = to_json(fields)
-    return SpanRecord(*validate(document, field, bytes_max), sequence_id, document)
+    return validate(document, sequence_id, field, bytes_max)
 
 
 # --- Checking --------------------------------------------------------------------------------------------------------
 
 
-def validate(document: bytes | str, field: str = "document_json", bytes_max: int = DOCUMENT_BYTES_MAX) -> SpanColumns:
+def validate(
+    document: bytes | str,
+    sequence_id: int | None = None,
+    field: str = "document_json",
+    bytes_max: int = DOCUMENT_BYTES_MAX,
+) -> SpanRecord:
     """Check a document that comes from outside.
 
     Absent fields have their defaults. Of members with equal keys the last one counts.
 
     Args:
         document: The text of the document.
-        field: Its path, for error messages.
+        sequence_id: The sequence id of the span; None leaves it to the store.
+        field: The path of the document, for error messages.
         bytes_max: Its size at most, in bytes of UTF-8.
 
     Returns:
-        The columns of the span.
+        The record of the span. Every reader can decode its document.
 
     Raises:
         InvalidArgumentError: It is empty, too large, nested too deeply, not JSON, not a span, or has a ``sequence_id``.
@@ -173,11 +164,11 @@ def validate(document: bytes | str, field: str = "document_json", bytes_max: int
         raise InvalidArgumentError(message, field=field)
     if EXACT in fields:
         fields = _restored(text, field)
-    return _columns(fields, field)
+    return _record(fields, sequence_id, text, field)
 
 
-def _columns(fields: Mapping[str, Any], field: str) -> SpanColumns:
-    columns = SpanColumns(
+def _record(fields: Mapping[str, Any], sequence_id: int | None, document: bytes, field: str) -> SpanRecord:
+    record = SpanRecord(
         fields["rollout_id"],
         fields["attempt_id"],
         fields["trace_id"],
@@ -186,12 +177,14 @@ def _columns(fields: Mapping[str, Any], field: str) -> SpanColumns:
         column_text(fields["name"]),
         fields["start_time"],
         fields["end_time"],
+        sequence_id,
+        document,
     )
-    ids = f"{columns.rollout_id}{columns.attempt_id}{columns.trace_id}{columns.span_id}{columns.parent_id}"
-    if not columns.rollout_id or not columns.attempt_id or "\0" in ids or not ids.isascii():
+    ids = f"{record.rollout_id}{record.attempt_id}{record.trace_id}{record.span_id}{record.parent_id}"
+    if not record.rollout_id or not record.attempt_id or "\0" in ids or not ids.isascii():
         for name in ID_FIELDS:
-            _check_id(getattr(columns, name), name, field)
-    return columns
+            _check_id(getattr(record, name), name, field)
+    return record
 
 
 def _check_id(value: str | None, name: str, field: str) -> None:

@@ -49,8 +49,7 @@ def span_record_from_proto(message: span_pb2.NewSpan, field: str) -> SpanRecord:
     sequence_id = None
     if message.HasField("sequence_id"):
         sequence_id = not_negative(message.sequence_id, f"{field}.sequence_id")
-    document = message.document_json.encode()
-    return SpanRecord(*validate(document, f"{field}.document_json"), sequence_id, document)
+    return validate(message.document_json, sequence_id, f"{field}.document_json")
 
 
 def span_record_to_proto(record: SpanRecord) -> span_pb2.Span:
