@@ -29,7 +29,7 @@ from lightning_store.v1.query_pb2 import StreamQueryRequest, StreamQueryResponse
 from lightning_store.wire import codec, enums, queries, records, requests, selections, spans
 from lightning_store.wire import transfer as transfers
 from lightning_store.wire.checks import require, required_text
-from lightning_store.wire.errors import span_outcome_to_proto
+from lightning_store.wire.errors import write_span_outcome
 from lightning_store.wire.frames import with_rows
 from lightning_store.wire.methods import METHODS, REPEATED_METADATA, Method
 from lightning_store_server.config import ServerConfig
@@ -173,7 +173,10 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         read = [_span_record(message, f"spans[{index}]") for index, message in enumerate(request.spans)]
         with _once(request, context):
             outcomes = await add_legal(read, self._records.add_spans)
-        return span.AddSpansResponse(outcomes=map(span_outcome_to_proto, outcomes))
+        reply = span.AddSpansResponse()
+        for outcome in outcomes:
+            write_span_outcome(reply.outcomes.add(), outcome)
+        return reply
 
     async def AllocateSpanSequenceIds(
         self, request: span.AllocateSpanSequenceIdsRequest, context: Context

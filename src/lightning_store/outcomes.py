@@ -23,12 +23,12 @@ async def add_legal(
 
     InternalError if ``add`` has not one outcome for each.
     """
-    legal = {index: one for index, one in enumerate(given) if not isinstance(one, StoreError)}
-    outcomes = await add(list(legal.values()))
+    legal = [one for one in given if not isinstance(one, StoreError)]
+    outcomes = await add(legal)
     if len(outcomes) != len(legal):
         raise InternalError(f"the store told of {len(outcomes)} of {len(legal)} spans what became of them")
-    added = dict(zip(legal, outcomes, strict=True))
-    return [one if isinstance(one, StoreError) else added[index] for index, one in enumerate(given)]
+    added = iter(outcomes)
+    return [one if isinstance(one, StoreError) else next(added) for one in given]
 
 
 def stored_number(outcome: SpanOutcome) -> int | None:

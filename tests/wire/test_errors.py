@@ -30,8 +30,8 @@ from lightning_store.wire.errors import (
     STATUS_CODES,
     from_rpc_error,
     span_outcome_from_proto,
-    span_outcome_to_proto,
     to_status,
+    write_span_outcome,
 )
 
 
@@ -265,10 +265,16 @@ def test_an_error_of_grpc_without_a_status():
 # --- Outcomes of single spans ----------------------------------------------------------------------------------------
 
 
+def outcome_message(outcome):
+    message = span_pb2.SpanOutcome()
+    write_span_outcome(message, outcome)
+    return span_pb2.SpanOutcome.FromString(message.SerializeToString())
+
+
 @pytest.mark.parametrize("cls", every_class())
 def test_every_rejection_comes_back_as_its_class(cls):
     error = cls("refused", rollout_id="r", incident_id="i")
-    message = span_pb2.SpanOutcome.FromString(span_outcome_to_proto(error).SerializeToString())
+    message = outcome_message(error)
     found = span_outcome_from_proto(message, "outcomes[0]")
     assert isinstance(found, StoreError)
     assert type(found) is cls
@@ -276,14 +282,14 @@ def test_every_rejection_comes_back_as_its_class(cls):
 
 
 def test_other_outcomes():
-    assert span_outcome_from_proto(span_outcome_to_proto(0), "o") == 0
-    assert span_outcome_from_proto(span_outcome_to_proto(7), "o") == 7
-    assert span_outcome_from_proto(span_outcome_to_proto(None), "o") is None
+    assert span_outcome_from_proto(outcome_message(0), "o") == 0
+    assert span_outcome_from_proto(outcome_message(7), "o") == 7
+    assert span_outcome_from_proto(outcome_message(None), "o") is None
     with pytest.raises(InvalidArgumentError, match=r"^outcomes\[2\]\.outcome is missing"):
         span_outcome_from_proto(span_pb2.SpanOutcome(), "outcomes[2]")
 
 
 def test_a_rejection_for_a_fault_of_the_server_keeps_it_to_itself():
-    message = span_outcome_to_proto(KeyError("SECRET"))
+    message = outcome_message(KeyError("SECRET"))
     assert message.rejected.reason == "INTERNAL"
     assert "SECRET" not in str(message)

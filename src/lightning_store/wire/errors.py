@@ -264,15 +264,17 @@ def _too_large(size_bytes: int, limit_bytes: int) -> MessageTooLargeError:
 # --- Outcomes of single spans ----------------------------------------------------------------------------------------
 
 
-def span_outcome_to_proto(outcome: int | Exception | None) -> span_pb2.SpanOutcome:
-    """Stored under a sequence id, refused for a reason, or None for a duplicate."""
+def write_span_outcome(message: span_pb2.SpanOutcome, outcome: int | Exception | None) -> None:
+    """Set an empty message in place: stored under a sequence id, refused for a reason, or None for a duplicate."""
     if isinstance(outcome, int):
-        return span_pb2.SpanOutcome(stored=span_pb2.StoredSpan(sequence_id=outcome))
-    if outcome is None:
-        return span_pb2.SpanOutcome(duplicate=span_pb2.DuplicateSpan())
-    shown = as_store_error(outcome)
-    rejected = span_pb2.RejectedSpan(reason=shown.reason, message=_message_of(shown), details=_details_of(shown))
-    return span_pb2.SpanOutcome(rejected=rejected)
+        message.stored.sequence_id = outcome
+    elif outcome is None:
+        message.duplicate.SetInParent()
+    else:
+        shown = as_store_error(outcome)
+        message.rejected.reason = shown.reason
+        message.rejected.message = _message_of(shown)
+        message.rejected.details.update(_details_of(shown))
 
 
 def span_outcome_from_proto(message: span_pb2.SpanOutcome, field: str) -> int | StoreError | None:

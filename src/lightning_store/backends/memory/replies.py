@@ -14,6 +14,7 @@ REPLY_OVERHEAD_BYTES: Final = 300
 RECORD_BYTES: Final = 200
 """Of a record in a reply, beside its payloads."""
 NUMBER_BYTES: Final = 8
+PAYLOAD_RECORDS: Final = (RolloutRecord, AttemptRecord, ResourcesRecord)
 OTHER_BYTES: Final = 100
 """Of anything else in a reply: an id, as a rule."""
 
@@ -65,7 +66,7 @@ def _kept_bytes(reply: Any) -> int:
     """About what a reply keeps in memory: the payloads of its records, and a little for each object."""
     if reply is None or isinstance(reply, int):
         return NUMBER_BYTES
-    if isinstance(reply, RolloutRecord | AttemptRecord | ResourcesRecord):
+    if isinstance(reply, PAYLOAD_RECORDS):
         return RECORD_BYTES + reply.payload_bytes
     if isinstance(reply, list | tuple):
         return sum(map(_kept_bytes, reply))
