@@ -387,18 +387,24 @@ def allocate(view: View, rollout_ids: Sequence[str]) -> list[int]:
     last: dict[str, int] = {}
     numbers = []
     for rollout_id in rollout_ids:
-        number = last.get(rollout_id)
-        if number is None:
+        if rollout_id not in last:
             known_rollout(view, rollout_id)
-            number = view.last_sequence(rollout_id)
-        if number == SEQUENCE_MAX:
-            message = f"Rollout {rollout_id} has no span sequence numbers left for this call"
-            raise InvalidArgumentError(message, rollout_id=rollout_id)
-        last[rollout_id] = number + 1
-        numbers.append(number + 1)
+        numbers.append(_next_sequence(view, last, rollout_id))
     for rollout_id, number in last.items():
         view.set_last_sequence(rollout_id, number)
     return numbers
+
+
+def _next_sequence(view: View, last: dict[str, int], rollout_id: str) -> int:
+    """The span number that follows. ``last`` has the counters that have moved, and are set in the view in the end."""
+    former = last.get(rollout_id)
+    if former is None:
+        former = view.last_sequence(rollout_id)
+    if former == SEQUENCE_MAX:
+        message = f"Rollout {rollout_id} has no span sequence numbers left for this call"
+        raise InvalidArgumentError(message, rollout_id=rollout_id)
+    last[rollout_id] = former + 1
+    return former + 1
 
 
 def add_spans(view: View, spans: Sequence[tuple[SpanRecord, int]]) -> list[SpanOutcome]:
@@ -406,31 +412,38 @@ def add_spans(view: View, spans: Sequence[tuple[SpanRecord, int]]) -> list[SpanO
     outcomes: list[SpanOutcome] = []
     refusals: dict[tuple[str, str], StoreError | None] = {}
     touched: dict[tuple[str, str], None] = {}
+    last: dict[str, int] = {}
     for span, size_bytes in spans:
         key = (span.rollout_id, span.attempt_id)
         if key not in refusals:
             refusals[key] = _refusal(view, *key)
-        outcome = refusals[key] or _add_span(view, span, size_bytes)
+        outcome = refusals[key] or _add_span(view, span, size_bytes, last)
         outcomes.append(outcome)
         if isinstance(outcome, int):
             touched[key] = None
+    for rollout_id, number in last.items():
+        view.set_last_sequence(rollout_id, number)
     for rollout_id, attempt_id in touched:
         rollout = known_rollout(view, rollout_id)
         _sign_of_life(view, rollout, known_attempt(view, rollout_id, attempt_id), moves=True)
     return outcomes
 
 
-def _add_span(view: View, span: SpanRecord, size_bytes: int) -> SpanOutcome:
-    if view.has_span(span.rollout_id, span.attempt_id, span.span_id):
+def _add_span(view: View, span: SpanRecord, size_bytes: int, last: dict[str, int]) -> SpanOutcome:
+    key = (span.rollout_id, span.attempt_id, span.span_id)
+    if view.has_span(key):
         return None
-    if span.sequence_id is None:
+    number = span.sequence_id
+    if number is None:
         try:
-            [number] = allocate(view, [span.rollout_id])
+            number = _next_sequence(view, last, span.rollout_id)
         except StoreError as error:
             return copy(error)
         span = span._replace(sequence_id=number)
-    view.insert_span(span, size_bytes)
-    return span.sequence_id
+    elif number > (last.get(span.rollout_id) or view.last_sequence(span.rollout_id)):
+        last[span.rollout_id] = number
+    view.insert_span(key, span, size_bytes)
+    return number
 
 
 def _refusal(view: View, rollout_id: str, attempt_id: str) -> StoreError | None:

@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from lightning_store.backends.base import Changes, Loaded, Needs, NotLoadedError
+from lightning_store.backends.base import Changes, Loaded, Needs, NotLoadedError, SpanKey
 from lightning_store.backends.records import (
     AttemptRecord,
     ReplyRecord,
@@ -120,8 +120,7 @@ class View:
         changed = self.changes.sequences.get(rollout_id)
         return self.loaded.last_sequence(rollout_id) if changed is None else changed
 
-    def has_span(self, rollout_id: str, attempt_id: str, span_id: str) -> bool:
-        key = (rollout_id, attempt_id, span_id)
+    def has_span(self, key: SpanKey) -> bool:
         return key in self.changes.spans or self.loaded.has_span(*key)
 
     def worker(self, worker_id: str) -> WorkerRecord | None:
@@ -252,12 +251,9 @@ class View:
         if latest:
             self.changes.latest_resources = resources.resources_id
 
-    def insert_span(self, span: SpanRecord, size_bytes: int) -> None:
-        """A new one, whose ``sequence_id`` is set; the rollout's span counter moves up to that if it is below."""
-        assert span.sequence_id is not None
-        self._set(self.changes.spans, (span.rollout_id, span.attempt_id, span.span_id), (span, size_bytes))
-        if span.sequence_id > self.last_sequence(span.rollout_id):
-            self.set_last_sequence(span.rollout_id, span.sequence_id)
+    def insert_span(self, key: SpanKey, span: SpanRecord, size_bytes: int) -> None:
+        """A new one, whose ``sequence_id`` is set. Its rollout's span counter is set apart."""
+        self._set(self.changes.spans, key, (span, size_bytes))
 
     def set_last_sequence(self, rollout_id: str, number: int) -> None:
         self._set(self.changes.sequences, rollout_id, number)
