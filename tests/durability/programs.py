@@ -8,11 +8,18 @@ from __future__ import annotations
 import asyncio
 import os
 import resource
+import signal
 import sys
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
-from lightning_store import StoreError
+from lightning_store import ResourceExhaustedError, StoreError, StoreUnavailableError
 from lightning_store.engine.idempotency import request_scope
 from lightning_store.sqlite_store import SqliteLightningStore
+
+R = TypeVar("R")
 
 CALLERS = 16
 LENGTH_BYTES = 40_000
@@ -20,24 +27,37 @@ LENGTH_BYTES = 40_000
 
 
 async def work_until_killed(path: str) -> None:
-    """Whole lives of rollouts, each acknowledged step as a line."""
+    """Whole lives of rollouts, each acknowledged step as a line. With a SYNC_FAULT, each seventh sync fails."""
     store = SqliteLightningStore(path)
+    if "SYNC_FAULT" in os.environ:
+        os.environ["SYNC_FAILS_EVERY"] = "7"
 
     async def caller(number: int) -> None:
         count = 0
         while True:
             name = f"{number}-{count}"
-            with request_scope(f"enqueue-{name}"):
-                made = await store.enqueue_rollout(name)
+            made = await until_done(f"enqueue-{name}", partial(store.enqueue_rollout, name))
             print("enqueued", name, made.rollout_id, flush=True)
-            claimed = await store.dequeue_rollout(worker_id=f"w-{number}")
+            claimed = await until_done(f"claim-{name}", partial(store.dequeue_rollout, worker_id=f"w-{number}"))
             assert claimed is not None
             print("claimed", claimed.input, claimed.attempt.attempt_id, flush=True)
-            await store.update_attempt(claimed.rollout_id, claimed.attempt.attempt_id, status="succeeded")
+            ids = claimed.rollout_id, claimed.attempt.attempt_id
+            await until_done(f"report-{name}", partial(store.update_attempt, *ids, status="succeeded"))
             print("succeeded", claimed.input, claimed.attempt.attempt_id, flush=True)
             count += 1
 
     await asyncio.gather(*map(caller, range(CALLERS)))
+
+
+async def until_done(request_id: str, call: Callable[[], Awaitable[R]]) -> R:
+    """Make a call until it succeeds, as a client does."""
+    repeated = False
+    while True:
+        try:
+            with request_scope(request_id, repeated=repeated):
+                return await call()
+        except StoreUnavailableError:
+            repeated = True
 
 
 async def open_only(path: str) -> None:
@@ -76,6 +96,49 @@ async def lose_the_disk(path: str) -> None:
             with request_scope("id-2", repeated=True):
                 await store.enqueue_rollout("second")
         print(*[one.input for one in await store.query_rollouts()])
+
+
+async def fill_the_disk(path: str) -> None:
+    """Callers fill the disk, on which there is a file that goes when it is full."""
+    ballast = Path(path).with_name("ballast")
+    ballast.write_bytes(b"x" * 12_000_000)
+    acknowledged: list[str] = []
+    refused = 0
+
+    async def fill(store: SqliteLightningStore, number: int) -> None:
+        nonlocal refused
+        try:
+            for count in range(1000):
+                name = f"{number}-{count} {'x' * 20_000}"
+                await store.enqueue_rollout(name)
+                acknowledged.append(name)
+        except ResourceExhaustedError:
+            refused += 1
+
+    with SqliteLightningStore(path, free_bytes_min=0) as store:
+        running = await store.start_rollout("running")
+        await asyncio.gather(*(fill(store, number) for number in range(CALLERS)))
+        assert sorted(one.input for one in await store.query_rollouts(status_in=["queuing"])) == sorted(acknowledged)
+        ballast.unlink()
+        acknowledged.append((await store.enqueue_rollout("room again")).input)
+        await store.update_attempt(running.rollout_id, running.attempt.attempt_id, status="succeeded")
+    with SqliteLightningStore(path, free_bytes_min=4_000_000) as store:
+        stored = await store.query_rollouts(status_in=["queuing"])
+        assert sorted(one.input for one in stored) == sorted(acknowledged)
+        await store.delete_rollouts(rollout_ids=[one.rollout_id for one in stored[: len(stored) // 2]])
+        await store.enqueue_rollout("in the place of others")
+    print(refused)
+
+
+def lose_a_sync(path: str) -> None:
+    """One fdatasync fails, and the process is killed after the call that it hit has returned."""
+    store = SqliteLightningStore(path)
+    asyncio.run(store.enqueue_rollout("first"))
+    fault = Path(os.environ["SYNC_FAULT"])
+    fault.touch()
+    made = asyncio.run(until_done("id-2", partial(store.enqueue_rollout, "second")))
+    print(fault.exists(), made.rollout_id, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def fork_and_call(path: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import sqlite3
 import stat
@@ -27,12 +28,33 @@ from lightning_store.errors import (
 from lightning_store.sqlite_store import SqliteLightningStore
 from lightning_store.testing import FakeClock
 from lightning_store.testing.contract.base import make_span
+from tests.durability.programs import CALLERS
 
 TOTALS = "SELECT rollouts, attempts, completed, span_bytes FROM totals"
 COUNTED = """
     SELECT (SELECT count(*) FROM rollouts), (SELECT count(*) FROM attempts), (SELECT count(*) FROM completions),
         (SELECT sum(span_bytes) FROM rollouts)
 """
+FAILING_SYNC = """
+    #define _GNU_SOURCE
+    #include <dlfcn.h>
+    #include <errno.h>
+    #include <stdlib.h>
+    #include <unistd.h>
+
+    int fdatasync(int file) {
+        static int (*real)(int);
+        static int calls;
+        const char *every = getenv("SYNC_FAILS_EVERY"), *fault = getenv("SYNC_FAULT");
+        if (!real) real = (int (*)(int)) dlsym(RTLD_NEXT, "fdatasync");
+        if ((every && ++calls % atoi(every) == 0) || (fault && unlink(fault) == 0)) {
+            errno = EIO;
+            return -1;
+        }
+        return real(file);
+    }
+"""
+"""Fails once when there is a file by the name of SYNC_FAULT, and each SYNC_FAILS_EVERY-th time."""
 PROGRAMS = Path(__file__).with_name("programs.py")
 
 
@@ -247,11 +269,82 @@ def test_a_disk_that_fails_for_a_moment_loses_nothing_and_does_nothing_twice(pat
 
 
 @pytest.mark.slow
+def test_a_disk_that_is_full_refuses_what_needs_room_and_the_store_goes_on(tmp_path):
+    """A real one, of forty megabytes."""
+    mount = 'mount -t tmpfs -o size=40m tmpfs "$1" && shift && exec "$@"'
+    spaces = [
+        "unshare",
+        "--mount",
+        *(["--map-root-user"] if os.geteuid() else []),
+        "sh",
+        "-c",
+        mount,
+        "sh",
+        str(tmp_path),
+    ]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*spaces, "true"], check=False, capture_output=True).returncode
+    ):
+        pytest.skip("no file system can be mounted here")
+    filled = subprocess.run(
+        [*spaces, *command("fill_the_disk", tmp_path / "store.db")],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert filled.returncode == 0, filled.stderr
+    assert int(filled.stdout) == CALLERS
+
+
+@pytest.fixture(scope="session")
+def failing_sync(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The environment of a process whose fdatasync fails when it is told to."""
+    folder = tmp_path_factory.mktemp("sync")
+    library, compiler = folder / "sync.so", shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("a C compiler and LD_PRELOAD are needed")
+    source = folder / "sync.c"
+    source.write_text(FAILING_SYNC)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source), "-ldl"], check=True)
+    return {**os.environ, "LD_PRELOAD": str(library), "SYNC_FAULT": str(folder / "fault")}
+
+
+@pytest.mark.slow
+def test_a_sync_that_fails_once_loses_nothing_and_does_nothing_twice(path, failing_sync):
+    ended = subprocess.run(
+        command("lose_a_sync", path), env=failing_sync, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    left, rollout_id = ended.stdout.split()
+    assert left == "False", "no sync has failed"
+    assert "A COMMIT to" in ended.stderr
+    with SqliteLightningStore(path) as store:
+        with request_scope("id-2", repeated=True):
+            assert asyncio.run(store.enqueue_rollout("second")).rollout_id == rollout_id
+        assert [one.input for one in asyncio.run(store.query_rollouts())] == ["first", "second"]
+
+
+@pytest.mark.slow
+@pytest.mark.asyncio
+async def test_syncs_that_fail_all_the_time_lose_nothing_either(path, failing_sync):
+    await check_after_kill(path, 300, failing_sync)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [1, 50, 500, 1500])
 @pytest.mark.asyncio
 async def test_what_was_acknowledged_survives_a_kill(path, lines):
     """Everything once, and what was not acknowledged wholly or not at all."""
-    process = await asyncio.create_subprocess_exec(*command("work_until_killed", path), stdout=subprocess.PIPE)
+    await check_after_kill(path, lines, None)
+
+
+async def check_after_kill(path: Path, lines: int, environment: dict[str, str] | None) -> None:
+    """Kill a process that has acknowledged so many calls, and look for all of them."""
+    process = await asyncio.create_subprocess_exec(
+        *command("work_until_killed", path), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+    )
     assert process.stdout is not None
     said = [(await process.stdout.readline()).decode().split() for _ in range(lines)]
     process.send_signal(signal.SIGKILL)
