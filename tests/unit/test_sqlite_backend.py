@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import sqlite3
+import tempfile
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -12,12 +15,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from lightning_store.backends.base import Needs
-from lightning_store.backends.sqlite import SqliteBackend, reading, replies
+from lightning_store.backends.base import Changes, Needs
+from lightning_store.backends.records import RolloutRecord
+from lightning_store.backends.sqlite import SqliteBackend, reading, replies, spool
 from lightning_store.backends.sqlite import backend as backend_module
 from lightning_store.backends.sqlite.file import wal_bytes
 from lightning_store.backends.sqlite.readers import READERS_MAX
-from lightning_store.errors import StoreUnavailableError
+from lightning_store.errors import ResourceExhaustedError, StoreUnavailableError
 from lightning_store.queries import RolloutQuery
 from lightning_store.testing.contract.backend.base import (
     changes_of,
@@ -62,6 +66,46 @@ async def rollouts_now(backend: SqliteBackend) -> tuple[int, int]:
     """How many there are, and how long the log is then."""
     async with backend.snapshot() as snapshot:
         return (await snapshot.counts()).rollouts, wal_bytes(backend.path)
+
+
+async def test_a_long_list_is_on_the_disk_and_stays_as_it_was(backend, path, monkeypatch):
+    """It is read again when somebody looks, also when the rows are gone and the snapshot is over."""
+    monkeypatch.setattr(spool, "MEMORY_BYTES_MAX", 100_000)
+    made = [rollout_record(f"ro-{number:04}", input_json=f'"{number} {"x" * 1000}"') for number in range(1000)]
+    await store(backend, *made)
+    async with backend.snapshot() as snapshot:
+        listed = await snapshot.query_rollouts(RolloutQuery(sort_by="rollout_id", sort_order="desc"))
+    await deleted(backend, *made)
+    assert listed.total == len(listed.items) == 1000
+    assert [row.rollout.rollout_id for row in listed.items] == [one.rollout_id for one in reversed(made)]
+    assert listed.items[700].rollout.input_json == made[299].input_json
+    assert [row.rollout.rollout_id for row in listed.items[998:]] == ["ro-0001", "ro-0000"]
+    assert listed.items[-1].rollout.rollout_id == "ro-0000"
+    with pytest.raises(IndexError):
+        listed.items[1000]
+    assert set(os.listdir(path.parent)) == {"store.db", "store.db-shm", "store.db-wal", "store.db.lock"}
+
+
+async def test_a_long_list_without_room_is_refused(backend, monkeypatch):
+    monkeypatch.setattr(spool, "MEMORY_BYTES_MAX", 0)
+    await store(backend, *(rollout_record(f"ro-{number:04}") for number in range(300)))
+
+    def full(**_: Any) -> Any:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    async with backend.snapshot() as snapshot:
+        with pytest.raises(ResourceExhaustedError, match="no room for a long list"):
+            await snapshot.query_rollouts(RolloutQuery())
+
+
+async def deleted(backend: SqliteBackend, *records: RolloutRecord) -> None:
+    """Delete these rollouts."""
+    changes = Changes()
+    changes.rollouts = dict.fromkeys((one.rollout_id for one in records), None)
+    transaction = backend.transaction()
+    await transaction.load(Needs(rollouts=set(changes.rollouts)))
+    await transaction.commit(changes)
 
 
 async def test_a_list_whose_caller_is_gone_gives_its_connection_back_when_it_ends(backend, monkeypatch):

@@ -16,7 +16,7 @@ from lightning_store.backends.records import (
     WorkerRecord,
 )
 from lightning_store.engine.policy import Policy
-from lightning_store.ids import new_hex
+from lightning_store.ids import new_hex, new_hex_at
 
 _ABSENT: Final[Any] = object()
 
@@ -148,7 +148,7 @@ class View:
     def new_rollout_id(self) -> str:
         """One that no rollout has."""
         while True:
-            rollout_id = f"ro-{new_hex(12)}"
+            rollout_id = f"ro-{new_hex_at(self.now, 12)}"
             if rollout_id not in self.changes.rollouts and not self.loaded.is_taken(rollout_id):
                 return rollout_id
 

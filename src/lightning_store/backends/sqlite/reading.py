@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from sqlite3 import Connection
 from typing import Any, Final, Generic, TypeVar
@@ -21,10 +22,13 @@ from lightning_store.backends.records import (
 )
 from lightning_store.backends.sqlite import rows
 from lightning_store.backends.sqlite.loading import expendable, has_passed, overdue
+from lightning_store.backends.sqlite.spool import Spool
 from lightning_store.queries import AttemptQuery, Filter, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
 
 T = TypeVar("T")
 
+CHUNK_ROWS: Final = 256
+"""Rows of a list that are in memory at a time. More of them are spooled."""
 PARAMETERS_MAX: Final = 1000
 """Values of a filter that are parameters of the statement; more are one text."""
 
@@ -166,10 +170,21 @@ def _select(connection: Connection, table: _Table[T], query: Query[Any], which: 
     total = len(numbers)
     if query.limit >= 0 or query.offset:
         [[total]] = rows.fetch(connection, f"SELECT count(*) FROM {table.source} WHERE {where}", parameters)
-    found: dict[int, T] = {}
-    for some in rows.select_in(connection, table.statement, numbers):
-        found.update((row[0], table.record(row)) for row in some)
-    return Rows([found[number] for number in numbers], total)
+    chunks = _rows_by_number(connection, table.statement, numbers)
+    if len(numbers) <= CHUNK_ROWS:
+        return Rows([table.record(row) for chunk in chunks for row in chunk], total)
+    _, _, path = connection.execute("PRAGMA database_list").fetchone()
+    return Rows(Spool(chunks, CHUNK_ROWS, table.record, os.path.dirname(path)), total)
+
+
+def _rows_by_number(
+    connection: Connection, statement: str, numbers: Sequence[int]
+) -> Iterator[Sequence[tuple[Any, ...]]]:
+    """The rows of these numbers in their order, a chunk at a time."""
+    for start in range(0, len(numbers), CHUNK_ROWS):
+        chunk = numbers[start : start + CHUNK_ROWS]
+        found = {row[0]: row for some in rows.select_in(connection, statement, chunk) for row in some}
+        yield [found[number] for number in chunk]
 
 
 def _where(table: _Table[T], query: Query[Any], which: dict[str, str]) -> tuple[str, list[Any]]:
