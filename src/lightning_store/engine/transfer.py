@@ -175,9 +175,12 @@ def adopt_span(view: View, span: SpanRecord, size_bytes: int) -> bool:
     rollout = view.rollout(span.rollout_id)
     if rollout is None or rollout.spans_evicted or view.attempt(span.rollout_id, span.attempt_id) is None:
         return False
-    if view.has_span(span.rollout_id, span.attempt_id, span.span_id):
+    key = (span.rollout_id, span.attempt_id, span.span_id)
+    if view.has_span(key):
         return False
-    view.insert_span(span, size_bytes)
+    assert span.sequence_id is not None
+    view.insert_span(key, span, size_bytes)
+    view.set_last_sequence(span.rollout_id, max(span.sequence_id, view.last_sequence(span.rollout_id)))
     return True
 
 
