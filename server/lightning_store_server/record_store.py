@@ -19,6 +19,7 @@ from lightning_store.backends.records import (
     StoredRollout,
     WorkerRecord,
 )
+from lightning_store.engine.engine import Engine
 from lightning_store.engine.idempotency import part_scope
 from lightning_store.engine.operations import EnqueueRollouts, Operation, StartAttempt, StartRollout, UpdateAttempt
 from lightning_store.engine.store import EngineStore
@@ -31,6 +32,7 @@ from lightning_store.queries import RolloutQuery, SpanQuery
 from lightning_store.spans.document import decode, encode
 from lightning_store.sqlite_store import SqliteEngineStore
 from lightning_store.store import LightningStore
+from lightning_store.threaded import LightningStoreThreaded
 
 R = TypeVar("R")
 
@@ -159,16 +161,22 @@ class _Adapter:
         return Rows([encode(span) for span in result], result.total)
 
     async def export_page(self, selection: Selection, begin: Place) -> Page:
-        raise self._unsupported()
+        threaded, engine = self._behind_threads()
+        return await threaded.run(engine.export_page(selection, begin))
 
     async def import_rollouts(
         self, rollouts: Sequence[StoredRollout], resources: Sequence[ResourcesRecord], workers: Sequence[WorkerRecord]
     ) -> Imported:
-        raise self._unsupported()
+        threaded, engine = self._behind_threads()
+        return await threaded.run(engine.import_rollouts(rollouts, resources, workers))
 
-    def _unsupported(self) -> UnsupportedError:
-        kind = type(self._store).__name__
-        return UnsupportedError(f"{kind}, the store behind the server, neither exports nor imports rollouts")
+    def _behind_threads(self) -> tuple[LightningStoreThreaded, Engine]:
+        """A store of ours that has a thread of its own. There are no public methods for these calls."""
+        store = self._store
+        if isinstance(store, LightningStoreThreaded) and type(store.store) in OURS:
+            return store, cast(EngineStore, store.store).engine
+        kind = type(store).__name__
+        raise UnsupportedError(f"{kind}, the store behind the server, neither exports nor imports rollouts")
 
 
 def _key(span: Span) -> tuple[str, str, str]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import Any, Final
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from typing import Any, Final, TypeVar
 
 from lightning_store.forwarding import ForwardingStore
 from lightning_store.loop_thread import LoopThread
 from lightning_store.rollout_feed import NOW, begun_feed, close_feed
 from lightning_store.store import LightningStore, LightningStoreCapabilities
+
+T = TypeVar("T")
 
 _END: Final = object()
 
@@ -61,8 +63,12 @@ class LightningStoreThreaded(ForwardingStore):
     def otlp_traces_endpoint(self) -> str:
         return self.store.otlp_traces_endpoint()
 
+    async def run(self, call: Coroutine[Any, Any, T]) -> T:
+        """The result of ``call``, which is one of ``store``'s own, on the event loop that this has."""
+        return await self._running_thread().run(call)
+
     async def _forward(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        return await self._running_thread().run(getattr(self.store, method)(*args, **kwargs))
+        return await self.run(getattr(self.store, method)(*args, **kwargs))
 
     async def _completions(self, rollout_ids: list[str] | None, after: str | None) -> AsyncGenerator[Any, None]:
         feed = self.store.watch_rollouts(rollout_ids, after=after)

@@ -131,8 +131,10 @@ WITHOUT_A_VARIABLE = {
     ("delete", "--status"),
     ("backup", "--to"),
     ("restore", "--overwrite"),
+    *(("export", flag) for flag in ("--database", "--format", "--output", "--status", "--mode", "--since", "--until")),
+    ("import", "--database"),
 }
-"""What is deleted or replaced is said on the command line, and nowhere else."""
+"""What is deleted, replaced or chosen for one call is said on the command line, and nowhere else."""
 
 
 def all_options() -> list[tuple[str, click.Option]]:

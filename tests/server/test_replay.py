@@ -10,7 +10,7 @@ import pytest
 from lightning_store import LLM, InMemoryLightningStore, LightningStoreThreaded
 from lightning_store.testing import FakeClock
 from lightning_store.testing.contract.base import make_span, retrying
-from lightning_store.v1 import resources_pb2, rollout_pb2, server_pb2, span_pb2, worker_pb2
+from lightning_store.v1 import resources_pb2, rollout_pb2, server_pb2, span_pb2, transfer_pb2, worker_pb2
 from lightning_store.wire.methods import METHODS, SESSION, Repeat
 from tests.new_spans import new_span
 
@@ -59,14 +59,28 @@ class Scene:
             "AddSpans": {"spans": [numbered, unnumbered, numbered]},
             "AllocateSpanSequenceIds": {"keys": [{"rollout_id": running, "attempt_id": "at-1"}] * 3},
             "AddResources": {"resources_json": {"llm": LLM_JSON, "other": LLM_JSON}},
+            "ImportRollouts": {
+                "rollouts": [self.stored("ro-imported")],
+                "workers": [{"worker_id": "w-imported", "status": worker_pb2.WORKER_STATUS_IDLE}],
+            },
             "UpdateResources": {"resources_id": self.resources.resources_id, "resources_json": {"llm": LLM_JSON}},
         }[rpc]
         message_type = next(
             getattr(module, f"{rpc}Request")
-            for module in (rollout_pb2, span_pb2, resources_pb2, worker_pb2)
+            for module in (rollout_pb2, span_pb2, resources_pb2, worker_pb2, transfer_pb2)
             if hasattr(module, f"{rpc}Request")
         )
         return message_type(request_id=request_id, **fields)
+
+    @staticmethod
+    def stored(rollout_id):
+        rollout = rollout_pb2.Rollout(
+            rollout_id=rollout_id,
+            start_time={"seconds": 1},
+            status=rollout_pb2.ROLLOUT_STATUS_QUEUING,
+            config={},
+        )
+        return transfer_pb2.StoredRollout(rollout=rollout)
 
     def state(self):
         """All that is stored, as the lists and the statistics tell it."""
@@ -145,6 +159,7 @@ OTHER_REQUESTS = {
     "UpdateAttempt": {"rollout_id": "ro-no", "latest": True},
     "AddSpans": {},
     "AllocateSpanSequenceIds": {"keys": [{"rollout_id": "ro-no", "attempt_id": "a"}]},
+    "ImportRollouts": {},
     "AddResources": {"resources_json": {"other": LLM_JSON}},
     "UpdateResources": {"resources_id": "rs-no", "resources_json": {"other": LLM_JSON}},
 }

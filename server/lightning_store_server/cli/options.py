@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from lightning_store.clock import SystemClock
+from lightning_store.model import TIME_MAX_SECONDS
 from lightning_store_server.cli.text import byte_size
 from lightning_store_server.config import DEFAULT_PORT, INT32_MAX, MIB, SECONDS_MAX
 
@@ -160,9 +161,13 @@ def parse_moment(text: str) -> float:
     """Seconds since the epoch of a date with or without a time (local, unless it says its offset), or of so long ago
     (``"90s"``, ``"7d"``). click.BadParameter if it is neither."""
     try:
-        return datetime.fromisoformat(text).timestamp()
+        seconds = datetime.fromisoformat(text).timestamp()
     except ValueError:
         pass
+    else:
+        if not 0 <= seconds <= TIME_MAX_SECONDS:
+            raise click.BadParameter(f"{text!r} is not between 1970 and 2262")
+        return seconds
     if not text.strip()[-1:].isalpha():
         raise click.BadParameter(f"{text!r} is neither a moment, like 2026-01-31T12:00, nor how long ago, like 7d")
     return SystemClock().now() - parse_time(text)

@@ -53,6 +53,27 @@ class SnapshotContract(BackendContractBase):
             assert await snapshot.worker("w") == WorkerRecord("w", "idle")
             assert await snapshot.worker("no") is None
 
+    async def test_x_read_rollouts_in_their_places(self, backend: Backend) -> None:
+        records = [rollout_record(f"ro-{number}") for number in range(5)]
+        await store(backend, *records[:4], sequences={"ro-1": 7})
+        async with backend.snapshot() as snapshot:
+            placed = await snapshot.placed_rollouts(0, 10)
+        assert [(one.rollout, one.last_sequence) for one in placed] == [
+            (record, 7 if record.rollout_id == "ro-1" else 0) for record in records[:4]
+        ]
+        places = [one.place for one in placed]
+        assert places == sorted(set(places))
+        assert places[0] > 0
+        await store(backend, deleted=["ro-1", "ro-3"])
+        await store(backend, records[4])
+        async with backend.snapshot() as snapshot:
+            after = await snapshot.placed_rollouts(places[0], 10)
+            assert [one.rollout.rollout_id for one in after] == ["ro-2", "ro-4"]
+            assert after[0].place == places[2]
+            assert after[1].place > places[3]
+            assert await snapshot.placed_rollouts(places[0], 1) == after[:1]
+            assert await snapshot.placed_rollouts(after[1].place, 10) == []
+
     async def test_x_one_snapshot_after_another(self, backend: Backend) -> None:
         for number in range(3):
             async with backend.snapshot() as snapshot:
