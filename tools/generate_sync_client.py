@@ -138,7 +138,7 @@ def _module_of(name: str) -> str:
     ours = {
         "LightningStoreClient": "lightning_store_client.client",
         "SyncClientBase": "lightning_store_client.sync_base",
-        "run_blocking": "lightning_store_client.sync_base",
+        "run_blocking": "lightning_store_client.blocking",
     }
     if name in ours:
         return ours[name]

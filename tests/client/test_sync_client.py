@@ -12,10 +12,11 @@ import threading
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 
 from lightning_store import AttemptedRollout, InvalidArgumentError, Rollout, RolloutNotFoundError
 from lightning_store.testing import SAFETY_SECONDS
-from lightning_store_client import LightningStoreClient, SyncLightningStoreClient
+from lightning_store_client import LightningStoreClient, LightningStoreSpanProcessor, SyncLightningStoreClient
 from lightning_store_client.background import background_thread
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +104,39 @@ def test_a_feed_that_is_closed_has_ended(sync):
         feed.next(timeout=0.01)
     feed.close()
     assert list(feed) == []
+
+
+def test_a_worker_holds_attempts_and_hears_of_their_end(sync):
+    with sync.worker("w") as worker:
+        queued = [sync.enqueue_rollout(number) for number in range(2)]
+        claimed = sync.dequeue_rollout(worker.worker_id)
+        with worker.hold(claimed) as cancelled:
+            with pytest.raises(TimeoutError):
+                cancelled.wait(timeout=0.01)
+            assert (cancelled.is_set(), cancelled.reason) == (False, None)
+            sync.cancel_rollouts([queued[0].rollout_id])
+            assert cancelled.wait(timeout=SAFETY_SECONDS) == cancelled.reason == "cancelled"
+        assert sync.get_worker_by_id("w").last_heartbeat_time is not None
+        failing = sync.dequeue_rollout(worker.worker_id)
+
+        def act():
+            with worker.hold(failing):
+                raise ValueError("it broke")
+
+        with pytest.raises(ValueError, match="it broke"):
+            act()
+    attempt = sync.get_latest_attempt(failing.rollout_id)
+    assert (attempt.status, attempt.metadata["exception.type"]) == ("failed", "ValueError")
+
+
+def test_spans_of_a_blocking_runner_are_stored_with_its_attempt(sync):
+    provider = TracerProvider(shutdown_on_exit=False)
+    provider.add_span_processor(LightningStoreSpanProcessor(sync.client))
+    with sync.worker("w") as worker:
+        claimed = sync.start_rollout("task", worker_id="w")
+        with worker.hold(claimed), provider.get_tracer("agent").start_as_current_span("act"):
+            pass
+        assert [span.name for span in sync.query_spans(claimed.rollout_id)] == ["act"]
 
 
 def test_the_thread_that_makes_the_calls_is_refused(sync):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import math
@@ -16,6 +17,9 @@ import pytest
 
 from lightning_store import InMemoryLightningStore, LightningStore, RolloutConfig
 from lightning_store.testing import SAFETY_SECONDS, FakeClock
+from lightning_store_client import worker as worker_module
+from lightning_store_client.background import THREAD_NAME
+from lightning_store_client.worker import LISTEN_AFTER_SECONDS, LISTEN_PAUSE_SECONDS
 
 INTERVAL = 7.25
 """No other timer of these tests is due at a multiple of it."""
@@ -37,11 +41,11 @@ def timed(make_rig, clock):
 @pytest.fixture(autouse=True)
 def _no_heartbeats_left():
     yield
-    assert not heartbeat_threads()
+    assert len(background_threads()) <= 1
 
 
-def heartbeat_threads():
-    return [thread for thread in threading.enumerate() if thread.name.startswith("lightning-store-heartbeat")]
+def background_threads():
+    return [thread for thread in threading.enumerate() if thread.name == THREAD_NAME]
 
 
 def entered(rig, clock, **settings):
@@ -208,7 +212,6 @@ def test_heartbeats_go_on_while_the_event_loop_is_blocked(timed, clock):
         await beat(clock, 6)
         assert (await timed.store.get_latest_attempt(rollout_id)).status == "preparing"  # or it were unresponsive
         await timed.store.cancel_rollouts([rollout_id])
-        await beat(clock)
 
     thread = threading.Thread(target=lambda: asyncio.run(runner()))
     thread.start()
@@ -277,12 +280,12 @@ def test_a_server_that_is_away_for_some_heartbeats_is_logged_twice(timed, clock,
             claimed = await claim(client)
             async with worker.hold(claimed) as cancelled:
                 timed.proxy.breaks("UpdateWorker", broken(), broken(lose_reply=True), broken())
-                await timed.store.cancel_rollouts([claimed.rollout_id])
+                await start_another(timed.store, claimed, clock)
                 await beat(clock, 3)
                 assert not cancelled.is_set()
                 await beat(clock)
                 await asyncio.sleep(SAFETY_SECONDS)
-            assert cancelled.reason == "cancelled"
+            assert cancelled.reason == "superseded"
             await beat(clock, 2)
 
     with caplog.at_level(logging.INFO):
@@ -454,6 +457,218 @@ def test_a_store_that_has_forgotten_everything_has_lost_the_attempt(make_rig, ho
     asyncio.run(scenario())
 
 
+# --- Called off between two heartbeats -------------------------------------------------------------------------------
+
+
+async def listened(timed, clock):
+    """Let the store be asked to tell of the end of what is held; return when it waits."""
+    await clock.until_waiting(clock.now() + LISTEN_AFTER_SECONDS)
+    clock.advance(LISTEN_AFTER_SECONDS)
+    await timed.proxy.until_sent("WaitForRollouts")
+
+
+async def delete(store, claimed, clock):
+    await store.delete_rollouts([claimed.rollout_id])
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [(cancel, "cancelled"), (set_to_cancelled, "cancelled"), (delete, "lost")],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_an_attempt_that_is_cancelled_hears_of_it_without_a_heartbeat(timed, clock, act, reason):
+    async def scenario():
+        client, session = entered(timed, clock)
+        async with session as worker:
+            claimed = await claim(client)
+            async with worker.hold(claimed) as cancelled:
+                await listened(timed, clock)
+                await act(timed.store, claimed, clock)
+                await asyncio.sleep(SAFETY_SECONDS)
+            assert cancelled.reason == reason
+
+    asyncio.run(scenario())
+    assert len(timed.proxy.calls("UpdateWorker")) == 1
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED])
+def test_listening_that_fails_is_tried_again(timed, clock, broken, code, monkeypatch):
+    timed.proxy.breaks("WaitForRollouts", broken(code))
+    monkeypatch.setattr(worker_module, "jittered", lambda seconds: seconds)
+
+    async def scenario():
+        client, session = entered(timed, clock, interval=1e6)
+        async with session as worker:
+            claimed = await claim(client)
+            async with worker.hold(claimed) as cancelled:
+                await listened(timed, clock)
+                await clock.until_waiting(clock.now() + LISTEN_PAUSE_SECONDS)
+                clock.advance(LISTEN_PAUSE_SECONDS)
+                await timed.proxy.until_sent("WaitForRollouts", 2)
+                await cancel(timed.store, claimed, clock)
+                await asyncio.sleep(SAFETY_SECONDS)
+            assert cancelled.reason == "cancelled"
+
+    asyncio.run(scenario())
+
+
+def test_an_outcome_of_its_own_calls_nothing_off(timed, clock):
+    async def scenario():
+        client, session = entered(timed, clock)
+        async with session as worker:
+            claimed = await claim(client)
+            async with worker.hold(claimed) as cancelled:
+                await listened(timed, clock)
+                await report(client, claimed, "succeeded")
+                due = clock.now() + INTERVAL - LISTEN_AFTER_SECONDS
+                await clock.until_waiting(due)
+                clock.advance(INTERVAL)
+                await clock.until_waiting(clock.now() + INTERVAL)
+            assert not cancelled.is_set()
+
+    asyncio.run(scenario())
+    assert len(timed.proxy.calls("WaitForRollouts")) == 1
+
+
+def test_a_short_attempt_costs_no_call(timed, clock):
+    async def scenario():
+        client, session = entered(timed, clock)
+        async with session as worker:
+            for _ in range(3):
+                async with worker.hold(await claim(client)):
+                    pass
+            await beat(clock)
+
+    asyncio.run(scenario())
+    assert not timed.proxy.calls("WaitForRollouts")
+
+
+def test_one_thread_for_any_number_of_attempts(timed, clock):
+    async def scenario():
+        client, session = entered(timed, clock)
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(session)
+            before = threading.active_count()
+            for number in range(50):
+                worker = await stack.enter_async_context(client.worker(str(number), interval=INTERVAL))
+                await client.enqueue_rollout(number)
+                claimed = await client.dequeue_rollout(str(number))
+                await stack.enter_async_context(worker.hold(claimed))
+            assert len(background_threads()) == 1
+            assert threading.active_count() <= before + 32  # of the proxy's pool
+
+    asyncio.run(scenario())
+
+
+# --- A block that raises ---------------------------------------------------------------------------------------------
+
+
+class AgentError(Exception):
+    pass
+
+
+class SilentError(Exception):
+    def __str__(self):
+        raise TypeError
+
+
+async def raising(session, client, error, **settings):
+    """The latest attempt, after a block that raised."""
+    async with session as worker:
+        claimed = await claim(client)
+        with pytest.raises(type(error)) as caught:
+            async with worker.hold(claimed, **settings):
+                raise error
+        assert caught.value is error
+        return await client.get_latest_attempt(claimed.rollout_id)
+
+
+@pytest.mark.parametrize(
+    ("error", "name"), [(ValueError("it broke"), "ValueError"), (AgentError("it broke"), f"{__name__}.AgentError")]
+)
+def test_an_attempt_whose_block_raises_is_reported_as_failed(timed, clock, error, name):
+    async def scenario():
+        client, session = entered(timed, clock)
+        attempt = await raising(session, client, error)
+        assert attempt.status == "failed"
+        assert attempt.metadata == {"exception.type": name, "exception.message": "it broke"}
+        assert (await client.get_rollout_by_id(attempt.rollout_id)).status == "failed"
+
+    asyncio.run(scenario())
+
+
+def test_a_failure_is_not_reported_if_nobody_wants_it(timed, clock):
+    async def scenario():
+        client, session = entered(timed, clock)
+        assert (await raising(session, client, ValueError(), report_failure=False)).status == "preparing"
+
+    asyncio.run(scenario())
+
+
+def test_the_text_of_a_failure_has_a_limit_and_need_not_be_there(timed, clock):
+    async def scenario():
+        client, session = entered(timed, clock)
+        long = await raising(session, client, ValueError("x" * 100_000))
+        assert long.metadata["exception.message"] == "x" * 4000
+        silent = await raising(session, client, SilentError())
+        assert silent.metadata["exception.message"] == "<SilentError without a text>"
+
+    asyncio.run(scenario())
+
+
+def test_what_was_reported_before_the_block_raised_stays(timed, clock):
+    async def scenario():
+        client, session = entered(timed, clock)
+        async with session as worker:
+            claimed = await claim(client)
+
+            async def act():
+                async with worker.hold(claimed):
+                    await client.update_attempt(claimed.rollout_id, claimed.attempt.attempt_id, metadata={"a": 1})
+                    await report(client, claimed, "succeeded")
+                    raise ValueError("late")
+
+            with pytest.raises(ValueError, match="late"):
+                await act()
+            attempt = await client.get_latest_attempt(claimed.rollout_id)
+            assert (attempt.status, attempt.metadata) == ("succeeded", {"a": 1})
+
+    asyncio.run(scenario())
+
+
+def test_metadata_that_was_set_in_the_block_stays_with_the_failure(timed, clock):
+    async def scenario():
+        client, session = entered(timed, clock)
+        async with session as worker:
+            claimed = await claim(client)
+
+            async def act():
+                async with worker.hold(claimed):
+                    await client.update_attempt(claimed.rollout_id, claimed.attempt.attempt_id, metadata={"seed": 1})
+                    raise KeyError("x")
+
+            with pytest.raises(KeyError):
+                await act()
+            attempt = await client.get_latest_attempt(claimed.rollout_id)
+            assert attempt.metadata == {"seed": 1, "exception.type": "KeyError", "exception.message": "'x'"}
+
+    asyncio.run(scenario())
+
+
+def test_a_failure_that_cannot_be_reported_is_logged_and_raised(timed, clock, broken, caplog):
+    timed.proxy.breaks("UpdateAttempt", broken(), broken())
+
+    async def scenario():
+        client = timed.client(clock=clock, retry_delays=())
+        attempt = await raising(client.worker(WORKER, interval=INTERVAL), client, ValueError("it broke"))
+        assert attempt.status == "preparing"
+        return attempt
+
+    with caplog.at_level(logging.WARNING):
+        attempt = asyncio.run(scenario())
+    assert f"the failure of attempt {attempt.attempt_id} is not reported: broken by the proxy" in caplog.text
+
+
 # --- Not called off --------------------------------------------------------------------------------------------------
 
 
@@ -600,7 +815,6 @@ def test_a_runner_that_is_cancelled_itself_is_cancelled(timed, clock):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert not heartbeat_threads()
 
     asyncio.run(scenario())
 
@@ -664,7 +878,6 @@ def test_leaving_does_not_wait_for_a_heartbeat_that_is_under_way(hanging, clock,
             asyncio.run(scenario())
     else:
         asyncio.run(scenario())
-    assert not heartbeat_threads()
     assert events.get(timeout=3.0) == "cancelled"  # long before the deadline
 
 
@@ -673,7 +886,6 @@ def test_leaving_does_not_wait_for_the_next_heartbeat(timed, clock):
         _, session = entered(timed, clock)
         async with session:
             await clock.until_waiting(clock.now() + INTERVAL)
-        assert not heartbeat_threads()
         assert not clock.pending()
 
     asyncio.run(scenario())
@@ -695,7 +907,6 @@ def test_entering_can_be_cancelled(make_rig, hooked, clock):
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        assert not heartbeat_threads()
 
     asyncio.run(scenario())
 

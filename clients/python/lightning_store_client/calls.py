@@ -74,8 +74,17 @@ class Calls:
     def __init__(self, connector: Connector, policy: RetryPolicy, clock: Clock, max_message_bytes: int) -> None:
         self._connector = connector
         self._policy = policy
-        self._clock = clock
+        self.clock = clock
         self._max_message_bytes = max_message_bytes
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the client is closed."""
+        return self._connector.closed
+
+    def check_open(self) -> None:
+        """RuntimeError if the client is closed."""
+        self._connector.get()
 
     def is_idle(self) -> bool:
         """Whether there is a stream that calls share, and no call is under way on it."""
@@ -90,7 +99,7 @@ class Calls:
         data = request.SerializeToString()
         if len(data) > self._max_message_bytes:
             raise too_large(f"{rpc}: the request", len(data), self._max_message_bytes, "send less at a time")
-        wait = Deadline(self._clock, wait_seconds) if wait_seconds > 0 else None
+        wait = Deadline(self.clock, wait_seconds) if wait_seconds > 0 else None
 
         def attempt(seconds: float, repeated: bool) -> Awaitable[Any]:
             nonlocal data
@@ -99,7 +108,22 @@ class Calls:
                 data = request.SerializeToString()
             return self._send(rpc, data, seconds, repeated)
 
-        return await self._funnel(method, attempt, Deadline(self._clock, self._timeout(method) + wait_seconds))
+        return await self._funnel(method, attempt, Deadline(self.clock, self._timeout(method) + wait_seconds))
+
+    async def once(self, rpc: str, request: Message, seconds: float) -> Any:
+        """The reply to ``request``, which is sent once and may take so many seconds.
+
+        StoreError if it fails. RuntimeError once the client is closed.
+        """
+        data = request.SerializeToString()
+        repeated = False
+        while True:
+            try:
+                return await self._send(rpc, data, seconds, repeated)
+            except SessionRetired:
+                repeated = True
+            except grpc.RpcError as error:
+                raise self._failure(error) from None
 
     async def _send(self, rpc: str, data: bytes, seconds: float, repeated: bool) -> Any:
         """Send the serialized request once: with other calls on one stream, or by itself if it is large or the server
@@ -124,7 +148,7 @@ class Calls:
         one that does not come is noticed.
         """
         method = METHODS[rpc]
-        deadline = Deadline(self._clock, self._policy.timeout_seconds, method.deadline_seconds)
+        deadline = Deadline(self.clock, self._policy.timeout_seconds, method.deadline_seconds)
 
         async def attempt(seconds: float, repeated: bool) -> list[Any]:
             stub_method = getattr(self._connector.get().stub, rpc)
@@ -148,7 +172,7 @@ class Calls:
         method = METHODS[rpc]
         delays = list(self._policy.delays)
         while True:
-            opened = self._clock.monotonic()
+            opened = self.clock.monotonic()
             stub_method = getattr(self._connector.get().stub, rpc)
             try:
                 async with aclosing(replies_of(stub_method, request(), method.deadline_seconds)) as replies:
@@ -157,17 +181,17 @@ class Calls:
                         yield reply
             except grpc.RpcError as error:
                 failure = self._failure(error)
-                if self._clock.monotonic() - opened > self._policy.timeout_seconds:
+                if self.clock.monotonic() - opened > self._policy.timeout_seconds:
                     delays = list(self._policy.delays)
                 if not delays or not failure.may_pass:
                     raise failure from None
                 logger.info("%s: %s; opening it again", rpc, failure)
-                await self._pause(failure, delays.pop(0), Deadline(self._clock, self._policy.timeout_seconds))
+                await self._pause(failure, delays.pop(0), Deadline(self.clock, self._policy.timeout_seconds))
 
     async def is_healthy(self, seconds: float) -> bool:
         """Whether a store says within ``seconds`` that it takes calls. One without a health service, as a server of
         somebody else may be, has to say what it is: most servers that are no store have none either."""
-        deadline = Deadline(self._clock, seconds)
+        deadline = Deadline(self.clock, seconds)
         serving = await self._health(seconds)
         if serving is not None:
             return serving
@@ -239,7 +263,7 @@ class Calls:
             await self._sleep(probe_delay, deadline)
 
     async def _sleep(self, seconds: float, deadline: Deadline) -> None:
-        await self._clock.sleep(min(jittered(seconds), deadline.left))
+        await self.clock.sleep(min(jittered(seconds), deadline.left))
 
 
 def _is_of_store(error: Any) -> bool:

@@ -55,6 +55,7 @@ from lightning_store_client.channel import MAX_MESSAGE_BYTES, Connector
 from lightning_store_client.endpoint import checked_endpoint
 from lightning_store_client.gathering import GATHERED_BYTES_MAX, Gathering
 from lightning_store_client.retry import RetryPolicy
+from lightning_store_client.rounds import Rounds
 from lightning_store_client.span_buffer import SpanBuffer
 from lightning_store_client.span_sending import SpanSender
 from lightning_store_client.worker import Stats, WorkerSession
@@ -127,6 +128,10 @@ class LightningStoreClient(QueryMethods):
             raise InvalidArgumentError(message, field="max_message_bytes")
         policy = RetryPolicy.of(timeout, retry_delays, health_retry_delays)
         self._calls = Calls(self._connector, policy, self._clock, max_message_bytes)
+        self._beats = Rounds(self._clock)
+        """Of the heartbeats of this client's workers."""
+        self._listening = Rounds(self._clock)
+        """Of the calls by which they hear of the end of rollouts."""
         self._enqueueing = Gathering(partial(_enqueue, self._calls), self._calls.is_idle)
         self._spans = SpanSender(self._calls, max_message_bytes)
         self.span_buffer = SpanBuffer(self._spans, self._clock)
@@ -152,9 +157,10 @@ class LightningStoreClient(QueryMethods):
         return codec.server_info_from_proto(await self._calls.unary("GetServerInfo", server_pb2.GetServerInfoRequest()))
 
     def worker(self, worker_id: str, *, interval: float = 10.0, stats: Stats | None = None) -> WorkerSession:
-        """``async with`` it, and this runner sends a heartbeat every ``interval`` seconds from a thread of its own, and
-        hears when its attempt is called off. What ``stats`` returns goes with each. See :class:`WorkerSession`."""
-        return WorkerSession(self._connector, self._clock, self.span_buffer, worker_id, interval, stats)
+        """``async with`` it, and this runner sends a heartbeat every ``interval`` seconds, also while its event loop is
+        blocked, and hears when its attempt is called off. What ``stats`` returns goes with each heartbeat. See
+        :class:`WorkerSession`."""
+        return WorkerSession(self, self._calls, self._beats, self._listening, worker_id, interval, stats)
 
     async def close(self) -> None:
         """Close this process's connection, when the spans of its span processors are stored. Calls that are under way

@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from typing import Any, Final, Self, TypeVar, cast
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Final, Self, cast
 
 from lightning_store.model import CompletedRollout
 from lightning_store.rollout_feed import close_feed
 from lightning_store.store import LightningStoreCapabilities
-from lightning_store_client.background import background_thread
+from lightning_store_client.blocking import run_blocking
 from lightning_store_client.client import LightningStoreClient
-
-T = TypeVar("T")
+from lightning_store_client.sync_worker import SyncWorkerSession
+from lightning_store_client.worker import Stats
 
 _END: Final = object()
-
-
-def run_blocking(work: Coroutine[Any, Any, T]) -> T:
-    """Run ``work`` in the background thread of this process, and return its result. Ctrl-C cancels it.
-
-    Raises:
-        RuntimeError: This is the background thread, which would wait for itself.
-    """
-    thread = background_thread()
-    if thread.is_current:
-        work.close()
-        raise RuntimeError("this is the thread in which synchronous clients make their calls; use LightningStoreClient")
-    future = thread.submit(work)
-    try:
-        return future.result()
-    except BaseException:
-        future.cancel()
-        raise
 
 
 class SyncRolloutFeed(Iterator[CompletedRollout]):
@@ -54,14 +35,13 @@ class SyncRolloutFeed(Iterator[CompletedRollout]):
             TimeoutError: None came in time. The feed goes on.
             StopIteration: The feed has ended.
         """
-        completed = run_blocking(self._next(timeout))
+        completed = run_blocking(self._next(), timeout)
         if completed is _END:
             raise StopIteration
         return cast(CompletedRollout, completed)
 
-    async def _next(self, timeout: float | None) -> object:
-        async with asyncio.timeout(timeout):
-            return await anext(self._feed, _END)
+    async def _next(self) -> object:
+        return await anext(self._feed, _END)
 
     def close(self) -> None:
         """Read no further."""
@@ -96,6 +76,11 @@ class SyncClientBase:
         See :meth:`lightning_store.LightningStore.watch_rollouts`.
         """
         return SyncRolloutFeed(self._client.watch_rollouts(rollout_ids, after=after))
+
+    def worker(self, worker_id: str, *, interval: float = 10.0, stats: Stats | None = None) -> SyncWorkerSession:
+        """``with`` it, and this runner sends a heartbeat every ``interval`` seconds, whatever its own thread does, and
+        hears when its attempt is called off. What ``stats`` returns goes with each. See :class:`WorkerSession`."""
+        return SyncWorkerSession(self._client.worker(worker_id, interval=interval, stats=stats))
 
     def __enter__(self) -> Self:
         return self

@@ -32,8 +32,9 @@ from lightning_store.model import (
 )
 from lightning_store.store import LightningStoreStatistics
 from lightning_store.wire.codec import ServerInfo
+from lightning_store_client.blocking import run_blocking
 from lightning_store_client.client import LightningStoreClient
-from lightning_store_client.sync_base import SyncClientBase, run_blocking
+from lightning_store_client.sync_base import SyncClientBase
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
