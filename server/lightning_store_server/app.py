@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import socket
+import stat
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -57,7 +59,7 @@ class GrpcServer:
         self._server: grpc.aio.Server | None = None
         self._http: HttpListener | None = None
         self.bound_port: int | None = None
-        """The port that is listened on; None until started."""
+        """The port that is listened on; None until started, and with a Unix domain socket."""
         self.bound_otlp_http_port: int | None = None
         """The same for OTLP over HTTP; None too if that is not offered."""
 
@@ -94,7 +96,10 @@ class GrpcServer:
         add_trace_service(server, self._ingest)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         _add_reflection(server)
-        self.bound_port = _bind(server, self._config)
+        if self._config.unix_path is None:
+            self.bound_port = _bind(server, self._config)
+        else:
+            _bind_unix(server, self._config.unix_path)
         await server.start()
         await self._health.set(SERVICE, SERVING)
         self._server = server
@@ -149,6 +154,28 @@ def _bind(server: grpc.aio.Server, config: ServerConfig) -> int:
             message = f"cannot listen on {address}:{port}: {cause.strerror}"
             raise OSError(cause.errno, message) from None
     return port
+
+
+def _bind_unix(server: grpc.aio.Server, path: str) -> None:
+    """Listen on a Unix domain socket. OSError if another server does, or if it cannot be made: gRPC itself would remove
+    a socket that is in use."""
+    path = os.path.abspath(path)
+    if os.path.lexists(path):
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            raise OSError(errno.EEXIST, f"cannot listen on {path}: it is there already, and no socket")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            if probe.connect_ex(path) == 0:
+                raise OSError(errno.EADDRINUSE, f"cannot listen on {path}: another server does")
+    try:
+        server.add_insecure_port(f"unix://{path}")
+    except RuntimeError:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.bind(path)
+            except OSError as error:
+                raise OSError(error.errno, f"cannot listen on {path}: {error.strerror}") from None
+            os.unlink(path)
+        raise OSError(errno.EADDRINUSE, f"cannot listen on {path}") from None
 
 
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,6 +20,8 @@ PENDING_CALLS_MAX: Final = 50_000
 INT32_MAX: Final = 2**31 - 1
 SECONDS_MAX: Final = INT32_MAX // 1000
 """Some 24 days: gRPC counts its times in milliseconds of 32 bits."""
+UNIX_PATH_BYTES_MAX: Final = 107
+"""What fits into the address of a socket, on Linux."""
 SECONDS: Final = ("wait_seconds_max", "keepalive_seconds", "keepalive_timeout_seconds")
 POSITIVE: Final = (
     "max_message_bytes",
@@ -41,6 +44,8 @@ class ServerConfig:
     """Address to listen on. There is no authentication: listen beyond loopback only on a network that you trust."""
     port: int = DEFAULT_PORT
     """0 takes any free port."""
+    unix_path: str | None = None
+    """Unix domain socket to listen on instead of host and port. Whoever may write to it may use the store."""
     otlp_http_port: int | None = None
     """Port for spans as OTLP over HTTP, on the same host; 0 takes any free one. None: not offered."""
     max_message_bytes: int = 64 * MIB
@@ -81,6 +86,9 @@ class ServerConfig:
         if self.port and self.port == self.otlp_http_port:
             message = f"port and otlp_http_port are both {self.port}; give two different ports"
             raise InvalidArgumentError(message, field="otlp_http_port")
+        if self.unix_path is not None and len(os.path.abspath(self.unix_path).encode()) > UNIX_PATH_BYTES_MAX:
+            message = f"unix_path is {self.unix_path!r}; the path of a socket has {UNIX_PATH_BYTES_MAX} bytes at most"
+            raise InvalidArgumentError(message, field="unix_path")
         for name in POSITIVE:
             if not getattr(self, name) > 0:
                 raise InvalidArgumentError(f"{name} is {getattr(self, name)}; give more than 0", field=name)

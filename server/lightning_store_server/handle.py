@@ -69,7 +69,9 @@ class LightningStoreServer(ForwardingStore):
 
     @property
     def endpoint(self) -> str:
-        """``host:port`` for clients on this machine."""
+        """``host:port``, or ``unix:///path``, for clients on this machine."""
+        if self._config.unix_path is not None:
+            return f"unix://{os.path.abspath(self._config.unix_path)}"
         return self._address(self.bound_port)
 
     def _address(self, port: int) -> str:
@@ -179,4 +181,5 @@ class LightningStoreServer(ForwardingStore):
     def __getstate__(self) -> dict[str, Any]:
         """What another process needs in order to be a client: no store, no thread."""
         here_only = {"_store": None, "_client": None, "_serving": None, "_stopping": None}
-        return {**vars(self), **here_only, "_bound_port": self.bound_port}
+        bound_port = self._bound_port if self._config.unix_path is not None else self.bound_port
+        return {**vars(self), **here_only, "_bound_port": bound_port}

@@ -183,5 +183,11 @@ def test_limits_reach_the_server(run, server) -> None:
     )
 
 
+def test_ready_line_of_a_socket() -> None:
+    assert ready_line("/run/store.sock", None, "memory store").startswith(
+        "lightning-store-grpc serving on unix:///run/store.sock ("
+    )
+
+
 def test_ready_line_brackets_ipv6() -> None:
     assert ready_line("::1", 4747, "memory store").startswith("lightning-store-grpc serving on [::1]:4747 (")

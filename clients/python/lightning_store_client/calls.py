@@ -27,7 +27,7 @@ from lightning_store.wire.methods import METHODS, REPEATED_METADATA, REPLIES, SE
 from lightning_store.wire.times import duration_to_proto
 from lightning_store_client.channel import Connector, call_unary, replies_of
 from lightning_store_client.retry import RetryPolicy, jittered
-from lightning_store_client.session import CALL_BYTES_MAX, SessionRetired, SessionUnsupported
+from lightning_store_client.session import CALL_BYTES_MAX, Session, SessionRetired, SessionUnsupported, naming_server
 
 logger = logging.getLogger("lightning_store_client")
 
@@ -131,7 +131,7 @@ class Calls:
         connection = self._connector.get()
         if connection.has_sessions and len(data) <= CALL_BYTES_MAX:
             try:
-                reply = await connection.session().call(rpc, data, seconds, repeated=repeated)
+                reply = await _call_on(connection.session(), rpc, data, seconds, repeated)
                 return REPLIES[rpc].FromString(reply)
             except DecodeError as error:
                 raise InternalError(f"{rpc}: the reply is no message of this method's type: {error}") from None
@@ -242,9 +242,11 @@ class Calls:
         if isinstance(error, StoreError):
             return error
         failure = from_rpc_error(error)
-        if isinstance(failure, CallCancelledError) and not (self._connector.closed or _is_of_store(error)):
-            return StoreUnavailableError(f"The server gave the call up: {failure}")
-        return failure
+        if _is_of_store(error):
+            return failure
+        if isinstance(failure, CallCancelledError) and not self._connector.closed:
+            failure = StoreUnavailableError(f"The server gave the call up: {failure}")
+        return naming_server(failure, self._connector.endpoint)
 
     def _timeout(self, method: Method) -> float:
         """A heartbeat that is late is worth nothing, so its deadline is short."""
@@ -264,6 +266,14 @@ class Calls:
 
     async def _sleep(self, seconds: float, deadline: Deadline) -> None:
         await self.clock.sleep(min(jittered(seconds), deadline.left))
+
+
+async def _call_on(session: Session, rpc: str, data: bytes, seconds: float, repeated: bool) -> bytes:
+    try:
+        return await session.call(rpc, data, seconds, repeated=repeated)
+    except StoreUnavailableError:
+        session.retire()  # its server drains, say: another stream may lead to another server
+        raise
 
 
 def _is_of_store(error: Any) -> bool:

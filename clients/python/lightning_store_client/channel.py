@@ -24,6 +24,7 @@ from grpc_health.v1 import health_pb2_grpc
 from lightning_store.errors import StoreTimeoutError
 from lightning_store.v1 import service_pb2_grpc
 from lightning_store.wire.methods import METHODS, REPLIES, SERVICE, SESSION
+from lightning_store_client.endpoint import Target, refuse_gevent, target_of
 from lightning_store_client.session import Session, SessionUnsupported
 from lightning_store_client.streams import MessageStream, Replies, now, warn_of_grpc
 
@@ -65,10 +66,11 @@ CLOSED_LOOP_SECONDS: Final = 1.0
 
 
 class Connection:
-    """One process's channel to ``endpoint`` and the stubs on it."""
+    """One process's channel to a server and the stubs on it."""
 
-    def __init__(self, endpoint: str) -> None:
-        self.channel = grpc.insecure_channel(endpoint, options=OPTIONS)
+    def __init__(self, endpoint: str, target: Target) -> None:
+        self._endpoint = endpoint
+        self.channel = grpc.insecure_channel(target.name, options=[*OPTIONS, *target.options])
         _gate.stand_before_grpc()
         # gRPC's fork handlers hold on to every channel that was not closed. At exit that is well: collecting one then
         # waits for the ends of its calls, which gRPC's threads can no longer tell.
@@ -108,7 +110,7 @@ class Connection:
 
     def _open_session(self) -> Session:
         with _gate.lock:
-            session = Session(_begin_stream(self.channel, f"/{SERVICE}/{SESSION}"))
+            session = Session(_begin_stream(self.channel, f"/{SERVICE}/{SESSION}"), self._endpoint)
             _gate.sessions.add(session)
         # Its thread would keep it alive, and so the connection, for ever.
         if self._closing_session is not None:
@@ -147,7 +149,7 @@ class Connector:
         self._closed = False
 
     def get(self) -> Connection:
-        """This process's connection. RuntimeError after ``close``."""
+        """This process's connection. RuntimeError after ``close``; StoreUnavailableError if no host is known."""
         connection = self.connection
         if connection is not None:
             return connection
@@ -155,8 +157,10 @@ class Connector:
             if self._closed:
                 raise RuntimeError(f"the client of {self.endpoint} is closed; make a new one")
             if self.connection is None:
+                refuse_gevent()
+                target = target_of(self.endpoint)
                 with _gate.lock:
-                    self.connection = Connection(self.endpoint)
+                    self.connection = Connection(self.endpoint, target)
             return self.connection
 
     @property

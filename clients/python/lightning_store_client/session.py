@@ -75,8 +75,9 @@ class SessionRetired(Exception):
 class Session:
     """One stream of one connection, for callers on any thread and event loop. It ends once, and is then ``ended``."""
 
-    def __init__(self, stream: MessageStream) -> None:
-        """``stream`` is one that was just begun."""
+    def __init__(self, stream: MessageStream, endpoint: str) -> None:
+        """``stream`` is one that was just begun, to the server at ``endpoint``."""
+        self._endpoint = endpoint
         self._ids = itertools.count(1)
         self._waiting: dict[int, _Waiting] = {}
         self._looks: dict[asyncio.AbstractEventLoop, asyncio.TimerHandle] = {}
@@ -94,6 +95,7 @@ class Session:
         self._ending = threading.Lock()
         """Held to take a call, and to end: so each call is either taken before the end or refused."""
         self._closed = False
+        self._retired = False
         self._stream = stream
         self._thread = threading.Thread(target=self._read, name="lightning-store-session", daemon=True)
         try:
@@ -104,13 +106,13 @@ class Session:
 
     @property
     def ended(self) -> bool:
-        """Whether it takes no more calls."""
-        return self._end is not None
+        """Whether it is to get no more calls."""
+        return self._retired or self._end is not None
 
     @property
     def is_idle(self) -> bool:
         """Whether it takes calls and has none."""
-        return self._end is None and not self._waiting
+        return not (self.ended or self._waiting)
 
     async def call(self, method: str, request: bytes, timeout: float, *, repeated: bool) -> bytes:
         """The reply to ``request``, both serialized. Cancelling cancels the call.
@@ -144,6 +146,7 @@ class Session:
             if self._waiting.pop(id_, None) is not None:
                 self._outbox.append(id_)
                 self._send()
+            self._end_if_retired()
         if answer.HasField("error"):
             raise _error_of(answer.error)
         return answer.response
@@ -168,8 +171,17 @@ class Session:
                 next_time = min(next_time, waiting.until)
             else:
                 message = f"The deadline of {waiting.timeout:.3g} s passed before the server answered"
-                waiting.reply.set_exception(StoreTimeoutError(message))
+                waiting.reply.set_exception(naming_server(StoreTimeoutError(message), self._endpoint))
         self._look_at(next_time, loop)
+
+    def retire(self) -> None:
+        """End the stream when the calls that are under way have ended."""
+        self._retired = True
+        self._end_if_retired()
+
+    def _end_if_retired(self) -> None:
+        if self._retired and not self._waiting:
+            self._stream.cancel()
 
     def close(self) -> None:
         """End the stream; calls that are under way end as cancelled."""
@@ -227,7 +239,7 @@ class Session:
     # --- In a thread of its own --------------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        error: Exception = StoreUnavailableError("the server ended the connection")
+        error: Exception = naming_server(StoreUnavailableError("the server ended the connection"), self._endpoint)
         try:
             self._stream.run(self._take, self._sent)
         except grpc.RpcError as failure:
@@ -262,8 +274,8 @@ class Session:
         if isinstance(error, MessageTooLargeError):  # of several calls together; each of them may be small enough
             return SessionUnsupported(repeated=True)
         if isinstance(error, CallCancelledError) and not self._closed:
-            return _given_up(error)
-        return error
+            error = _given_up(error)
+        return naming_server(error, self._endpoint)
 
     def _hand_over(self, response: SessionResponse) -> None:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[SessionReply], SessionReply]]]
@@ -281,6 +293,14 @@ class Session:
             with contextlib.suppress(KeyError):
                 _, waiting = self._waiting.popitem()
                 _call_soon(waiting.loop, _fail, waiting.reply, copy.copy(error))
+
+
+def naming_server(error: StoreError, endpoint: str) -> StoreError:
+    """The same error with the address that the client was given, if it is about reaching the server: gRPC's own text
+    names other addresses, or none."""
+    if isinstance(error, StoreUnavailableError | StoreTimeoutError):
+        error.args = (f"{endpoint}: {error}", *error.args[1:])
+    return error
 
 
 def _error_of(status: Any) -> StoreError:

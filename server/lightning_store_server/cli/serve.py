@@ -71,6 +71,12 @@ Exit codes:
 @setting("--host", default=DEFAULTS.host, help="Address to listen on. There is no authentication.")
 @setting("--port", type=click.IntRange(0, 65535), default=DEFAULTS.port, help="Port; 0 takes any free one.")
 @setting(
+    "--unix",
+    "unix_path",
+    metavar="PATH",
+    help="Listen on this Unix domain socket instead of host and port. Whoever may write to it may use the store.",
+)
+@setting(
     "--otlp-http-port",
     type=click.IntRange(0, 65535),
     default=None,
@@ -301,22 +307,24 @@ async def run(store: LightningStore, config: ServerConfig, what: str) -> ExitCod
     except OSError as error:
         logger.error("%s", error.strerror or error)
         return ExitCode.UNAVAILABLE
-    assert server.bound_port is not None
     if server.bound_otlp_http_port is not None:
         what = f"{what}, OTLP/HTTP on {address(config.host, server.bound_otlp_http_port)}"
-    click.echo(ready_line(config.host, server.bound_port, what))
+    click.echo(ready_line(config.unix_path or config.host, server.bound_port, what))
     with GarbageWatch():
         first = await signals.get()
     logger.info("%s: draining; calls under way have %g s, a second signal cuts them", first.name, config.grace_seconds)
     return await drain(server, config, signals)
 
 
-def ready_line(host: str, port: int, what: str) -> str:
+def ready_line(host: str, port: int | None, what: str) -> str:
     """What tells people and programs that calls are taken, and where."""
     return f"{PROGRAM} serving on {address(host, port)} ({what}, version {importlib.metadata.version(PROGRAM)})"
 
 
-def address(host: str, port: int) -> str:
+def address(host: str, port: int | None) -> str:
+    """Without a port, ``host`` is the path of a Unix domain socket."""
+    if port is None:
+        return f"unix://{os.path.abspath(host)}"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 

@@ -38,7 +38,7 @@ def endpoint(_: click.Context, __: click.Parameter, text: str) -> str:
         raise click.BadParameter(str(error)) from None
 
 
-SERVER = setting("--server", default=DEFAULT_SERVER, callback=endpoint, metavar="HOST:PORT", help="The server to ask.")
+SERVER = setting("--server", default=DEFAULT_SERVER, callback=endpoint, metavar="ADDRESS", help="The server to ask.")
 HEALTH_SECONDS = 2.0
 
 
