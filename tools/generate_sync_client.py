@@ -27,8 +27,8 @@ from lightning_store_client.client import LightningStoreClient
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "clients" / "python" / "lightning_store_client" / "sync_client.py"
-LEFT_OUT = {"run_query"}
-"""Takes a query as an object, for other stores."""
+LEFT_OUT = {"run_query", "import_stored"}
+"""Take queries and messages as objects, for other stores and for tools."""
 MODULES = (
     "lightning_store.model",
     "lightning_store.store",
