@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import stat
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import grpc.aio
@@ -43,6 +43,13 @@ logger = logging.getLogger("lightning_store_server")
 
 WORKER_TIMEOUT_SECONDS = 120.0
 """A worker that sends heartbeats and is silent for this long counts as dead: many times the usual interval."""
+WORKER_RETENTION_SECONDS = 7 * 86_400.0
+"""A worker that is at work on nothing and was silent for so long is gone."""
+WORKER_DEFAULTS: Final[dict[str, Any]] = {
+    "worker_timeout_seconds": WORKER_TIMEOUT_SECONDS,
+    "worker_retention_seconds": WORKER_RETENTION_SECONDS,
+}
+"""Settings of a served store that an embedded one has not."""
 SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
@@ -207,13 +214,11 @@ def _add_reflection(server: grpc.aio.Server) -> None:
     add_reflection(server, [SERVICE, TRACE_SERVICE, health.SERVICE_NAME])
 
 
-def sqlite_store(
-    path: str, *, worker_timeout_seconds: float = WORKER_TIMEOUT_SECONDS, **settings: Any
-) -> SqliteEngineStore:
+def sqlite_store(path: str, **settings: Any) -> SqliteEngineStore:
     """The store in a SQLite database that ``serve`` hosts. ``settings`` are those of SqliteEngineStore."""
-    return SqliteEngineStore(path, worker_timeout_seconds=worker_timeout_seconds, **settings)
+    return SqliteEngineStore(path, **(WORKER_DEFAULTS | settings))
 
 
-def memory_store(*, worker_timeout_seconds: float = WORKER_TIMEOUT_SECONDS, **settings: Any) -> LightningStore:
+def memory_store(**settings: Any) -> LightningStore:
     """The store that ``serve`` hosts unless told otherwise. ``settings`` are those of InMemoryLightningStore."""
-    return InMemoryLightningStore(worker_timeout_seconds=worker_timeout_seconds, **settings)
+    return InMemoryLightningStore(**(WORKER_DEFAULTS | settings))

@@ -125,8 +125,9 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     async def GetStatistics(
         self, request: server.GetStatisticsRequest, context: Context
     ) -> server.GetStatisticsResponse:
-        statistics = await self._store.statistics()
-        return codec.statistics_to_proto({**statistics, "rejected_spans": self.rejections.count})
+        message = codec.statistics_to_proto(await self._store.statistics())
+        message.rejected_spans = self.rejections.count
+        return message
 
     # --- The queue ---------------------------------------------------------------------------------------------------
 
@@ -315,6 +316,26 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         return worker.UpdateWorkerResponse(
             worker=codec.worker_to_proto(updated), assignment=await self._assignment(updated)
         )
+
+    async def ReleaseWorker(
+        self, request: worker.ReleaseWorkerRequest, context: Context
+    ) -> worker.ReleaseWorkerResponse:
+        released = await self._store.release_worker(required_text(request.worker_id, "worker_id"))
+        return worker.ReleaseWorkerResponse(worker=None if released is None else codec.worker_to_proto(released))
+
+    async def DeleteWorkers(
+        self, request: worker.DeleteWorkersRequest, context: Context
+    ) -> worker.DeleteWorkersResponse:
+        ids = [required_text(one, f"worker_ids[{i}]") for i, one in enumerate(request.worker_ids)]
+        with _once(request, context):
+            return worker.DeleteWorkersResponse(worker_ids=await self._store.delete_workers(ids))
+
+    async def DeleteResources(
+        self, request: resources.DeleteResourcesRequest, context: Context
+    ) -> resources.DeleteResourcesResponse:
+        ids = [required_text(one, f"resources_ids[{i}]") for i, one in enumerate(request.resources_ids)]
+        with _once(request, context):
+            return resources.DeleteResourcesResponse(resources_ids=await self._store.delete_resources(ids))
 
     async def _assignment(self, of: Worker) -> worker.AssignmentState.ValueType:
         """What became of the attempt that a worker holds."""

@@ -86,12 +86,12 @@ def check_text(argument: str, value: str | None) -> None:
         raise InvalidArgumentError(f"{argument} is {value!r}, which has no UTF-8 form", field=argument) from None
 
 
-def distinct_ids(rollout_ids: Sequence[object]) -> dict[str, None]:
+def distinct_ids(ids: Sequence[object], argument: str = "rollout_ids") -> dict[str, None]:
     """The ids without repeats, in order. TypeError unless it is a list of texts."""
-    _check_list("rollout_ids", rollout_ids)
-    for rollout_id in rollout_ids:
-        check_id("rollout_ids", rollout_id)
-    return dict.fromkeys(map(str, rollout_ids))
+    _check_list(argument, ids)
+    for one in ids:
+        check_id(argument, one)
+    return dict.fromkeys(map(str, ids))
 
 
 def is_any(return_when: str) -> bool:

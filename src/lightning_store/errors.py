@@ -7,6 +7,7 @@
     │   ├── NoAttemptsError                       "No attempts found for rollout X"
     │   ├── ResourcesNotFoundError                strict mode: resources_id is not known
     │   ├── InvalidTransitionError                strict mode: out of a terminal status
+    │   ├── InUseError                            what is to be deleted is in use
     │   ├── CursorUnknownError                    the cursor of a feed is of another store
     │   ├── SpansRejectedError                    some spans of a batch were refused, the rest are stored
     │   ├── RequestIdReusedError                  one request id, two different calls
@@ -102,6 +103,10 @@ class ResourcesNotFoundError(InvalidArgumentError):
 
 class InvalidTransitionError(InvalidArgumentError):
     reason = "INVALID_TRANSITION"
+
+
+class InUseError(InvalidArgumentError):
+    reason = "IN_USE"
 
 
 class CursorUnknownError(InvalidArgumentError):

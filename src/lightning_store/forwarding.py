@@ -66,6 +66,9 @@ class ForwardingStore(LightningStore):
     update_worker = _forwarded(LightningStore.update_worker)
     wait_for_rollouts = _forwarded(LightningStore.wait_for_rollouts)
     delete_rollouts = _forwarded(LightningStore.delete_rollouts)
+    delete_workers = _forwarded(LightningStore.delete_workers)
+    delete_resources = _forwarded(LightningStore.delete_resources)
+    release_worker = _forwarded(LightningStore.release_worker)
 
     def watch_rollouts(
         self, rollout_ids: Sequence[str] | None = None, *, after: str | None = None

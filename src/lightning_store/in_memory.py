@@ -18,6 +18,7 @@ class InMemoryLightningStore(EngineStore):
     """A LightningStore that lives and dies with the process. Safe to call from any thread and event loop.
 
     ``worker_timeout_seconds`` gives up the attempts of workers that sent heartbeats and fell silent; 0 does not.
+    ``worker_retention_seconds`` deletes workers that are at work on nothing and were silent for longer; None does not.
     ``eviction_memory_threshold`` and ``safe_memory_threshold`` bound the memory of spans: a ratio of total memory (a
     float up to 1) or bytes (an int); defaults 0.7 and 0.8 of the first. ``memory_limit`` (0.9) bounds the memory of
     everything; past it, calls that would store more are refused. ``span_size_estimator`` tells the bytes of a span.
@@ -31,6 +32,7 @@ class InMemoryLightningStore(EngineStore):
         *,
         strict: bool = False,
         worker_timeout_seconds: float = 0.0,
+        worker_retention_seconds: float | None = None,
         eviction_memory_threshold: float | int | None = None,
         safe_memory_threshold: float | int | None = None,
         span_size_estimator: Callable[[Span], int] | None = None,
@@ -49,6 +51,7 @@ class InMemoryLightningStore(EngineStore):
         policy = Policy(
             strict=strict,
             worker_timeout_seconds=worker_timeout_seconds,
+            worker_retention_seconds=worker_retention_seconds,
             retain_finished_seconds=retain_finished_seconds,
             retain_finished_count=retain_finished_count,
         )

@@ -29,6 +29,7 @@ class SqliteOptions(TypedDict, total=False):
     free_bytes_min: int
     strict: bool
     worker_timeout_seconds: float
+    worker_retention_seconds: float | None
     retain_finished_seconds: float | None
     retain_finished_count: int | None
     replay_window_seconds: float
@@ -49,6 +50,8 @@ class SqliteEngineStore(EngineStore):
         strict: Whether calls that name what does not exist are refused.
         worker_timeout_seconds: After how long the attempts of workers that sent heartbeats and fell silent are given
             up, in seconds; 0 does not.
+        worker_retention_seconds: Workers that are at work on nothing and were silent for longer are deleted; None keeps
+            them.
         retain_finished_seconds: Rollouts that have been terminal for longer are deleted; None keeps them.
         retain_finished_count: Terminal rollouts beyond so many are deleted, those that ended first; None keeps them.
         replay_window_seconds: How long replies are kept for repeated request ids, in seconds.
@@ -71,6 +74,7 @@ class SqliteEngineStore(EngineStore):
         free_bytes_min: int = FREE_BYTES_MIN,
         strict: bool = False,
         worker_timeout_seconds: float = 0.0,
+        worker_retention_seconds: float | None = None,
         retain_finished_seconds: float | None = None,
         retain_finished_count: int | None = None,
         replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
@@ -81,6 +85,7 @@ class SqliteEngineStore(EngineStore):
         policy = Policy(
             strict=strict,
             worker_timeout_seconds=worker_timeout_seconds,
+            worker_retention_seconds=worker_retention_seconds,
             retain_finished_seconds=retain_finished_seconds,
             retain_finished_count=retain_finished_count,
         )

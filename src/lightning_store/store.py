@@ -743,3 +743,49 @@ class LightningStore(ABC):
             UnsupportedError: This store cannot.
         """
         raise UnsupportedError(f"{type(self).__name__} cannot delete rollouts")
+
+    async def delete_workers(self, worker_ids: Sequence[str]) -> list[str]:
+        """Delete workers: all of them, or on any error none. One that is mentioned again has a new record.
+
+        Args:
+            worker_ids: The workers.
+
+        Returns:
+            Those that there were, in the order given, each once.
+
+        Raises:
+            InUseError: A ValueError. A worker holds an attempt that is not over.
+            UnsupportedError: This store cannot.
+        """
+        raise UnsupportedError(f"{type(self).__name__} deletes no workers")
+
+    async def delete_resources(self, resources_ids: Sequence[str]) -> list[str]:
+        """Delete resources: all of them, or on any error none. Rollouts that name them keep the id, and find nothing.
+
+        Args:
+            resources_ids: The ids.
+
+        Returns:
+            Those that there were, in the order given, each once.
+
+        Raises:
+            InUseError: A ValueError. They are the latest, which new rollouts get.
+            UnsupportedError: This store cannot.
+        """
+        raise UnsupportedError(f"{type(self).__name__} deletes no resources")
+
+    async def release_worker(self, worker_id: str) -> Worker | None:
+        """Note that a worker ends: it holds nothing from now on, and is unknown until it asks for work again.
+
+        An attempt that it held goes on, and is given up at its deadlines unless its outcome is reported.
+
+        Args:
+            worker_id: The worker.
+
+        Returns:
+            The worker; None if it was never mentioned.
+
+        Raises:
+            UnsupportedError: This store cannot.
+        """
+        raise UnsupportedError(f"{type(self).__name__} releases no workers")

@@ -77,6 +77,40 @@ def levels(caplog):
     return [record.levelname for record in caplog.records if record.name == "lightning_store_client"]
 
 
+# --- The end ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outcome", ["succeeded", "cancelled", None])
+def test_a_runner_that_ends_cleanly_does_not_stay_busy(timed, clock, outcome):
+    async def scenario():
+        client, worker = entered(timed, clock)
+        async with client, worker:
+            claimed = await claim(client)
+            if outcome == "cancelled":
+                await client.cancel_rollouts([claimed.rollout_id])
+            elif outcome is not None:
+                await report(client, claimed, outcome)
+        found = await timed.store.get_worker_by_id(WORKER)
+        assert (found.status, found.current_rollout_id) == ("unknown", None)
+        if outcome is None:  # its attempt is given up when it would have been otherwise
+            assert (await timed.store.get_latest_attempt(claimed.rollout_id)).status == "preparing"
+            clock.advance(31)
+            assert (await timed.store.get_latest_attempt(claimed.rollout_id)).status == "unresponsive"
+
+    asyncio.run(scenario())
+
+
+def test_the_end_of_a_runner_needs_no_server(timed, clock, broken, caplog):
+    async def scenario():
+        client, worker = entered(timed, clock)
+        async with client, worker:
+            timed.proxy.breaks("ReleaseWorker", broken())
+
+    asyncio.run(scenario())
+    assert len(timed.proxy.calls("ReleaseWorker")) == 1
+    assert levels(caplog) == []
+
+
 # --- Heartbeats ------------------------------------------------------------------------------------------------------
 
 

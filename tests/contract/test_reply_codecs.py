@@ -111,6 +111,8 @@ REPLIES: dict[str, st.SearchStrategy[Any]] = {
     "DeleteRollouts": st.tuples(optional(positions()), some(strategies.ids())),
     "UpdateAttempt": attempts,
     "AddSpans": some(outcomes),
+    "DeleteWorkers": some(strategies.ids()),
+    "DeleteResources": some(strategies.ids()),
     "AllocateSequenceIds": some(positions()),
     "PublishResources": resources,
 }

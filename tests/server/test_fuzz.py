@@ -31,7 +31,7 @@ from lightning_store.wire.methods import METHODS
 DEPTH_MAX = 6
 FOLLOW_SECONDS = 0.1
 """How long a feed is followed that has no end."""
-LEGAL = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND}
+LEGAL = {grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND, grpc.StatusCode.FAILED_PRECONDITION}
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["LightningStoreService"]
 
 # --- Values ----------------------------------------------------------------------------------------------------------

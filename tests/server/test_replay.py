@@ -29,6 +29,8 @@ class Scene:
 
     async def _fill(self):
         store = self.store
+        await store.update_worker("w0")
+        self.old_resources = await store.add_resources({"llm": LLM(endpoint="http://localhost", model="old")})
         self.resources = await store.add_resources({"llm": LLM(endpoint="http://localhost", model="m")})
         self.running = await store.start_rollout("running", config=retrying(3), worker_id="w")
         self.queued = [await store.enqueue_rollout(f"task {number}") for number in range(3)]
@@ -64,6 +66,8 @@ class Scene:
                 "workers": [{"worker_id": "w-imported", "status": worker_pb2.WORKER_STATUS_IDLE}],
             },
             "UpdateResources": {"resources_id": self.resources.resources_id, "resources_json": {"llm": LLM_JSON}},
+            "DeleteWorkers": {"worker_ids": ["w0", "w-no"]},
+            "DeleteResources": {"resources_ids": [self.old_resources.resources_id]},
         }[rpc]
         message_type = next(
             getattr(module, f"{rpc}Request")
@@ -158,6 +162,8 @@ OTHER_REQUESTS = {
     "DeleteRollouts": {"rollout_id_in": {"values": ["ro-no"]}},
     "UpdateAttempt": {"rollout_id": "ro-no", "latest": True},
     "AddSpans": {},
+    "DeleteWorkers": {"worker_ids": ["w-no"]},
+    "DeleteResources": {"resources_ids": ["rs-no"]},
     "AllocateSpanSequenceIds": {"keys": [{"rollout_id": "ro-no", "attempt_id": "a"}]},
     "ImportRollouts": {},
     "AddResources": {"resources_json": {"other": LLM_JSON}},

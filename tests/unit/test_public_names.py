@@ -19,6 +19,7 @@ ERRORS = [
     "CallCancelledError",
     "CursorUnknownError",
     "InternalError",
+    "InUseError",
     "InvalidArgumentError",
     "InvalidTransitionError",
     "InvalidTypeError",

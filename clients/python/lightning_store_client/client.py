@@ -482,6 +482,22 @@ class LightningStoreClient(QueryMethods):
         request = selections.deletion_to_proto(new_request_id(), which)
         return list((await self._calls.unary("DeleteRollouts", request)).rollout_ids)
 
+    async def delete_workers(self, worker_ids: Sequence[str]) -> list[str]:
+        ids = arguments.distinct_ids(worker_ids, "worker_ids")
+        request = worker_pb2.DeleteWorkersRequest(request_id=new_request_id(), worker_ids=ids)
+        return list((await self._calls.unary("DeleteWorkers", request)).worker_ids)
+
+    async def delete_resources(self, resources_ids: Sequence[str]) -> list[str]:
+        ids = arguments.distinct_ids(resources_ids, "resources_ids")
+        request = resources_pb2.DeleteResourcesRequest(request_id=new_request_id(), resources_ids=ids)
+        return list((await self._calls.unary("DeleteResources", request)).resources_ids)
+
+    async def release_worker(self, worker_id: str) -> Worker | None:
+        arguments.check_id("worker_id", worker_id)
+        request = worker_pb2.ReleaseWorkerRequest(worker_id=worker_id)
+        reply = await self._calls.unary("ReleaseWorker", request)
+        return codec.worker_from_proto(reply.worker, "worker") if reply.HasField("worker") else None
+
     # --- Between stores ----------------------------------------------------------------------------------------------
 
     async def export_pages(

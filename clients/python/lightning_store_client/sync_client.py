@@ -478,6 +478,27 @@ class SyncLightningStoreClient(SyncClientBase):
             self._client.delete_rollouts(rollout_ids=rollout_ids, older_than=older_than, status_in=status_in)
         )
 
+    def delete_workers(self, worker_ids: Sequence[str]) -> list[str]:
+        """Delete workers: all of them, or on any error none. One that is mentioned again has a new record.
+
+        See :meth:`lightning_store.store.LightningStore.delete_workers`.
+        """
+        return run_blocking(self._client.delete_workers(worker_ids=worker_ids))
+
+    def delete_resources(self, resources_ids: Sequence[str]) -> list[str]:
+        """Delete resources: all of them, or on any error none. Rollouts that name them keep the id, and find nothing.
+
+        See :meth:`lightning_store.store.LightningStore.delete_resources`.
+        """
+        return run_blocking(self._client.delete_resources(resources_ids=resources_ids))
+
+    def release_worker(self, worker_id: str) -> Worker | None:
+        """Note that a worker ends: it holds nothing from now on, and is unknown until it asks for work again.
+
+        See :meth:`lightning_store.store.LightningStore.release_worker`.
+        """
+        return run_blocking(self._client.release_worker(worker_id=worker_id))
+
     def healthy(self, *, timeout: float = 2.0) -> bool:
         """Whether a store answers within ``timeout`` seconds and takes calls. One probe, no retry.
 

@@ -42,6 +42,8 @@ CancelReason = Literal["cancelled", "superseded", "lost"]
 
 HEARTBEAT_TIMEOUT_SECONDS: Final = 5.0
 """What one heartbeat may take, unless the interval is shorter. There are no retries: the next one is the retry."""
+RELEASE_TIMEOUT_SECONDS: Final = 1.0
+"""How long a worker that ends waits for the store to note it."""
 EARLY_SHARE: Final = 0.05
 """The share of the interval by which a heartbeat may come earlier, to go with others of the process."""
 LISTEN_AFTER_SECONDS: Final = 0.5
@@ -144,7 +146,7 @@ class WorkerSession:
     From entry to exit it sends a heartbeat every ``interval`` seconds from the background thread, which all workers of
     the process share: an event loop that is blocked does not stop them. Entering returns after the first one, which may
     fail like any other: what fails is logged, and the next is the retry. Each has stats of this process and machine
-    (:class:`ProcessStats`). ::
+    (:class:`ProcessStats`). Leaving tells the store that the worker ends, so that it does not stay busy. ::
 
         async with client.worker("runner-7") as worker:
             while (claimed := await client.dequeue_rollout(worker.worker_id, max_wait=30)) is not None:
@@ -206,7 +208,7 @@ class WorkerSession:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Send no more heartbeats, and give up the one that is under way."""
+        """Send no more heartbeats, give up the one that is under way, and tell the store that the worker ends."""
         if self._beats_here():
             self._pid = None
             await background_thread().run(self._end())
@@ -304,6 +306,11 @@ class WorkerSession:
         if beating is not None:
             beating.cancel()
             await asyncio.wait([beating])
+        try:
+            request = worker.ReleaseWorkerRequest(worker_id=self.worker_id)
+            await self._calls.once("ReleaseWorker", request, RELEASE_TIMEOUT_SECONDS)
+        except Exception as error:  # its timeout remains
+            logger.debug("worker %r is not released: %s", self.worker_id, error)
 
     async def _go_on(self, own_stats: Stats) -> None:
         elapsed = 0.0

@@ -129,6 +129,15 @@ def retention(flag: str, *names: str, help: str) -> Callable[[F], F]:
     return setting(flag, *names, help=help, callback=parse, metavar="COUNT|TIME")
 
 
+def span_of_time(flag: str, *names: str, help: str, default: str | None = None) -> Callable[[F], F]:
+    """A setting that is a length of time with its unit, in seconds."""
+
+    def parse(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
+        return None if value is None else parse_time(value)
+
+    return setting(flag, *names, help=help, default=default, callback=parse, metavar="TIME")
+
+
 def database(flag: str, *names: str, help: str) -> Callable[[F], F]:
     """A setting that says where a store keeps its data: the path of a SQLite database, or None for memory."""
 

@@ -37,6 +37,7 @@ from lightning_store_server.cli.options import (
     seconds,
     setting,
     size,
+    span_of_time,
     switch,
     threshold,
 )
@@ -200,6 +201,12 @@ Exit codes:
     help="A worker that sends heartbeats and is silent for this long counts as dead, and its attempt as unresponsive;"
     " 0 never.",
 )
+@span_of_time(
+    "--retain-workers",
+    "worker_retention_seconds",
+    default="7d",
+    help="Forget workers that are at work on nothing and were silent for so long (12h, 7d); 0 never.",
+)
 @seconds(
     "--replay-window",
     "replay_window_seconds",
@@ -230,6 +237,7 @@ def serve(
     disk_reserve: int | None,
     strict: bool,
     worker_timeout_seconds: float,
+    worker_retention_seconds: float,
     eviction_memory_threshold: float | int | None,
     safe_memory_threshold: float | int | None,
     memory_limit: float | int | None,
@@ -251,6 +259,7 @@ def serve(
         common: dict[str, Any] = {
             "strict": strict,
             "worker_timeout_seconds": worker_timeout_seconds,
+            "worker_retention_seconds": worker_retention_seconds or None,
             "retain_finished_seconds": retain_finished.seconds,
             "retain_finished_count": retain_finished.count,
             "replay_window_seconds": replay_window_seconds,

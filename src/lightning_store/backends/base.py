@@ -250,8 +250,10 @@ class Changes:
         """New spans, in order, each with its size in bytes."""
         self.sequences: dict[str, int] = {}
         """Where the span counters of these rollouts stand."""
-        self.workers: dict[str, WorkerRecord] = {}
-        self.resources: dict[str, ResourcesRecord] = {}
+        self.workers: dict[str, WorkerRecord | None] = {}
+        """None deletes a worker."""
+        self.resources: dict[str, ResourcesRecord | None] = {}
+        """None deletes resources, which are not the latest."""
         self.latest_resources: str | None = None
         """Which of ``resources`` are the latest from now on; None: those that were."""
         self.replies: dict[str, ReplyRecord] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncGenerator, Collection, Coroutine, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -30,22 +31,35 @@ from lightning_store.engine.completion_feed import CompletionFeed, cursor_of, po
 from lightning_store.engine.conversion import span_of
 from lightning_store.engine.executor import Executor
 from lightning_store.engine.idempotency import current_request, part_scope
-from lightning_store.engine.operations import AddSpans, ClaimRollouts, DeleteRollouts, ImportRollouts, Operation
+from lightning_store.engine.operations import (
+    AddSpans,
+    ClaimRollouts,
+    DeleteRollouts,
+    ImportRollouts,
+    Operation,
+    TidyWorkers,
+)
 from lightning_store.engine.policy import Policy
 from lightning_store.engine.rules import Deletion
 from lightning_store.engine.transfer import Imported, Page, Place, Selection, page_of
 from lightning_store.engine.waiting import Waiting
+from lightning_store.engine.workers import last_seen
 from lightning_store.errors import RolloutNotFoundError, SpansEvictedError
 from lightning_store.lifecycle import TERMINAL
 from lightning_store.memory_limits import MemoryLimits
 from lightning_store.outcomes import SpanOutcome
 from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
 
-R = TypeVar("R")
 logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
 
 CLOCK_BEHIND_SECONDS: Final = 1.0
 """A machine's clock that was set back by less is nothing to speak of."""
+TIDY_SECONDS: Final = 60.0
+"""How long nobody looks again for workers that have long been silent."""
+TIDY_BATCH: Final = 200
+"""Such workers that one transaction changes."""
 RECENT_SECONDS: Final = 60.0
 """How far back the completions are counted that statistics have."""
 DELETION_BATCH: Final = 500
@@ -86,6 +100,10 @@ class Engine:
         self._clock = SteadyClock(clock, not_before=backend.newest_time)
         self._waiting = Waiting()
         self._executor = Executor(backend, policy, self._clock, memory, self._waiting)
+        silences = [policy.worker_timeout_seconds or math.inf, policy.worker_retention_seconds or math.inf]
+        self._silence_seconds = min(silences)
+        """After how much silence of a worker there is something to do."""
+        self._tidied_at = -math.inf
 
     def execute(self, operation: Operation[R]) -> Coroutine[Any, Any, R]:
         """Run an operation.
@@ -135,6 +153,8 @@ class Engine:
         return self._backend.disk_use
 
     async def totals(self) -> Totals:
+        await self._tidy_workers()
+
         async def select(snapshot: Snapshot) -> Totals:
             recently = await _completed_since(snapshot, self._clock.now() - RECENT_SECONDS)
             return Totals(await snapshot.counts(), await snapshot.queue_counts(), recently)
@@ -156,6 +176,7 @@ class Engine:
         return await self._executor.read(lambda snapshot: snapshot.resources(resources_id))
 
     async def worker(self, worker_id: str) -> WorkerRecord | None:
+        await self._tidy_workers()
         return await self._executor.read(lambda snapshot: snapshot.worker(worker_id))
 
     async def query_rollouts(self, query: RolloutQuery) -> Rows[RolloutRow]:
@@ -191,6 +212,7 @@ class Engine:
         return await self._executor.read(lambda snapshot: snapshot.query_resources(query))
 
     async def query_workers(self, query: WorkerQuery) -> Rows[WorkerRecord]:
+        await self._tidy_workers()
         return await self._executor.read(lambda snapshot: snapshot.query_workers(query))
 
     async def _rollouts(self, rollout_ids: Sequence[str]) -> list[RolloutRow | None]:
@@ -200,6 +222,22 @@ class Engine:
         """Strict mode refuses to read what does not exist (fact 15)."""
         if self.policy.strict:
             raise RolloutNotFoundError.of(unknown)
+
+    # --- Workers -----------------------------------------------------------------------------------------------------
+
+    async def _tidy_workers(self) -> None:
+        """Release and delete workers that have long been silent, unless somebody looked for them a moment ago."""
+        if self._silence_seconds == math.inf or self._clock.monotonic() - self._tidied_at < TIDY_SECONDS:
+            return
+        self._tidied_at = self._clock.monotonic()
+        before = self._clock.now() - self._silence_seconds
+        try:
+            everybody = await self._executor.read(lambda snapshot: snapshot.query_workers(WorkerQuery()))
+            silent = [one.worker_id for one in everybody.items if last_seen(one) < before]
+            for start in range(0, len(silent), TIDY_BATCH):
+                await self.execute(TidyWorkers(silent[start : start + TIDY_BATCH]))
+        except Exception as error:
+            logger.warning("Workers that have long been silent were not looked at: %r", error)
 
     # --- Waiting -----------------------------------------------------------------------------------------------------
 
@@ -212,6 +250,8 @@ class Engine:
             max_wait: How long to wait, in seconds.
         """
         operation = ClaimRollouts(limit, worker_id)
+        if worker_id is not None:
+            await self._tidy_workers()
         if max_wait <= 0:
             return await self.execute(operation)
         request = current_request()

@@ -293,6 +293,63 @@ class Heartbeat(Operation[WorkerRecord]):
         return len(self.stats_json or "")
 
 
+@dataclass(frozen=True, slots=True)
+class ReleaseWorker(Operation[WorkerRecord | None]):
+    """Note that a worker ends. It may as well run twice."""
+
+    name = "release_worker"
+
+    worker_id: str
+
+    def add_needs(self, needs: Needs) -> None:
+        needs.workers.add(self.worker_id)
+
+    def decide(self, view: View) -> WorkerRecord | None:
+        return rules.release_worker(view, self.worker_id)
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteWorkers(Operation[list[str]]):
+    """Delete workers. The reply: those that there were, in order."""
+
+    name = "delete_workers"
+    codec = RecordCodec(list[str])
+
+    worker_ids: Sequence[str]
+
+    def add_needs(self, needs: Needs) -> None:
+        needs.workers.update(self.worker_ids)
+        needs.held.update(self.worker_ids)
+
+    def decide(self, view: View) -> list[str]:
+        return rules.delete_workers(view, self.worker_ids)
+
+    @property
+    def rows(self) -> int:
+        return len(self.worker_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class TidyWorkers(Operation[None]):
+    """Release and delete workers that have long been silent. It may as well run twice."""
+
+    name = "tidy_workers"
+
+    worker_ids: Sequence[str]
+
+    def add_needs(self, needs: Needs) -> None:
+        needs.workers.update(self.worker_ids)
+        needs.held.update(self.worker_ids)
+
+    def decide(self, view: View) -> None:
+        for worker_id in self.worker_ids:
+            rules.tidy_worker(view, worker_id)
+
+    @property
+    def rows(self) -> int:
+        return len(self.worker_ids)
+
+
 # --- Spans -----------------------------------------------------------------------------------------------------------
 
 
@@ -370,6 +427,27 @@ class PublishResources(Operation[ResourcesRecord]):
     @property
     def size_bytes(self) -> int:
         return len(self.resources_json)
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteResources(Operation[list[str]]):
+    """Delete resources. The reply: those that there were, in order."""
+
+    name = "delete_resources"
+    codec = RecordCodec(list[str])
+
+    resources_ids: Sequence[str]
+
+    def add_needs(self, needs: Needs) -> None:
+        needs.resources.update(self.resources_ids)
+        needs.latest_resources = True
+
+    def decide(self, view: View) -> list[str]:
+        return rules.delete_resources(view, self.resources_ids)
+
+    @property
+    def rows(self) -> int:
+        return len(self.resources_ids)
 
 
 # --- Between stores --------------------------------------------------------------------------------------------------

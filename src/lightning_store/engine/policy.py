@@ -18,6 +18,9 @@ class Policy:
     strict: bool = False
     worker_timeout_seconds: float = 0.0
     """An attempt whose worker has sent heartbeats and is silent for longer ends as unresponsive. 0: it does not."""
+    worker_retention_seconds: float | None = None
+    """A worker that is at work on nothing and has been silent for longer is deleted, within a minute or when somebody
+    asks for workers. None: it is not."""
     retain_finished_seconds: float | None = None
     """A rollout is deleted when it has been terminal for longer. None: it is not."""
     retain_finished_count: int | None = None
@@ -27,7 +30,7 @@ class Policy:
         if not self.worker_timeout_seconds >= 0:
             message = f"worker_timeout_seconds is {self.worker_timeout_seconds}; give 0 or more"
             raise InvalidArgumentError(message, field="worker_timeout_seconds")
-        for name in ("retain_finished_seconds", "retain_finished_count"):
+        for name in ("worker_retention_seconds", "retain_finished_seconds", "retain_finished_count"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InvalidArgumentError(f"{name} is {value}; give more than 0, or None to keep all", field=name)

@@ -27,6 +27,7 @@ from lightning_store.engine import workers
 from lightning_store.engine.view import View
 from lightning_store.errors import (
     AttemptNotFoundError,
+    InUseError,
     InvalidArgumentError,
     InvalidTransitionError,
     NoAttemptsError,
@@ -379,6 +380,58 @@ def heartbeat(view: View, worker_id: str, stats_json: str | None) -> WorkerRecor
     return worker
 
 
+def is_at_work(view: View, worker: WorkerRecord) -> bool:
+    """Whether the worker holds an attempt that is not over, of a rollout that waits for it."""
+    if worker.current_rollout_id is None or worker.current_attempt_id is None:
+        return False
+    rollout = view.rollout(worker.current_rollout_id)
+    if rollout is None or rollout.status in lifecycle.TERMINAL:
+        return False
+    attempt = view.attempt(rollout.rollout_id, worker.current_attempt_id)
+    return attempt is not None and attempt.status in lifecycle.ACTIVE
+
+
+def release_worker(view: View, worker_id: str) -> WorkerRecord | None:
+    """Note that the worker ends."""
+    worker = view.worker(worker_id)
+    if worker is None:
+        return None
+    worker = workers.lose_sight(worker)
+    view.put_worker(worker)
+    return worker
+
+
+def delete_workers(view: View, worker_ids: Sequence[str]) -> list[str]:
+    """Delete those workers that there are: all, or on any error none."""
+    deleted = []
+    for worker_id in worker_ids:
+        worker = view.worker(worker_id)
+        if worker is None:
+            continue
+        if is_at_work(view, worker):
+            message = (
+                f"Worker {worker_id} holds attempt {worker.current_attempt_id} of rollout {worker.current_rollout_id}"
+            )
+            raise InUseError(f"{message}; end or cancel that first", worker_id=worker_id, field="worker_ids")
+        view.delete_worker(worker_id)
+        deleted.append(worker_id)
+    return deleted
+
+
+def tidy_worker(view: View, worker_id: str) -> None:
+    """What becomes of a worker that is silent and at work on nothing: after its timeout it holds nothing any more, and
+    after the retention of workers it is deleted."""
+    worker = view.worker(worker_id)
+    if worker is None or is_at_work(view, worker):
+        return
+    silent_seconds = view.now - workers.last_seen(worker)
+    retention, timeout = view.policy.worker_retention_seconds, view.policy.worker_timeout_seconds
+    if retention is not None and silent_seconds > retention:
+        view.delete_worker(worker_id)
+    elif timeout and silent_seconds > timeout and worker.current_attempt_id is not None:
+        view.put_worker(workers.lose_sight(worker))
+
+
 # --- Spans (facts 14 and 17 to 20) -----------------------------------------------------------------------------------
 
 
@@ -489,3 +542,18 @@ def publish(view: View, resources_id: str | None, resources_json: str) -> Resour
     )
     view.put_resources(record)
     return record
+
+
+def delete_resources(view: View, resources_ids: Sequence[str]) -> list[str]:
+    """Delete those resources that there are: all, or on any error none."""
+    latest = view.latest_resources()
+    deleted = []
+    for resources_id in resources_ids:
+        if view.resources(resources_id) is None:
+            continue
+        if latest is not None and latest.resources_id == resources_id:
+            message = f"Resources {resources_id} are the latest, which new rollouts get; add others first"
+            raise InUseError(message, resources_id=resources_id, field="resources_ids")
+        view.delete_resources(resources_id)
+        deleted.append(resources_id)
+    return deleted

@@ -24,9 +24,12 @@ from lightning_store.engine.engine import Engine
 from lightning_store.engine.operations import (
     AllocateSequenceIds,
     CancelRollouts,
+    DeleteResources,
+    DeleteWorkers,
     EnqueueRollouts,
     Heartbeat,
     PublishResources,
+    ReleaseWorker,
     StartAttempt,
     StartRollout,
     UpdateAttempt,
@@ -392,6 +395,17 @@ class EngineStore(QueryMethods):
             None if status_in is None else frozenset(status_in),
         )
         return await self.engine.delete(which)
+
+    async def delete_workers(self, worker_ids: Sequence[str]) -> list[str]:
+        return await self.engine.execute(DeleteWorkers(list(arguments.distinct_ids(worker_ids, "worker_ids"))))
+
+    async def delete_resources(self, resources_ids: Sequence[str]) -> list[str]:
+        return await self.engine.execute(DeleteResources(list(arguments.distinct_ids(resources_ids, "resources_ids"))))
+
+    async def release_worker(self, worker_id: str) -> Worker | None:
+        arguments.check_id("worker_id", worker_id)
+        record = await self.engine.execute(ReleaseWorker(worker_id))
+        return None if record is None else worker_of(record)
 
 
 def _page(query: Query[Any], rows: Rows[Any], convert: Callable[[Any], Any]) -> PaginatedResult[Any]:

@@ -124,8 +124,8 @@ class View:
         return key in self.changes.spans or self.loaded.has_span(*key)
 
     def worker(self, worker_id: str) -> WorkerRecord | None:
-        changed = self.changes.workers.get(worker_id)
-        return self.loaded.worker(worker_id) if changed is None else changed
+        changed: WorkerRecord | None = self.changes.workers.get(worker_id, _ABSENT)
+        return self.loaded.worker(worker_id) if changed is _ABSENT else changed
 
     def holders(self, rollout_id: str) -> list[WorkerRecord]:
         """The workers that hold an attempt of this rollout."""
@@ -134,8 +134,8 @@ class View:
         return [one for one in workers if one is not None and one.current_rollout_id == rollout_id]
 
     def resources(self, resources_id: str) -> ResourcesRecord | None:
-        changed = self.changes.resources.get(resources_id)
-        return self.loaded.resources(resources_id) if changed is None else changed
+        changed: ResourcesRecord | None = self.changes.resources.get(resources_id, _ABSENT)
+        return self.loaded.resources(resources_id) if changed is _ABSENT else changed
 
     def latest_resources(self) -> ResourcesRecord | None:
         latest = self.changes.latest_resources
@@ -250,6 +250,13 @@ class View:
         self._set(self.changes.resources, resources.resources_id, resources)
         if latest:
             self.changes.latest_resources = resources.resources_id
+
+    def delete_worker(self, worker_id: str) -> None:
+        self._set(self.changes.workers, worker_id, None)
+
+    def delete_resources(self, resources_id: str) -> None:
+        """Remove those of this id, which are not the latest."""
+        self._set(self.changes.resources, resources_id, None)
 
     def insert_span(self, key: SpanKey, span: SpanRecord, size_bytes: int) -> None:
         """A new one, whose ``sequence_id`` is set. Its rollout's span counter is set apart."""

@@ -31,6 +31,12 @@ def lose_sight(worker: WorkerRecord) -> WorkerRecord:
     return worker._replace(status="unknown", current_rollout_id=None, current_attempt_id=None)
 
 
+def last_seen(worker: WorkerRecord) -> float:
+    """When it was last heard of, in seconds since the epoch."""
+    times = (worker.last_heartbeat_time, worker.last_dequeue_time, worker.last_busy_time, worker.last_idle_time)
+    return max(time or 0.0 for time in times)
+
+
 def asked(worker: WorkerRecord, attempt: AttemptRecord | None, now: float) -> WorkerRecord:
     """It asked for work, and got ``attempt``; None if there was none. A busy worker keeps what it holds then."""
     if attempt is None:

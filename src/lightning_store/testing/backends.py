@@ -380,6 +380,7 @@ def store_on(
     clock: Clock | None = None,
     strict: bool = False,
     worker_timeout_seconds: float = 0.0,
+    worker_retention_seconds: float | None = None,
     retain_finished_seconds: float | None = None,
     retain_finished_count: int | None = None,
     replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
@@ -397,6 +398,7 @@ def store_on(
     policy = Policy(
         strict=strict,
         worker_timeout_seconds=worker_timeout_seconds,
+        worker_retention_seconds=worker_retention_seconds,
         retain_finished_seconds=retain_finished_seconds,
         retain_finished_count=retain_finished_count,
     )

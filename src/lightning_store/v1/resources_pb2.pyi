@@ -421,3 +421,55 @@ class ListResourcesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListResourcesResponse: _TypeAlias = ListResourcesResponse  # noqa: Y015
+
+@_typing.final
+class DeleteResourcesRequest(_message.Message):
+    """Asks to delete resources."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RESOURCES_IDS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required: a new id for each call, the same one for its retries."""
+    @_builtins.property
+    def resources_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of resources."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        resources_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "resources_ids", b"resources_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteResourcesRequest: _TypeAlias = DeleteResourcesRequest  # noqa: Y015
+
+@_typing.final
+class DeleteResourcesResponse(_message.Message):
+    """What DeleteResources deleted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCES_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def resources_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of the request that there were, in its order."""
+
+    def __init__(
+        self,
+        *,
+        resources_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resources_ids", b"resources_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteResourcesResponse: _TypeAlias = DeleteResourcesResponse  # noqa: Y015

@@ -70,6 +70,7 @@ class LightningStoreServiceStub(object):
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
     ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, NO_ATTEMPTS, RESOURCES_NOT_FOUND (NOT_FOUND): the id must exist and does not.
     INVALID_TRANSITION (FAILED_PRECONDITION): strict servers only: a terminal rollout goes only back into the queue.
+    IN_USE (FAILED_PRECONDITION): what is to be deleted is in use.
     CURSOR_UNKNOWN (INVALID_ARGUMENT): a cursor is not of this store, which was started anew perhaps.
     SPANS_EVICTED (DATA_LOSS): the spans were dropped to free memory.
     RESOURCE_EXHAUSTED (RESOURCE_EXHAUSTED): a limit is reached; google.rpc.RetryInfo says when to try again, if known.
@@ -250,6 +251,21 @@ class LightningStoreServiceStub(object):
                 request_serializer=lightning__store_dot_v1_dot_session__pb2.SessionRequest.SerializeToString,
                 response_deserializer=lightning__store_dot_v1_dot_session__pb2.SessionResponse.FromString,
                 _registered_method=True)
+        self.ReleaseWorker = channel.unary_unary(
+                '/lightning_store.v1.LightningStoreService/ReleaseWorker',
+                request_serializer=lightning__store_dot_v1_dot_worker__pb2.ReleaseWorkerRequest.SerializeToString,
+                response_deserializer=lightning__store_dot_v1_dot_worker__pb2.ReleaseWorkerResponse.FromString,
+                _registered_method=True)
+        self.DeleteWorkers = channel.unary_unary(
+                '/lightning_store.v1.LightningStoreService/DeleteWorkers',
+                request_serializer=lightning__store_dot_v1_dot_worker__pb2.DeleteWorkersRequest.SerializeToString,
+                response_deserializer=lightning__store_dot_v1_dot_worker__pb2.DeleteWorkersResponse.FromString,
+                _registered_method=True)
+        self.DeleteResources = channel.unary_unary(
+                '/lightning_store.v1.LightningStoreService/DeleteResources',
+                request_serializer=lightning__store_dot_v1_dot_resources__pb2.DeleteResourcesRequest.SerializeToString,
+                response_deserializer=lightning__store_dot_v1_dot_resources__pb2.DeleteResourcesResponse.FromString,
+                _registered_method=True)
 
 
 class LightningStoreServiceServicer(object):
@@ -290,6 +306,7 @@ class LightningStoreServiceServicer(object):
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
     ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, NO_ATTEMPTS, RESOURCES_NOT_FOUND (NOT_FOUND): the id must exist and does not.
     INVALID_TRANSITION (FAILED_PRECONDITION): strict servers only: a terminal rollout goes only back into the queue.
+    IN_USE (FAILED_PRECONDITION): what is to be deleted is in use.
     CURSOR_UNKNOWN (INVALID_ARGUMENT): a cursor is not of this store, which was started anew perhaps.
     SPANS_EVICTED (DATA_LOSS): the spans were dropped to free memory.
     RESOURCE_EXHAUSTED (RESOURCE_EXHAUSTED): a limit is reached; google.rpc.RetryInfo says when to try again, if known.
@@ -596,6 +613,32 @@ class LightningStoreServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReleaseWorker(self, request, context):
+        """LWW. A worker ends: it holds nothing from now on, and its status is unknown until it asks for work again. An attempt that it
+        held goes on, and is given up at its deadlines unless its outcome is reported.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteWorkers(self, request, context):
+        """ONCE. Deletes workers: all that there are, or on any error none. One that is mentioned again has a new record.
+
+        IN_USE for a worker that holds an attempt which is not over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteResources(self, request, context):
+        """ONCE. Deletes resources: all that there are, or on any error none. Rollouts that name them keep the id, and find nothing.
+
+        IN_USE for the latest resources, which new rollouts get.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_LightningStoreServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -754,6 +797,21 @@ def add_LightningStoreServiceServicer_to_server(servicer, server):
                     request_deserializer=lightning__store_dot_v1_dot_session__pb2.SessionRequest.FromString,
                     response_serializer=lightning__store_dot_v1_dot_session__pb2.SessionResponse.SerializeToString,
             ),
+            'ReleaseWorker': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseWorker,
+                    request_deserializer=lightning__store_dot_v1_dot_worker__pb2.ReleaseWorkerRequest.FromString,
+                    response_serializer=lightning__store_dot_v1_dot_worker__pb2.ReleaseWorkerResponse.SerializeToString,
+            ),
+            'DeleteWorkers': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteWorkers,
+                    request_deserializer=lightning__store_dot_v1_dot_worker__pb2.DeleteWorkersRequest.FromString,
+                    response_serializer=lightning__store_dot_v1_dot_worker__pb2.DeleteWorkersResponse.SerializeToString,
+            ),
+            'DeleteResources': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteResources,
+                    request_deserializer=lightning__store_dot_v1_dot_resources__pb2.DeleteResourcesRequest.FromString,
+                    response_serializer=lightning__store_dot_v1_dot_resources__pb2.DeleteResourcesResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'lightning_store.v1.LightningStoreService', rpc_method_handlers)
@@ -800,6 +858,7 @@ class LightningStoreService(object):
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
     ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, NO_ATTEMPTS, RESOURCES_NOT_FOUND (NOT_FOUND): the id must exist and does not.
     INVALID_TRANSITION (FAILED_PRECONDITION): strict servers only: a terminal rollout goes only back into the queue.
+    IN_USE (FAILED_PRECONDITION): what is to be deleted is in use.
     CURSOR_UNKNOWN (INVALID_ARGUMENT): a cursor is not of this store, which was started anew perhaps.
     SPANS_EVICTED (DATA_LOSS): the spans were dropped to free memory.
     RESOURCE_EXHAUSTED (RESOURCE_EXHAUSTED): a limit is reached; google.rpc.RetryInfo says when to try again, if known.
@@ -1646,6 +1705,87 @@ class LightningStoreService(object):
             '/lightning_store.v1.LightningStoreService/Session',
             lightning__store_dot_v1_dot_session__pb2.SessionRequest.SerializeToString,
             lightning__store_dot_v1_dot_session__pb2.SessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseWorker(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lightning_store.v1.LightningStoreService/ReleaseWorker',
+            lightning__store_dot_v1_dot_worker__pb2.ReleaseWorkerRequest.SerializeToString,
+            lightning__store_dot_v1_dot_worker__pb2.ReleaseWorkerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteWorkers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lightning_store.v1.LightningStoreService/DeleteWorkers',
+            lightning__store_dot_v1_dot_worker__pb2.DeleteWorkersRequest.SerializeToString,
+            lightning__store_dot_v1_dot_worker__pb2.DeleteWorkersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteResources(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lightning_store.v1.LightningStoreService/DeleteResources',
+            lightning__store_dot_v1_dot_resources__pb2.DeleteResourcesRequest.SerializeToString,
+            lightning__store_dot_v1_dot_resources__pb2.DeleteResourcesResponse.FromString,
             options,
             channel_credentials,
             insecure,

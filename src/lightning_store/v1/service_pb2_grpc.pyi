@@ -71,6 +71,7 @@ class LightningStoreServiceStub:
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
     ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, NO_ATTEMPTS, RESOURCES_NOT_FOUND (NOT_FOUND): the id must exist and does not.
     INVALID_TRANSITION (FAILED_PRECONDITION): strict servers only: a terminal rollout goes only back into the queue.
+    IN_USE (FAILED_PRECONDITION): what is to be deleted is in use.
     CURSOR_UNKNOWN (INVALID_ARGUMENT): a cursor is not of this store, which was started anew perhaps.
     SPANS_EVICTED (DATA_LOSS): the spans were dropped to free memory.
     RESOURCE_EXHAUSTED (RESOURCE_EXHAUSTED): a limit is reached; google.rpc.RetryInfo says when to try again, if known.
@@ -250,6 +251,20 @@ class LightningStoreServiceStub:
     is shared by all that come at once. Each is what it would be by itself: its class, its errors and its request_id are the
     same. A stream that ends leaves calls without an answer; they may be sent again on another.
     """
+    ReleaseWorker: _grpc.UnaryUnaryMultiCallable[_worker_pb2.ReleaseWorkerRequest, _worker_pb2.ReleaseWorkerResponse]
+    """LWW. A worker ends: it holds nothing from now on, and its status is unknown until it asks for work again. An attempt that it
+    held goes on, and is given up at its deadlines unless its outcome is reported.
+    """
+    DeleteWorkers: _grpc.UnaryUnaryMultiCallable[_worker_pb2.DeleteWorkersRequest, _worker_pb2.DeleteWorkersResponse]
+    """ONCE. Deletes workers: all that there are, or on any error none. One that is mentioned again has a new record.
+
+    IN_USE for a worker that holds an attempt which is not over.
+    """
+    DeleteResources: _grpc.UnaryUnaryMultiCallable[_resources_pb2.DeleteResourcesRequest, _resources_pb2.DeleteResourcesResponse]
+    """ONCE. Deletes resources: all that there are, or on any error none. Rollouts that name them keep the id, and find nothing.
+
+    IN_USE for the latest resources, which new rollouts get.
+    """
 
 @_typing.type_check_only
 class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
@@ -290,6 +305,7 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
     ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, NO_ATTEMPTS, RESOURCES_NOT_FOUND (NOT_FOUND): the id must exist and does not.
     INVALID_TRANSITION (FAILED_PRECONDITION): strict servers only: a terminal rollout goes only back into the queue.
+    IN_USE (FAILED_PRECONDITION): what is to be deleted is in use.
     CURSOR_UNKNOWN (INVALID_ARGUMENT): a cursor is not of this store, which was started anew perhaps.
     SPANS_EVICTED (DATA_LOSS): the spans were dropped to free memory.
     RESOURCE_EXHAUSTED (RESOURCE_EXHAUSTED): a limit is reached; google.rpc.RetryInfo says when to try again, if known.
@@ -466,6 +482,20 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     is shared by all that come at once. Each is what it would be by itself: its class, its errors and its request_id are the
     same. A stream that ends leaves calls without an answer; they may be sent again on another.
     """
+    ReleaseWorker: _aio.UnaryUnaryMultiCallable[_worker_pb2.ReleaseWorkerRequest, _worker_pb2.ReleaseWorkerResponse]  # type: ignore[assignment]
+    """LWW. A worker ends: it holds nothing from now on, and its status is unknown until it asks for work again. An attempt that it
+    held goes on, and is given up at its deadlines unless its outcome is reported.
+    """
+    DeleteWorkers: _aio.UnaryUnaryMultiCallable[_worker_pb2.DeleteWorkersRequest, _worker_pb2.DeleteWorkersResponse]  # type: ignore[assignment]
+    """ONCE. Deletes workers: all that there are, or on any error none. One that is mentioned again has a new record.
+
+    IN_USE for a worker that holds an attempt which is not over.
+    """
+    DeleteResources: _aio.UnaryUnaryMultiCallable[_resources_pb2.DeleteResourcesRequest, _resources_pb2.DeleteResourcesResponse]  # type: ignore[assignment]
+    """ONCE. Deletes resources: all that there are, or on any error none. Rollouts that name them keep the id, and find nothing.
+
+    IN_USE for the latest resources, which new rollouts get.
+    """
 
 class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     """The queue, rollouts, attempts, spans, resources and workers of one training run.
@@ -505,6 +535,7 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
     ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, NO_ATTEMPTS, RESOURCES_NOT_FOUND (NOT_FOUND): the id must exist and does not.
     INVALID_TRANSITION (FAILED_PRECONDITION): strict servers only: a terminal rollout goes only back into the queue.
+    IN_USE (FAILED_PRECONDITION): what is to be deleted is in use.
     CURSOR_UNKNOWN (INVALID_ARGUMENT): a cursor is not of this store, which was started anew perhaps.
     SPANS_EVICTED (DATA_LOSS): the spans were dropped to free memory.
     RESOURCE_EXHAUSTED (RESOURCE_EXHAUSTED): a limit is reached; google.rpc.RetryInfo says when to try again, if known.
@@ -864,6 +895,38 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """Any number of calls of the other methods, but those that stream, over one stream: what a call costs beside its own work
         is shared by all that come at once. Each is what it would be by itself: its class, its errors and its request_id are the
         same. A stream that ends leaves calls without an answer; they may be sent again on another.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseWorker(
+        self,
+        request: _worker_pb2.ReleaseWorkerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.ReleaseWorkerResponse, _abc.Awaitable[_worker_pb2.ReleaseWorkerResponse]]:
+        """LWW. A worker ends: it holds nothing from now on, and its status is unknown until it asks for work again. An attempt that it
+        held goes on, and is given up at its deadlines unless its outcome is reported.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteWorkers(
+        self,
+        request: _worker_pb2.DeleteWorkersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_worker_pb2.DeleteWorkersResponse, _abc.Awaitable[_worker_pb2.DeleteWorkersResponse]]:
+        """ONCE. Deletes workers: all that there are, or on any error none. One that is mentioned again has a new record.
+
+        IN_USE for a worker that holds an attempt which is not over.
+        """
+
+    @_abc_1.abstractmethod
+    def DeleteResources(
+        self,
+        request: _resources_pb2.DeleteResourcesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_resources_pb2.DeleteResourcesResponse, _abc.Awaitable[_resources_pb2.DeleteResourcesResponse]]:
+        """ONCE. Deletes resources: all that there are, or on any error none. Rollouts that name them keep the id, and find nothing.
+
+        IN_USE for the latest resources, which new rollouts get.
         """
 
 def add_LightningStoreServiceServicer_to_server(servicer: LightningStoreServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

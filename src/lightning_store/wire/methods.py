@@ -89,6 +89,8 @@ _ONCE: Final = (
     "AddResources",
     "UpdateResources",
     "ImportRollouts",
+    "DeleteWorkers",
+    "DeleteResources",
 )
 
 METHODS: Final[Mapping[str, Method]] = MappingProxyType(
@@ -99,6 +101,7 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
             *(Method(name, Repeat.ONCE) for name in _ONCE),
             Method("DequeueRollouts", Repeat.ONCE, wait_field="max_wait"),
             Method("UpdateWorker", Repeat.LWW, deadline_seconds=10.0),
+            Method("ReleaseWorker", Repeat.LWW, deadline_seconds=10.0),
             Method("StreamQuery", Repeat.READ, deadline_seconds=300.0, streams=True),
             Method("WaitForRollouts", Repeat.READ, wait_field="wait"),
             Method("WatchRollouts", Repeat.READ, deadline_seconds=300.0, streams=True),

@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from operator import attrgetter
-from typing import Final
+from typing import Final, TypeVar
 
 from lightning_store.backends.base import (
     Backend,
@@ -52,6 +52,9 @@ SHARED_TEXTS_MAX: Final = 8192
 """Texts of spans that are shared, the latest ones."""
 SHARED_CHARS_MAX: Final = 256
 """Longer texts are not shared: anybody may send them, and they would fill the memory."""
+
+
+SizedT = TypeVar("SizedT", WorkerRecord, ResourcesRecord)
 
 
 class _Rollout:
@@ -107,6 +110,16 @@ def _with_shared_texts(span: SpanRecord, rollout_id: str) -> SpanRecord:
 
 def _shared(text: str) -> str:
     return _shared_text(text) if len(text) <= SHARED_CHARS_MAX else text
+
+
+def _put(table: dict[str, SizedT], key: str, record: SizedT | None) -> int:
+    """Insert, replace or, for None, delete a record; how many bytes more it is than before."""
+    former = table.get(key)
+    if record is None:
+        table.pop(key, None)
+    else:
+        table[key] = record
+    return (0 if record is None else record.size_bytes) - (0 if former is None else former.size_bytes)
 
 
 def _queue_place(record: RolloutRecord) -> int | None:
@@ -327,14 +340,10 @@ class MemoryData(Loaded):
         for rollout_id, number in changes.sequences.items():
             if (entry := self._rollouts.get(rollout_id)) is not None:
                 entry.sequence = number
-        for worker in changes.workers.values():
-            former_worker = self._workers.get(worker.worker_id)
-            self._workers[worker.worker_id] = worker
-            self.other_bytes += worker.size_bytes - (0 if former_worker is None else former_worker.size_bytes)
-        for resources in changes.resources.values():
-            former = self._resources.get(resources.resources_id)
-            self._resources[resources.resources_id] = resources
-            self.other_bytes += resources.size_bytes - (0 if former is None else former.size_bytes)
+        for worker_id, worker in changes.workers.items():
+            self.other_bytes += _put(self._workers, worker_id, worker)
+        for resources_id, resources in changes.resources.items():
+            self.other_bytes += _put(self._resources, resources_id, resources)
         self._latest_resources = changes.latest_resources or self._latest_resources
         for reply in changes.replies.values():
             self._replies.put(reply)

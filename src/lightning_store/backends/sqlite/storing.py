@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from sqlite3 import Connection
 from typing import Any, Final
 
 from lightning_store.backends.base import Changes, Needs
-from lightning_store.backends.records import AttemptRecord, RolloutRecord
+from lightning_store.backends.records import AttemptRecord, ResourcesRecord, RolloutRecord, WorkerRecord
 from lightning_store.backends.sqlite import rows
 from lightning_store.backends.sqlite.loading import Pacer, SqliteLoaded, load
 from lightning_store.backends.sqlite.replies import Entry, ReplyIndex
@@ -259,14 +259,16 @@ class _Writer:
         loaded, totals = self._loaded, self._totals
         for worker_id, worker in changes.workers.items():
             old_worker = loaded.workers[worker_id]
-            totals.workers += old_worker is None
-            totals.other_bytes += worker.size_bytes - (0 if old_worker is None else old_worker.size_bytes)
-        await self._execute_many(rows.PUT_WORKER, list(changes.workers.values()))
+            totals.workers += (worker is not None) - (old_worker is not None)
+            totals.other_bytes += _size_of(worker) - _size_of(old_worker)
+        await self._execute_many(rows.PUT_WORKER, [one for one in changes.workers.values() if one is not None])
+        await self._execute_in("DELETE FROM workers WHERE worker_id IN (?*)", _deleted(changes.workers))
         for resources_id, resources in changes.resources.items():
             old = loaded.resources_by_id[resources_id]
-            totals.resources += old is None
-            totals.other_bytes += resources.size_bytes - (0 if old is None else old.size_bytes)
-        await self._execute_many(rows.PUT_RESOURCES, list(changes.resources.values()))
+            totals.resources += (resources is not None) - (old is not None)
+            totals.other_bytes += _size_of(resources) - _size_of(old)
+        await self._execute_many(rows.PUT_RESOURCES, [one for one in changes.resources.values() if one is not None])
+        await self._execute_in("DELETE FROM resources WHERE resources_id IN (?*)", _deleted(changes.resources))
         totals.latest_resources = changes.latest_resources or totals.latest_resources
 
     async def _put_replies(self, changes: Changes, replies: ReplyIndex) -> None:
@@ -286,6 +288,14 @@ class _Writer:
             self._connection.execute("DELETE FROM replies WHERE number <= ?", (expired,))
         await self._execute_many(rows.INSERT_REPLY, inserted)
         self.written.replies, self.written.expired = added, expired
+
+
+def _size_of(record: WorkerRecord | ResourcesRecord | None) -> int:
+    return 0 if record is None else record.size_bytes
+
+
+def _deleted(table: Mapping[str, object | None]) -> list[str]:
+    return [key for key, record in table.items() if record is None]
 
 
 async def drop_spans(connection: Connection, number: int, pacer: Pacer) -> int:

@@ -18,6 +18,7 @@ from lightning_store.testing.contract.queries import OtherQueriesContract, Rollo
 from lightning_store.testing.contract.queue import QueueContract
 from lightning_store.testing.contract.request_ids import RequestIdsContract
 from lightning_store.testing.contract.resources import ResourcesContract
+from lightning_store.testing.contract.retiring import ResourcesDeletionContract, WorkersEndContract
 from lightning_store.testing.contract.rollouts import MakingContract, UpdatingContract
 from lightning_store.testing.contract.spans import (
     AddingSpansContract,
@@ -64,6 +65,8 @@ class StoreContract(
     FeedContract,
     DeletionContract,
     DeletedContract,
+    WorkersEndContract,
+    ResourcesDeletionContract,
     RequestIdsContract,
 ):
     """Every fact of the contract, to be run on any store::

@@ -377,6 +377,9 @@ ID_CALLS: Final[dict[str, IdCall]] = {
     "update_worker": lambda store, one, id_: store.update_worker(id_),
     "cancel_rollouts": lambda store, one, id_: store.cancel_rollouts([one.rollout_id, id_]),
     "delete_rollouts": lambda store, one, id_: store.delete_rollouts([one.rollout_id, id_]),
+    "delete_workers": lambda store, one, id_: store.delete_workers(["w-no", id_]),
+    "delete_resources": lambda store, one, id_: store.delete_resources(["rs-no", id_]),
+    "release_worker": lambda store, one, id_: store.release_worker(id_),
     "wait_for_rollouts": lambda store, one, id_: store.wait_for_rollouts(rollout_ids=[id_], timeout=0),
 }
 """Each method that takes an id, called with it."""

@@ -25,19 +25,33 @@ class Scene:
     """A store with something of everything."""
 
     def __init__(
-        self, store: LightningStore, resources: ResourcesUpdate, running: AttemptedRollout, queued: list[Rollout]
+        self,
+        store: LightningStore,
+        old_resources: ResourcesUpdate,
+        resources: ResourcesUpdate,
+        running: AttemptedRollout,
+        queued: list[Rollout],
     ) -> None:
         self.store = store
+        self.old_resources = old_resources
         self.resources = resources
         self.running = running
         self.queued = queued
 
     @classmethod
     async def on(cls, store: LightningStore) -> Scene:
+        await store.update_worker("w0")
+        old_resources = await store.add_resources(some_llm("old"))
         resources = await store.add_resources(some_llm())
         running = await store.start_rollout("running", config=retrying(3), worker_id="w")
         await store.add_span(make_span(running))
-        return cls(store, resources, running, [await store.enqueue_rollout(f"task {number}") for number in range(4)])
+        return cls(
+            store,
+            old_resources,
+            resources,
+            running,
+            [await store.enqueue_rollout(f"task {number}") for number in range(4)],
+        )
 
     async def state(self) -> object:
         """All that is stored, as queries tell it."""
@@ -63,6 +77,8 @@ CALLS: Final[dict[str, Callable[[LightningStore, Scene], Awaitable[Any]]]] = {
     "update_rollout": lambda store, scene: store.update_rollout(scene.running.rollout_id, status="requeuing", input=2),
     "cancel_rollouts": lambda store, scene: store.cancel_rollouts([scene.queued[2].rollout_id]),
     "delete_rollouts": lambda store, scene: store.delete_rollouts([scene.queued[1].rollout_id]),
+    "delete_workers": lambda store, _: store.delete_workers(["w0", "w-no"]),
+    "delete_resources": lambda store, scene: store.delete_resources([scene.old_resources.resources_id]),
     "update_attempt": lambda store, scene: store.update_attempt(
         scene.running.rollout_id, scene.running.attempt.attempt_id, status="failed", metadata={"c": None}
     ),

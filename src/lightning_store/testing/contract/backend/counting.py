@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from lightning_store.backends.base import Backend, Changes, Loaded, Needs
 from lightning_store.backends.records import WorkerRecord
+from lightning_store.queries import ResourcesQuery, WorkerQuery
 from lightning_store.testing.contract.backend.base import (
     NOW,
     BackendContractBase,
@@ -85,6 +86,26 @@ class CountsContract(BackendContractBase):
         assert backend.stored_bytes > before
         await store(backend, WorkerRecord("w"), resources_record("rs-1", 3))
         assert backend.stored_bytes == before
+
+    async def test_x_deleted_workers_and_resources_are_gone(self, backend: Backend) -> None:
+        kept = WorkerRecord("kept", heartbeat_stats_json='"kept"')
+        await store(backend, kept, resources_record("rs-2"), latest_resources="rs-2")
+        before = backend.stored_bytes
+        gone = WorkerRecord("gone", heartbeat_stats_json='"gone"')
+        await store(backend, gone, resources_record("rs-1", resources_json='"gone"'))
+        changes = Changes()
+        changes.workers |= {"gone": None, "unknown": None}
+        changes.resources |= {"rs-1": None, "rs-no": None}
+        needs = Needs(workers=set(changes.workers), resources=set(changes.resources))
+        await transact(backend, needs, lambda _: changes)
+        await self.check(backend, workers=1, resources=1)
+        assert backend.stored_bytes == before
+        async with backend.snapshot() as snapshot:
+            assert await snapshot.worker("gone") is None
+            assert await snapshot.worker("kept") == kept
+            assert await snapshot.resources("rs-1") is None
+            assert [one.worker_id for one in (await snapshot.query_workers(WorkerQuery())).items] == ["kept"]
+            assert [one.resources_id for one in (await snapshot.query_resources(ResourcesQuery())).items] == ["rs-2"]
 
     async def test_x_counts_of_spans_that_were_evicted(self, backend: Backend) -> None:
         await store(backend, *running("ro-1", "at-1"), *(span_record("ro-1", "at-1", number) for number in range(3)))
