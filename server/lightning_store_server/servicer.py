@@ -31,7 +31,7 @@ from lightning_store.wire import transfer as transfers
 from lightning_store.wire.checks import require, required_text
 from lightning_store.wire.errors import write_span_outcome
 from lightning_store.wire.frames import with_rows
-from lightning_store.wire.methods import METHODS, REPEATED_METADATA, Method
+from lightning_store.wire.methods import ACCEPTED_METADATA, METHODS, REPEATED_METADATA, Method
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.feeds import FeedRuns
 from lightning_store_server.interceptors import Context, seconds_left
@@ -401,6 +401,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     async def WatchRollouts(
         self, request: rollout.WatchRolloutsRequest, context: Context
     ) -> AsyncIterator[rollout.WatchRolloutsResponse]:
+        await context.send_initial_metadata((ACCEPTED_METADATA,))
         after = request.after or None
         feed = self._store.watch_rollouts(selections.watched_from_proto(request), after=after)
         if after == NOW:

@@ -24,7 +24,16 @@ from lightning_store.store import LightningStore
 from lightning_store.text import clipped, printable
 from lightning_store.v1.session_pb2 import CallStatus, SessionCall, SessionRequest, SessionResponse
 from lightning_store.wire.errors import error_to_proto
-from lightning_store.wire.methods import METHODS, REPEATED_METADATA, REQUESTS, SERVICE, SESSION, Method, Repeat
+from lightning_store.wire.methods import (
+    ACCEPTED_METADATA,
+    METHODS,
+    REPEATED_METADATA,
+    REQUESTS,
+    SERVICE,
+    SESSION,
+    Method,
+    Repeat,
+)
 from lightning_store_server.admission import WAITS, Admission, Slot
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.interceptors import (
@@ -86,6 +95,7 @@ class SessionServicer(StoreServicer):
         if self._draining:
             session.take_no_more()
         try:
+            await context.send_initial_metadata((ACCEPTED_METADATA,))
             await session.serve(request_iterator)
         except Exception as error:
             await abort(PATH, context, error)

@@ -30,7 +30,10 @@ class Done:
 
 
 SENT = Done(cygrpc.OperationType.send_message)
-OPENED = [Done(cygrpc.OperationType.send_initial_metadata), Done(cygrpc.OperationType.receive_initial_metadata)]
+OPENED = [
+    Done(cygrpc.OperationType.send_initial_metadata),
+    Done(cygrpc.OperationType.receive_initial_metadata, initial_metadata=(("early", "1"),)),
+]
 
 
 def received(message):

@@ -26,16 +26,24 @@ from lightning_store.wire.errors import from_rpc_error
 from lightning_store.wire.methods import METHODS, REPEATED_METADATA, REPLIES, SERVICE, Method, Repeat
 from lightning_store.wire.times import duration_to_proto
 from lightning_store_client.channel import Connector, call_unary, replies_of
+from lightning_store_client.outages import Outages
 from lightning_store_client.retry import RetryPolicy, jittered
-from lightning_store_client.session import CALL_BYTES_MAX, Session, SessionRetired, SessionUnsupported, naming_server
+from lightning_store_client.session import (
+    CALL_BYTES_MAX,
+    Session,
+    SessionRetired,
+    SessionUnsupported,
+    StreamCut,
+    is_of_store,
+    naming_server,
+    was_cut,
+)
 
 logger = logging.getLogger("lightning_store_client")
 
 Attempt = Callable[[float, bool], Awaitable[Any]]
 """Sends the request once; takes the seconds that it may take, and whether it was sent before."""
 
-STATUS_DETAILS_KEY = "grpc-status-details-bin"
-"""Where gRPC carries the details that the server gives a status."""
 HEALTH_TIMEOUT_SECONDS = 2.0
 """What one probe of the server's health may take."""
 
@@ -76,6 +84,7 @@ class Calls:
         self._policy = policy
         self.clock = clock
         self._max_message_bytes = max_message_bytes
+        self._outages = Outages()
 
     @property
     def is_closed(self) -> bool:
@@ -122,6 +131,8 @@ class Calls:
                 return await self._send(rpc, data, seconds, repeated)
             except SessionRetired:
                 repeated = True
+            except StreamCut as cut:
+                raise cut.failure from None
             except grpc.RpcError as error:
                 raise self._failure(error) from None
 
@@ -166,8 +177,9 @@ class Calls:
     async def follow(self, rpc: str, request: Callable[[], Message]) -> AsyncGenerator[Any, None]:
         """The replies of a stream, for ever: where it ends or breaks off, it is opened again with a new ``request()``.
 
-        It may break off as often as calls are retried before the next reply comes; then the error is raised. A stream
-        that held for longer than a call may take counts as a reply.
+        It may fail as often as calls are retried; then the error is raised. A stream that the server had taken when it
+        broke off, as proxies cut those that last, does not count. Nor does one that held for longer than a call may
+        take.
         """
         method = METHODS[rpc]
         delays = list(self._policy.delays)
@@ -178,14 +190,18 @@ class Calls:
                 async with aclosing(replies_of(stub_method, request(), method.deadline_seconds)) as replies:
                     async for reply in replies:
                         delays = list(self._policy.delays)
+                        self._outages.end()
                         yield reply
             except grpc.RpcError as error:
                 failure = self._failure(error)
-                if self.clock.monotonic() - opened > self._policy.timeout_seconds:
+                cut = was_cut(error)
+                if cut:
+                    failure = StoreUnavailableError(f"{self._connector.endpoint}: the connection broke off: {failure}")
+                if cut or self.clock.monotonic() - opened > self._policy.timeout_seconds:
                     delays = list(self._policy.delays)
                 if not delays or not failure.may_pass:
                     raise failure from None
-                logger.info("%s: %s; opening it again", rpc, failure)
+                self._outages.note(rpc, failure, cut=cut)
                 await self._pause(failure, delays.pop(0), Deadline(self.clock, self._policy.timeout_seconds))
 
     async def is_healthy(self, seconds: float) -> bool:
@@ -214,9 +230,16 @@ class Calls:
         delays = [] if method.repeat is Repeat.LWW else list(self._policy.delays)
         repeated = False
         unanswered: StoreError | None = None
+        failure: StoreError
         while True:
+            cut = False
             try:
-                return await attempt(self._policy.attempt_timeout(deadline.left, len(delays)), repeated)
+                reply = await attempt(self._policy.attempt_timeout(deadline.left, len(delays)), repeated)
+                self._outages.end()
+                return reply
+            except StreamCut as stream_cut:
+                failure, cut = stream_cut.failure, True
+                delays = list(self._policy.delays) if delays else delays
             except SessionRetired as retired:
                 unanswered = unanswered or StoreUnavailableError(str(retired))
                 repeated = True
@@ -230,7 +253,7 @@ class Calls:
                 final = unanswered = failure
             if not delays or not failure.may_pass:
                 raise final
-            logger.info("%s: %s; trying again", method.name, failure)
+            self._outages.note(method.name, failure, cut=cut)
             await self._pause(failure, delays.pop(0), deadline)
             if deadline.left == 0:
                 raise final
@@ -242,7 +265,7 @@ class Calls:
         if isinstance(error, StoreError):
             return error
         failure = from_rpc_error(error)
-        if _is_of_store(error):
+        if is_of_store(error):
             return failure
         if isinstance(failure, CallCancelledError) and not self._connector.closed:
             failure = StoreUnavailableError(f"The server gave the call up: {failure}")
@@ -274,11 +297,6 @@ async def _call_on(session: Session, rpc: str, data: bytes, seconds: float, repe
     except StoreUnavailableError:
         session.retire()  # its server drains, say: another stream may lead to another server
         raise
-
-
-def _is_of_store(error: Any) -> bool:
-    """Whether the status is of the server's making, and not of gRPC's."""
-    return any(key == STATUS_DETAILS_KEY for key, _ in error.trailing_metadata() or ())
 
 
 def new_request_id() -> str:

@@ -33,6 +33,7 @@ from lightning_store.loops import forget_closed
 from lightning_store.v1.session_pb2 import SessionCall, SessionReply, SessionRequest, SessionResponse
 from lightning_store.wire.errors import error_from_proto, from_rpc_error
 from lightning_store.wire.frames import tag_of, varint
+from lightning_store.wire.methods import ACCEPTED_METADATA
 from lightning_store_client.streams import MessageStream, now, warn_of_grpc
 
 CALL_BYTES_MAX: Final = 1024 * 1024
@@ -45,6 +46,18 @@ TURN_CALLS_MAX: Final = 16
 TURN_BYTES_MAX: Final = 4096
 """… and so is a larger one at once: the server has something to do while the others are being made."""
 TIMEOUT_MS_MAX: Final = 2**32 - 1
+STATUS_DETAILS_KEY: Final = "grpc-status-details-bin"
+"""Where gRPC carries the details that the server gives a status."""
+CUT_CODES: Final = frozenset(
+    {
+        grpc.StatusCode.UNAVAILABLE,
+        grpc.StatusCode.INTERNAL,
+        grpc.StatusCode.UNKNOWN,
+        grpc.StatusCode.CANCELLED,
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+    }
+)
+"""What gRPC makes of a stream, or a connection, that somebody ends without a status."""
 
 _CALLS: Final = tag_of(SessionRequest, "calls")
 _REQUEST: Final = tag_of(SessionCall, "request")
@@ -70,6 +83,14 @@ class SessionUnsupported(Exception):
 
 class SessionRetired(Exception):
     """The session was ended because this process forks. Make the call on a new one; the server may have it."""
+
+
+class StreamCut(Exception):
+    """The session had been taken by the server, and broke off. Make the call again; the server may have it."""
+
+    def __init__(self, failure: StoreUnavailableError) -> None:
+        super().__init__(failure)
+        self.failure = failure
 
 
 class Session:
@@ -273,6 +294,9 @@ class Session:
             return SessionUnsupported()
         if isinstance(error, MessageTooLargeError):  # of several calls together; each of them may be small enough
             return SessionUnsupported(repeated=True)
+        if not self._closed and was_cut(failure):
+            message = f"{self._endpoint}: the connection broke off: {error}"
+            return StreamCut(StoreUnavailableError(message))
         if isinstance(error, CallCancelledError) and not self._closed:
             error = _given_up(error)
         return naming_server(error, self._endpoint)
@@ -293,6 +317,17 @@ class Session:
             with contextlib.suppress(KeyError):
                 _, waiting = self._waiting.popitem()
                 _call_soon(waiting.loop, _fail, waiting.reply, copy.copy(error))
+
+
+def was_cut(failure: Any) -> bool:
+    """Whether a stream that the server had taken was ended by somebody else, such as a proxy."""
+    taken = ACCEPTED_METADATA in [tuple(one) for one in failure.initial_metadata() or ()]
+    return taken and failure.code() in CUT_CODES and not is_of_store(failure)
+
+
+def is_of_store(failure: Any) -> bool:
+    """Whether the status is of the server's making, and not of gRPC's."""
+    return any(key == STATUS_DETAILS_KEY for key, _ in failure.trailing_metadata() or ())
 
 
 def naming_server(error: StoreError, endpoint: str) -> StoreError:

@@ -80,6 +80,7 @@ class MessageStream:
         """Read until the call is over, in this thread: ``take`` gets each message that comes, and ``sent`` is called
         when one has gone. AioRpcError if the call fails."""
         status: Any = None
+        initial: Any = ()
         while self._due:
             operations = self._call.next_event().batch_operations
             with self._lock:
@@ -94,6 +95,8 @@ class MessageStream:
                         begun = self._call.operate((cygrpc.ReceiveMessageOperation(NO_FLAGS),), None)
                         with self._lock:
                             self._due += begun
+                elif kind == cygrpc.OperationType.receive_initial_metadata:
+                    initial = operation.initial_metadata() or ()
                 elif kind == cygrpc.OperationType.send_message:
                     sent()
                 elif kind == cygrpc.OperationType.receive_status_on_client:
@@ -101,7 +104,9 @@ class MessageStream:
         code = status_code(status.code())
         if code is not grpc.StatusCode.OK:
             trailing = Metadata.from_tuple(status.trailing_metadata())
-            raise AioRpcError(code, Metadata(), trailing, status.details(), status.error_string())
+            raise AioRpcError(
+                code, Metadata.from_tuple(tuple(initial)), trailing, status.details(), status.error_string()
+            )
 
     def cancel(self) -> None:
         """End the call, if it is not over: ``run`` then raises that it was cancelled."""

@@ -19,6 +19,9 @@ from lightning_store.v1 import service_pb2
 
 REPEATED_METADATA: Final = ("lightning-store-repeated", "1")
 """Sent with a call that was sent before: the first one may still arrive. See ``lightning_store.engine.idempotency``."""
+ACCEPTED_METADATA: Final = ("lightning-store-accepted", "1")
+"""What a server sends as soon as it has taken a long stream, a session or a feed: if that breaks off, its client knows
+that the server was there."""
 
 SERVICE: Final = service_pb2.DESCRIPTOR.services_by_name["LightningStoreService"].full_name
 TRACE_SERVICE: Final = trace_service_pb2.DESCRIPTOR.services_by_name["TraceService"].full_name

@@ -1,0 +1,170 @@
+"""Proxies that cut every connection after a short life: neither feeds nor waits end, and the log is told once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+
+import pytest
+
+from lightning_store import InMemoryLightningStore, StoreUnavailableError
+from lightning_store.testing import SAFETY_SECONDS
+from lightning_store_client import LightningStoreClient
+from lightning_store_server import LightningStoreServer
+
+LIFE_SECONDS = 0.15
+QUICK = {"retry_delays": (0.02, 0.03), "health_retry_delays": ()}
+"""A budget that is used up long before the waits of these tests end."""
+
+
+class CuttingProxy:
+    """Hands bytes on, and cuts each connection when it has lived for so long."""
+
+    def __init__(self, endpoint: str, life_seconds: float) -> None:
+        self._host, _, port = endpoint.rpartition(":")
+        self._port = int(port)
+        self._life_seconds = life_seconds
+        self._connections = 0
+        self._connected = asyncio.Condition()
+
+    async def __aenter__(self) -> CuttingProxy:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.endpoint = f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+
+    async def until_connections(self, count: int) -> None:
+        """Return when there have been so many."""
+        async with self._connected:
+            await self._connected.wait_for(lambda: self._connections >= count)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with self._connected:
+            self._connections += 1
+            self._connected.notify_all()
+        server_reader, server_writer = await asyncio.open_connection(self._host, self._port)
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            async with asyncio.timeout(self._life_seconds):
+                await asyncio.gather(_hand_on(reader, server_writer), _hand_on(server_reader, writer))
+        writer.close()
+        server_writer.close()
+
+
+async def _hand_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()
+
+
+@contextlib.asynccontextmanager
+async def behind_a_proxy(store, life_seconds=LIFE_SECONDS, **settings):
+    async with (
+        LightningStoreServer(store, port=0) as server,
+        CuttingProxy(server.endpoint, life_seconds) as proxy,
+        LightningStoreClient(proxy.endpoint, **{**QUICK, **settings}) as client,
+    ):
+        yield client, proxy
+
+
+def run(scenario):
+    async def limited():
+        async with asyncio.timeout(2 * SAFETY_SECONDS):
+            await scenario()
+
+    asyncio.run(limited())
+
+
+def test_waits_go_on_over_any_number_of_connections():
+    store = InMemoryLightningStore()
+
+    async def scenario():
+        queued = await store.enqueue_rollout("task")
+        async with behind_a_proxy(store) as (client, proxy):
+            waiting = asyncio.create_task(client.wait_for_rollouts([queued.rollout_id], timeout=60))
+            claiming = asyncio.create_task(client.dequeue_many_rollouts(limit=2, worker_id="w", max_wait=60))
+            [claimed] = await claiming
+            await proxy.until_connections(8)
+            await store.update_attempt(claimed.rollout_id, "latest", status="succeeded")
+            [ended] = await waiting
+            assert ended.status == "succeeded"
+
+    run(scenario)
+
+
+def test_a_claim_that_waits_goes_on_and_claims_once():
+    store = InMemoryLightningStore()
+
+    async def scenario():
+        async with behind_a_proxy(store) as (client, proxy):
+            claiming = asyncio.create_task(client.dequeue_rollout("w", max_wait=60))
+            await proxy.until_connections(8)
+            queued = await store.enqueue_rollout("task")
+            claimed = await claiming
+            assert (claimed.rollout_id, claimed.attempt.sequence_id) == (queued.rollout_id, 1)
+
+    run(scenario)
+
+
+def test_a_feed_without_news_goes_on():
+    store = InMemoryLightningStore()
+
+    async def scenario():
+        async with behind_a_proxy(store) as (client, proxy):
+            following = asyncio.ensure_future(anext(client.watch_rollouts()))
+            await proxy.until_connections(8)
+            queued = await store.enqueue_rollout("task")
+            await store.cancel_rollouts([queued.rollout_id])
+            assert (await following).rollout.rollout_id == queued.rollout_id
+
+    run(scenario)
+
+
+def test_what_is_cut_is_no_outage_and_a_server_that_is_away_is_told_once(caplog):
+    store = InMemoryLightningStore()
+
+    async def scenario():
+        async with behind_a_proxy(store) as (client, proxy):
+            waiting = asyncio.create_task(client.dequeue_rollout("w", max_wait=60))
+            await proxy.until_connections(4)
+            assert warnings(caplog) == []
+            waiting.cancel()
+        async with LightningStoreClient("127.0.0.1:9", retry_delays=(0.01, 0.01, 0.01)) as client:
+            calls = [client.statistics() for _ in range(5)]
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert {type(one) for one in results} == {StoreUnavailableError}
+        assert len(warnings(caplog)) == 1
+        assert "GetStatistics: 127.0.0.1:9: " in warnings(caplog)[0]
+
+    with caplog.at_level(logging.INFO):
+        run(scenario)
+
+
+def test_the_end_of_an_outage_is_told_and_the_next_one_is_another(rig, broken, caplog):
+    async def scenario():
+        client = rig.client()
+        for _ in range(2):
+            rig.proxy.breaks("GetStatistics", broken(), broken())
+            await client.statistics()
+
+    with caplog.at_level(logging.INFO):
+        run(scenario)
+    levels = [record.levelname for record in caplog.records if record.name == "lightning_store_client"]
+    assert levels == ["WARNING", "INFO", "INFO"] * 2
+    assert caplog.text.count("calls succeed again") == 2
+
+
+def warnings(caplog):
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+@pytest.mark.parametrize("retry_delays", [()])
+def test_a_client_that_does_not_retry_does_not(retry_delays):
+    async def scenario():
+        async with behind_a_proxy(InMemoryLightningStore(), retry_delays=retry_delays) as (client, _):
+            with pytest.raises(StoreUnavailableError, match="broke off"):
+                await client.dequeue_rollout("w", max_wait=60)
+
+    run(scenario)
