@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from lightning_store import LLM, RolloutConfig, Span
+from lightning_store.backends.sqlite import loading
 from lightning_store.engine.idempotency import request_scope
 from lightning_store.errors import CursorUnknownError, StoreUnavailableError
 from lightning_store.sqlite_store import SqliteLightningStore
@@ -119,6 +121,27 @@ async def test_the_time_of_the_store_does_not_go_back(path, clock, caplog):
         assert second.start_time == pytest.approx(made.start_time + 61)
         with request_scope("id-1", repeated=True):
             assert await store.enqueue_rollout("first") != made
+
+
+async def test_what_is_not_retained_goes_by_its_size(path, clock, monkeypatch):
+    """A transaction deletes a few large rollouts only, so that nobody waits for long."""
+    monkeypatch.setattr(loading, "EXPENDABLE_BYTES", 100_000)
+    with opened(path, clock, retain_finished_seconds=60) as store:
+        for number in range(5):
+            rollout = await store.start_rollout(number)
+            await store.add_span(make_span(rollout, attributes={"text": "x" * 60_000}))
+            await store.update_attempt(rollout.rollout_id, rollout.attempt.attempt_id, status="succeeded")
+        clock.advance(61)
+        await store.enqueue_rollout("new")
+        with sqlite3.connect(path) as connection:
+            [stored] = connection.execute("SELECT count(*) FROM rollouts").fetchone()
+            assert stored > 3  # the call has deleted one, and the timer perhaps another
+        connection.close()
+        for _ in range(4):
+            clock.advance(0.01)
+            await store.update_worker("w")
+        assert [one.input for one in await store.query_rollouts()] == ["new"]
+        assert (await store.statistics())["total_spans"] == 0
 
 
 async def finish(store: SqliteLightningStore, name: str) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 from lightning_store import EnqueueRolloutRequest, InMemoryLightningStore, InvalidArgumentError
 from lightning_store.engine.engine import DELETION_BATCH
+from lightning_store.engine.executor import DUE_BATCH
 from lightning_store.testing import FakeClock
 from lightning_store.testing.contract.base import make_span, report, within_safety
 
@@ -151,6 +152,21 @@ async def test_any_number_may_go_at_once(clock: FakeClock, policy: dict[str, Any
     clock.advance(61)
     [last] = await ended(store)
     assert await kept(store) == [last]
+
+
+async def test_no_call_waits_for_all_that_goes(clock: FakeClock):
+    """Each deletes some of it, and the rest goes without any call."""
+    store = InMemoryLightningStore(clock=clock, retain_finished_seconds=60)
+    finished = await store.enqueue_many_rollouts([EnqueueRolloutRequest(input=1)] * (2 * MANY))
+    await store.cancel_rollouts([rollout.rollout_id for rollout in finished])
+    clock.advance(61)
+    new = await store.enqueue_rollout("new")
+    left = await kept_without_a_call(store)
+    assert len(left) == 2 * MANY - 2 * DUE_BATCH + 1  # the timer has fired too
+    for _ in range(4):
+        clock.advance(0.01)
+        left = await kept_without_a_call(store)
+    assert left == [new.rollout_id]
 
 
 async def test_nothing_of_it_is_left_in_memory(clock: FakeClock):

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import os
 import sqlite3
-import tempfile
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from lightning_store.backends.sqlite import SqliteBackend, reading, replies, spo
 from lightning_store.backends.sqlite import backend as backend_module
 from lightning_store.backends.sqlite.file import wal_bytes
 from lightning_store.backends.sqlite.readers import READERS_MAX
-from lightning_store.errors import ResourceExhaustedError, StoreUnavailableError
+from lightning_store.errors import StoreUnavailableError
 from lightning_store.queries import RolloutQuery
 from lightning_store.testing.contract.backend.base import (
     changes_of,
@@ -86,17 +85,22 @@ async def test_a_long_list_is_on_the_disk_and_stays_as_it_was(backend, path, mon
     assert set(os.listdir(path.parent)) == {"store.db", "store.db-shm", "store.db-wal", "store.db.lock"}
 
 
-async def test_a_long_list_without_room_is_refused(backend, monkeypatch):
+@pytest.mark.parametrize("room", [0, 100_000])
+async def test_a_long_list_for_which_the_disk_has_no_room_is_in_memory(backend, monkeypatch, room):
     monkeypatch.setattr(spool, "MEMORY_BYTES_MAX", 0)
-    await store(backend, *(rollout_record(f"ro-{number:04}") for number in range(300)))
+    made = [rollout_record(f"ro-{number:04}", input_json=f'"{"x" * 500}"') for number in range(600)]
+    await store(backend, *made)
+    write = os.pwrite
 
-    def full(**_: Any) -> Any:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    def write_to_full_disk(file: int, data: bytes, offset: int) -> int:
+        if offset >= room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(file, data[: room - offset], offset)
 
-    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    monkeypatch.setattr(os, "pwrite", write_to_full_disk)
     async with backend.snapshot() as snapshot:
-        with pytest.raises(ResourceExhaustedError, match="no room for a long list"):
-            await snapshot.query_rollouts(RolloutQuery())
+        listed = await snapshot.query_rollouts(RolloutQuery())
+    assert [row.rollout.rollout_id for row in listed.items] == [one.rollout_id for one in made]
 
 
 async def deleted(backend: SqliteBackend, *records: RolloutRecord) -> None:

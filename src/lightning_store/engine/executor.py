@@ -54,7 +54,8 @@ GROUP_ROWS_MAX: Final = 500
 GROUP_BYTES_MAX: Final = 2 * 1024 * 1024
 """Bytes likewise."""
 DUE_BATCH: Final = 500
-"""Rollouts that one transaction expires, and deletes: as many as hold up other calls for some milliseconds only."""
+"""Rollouts that one transaction expires, and deletes at the most: as many as hold up other calls for some milliseconds
+only."""
 TRIES_MAX: Final = 20
 """Transactions in a row that may end with a conflict, or without an answer. Then the operations fail as unavailable."""
 LOOK_AGAIN_SECONDS: Final = 1.0
@@ -450,8 +451,8 @@ class Executor:
         return Due(now, DUE_BATCH, since, self._policy.retain_finished_count)
 
     async def _expire(self, transaction: Transaction, view: View) -> bool:
-        """End the attempts whose deadline has passed, and delete what is not retained. False if there may be more of it
-        than one transaction should take."""
+        """End the attempts whose deadline has passed, and delete some of what is not retained: nobody waits for all of
+        it. False if there may be more attempts than one transaction should take."""
         overdue, expendable = view.loaded.overdue, view.loaded.expendable
         left: list[tuple[Callable[[View, str], object], str]] = [
             *((rules.expire, rollout_id) for rollout_id in overdue),
@@ -469,7 +470,7 @@ class Executor:
                     left.append((rule, rollout_id))
             if left:
                 await transaction.load(missing)
-        return len(overdue) < DUE_BATCH and len(expendable) < DUE_BATCH
+        return len(overdue) < DUE_BATCH
 
     def _watch(self, view: View) -> None:
         """See to it that somebody looks when what was changed is due."""
@@ -484,6 +485,8 @@ class Executor:
         seconds = self._policy.retain_finished_seconds
         if seconds is not None and view.effects.ended:
             earliest = view.now + seconds if earliest is None else min(earliest, view.now + seconds)
+        if view.loaded.expendable:  # there may be more of it
+            earliest = view.now
         if earliest is not None:
             self.timer.watch(earliest)
 
@@ -518,11 +521,17 @@ class Executor:
         return memory_full(stored, limits.limit_bytes) if stored > limits.limit_bytes else None
 
     async def _act_on_due(self, before: str) -> None:
-        """Delete what is not retained, among other things. Not in a group: this may be called for one."""
-        due = _Call(ActOnDue(), None, True)
-        await self._run([due], alone=True)
+        """Delete all that is not retained, among other things. Not in a group: this may be called for one."""
+        due: _Call[Any] | None = None
+        while due is None or (due.error is None and await self._has_due()):
+            due = _Call(ActOnDue(), None, True)
+            await self._run([due], alone=True)
         if due.error is not None:
             logger.warning("What is due was not done before %s: %r", before, due.error)
+
+    async def _has_due(self) -> bool:
+        async with self._backend.snapshot() as snapshot:
+            return await snapshot.has_due(self._due(self._clock.now()))
 
     async def _drop_excess(self, limits: MemoryLimits) -> None:
         """Of spans, which have a limit of their own: those of the rollouts that ended first go."""

@@ -18,6 +18,10 @@ STRETCH_SECONDS: Final = 0.002
 """How long the work of a transaction may hold the event loop at a stretch."""
 
 
+EXPENDABLE_BYTES: Final = 4 * 1024 * 1024
+"""Spans of rollouts that are not retained which one transaction deletes; one rollout may have more."""
+
+
 class Pacer:
     """Lets others in between."""
 
@@ -242,7 +246,8 @@ def overdue(connection: Connection, due: Due) -> Sequence[str]:
 
 
 def expendable(connection: Connection, due: Due) -> Sequence[str]:
-    """Up to ``due.limit`` rollouts that are not to be retained, those that ended first."""
+    """Up to ``due.limit`` rollouts that are not to be retained, those that ended first, with so many bytes of spans as
+    one transaction should delete."""
     if due.retain_count is None and due.retain_since is None:
         return ()
     excess = 0
@@ -250,14 +255,18 @@ def expendable(connection: Connection, due: Due) -> Sequence[str]:
         [completed] = connection.execute("SELECT completed FROM totals").fetchone()
         excess = completed - due.retain_count
     statement = """
-        SELECT r.rollout_id, r.completion_time
+        SELECT r.rollout_id, r.completion_time, r.span_bytes
         FROM completions c CROSS JOIN rollouts r ON r.number = c.rollout ORDER BY c.position LIMIT ?
     """
-    found = []
+    found: list[str] = []
+    found_bytes = 0
     cursor = connection.execute(statement, (due.limit,))
-    for place, (rollout_id, time) in enumerate(cursor):
+    for place, (rollout_id, time, span_bytes) in enumerate(cursor):
         if place >= excess and (due.retain_since is None or time is None or time >= due.retain_since):
             break  # those that follow ended later
+        found_bytes += span_bytes
+        if found and found_bytes > EXPENDABLE_BYTES:
+            break
         found.append(rollout_id)
     cursor.close()
     return found

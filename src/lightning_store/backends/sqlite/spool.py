@@ -9,12 +9,10 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar, overload
 
-from lightning_store.errors import ResourceExhaustedError
-
 T = TypeVar("T")
 
 MEMORY_BYTES_MAX: Final = 4 * 1024 * 1024
-"""What a list keeps in memory; the rest is in a file without a name, beside the database."""
+"""What a list keeps in memory; the rest is in a file without a name beside the database, if there is room for it."""
 
 
 class Spool(Sequence[T]):
@@ -25,12 +23,9 @@ class Spool(Sequence[T]):
         chunk_rows: How many rows are read again at a time.
         record: Makes a record of a row.
         folder: Where the file is.
-
-    Raises:
-        ResourceExhaustedError: There is no room for it.
     """
 
-    __slots__ = ("__weakref__", "_chunk_rows", "_chunks", "_file", "_last", "_length", "_record")
+    __slots__ = ("__weakref__", "_chunk_rows", "_chunks", "_end", "_file", "_last", "_length", "_record")
 
     def __init__(
         self,
@@ -41,37 +36,36 @@ class Spool(Sequence[T]):
     ) -> None:
         self._chunk_rows = chunk_rows
         self._record = record
-        self._length = 0
+        self._length = self._end = 0
         self._chunks: list[bytes | tuple[int, int]] = []
         """Each in memory, or its place in the file and its length."""
         self._last: tuple[int, Sequence[T]] | None = None
         """The chunk that was looked at last, with its number."""
         self._file: int | None = None
-        try:
-            self._fill(chunks, folder)
-        except OSError as error:
-            message = f"there is no room for a long list in {folder}: {error.strerror}"
-            raise ResourceExhaustedError(message, limit="disk") from error
-
-    def _fill(self, chunks: Iterable[Sequence[tuple[Any, ...]]], folder: str) -> None:
-        file = None
-        in_memory = in_file = 0
+        in_memory = 0
         for rows in chunks:
             self._length += len(rows)
             data = marshal.dumps(list(rows))
-            if file is None and in_memory + len(data) <= MEMORY_BYTES_MAX:
-                self._chunks.append(data)
-                in_memory += len(data)
-                continue
-            if file is None:
+            place = None
+            if in_memory + len(data) > MEMORY_BYTES_MAX:
+                place = self._put(data, folder)
+            self._chunks.append(data if place is None else place)
+            in_memory += len(data) if place is None else 0
+
+    def _put(self, data: bytes, folder: str) -> tuple[int, int] | None:
+        """Write it to the end of the file; None where that is not possible."""
+        try:
+            if self._file is None:
                 file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - it goes with the list
                 weakref.finalize(self, file.close)
                 self._file = file.fileno()
-            file.write(data)
-            self._chunks.append((in_file, len(data)))
-            in_file += len(data)
-        if file is not None:
-            file.flush()
+            if os.pwrite(self._file, data, self._end) < len(data):
+                return None
+        except OSError:
+            return None
+        place = self._end, len(data)
+        self._end += len(data)
+        return place
 
     def __len__(self) -> int:
         return self._length
