@@ -65,7 +65,12 @@ class LightningStoreThreaded(ForwardingStore):
 
     async def run(self, call: Coroutine[Any, Any, T]) -> T:
         """The result of ``call``, which is one of ``store``'s own, on the event loop that this has."""
-        return await self._running_thread().run(call)
+        try:
+            thread = self._running_thread()
+        except BaseException:  # it was closed
+            call.close()
+            raise
+        return await thread.run(call)
 
     async def _forward(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return await self.run(getattr(self.store, method)(*args, **kwargs))
