@@ -146,8 +146,8 @@ class Loaded(ABC):
         self.overdue: Sequence[str] = ()
         """Up to ``due.limit`` rollouts whose deadline has passed, the earliest first."""
         self.expendable: Sequence[str] = ()
-        """Up to ``due.limit`` rollouts that are not to be retained, those that ended first: fewer where these are many
-        bytes. None only if there is none."""
+        """Up to ``due.limit`` rollouts that are not to be retained, those that ended first: fewer where a
+        transaction should not delete as many. None only if there is none."""
 
     @abstractmethod
     def reply(self, request_id: str) -> ReplyRecord | None:

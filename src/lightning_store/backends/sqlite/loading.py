@@ -18,6 +18,8 @@ STRETCH_SECONDS: Final = 0.002
 """How long the work of a transaction may hold the event loop at a stretch."""
 
 
+EXPENDABLE_MAX: Final = 50
+"""Rollouts that are not retained which one transaction deletes: calls that are in it too wait for some milliseconds."""
 EXPENDABLE_BYTES: Final = 4 * 1024 * 1024
 """Spans of rollouts that are not retained which one transaction deletes; one rollout may have more."""
 
@@ -246,8 +248,8 @@ def overdue(connection: Connection, due: Due) -> Sequence[str]:
 
 
 def expendable(connection: Connection, due: Due) -> Sequence[str]:
-    """Up to ``due.limit`` rollouts that are not to be retained, those that ended first, with so many bytes of spans as
-    one transaction should delete."""
+    """Rollouts that are not to be retained, those that ended first: as many as one transaction should delete, and not
+    more than ``due.limit``."""
     if due.retain_count is None and due.retain_since is None:
         return ()
     excess = 0
@@ -260,7 +262,7 @@ def expendable(connection: Connection, due: Due) -> Sequence[str]:
     """
     found: list[str] = []
     found_bytes = 0
-    cursor = connection.execute(statement, (due.limit,))
+    cursor = connection.execute(statement, (min(due.limit, EXPENDABLE_MAX),))
     for place, (rollout_id, time, span_bytes) in enumerate(cursor):
         if place >= excess and (due.retain_since is None or time is None or time >= due.retain_since):
             break  # those that follow ended later
