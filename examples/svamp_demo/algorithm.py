@@ -23,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from examples.svamp_demo.messages import POLICY, PolicyWeights, Task
 from examples.svamp_demo.policy import Adam, Episode, Vector, encode, initial_weights, policy_gradient
 from examples.svamp_demo.problems import DataError, Problem, ProblemSet, obtain
+from examples.svamp_demo.processes import patient_client
 from examples.svamp_demo.report import IterationRecord, Report, Summary
 from examples.svamp_demo.tracing import TRY_SPAN, Try, read_tries
 from lightning_store import (
@@ -35,7 +36,6 @@ from lightning_store import (
     RolloutMode,
 )
 from lightning_store.errors import StoreError
-from lightning_store_client import LightningStoreClient
 
 ROLLOUT_CONFIG: Final = RolloutConfig(
     timeout_seconds=30.0,
@@ -236,7 +236,7 @@ def progress_bar(console: Console) -> Progress:
 
 
 async def _train(endpoint: str, problems: ProblemSet, settings: Settings, report: Report, console: Console) -> Summary:
-    async with LightningStoreClient(endpoint) as store:
+    async with patient_client(endpoint) as store:
         with progress_bar(console) as progress:
             return await Trainer(store, problems, settings, report).run(progress)
 

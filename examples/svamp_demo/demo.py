@@ -5,24 +5,29 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 from examples.svamp_demo.messages import POLICY, PolicyWeights
 from examples.svamp_demo.problems import DataError, ProblemSet, obtain
-from examples.svamp_demo.processes import PROJECT_ROOT, Child, Children, StartError
+from examples.svamp_demo.processes import PROJECT_ROOT, SERVER_COMMAND, Child, Children, StartError, patient_client
 from lightning_store import LightningStore
 from lightning_store.errors import StoreError
-from lightning_store_client import LightningStoreClient
 
 DEFAULT_OUTPUT: Final = PROJECT_ROOT / "out" / "svamp_demo"
 
 POLL_SECONDS: Final = 0.05
 SETTLE_SECONDS: Final = 0.05
 """How long after a runner was halted its last call may still be on the way to the store."""
+
+
+HalfWay: TypeAlias = Callable[[LightningStore], Awaitable[bool]]
+"""Tells whether it is time to kill something."""
 
 
 class RunError(RuntimeError):
@@ -40,6 +45,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=_positive, metavar="N", help="rollouts a step (48; quick: 24)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="split, order and draws (%(default)s)")
     parser.add_argument("--kill-runner", action="store_true", help="SIGKILL a runner at work half way through")
+    parser.add_argument(
+        "--database",
+        default="memory:",
+        metavar="memory:|sqlite:PATH",
+        help="where the server keeps the data (%(default)s)",
+    )
+    parser.add_argument(
+        "--kill-server",
+        action="store_true",
+        help="SIGKILL the server half way through, and start it on its database again",
+    )
     parser.add_argument("--quick", action="store_true", help="a small run")
     parser.add_argument(
         "--output",
@@ -54,6 +70,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.batch_size = options.batch_size or (24 if options.quick else 48)
     if options.kill_runner and options.runners < 2:
         parser.error("--kill-runner leaves nobody to do the work: give --runners 2 or more")
+    if options.kill_server and options.database == "memory:":
+        parser.error("--kill-server loses everything in memory: give --database sqlite:PATH")
+    if options.server is not None and options.database != "memory:":
+        parser.error("--database is for a server that this starts, and --server names one that runs already")
     if options.seed < 0:
         parser.error("--seed must not be negative")
     return options
@@ -96,23 +116,36 @@ async def _run(options: argparse.Namespace, problems: ProblemSet) -> None:
         essential: list[Child] = []
         endpoint = options.server
         if endpoint is None:
-            server, endpoint = await children.start_server()
+            server, endpoint = await children.start_server(options.database)
             essential.append(server)
+        former = await _latest_weights(endpoint)
         runners = [
             await children.start_module(name, "runner", ["--server", endpoint, "--worker-id", name])
             for name in (f"runner-{index}" for index in range(options.runners))
         ]
         algorithm = await children.start_module("algorithm", "algorithm", _passed_on(options, endpoint), logged=False)
         _say(f"server at {endpoint}, 1 algorithm, {len(runners)} runners; their output is in {options.output}")
-        killing = asyncio.create_task(_kill_half_way(endpoint, runners, options)) if options.kill_runner else None
+        half_way = partial(_half_way, former=former, iterations=options.iterations)
+        killings: dict[str, asyncio.Task[None]] = {}
+        if options.kill_runner:
+            killings["runner"] = asyncio.create_task(_kill_runner(endpoint, runners, half_way))
+        if options.kill_server:
+            killings["server"] = asyncio.create_task(
+                _kill_server(endpoint, options.database, children, essential, half_way)
+            )
         try:
             await _see_through(algorithm, essential, runners)
         finally:
-            if killing is not None and not killing.done():
-                killing.cancel()
-                _say("no runner was killed: the run was over before one was found at work; give it more --iterations")
-            if killing is not None:
-                await asyncio.gather(killing, return_exceptions=True)
+            for name, killing in killings.items():
+                if not killing.done():
+                    killing.cancel()
+                    _say(f"no {name} was killed: the run was over before it was time; give it more --iterations")
+            await asyncio.gather(*killings.values(), return_exceptions=True)
+    for name, killing in killings.items():
+        if not killing.cancelled() and (error := killing.exception()) is not None:
+            raise RunError(f"the {name} was not killed, or did not come back: {error}")
+    if options.database != "memory:":
+        _say(f"what is left behind:\n  {SERVER_COMMAND} export --database {shlex.quote(options.database)}")
 
 
 def _passed_on(options: argparse.Namespace, endpoint: str) -> list[str]:
@@ -144,27 +177,50 @@ async def _see_through(algorithm: Child, essential: Sequence[Child], runners: Se
         raise RunError(f"the algorithm ended with exit code {algorithm.process.returncode}")
 
 
-# --- Killing a runner ------------------------------------------------------------------------------------------------
+# --- Killing processes -----------------------------------------------------------------------------------------------
 
 
-async def _kill_half_way(endpoint: str, runners: Sequence[Child], options: argparse.Namespace) -> None:
+async def _kill_runner(endpoint: str, runners: Sequence[Child], half_way: HalfWay) -> None:
     """SIGKILL one runner while it holds a rollout, once half of the iterations are done."""
-    async with LightningStoreClient(endpoint) as store:
+    async with patient_client(endpoint) as store:
         for runner in itertools.cycle(runners):
             await asyncio.sleep(POLL_SECONDS)
-            if await _iterations_done(store) < options.iterations // 2:
+            if not await half_way(store):
                 continue
             if await _kill_if_busy(store, runner):
                 _say(f"  killed {runner.name} in the middle of a rollout")
                 return
 
 
-async def _iterations_done(store: LightningStore) -> int:
-    """How far training is, as the weights published last tell."""
+async def _kill_server(
+    endpoint: str, database: str, children: Children, essential: list[Child], half_way: HalfWay
+) -> None:
+    """SIGKILL the server once half of the iterations are done, and start it again in the same place."""
+    async with patient_client(endpoint) as store:
+        while not await half_way(store):
+            await asyncio.sleep(POLL_SECONDS)
+    server = essential.pop()
+    server.signal(signal.SIGKILL)
+    await server.process.wait()
+    _say("  killed the server")
+    again, _ = await children.start_server(database, endpoint, name="server-again")
+    essential.append(again)
+    _say(f"  started the server on {database} again")
+
+
+async def _latest_weights(endpoint: str) -> str | None:
+    """The id of the weights that are there already, of another run."""
+    async with patient_client(endpoint) as store:
+        latest = await store.get_latest_resources()
+    return None if latest is None else latest.resources_id
+
+
+async def _half_way(store: LightningStore, *, former: str | None, iterations: int) -> bool:
+    """Whether half of the iterations are done, as the weights published last tell."""
     latest = await store.get_latest_resources()
-    if latest is None or POLICY not in latest.resources:
-        return 0
-    return PolicyWeights.of(latest.resources[POLICY]).iteration
+    if latest is None or latest.resources_id == former or POLICY not in latest.resources:
+        return False
+    return PolicyWeights.of(latest.resources[POLICY]).iteration >= iterations // 2
 
 
 async def _kill_if_busy(store: LightningStore, runner: Child) -> bool:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from lightning_store_client import LightningStoreClient
+
 PROJECT_ROOT: Final = Path(__file__).resolve().parents[2]
 SERVER_COMMAND: Final = "lightning-store-grpc"
 START_SECONDS: Final = 30.0
@@ -105,10 +107,15 @@ class Children:
             name, [sys.executable, "-m", f"examples.svamp_demo.{module}", *arguments], logged=logged
         )
 
-    async def start_server(self) -> tuple[Child, str]:
-        """Start the store's server on a free port; the process and its endpoint, ``host:port``."""
+    async def start_server(
+        self, database: str, endpoint: str = f"{_HOST}:0", *, name: str = "server"
+    ) -> tuple[Child, str]:
+        """Start the store's server on a free port, or on the port of ``endpoint``; the process and its endpoint,
+        ``host:port``."""
+        host, _, port = endpoint.rpartition(":")
+        command = [_server_command(), "serve", "--host", host, "--port", port, "--database", database]
         try:
-            server = await self.start("server", [_server_command(), "serve", "--host", _HOST, "--port", "0"])
+            server = await self.start(name, command)
         except OSError as error:
             raise StartError(f"cannot start {SERVER_COMMAND}: {error.strerror}; install the extra 'server'") from error
         try:
@@ -137,6 +144,11 @@ async def _wait_until_ready(server: Child) -> str:
         if found is not None:
             return found.group()
         await asyncio.sleep(0.05)
+
+
+def patient_client(endpoint: str) -> LightningStoreClient:
+    """A client that gets over the time that a server takes to come back, on a busy machine too."""
+    return LightningStoreClient(endpoint, timeout=120.0, retry_delays=(0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0))
 
 
 def _server_command() -> str:

@@ -18,10 +18,10 @@ import numpy as np
 
 from examples.svamp_demo.messages import POLICY, PolicyWeights, Task
 from examples.svamp_demo.policy import Vector, best, encode, probabilities, sample
+from examples.svamp_demo.processes import patient_client
 from examples.svamp_demo.tracing import Recorder, Try
 from lightning_store import AttemptedRollout, LightningStore
 from lightning_store.errors import StoreTimeoutError, StoreUnavailableError
-from lightning_store_client import LightningStoreClient
 
 WAIT_SECONDS: Final = 0.5
 """How long one call waits for a rollout; between two calls the runner looks whether it is to stop."""
@@ -95,7 +95,7 @@ async def _serve(endpoint: str, worker_id: str) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with LightningStoreClient(endpoint) as store:
+    async with patient_client(endpoint) as store:
         _log.info("%s works for %s", worker_id, endpoint)
         runner = Runner(store, worker_id)
         async with store.worker(worker_id, interval=HEARTBEAT_SECONDS, stats=runner.stats):

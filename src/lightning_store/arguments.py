@@ -69,6 +69,16 @@ def named_resources(resources: object) -> dict[str, Resource]:
     return named
 
 
+def database_path(database: str) -> str | None:
+    """The path of ``"sqlite:PATH"``, None for ``"memory:"``. ValueError for anything else."""
+    kind, _, path = database.partition(":")
+    if database == "memory:":
+        return None
+    if kind != "sqlite" or not path:
+        raise InvalidArgumentError(f"{database!r} is neither memory: nor sqlite:PATH", field="database")
+    return path
+
+
 def check_id(argument: str, value: object) -> None:
     """TypeError unless ``value`` is text, ValueError if it is empty or cannot be sent."""
     if not isinstance(value, str):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import os
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,8 +48,8 @@ def endpoint(served: Any) -> str:
     return str(served.endpoint)
 
 
-@pytest.fixture(params=["theirs", "in-process", "grpc"])
-def make_store(request: pytest.FixtureRequest) -> Callable[[], Any]:
+@pytest.fixture(params=["theirs", "in-process", "database", "grpc"])
+def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Any]:
     """Makes an empty store: Agent Lightning's own, or one of ours."""
     import lightning_store_agentlightning as ours
 
@@ -55,5 +57,8 @@ def make_store(request: pytest.FixtureRequest) -> Callable[[], Any]:
         return lambda: agentlightning.InMemoryLightningStore(thread_safe=True, scan_debounce_seconds=0)
     if request.param == "in-process":
         return ours.InProcessLightningStore
+    if request.param == "database":
+        numbers = itertools.count()
+        return lambda: ours.InProcessLightningStore(f"sqlite:{tmp_path}/store{next(numbers)}.db")
     where = request.getfixturevalue("endpoint")
     return lambda: ours.GrpcLightningStore(where)

@@ -424,6 +424,31 @@ def test_the_options_of_the_store_in_process():
     asyncio.run(main())
 
 
+def test_a_store_in_process_on_a_database_survives(tmp_path):
+    database = f"sqlite:{tmp_path}/runs.db"
+
+    async def main():
+        store = InProcessLightningStore(database, strict=True)
+        queued = await store.enqueue_rollout({"task": 1})
+        with pytest.raises(ValueError, match="rs-unknown"):
+            await store.enqueue_rollout("task", resources_id="rs-unknown")
+        with pytest.raises(ConnectionError, match="in use"):
+            InProcessLightningStore(database)
+        store.close()
+        store.close()
+        again = InProcessLightningStore(database)
+        assert await again.get_rollout_by_id(queued.rollout_id) == queued
+        again.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("database", ["runs.db", "sqlite:", "postgres:x"])
+def test_databases_that_there_are_not(database):
+    with pytest.raises(ValueError, match="neither memory: nor sqlite:PATH"):
+        InProcessLightningStore(database)
+
+
 def test_what_their_interface_has_no_name_for():
     async def main():
         store = InProcessLightningStore()

@@ -100,6 +100,22 @@ def test_our_strategy(expected, n_runners):
     assert ordered(in_fork(lambda: trained(InProcessLightningStore(), strategy))) == ordered(expected)
 
 
+def test_our_strategy_on_a_database(expected, tmp_path):
+    """Runners are forked while the file is open, and use it through the server alone."""
+    database = f"sqlite:{tmp_path}/runs.db"
+    strategy = GrpcExecutionStrategy(n_runners=2, server_port=free_port())
+    found = in_fork(lambda: trained(InProcessLightningStore(database), strategy))
+    assert ordered(found) == ordered(expected)
+    store = InProcessLightningStore(database)
+    assert [one.status for one in asyncio.run(store.query_rollouts())] == [one["status"] for one in found]
+    store.close()
+
+
+def test_shared_memory_on_a_database(expected, tmp_path):
+    store = f"sqlite:{tmp_path}/runs.db"
+    assert in_fork(lambda: trained(InProcessLightningStore(store), shared_memory())) == expected
+
+
 def test_our_strategy_with_a_server_elsewhere(endpoint, expected):
     strategy = GrpcExecutionStrategy(n_runners=2, server_port=free_port())
     assert ordered(in_fork(lambda: trained(GrpcLightningStore(endpoint), strategy))) == ordered(expected)

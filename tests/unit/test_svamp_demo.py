@@ -7,6 +7,7 @@ import importlib
 import io
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,7 +36,7 @@ from examples.svamp_demo.policy import (
     sample,
 )
 from examples.svamp_demo.problems import DataError, Problem, ProblemSet, generate, load, obtain
-from examples.svamp_demo.processes import PROJECT_ROOT
+from examples.svamp_demo.processes import PROJECT_ROOT, SERVER_COMMAND
 from examples.svamp_demo.report import IterationRecord, Report, Summary, write_plot
 from examples.svamp_demo.runner import Runner
 from examples.svamp_demo.tracing import CHOICE, REWARD, ROLLOUT_SPAN, TRY_SPAN, Recorder, Try, read_tries
@@ -403,6 +404,8 @@ def test_help_names_a_command_that_there_is(module: str, capsys: pytest.CaptureF
         (["--runners", "0"], "0 is not 1 or more"),
         (["--runners", "1", "--kill-runner"], "give --runners 2 or more"),
         (["--seed", "-1"], "--seed must not be negative"),
+        (["--kill-server"], "--kill-server loses everything in memory: give --database sqlite:PATH"),
+        (["--server", "localhost:1", "--database", "sqlite:x"], "--server names one that runs already"),
     ],
 )
 def test_bad_flags_are_usage_errors(arguments: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -422,21 +425,11 @@ def test_bad_data_ends_the_demo_before_anything_starts(tmp_path: Path, capsys: p
 # --- The whole thing -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-def test_demo_completes_and_learns_though_a_runner_is_killed(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "examples.svamp_demo",
-        "--quick",
-        "--runners",
-        "2",
-        "--kill-runner",
-        "--iterations",
-        "6",
-    ]
+def run_demo(output: Path, *arguments: str) -> tuple[str, Summary]:
+    """What a small run prints, and what comes of it."""
+    command = [sys.executable, "-m", "examples.svamp_demo", "--quick", "--runners", "2", "--iterations", "6"]
     ran = subprocess.run(
-        [*command, "--output", str(tmp_path)],
+        [*command, "--output", str(output), *arguments],
         cwd=PROJECT_ROOT,
         env=os.environ,
         capture_output=True,
@@ -445,8 +438,32 @@ def test_demo_completes_and_learns_though_a_runner_is_killed(tmp_path: Path) -> 
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    summary = Summary.model_validate_json((tmp_path / "summary.json").read_text())
-    assert "in the middle of a rollout" in ran.stdout
+    return ran.stdout, Summary.model_validate_json((output / "summary.json").read_text())
+
+
+@pytest.mark.slow
+def test_demo_completes_with_the_same_result_though_the_server_is_killed(tmp_path: Path) -> None:
+    database = f"sqlite:{tmp_path / 'a store.db'}"
+    said, summary = run_demo(tmp_path / "killed", "--database", database, "--kill-server")
+    assert "  killed the server\n" in said
+    assert f"  started the server on {database} again\n" in said
+    _, undisturbed = run_demo(tmp_path / "undisturbed")
+    assert summary.trained_accuracy == undisturbed.trained_accuracy > summary.untrained_accuracy + 0.3
+    assert (summary.rollouts, summary.failed) == (undisturbed.rollouts, 0)
+    command = shlex.split(said.splitlines()[-1])
+    assert command[0] == SERVER_COMMAND
+    looked = subprocess.run(
+        [sys.executable, "-m", "lightning_store_server", *command[1:]], capture_output=True, text=True, check=True
+    )
+    assert f"exported {summary.rollouts} rollouts" in looked.stderr
+    rollouts = [line["rollout"] for line in map(json.loads, looked.stdout.splitlines()) if line["type"] == "rollout"]
+    assert {rollout["status"] for rollout in rollouts} == {"succeeded"}
+
+
+@pytest.mark.slow
+def test_demo_completes_and_learns_though_a_runner_is_killed(tmp_path: Path) -> None:
+    said, summary = run_demo(tmp_path, "--kill-runner")
+    assert "in the middle of a rollout" in said
     assert summary.second_attempts >= 1
     assert summary.failed == 0
     assert summary.trained_accuracy > summary.untrained_accuracy + 0.3

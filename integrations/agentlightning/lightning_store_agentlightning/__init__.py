@@ -1,7 +1,7 @@
 """Agent Lightning on this store: ``Trainer(store=GrpcLightningStore("localhost:4747"), …)``.
 
 * :class:`GrpcLightningStore`: the store behind a server, for every process of a training run.
-* :class:`InProcessLightningStore`: the store in this process's memory.
+* :class:`InProcessLightningStore`: the store in this process, in memory or in a database.
 * :class:`GrpcExecutionStrategy`: the algorithm serves its store, runner processes are clients of it.
 * :class:`AdaptedStore`: any ``lightning_store.LightningStore`` as an ``agentlightning.LightningStore``.
 

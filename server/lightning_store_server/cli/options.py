@@ -11,7 +11,9 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from lightning_store.arguments import database_path
 from lightning_store.clock import SystemClock
+from lightning_store.errors import InvalidArgumentError
 from lightning_store.model import TIME_MAX_SECONDS
 from lightning_store_server.cli.text import byte_size
 from lightning_store_server.config import DEFAULT_PORT, INT32_MAX, MIB, SECONDS_MAX
@@ -149,12 +151,10 @@ def database(flag: str, *names: str, help: str) -> Callable[[F], F]:
 
 def parse_database(text: str) -> str | None:
     """The path of a SQLite database, None for memory. click.BadParameter for neither."""
-    kind, _, path = text.partition(":")
-    if text == "memory:":
-        return None
-    if kind != "sqlite" or not path:
-        raise click.BadParameter(f"{text!r} is neither memory: nor sqlite:PATH")
-    return path
+    try:
+        return database_path(text)
+    except InvalidArgumentError as error:
+        raise click.BadParameter(str(error)) from None
 
 
 def moment(flag: str, *names: str, help: str) -> Callable[[F], F]:
