@@ -197,7 +197,7 @@ async def _kill_server(
 ) -> None:
     """SIGKILL the server once half of the iterations are done, and start it again in the same place."""
     async with patient_client(endpoint) as store:
-        while not await half_way(store):
+        while not await half_way(store):  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS)
     server = essential.pop()
     server.signal(signal.SIGKILL)
