@@ -108,7 +108,7 @@ class Children:
         )
 
     async def start_server(
-        self, database: str, endpoint: str = f"{_HOST}:0", *, name: str = "server"
+        self, database: str = "memory:", endpoint: str = f"{_HOST}:0", *, name: str = "server"
     ) -> tuple[Child, str]:
         """Start the store's server on a free port, or on the port of ``endpoint``; the process and its endpoint,
         ``host:port``."""
