@@ -19,7 +19,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 
-from lightning_store.errors import InvalidArgumentError, StoreUnavailableError
+from lightning_store.errors import InvalidArgumentError, StoreUnavailableError, UnsupportedError
 from lightning_store.store import LightningStore
 from lightning_store.text import clipped, printable
 from lightning_store.v1.session_pb2 import CallStatus, SessionCall, SessionRequest, SessionResponse
@@ -147,7 +147,7 @@ class _Calls:
             return True
         try:
             return not may_wait(rpc.decode(call.request))
-        except InvalidArgumentError:  # with which it fails at once
+        except UnsupportedError:  # with which it fails at once
             return True
 
     async def make(self, call: SessionCall) -> _Ended:
@@ -173,8 +173,9 @@ class _Calls:
         try:
             return self._rpcs[method]
         except KeyError:
-            message = f"method is {clipped(method, METHOD_CHARS_MAX)!r}; a session takes {', '.join(self._rpcs)}"
-            raise InvalidArgumentError(message, field="method") from None
+            # As gRPC itself answers a method that a server lacks: a newer client knows then what it has to do without.
+            message = f"method is {clipped(method, METHOD_CHARS_MAX)!r}; a session of this server takes {', '.join(self._rpcs)}"
+            raise UnsupportedError(message, field="method") from None
 
 
 def _failed(call: SessionCall, error: Exception, slot: Slot | None) -> _Ended:

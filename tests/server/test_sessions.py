@@ -232,10 +232,10 @@ def test_a_call_tells_whether_it_was_sent_before(serve, hooked, open_stream):
 def test_a_method_that_is_unknown_or_streams_is_refused_and_no_other_call(stream, method):
     stream.send(call_of(1, method), call_of(2, "GetStatistics"))
     refused, answered = sorted((stream.reply() for _ in range(2)), key=lambda reply: reply.id)
-    assert refused.error.code == Code.INVALID_ARGUMENT
+    assert refused.error.code == Code.UNIMPLEMENTED
     error = error_from_proto(refused.error)
     assert error.details["field"] == "method"
-    assert f"method is {method!r}; a session takes GetServerInfo, GetStatistics, " in str(error)
+    assert f"method is {method!r}; a session of this server takes GetServerInfo, GetStatistics, " in str(error)
     assert answered.response
 
 
@@ -580,7 +580,7 @@ def test_access_log_has_one_line_for_each_call(serve, log, open_stream):
     assert [(record.call["method"], record.call["code"]) for record in records] == [
         (METHODS["GetServerInfo"].path, "OK"),
         (METHODS["StartAttempt"].path, "NOT_FOUND"),
-        ("NoSuchMethod", "INVALID_ARGUMENT"),
+        ("NoSuchMethod", "UNIMPLEMENTED"),
         (METHODS["GetRollout"].path, "INVALID_ARGUMENT"),
         (r"NoSuchMethod\n2026-01-01 INFO forged" + "x" * 64 + "…", "INVALID_ARGUMENT"),
     ]

@@ -33,7 +33,9 @@ class SessionCall(_message.Message):
     id: _builtins.int
     """Chosen by the caller, one that no other call of this session has while it is under way. Its reply carries it."""
     method: _builtins.str
-    """Name of the method, such as "GetRollout". The methods that stream, and Session itself, are refused."""
+    """Name of the method, such as "GetRollout". One that streams, Session itself, and one that the server does
+    not know end with UNIMPLEMENTED.
+    """
     request: _builtins.bytes
     """The request message of that method, serialized."""
     timeout_ms: _builtins.int
