@@ -147,7 +147,7 @@ class _Calls:
             return True
         try:
             return not may_wait(rpc.decode(call.request))
-        except UnsupportedError:  # with which it fails at once
+        except InvalidArgumentError:  # with which it fails at once
             return True
 
     async def make(self, call: SessionCall) -> _Ended:
@@ -174,7 +174,8 @@ class _Calls:
             return self._rpcs[method]
         except KeyError:
             # As gRPC itself answers a method that a server lacks: a newer client knows then what it has to do without.
-            message = f"method is {clipped(method, METHOD_CHARS_MAX)!r}; a session of this server takes {', '.join(self._rpcs)}"
+            takes = ", ".join(self._rpcs)
+            message = f"method is {clipped(method, METHOD_CHARS_MAX)!r}; a session of this server takes {takes}"
             raise UnsupportedError(message, field="method") from None
 
 

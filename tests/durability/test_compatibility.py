@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -24,6 +25,7 @@ pytest.importorskip("click", reason="needs the server extra")
 from click.testing import CliRunner
 
 from lightning_store_server import LightningStoreServer
+from lightning_store_server.cli.export_lines import read_line
 from lightning_store_server.cli.root import root
 
 DATA = Path(__file__).parents[1] / "data"
@@ -126,3 +128,14 @@ def test_an_older_export_is_imported(target, path):
     assert result.exit_code == 0, result.output
     assert "imported 8 rollouts, 6 spans, 2 resources, 3 workers" in result.output
     asyncio.run(look(target))
+
+
+def test_members_that_a_newer_export_adds_are_passed_over():
+    for text in EXPORTS[-1].read_text().splitlines():
+        line = json.loads(text)
+        newer = {**line, "newer": 1}
+        for name in {"rollout", "resources", "worker"} & line.keys():
+            newer[name] = {**line[name], "newer": {"a": 1}}
+        newer["attempts"] = [{**one, "newer": []} for one in line.get("attempts", ())]
+        known = read_line(text)
+        assert isinstance(known, dict) or read_line(json.dumps(newer)) == known

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -26,6 +26,8 @@ from lightning_store.wire import codec
 FORMAT: Final = "lightning-store-export"
 VERSION: Final = 1
 """Of the format. What an older version reads stays as it is; what it ignores may be added."""
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
 
 Line: TypeAlias = StoredRollout | Resources | WorkerMessage | dict[str, Any]
 """What a line stands for; the first and the last are the dictionaries that they are."""
@@ -157,10 +159,18 @@ def _head(line: dict[str, Any]) -> dict[str, Any]:
     return line
 
 
+def _model(model: type[ModelT], fields: Any) -> ModelT:
+    """An object of the fields that this version knows."""
+    known = (
+        {name: fields[name] for name in model.model_fields if name in fields} if isinstance(fields, dict) else fields
+    )
+    return model.model_validate(known)
+
+
 def _rollout(line: dict[str, Any]) -> StoredRollout:
     part = StoredRollout(
-        rollout=codec.rollout_to_proto(Rollout.model_validate(line["rollout"])),
-        attempts=[codec.attempt_to_proto(Attempt.model_validate(one)) for one in line.get("attempts", ())],
+        rollout=codec.rollout_to_proto(_model(Rollout, line["rollout"])),
+        attempts=[codec.attempt_to_proto(_model(Attempt, one)) for one in line.get("attempts", ())],
         spans_before=line.get("spans_before", 0),
         last_sequence_id=line.get("last_sequence_id", 0),
         queue_position=line.get("queue_position"),
@@ -174,8 +184,8 @@ def _rollout(line: dict[str, Any]) -> StoredRollout:
 
 _READERS: Final[Mapping[str, Callable[[dict[str, Any]], Line]]] = {
     "export": _head,
-    "resources": lambda line: codec.resources_to_proto(ResourcesUpdate.model_validate(line["resources"])),
+    "resources": lambda line: codec.resources_to_proto(_model(ResourcesUpdate, line["resources"])),
     "rollout": _rollout,
-    "worker": lambda line: codec.worker_to_proto(Worker.model_validate(line["worker"])),
+    "worker": lambda line: codec.worker_to_proto(_model(Worker, line["worker"])),
     "end": lambda line: line,
 }
