@@ -19,7 +19,7 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
-from lightning_store_client.streams import MessageStream
+from lightning_store_client.grpc_internals import MessageStream
 
 METHOD: Final = "/benchmarks.Bare/Echo"
 MESSAGE: Final = bytes(150)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import grpc.aio
@@ -13,20 +14,29 @@ NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 class HealthServicer(health.aio.HealthServicer):  # type: ignore[name-defined, misc]  # missing in its stub
     """Ends every Watch once it has told that the server is going; the library's own would hold on to it."""
 
-    _draining = False
+    def __init__(self) -> None:
+        super().__init__()
+        self._draining = False
+        self._asked_for: Counter[str] = Counter()
+        """The services that are watched, known here or not."""
 
     async def drain(self) -> None:
         """Tell every prober and watcher NOT_SERVING, from now on and for good."""
         self._draining = True
+        for service in list(self._asked_for):
+            await self.set(service, NOT_SERVING)
         await self.enter_graceful_shutdown()
-        for service in list(self._server_watchers):  # those of services that are not known here, too
-            await self._set(service, NOT_SERVING)
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        self._asked_for[request.service] += 1
         try:
             await super().Watch(request, _Context(self, context))
         except _Drained:
             return
+        finally:
+            self._asked_for[request.service] -= 1
+            if not self._asked_for[request.service]:
+                del self._asked_for[request.service]
 
     def told(self, response: health_pb2.HealthCheckResponse) -> None:
         """A watcher has got ``response``; if that was the last one, it is let go."""

@@ -8,6 +8,7 @@ import inspect
 import pickle
 import queue
 import threading
+import types
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -21,7 +22,7 @@ from lightning_store import (
 )
 from lightning_store.testing import SAFETY_SECONDS, FaultProxy
 from lightning_store.v1 import server_pb2
-from lightning_store_client import LightningStoreClient
+from lightning_store_client import LightningStoreClient, grpc_internals
 
 
 def test_it_is_a_store_with_the_signatures_of_any_other():
@@ -299,3 +300,20 @@ def test_a_connection_may_take_its_time_to_begin(rig):
             assert (await client.statistics())["total_rollouts"] == 0
 
     asyncio.run(scenario())
+
+
+def test_a_grpc_without_any_of_its_private_names(rig, monkeypatch):
+    """Calls go by themselves, and nothing else changes."""
+    monkeypatch.setattr(grpc_internals, "_cygrpc", types.ModuleType("cygrpc"))
+
+    async def scenario():
+        client = rig.client()
+        queued = await client.enqueue_rollout("task")
+        feed = client.watch_rollouts()
+        await client.cancel_rollouts([queued.rollout_id])
+        assert (await anext(feed)).rollout.rollout_id == queued.rollout_id
+        await client.close()
+
+    asyncio.run(scenario())
+    assert not any(sent.in_session for sent in rig.proxy.sent)
+    assert grpc_internals.awaits_reply(object())

@@ -28,7 +28,7 @@ from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.testing.contract.base import until
 from lightning_store.v1 import rollout_pb2
 from lightning_store.wire.methods import SESSION
-from lightning_store_client import LightningStoreClient, calls, channel, streams
+from lightning_store_client import LightningStoreClient, calls, channel, grpc_internals
 from lightning_store_client.session import CALL_BYTES_MAX, MESSAGE_BYTES_MAX, Session
 from lightning_store_server import LightningStoreServer
 
@@ -303,8 +303,9 @@ def test_with_a_grpc_that_lets_no_thread_of_ours_read_calls_are_made_by_themselv
 
 def test_calls_whose_replies_cannot_be_read_are_made_by_themselves(rig, monkeypatch, caplog):
     """With a gRPC that is not as we know it."""
-    known = {name: getattr(streams.cygrpc, name) for name in dir(streams.cygrpc) if name != "OperationType"}
-    monkeypatch.setattr(streams, "cygrpc", types.SimpleNamespace(**known))
+    core = grpc_internals._cygrpc
+    known = {name: getattr(core, name) for name in dir(core) if name != "OperationType"}
+    monkeypatch.setattr(grpc_internals, "_cygrpc", types.SimpleNamespace(**known))
 
     async def scenario():
         client = rig.client(retry_delays=())

@@ -12,9 +12,13 @@ import pytest
 from grpc.aio import AioRpcError
 
 from lightning_store.testing import SAFETY_SECONDS
-from lightning_store_client.streams import MessageStream, cygrpc
+from lightning_store_client import grpc_internals
+from lightning_store_client.grpc_internals import MessageStream
 
 NO_FLAGS = 0
+
+
+cygrpc = grpc_internals._cygrpc
 
 
 class Done:

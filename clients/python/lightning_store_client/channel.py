@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import os
 import sys
 import threading
@@ -25,13 +24,9 @@ from lightning_store.errors import StoreTimeoutError
 from lightning_store.v1 import service_pb2_grpc
 from lightning_store.wire.methods import METHODS, REPLIES, SERVICE, SESSION
 from lightning_store_client.endpoint import Target, refuse_gevent, target_of
+from lightning_store_client.grpc_internals import MessageStream, hide_from_fork_handlers, show_to_fork_handlers
 from lightning_store_client.session import Session, SessionUnsupported
-from lightning_store_client.streams import MessageStream, Replies, now, warn_of_grpc
-
-# gRPC's own: which channels its fork handlers close in the child. There is no public way to ask that of them.
-cygrpc: Any = importlib.import_module("grpc._cython.cygrpc")
-# Now, since a fork during a first call would find the import half done, and its lock held, in the child.
-importlib.import_module("grpc._channel")
+from lightning_store_client.streams import Replies, now, warn_of_grpc
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -74,7 +69,7 @@ class Connection:
         _gate.stand_before_grpc()
         # gRPC's fork handlers hold on to every channel that was not closed. At exit that is well: collecting one then
         # waits for the ends of its calls, which gRPC's threads can no longer tell.
-        weakref.finalize(self, cygrpc.fork_unregister_channel, self.channel).atexit = False
+        weakref.finalize(self, hide_from_fork_handlers, self.channel).atexit = False
         self.stub = service_pb2_grpc.LightningStoreServiceStub(self.channel)
         self.has_sessions = True
         """Whether the server offers them, as far as is known."""
@@ -250,7 +245,7 @@ class _ForkGate:
     def _pause(self) -> None:
         if CHILD_MAY_KEEP_CORE:
             for channel in _open_channels():
-                cygrpc.fork_unregister_channel(channel)
+                hide_from_fork_handlers(channel)
         until = now() + FORK_SECONDS_MAX
         for session in list(self.sessions):
             session.leave(until)
@@ -270,7 +265,7 @@ class _ForkGate:
             while self._paused:
                 self._paused.pop().resume()
             for channel in _open_channels():
-                cygrpc.fork_register_channel(channel)
+                show_to_fork_handlers(channel)
         self.lock.release()
 
     def _in_child(self) -> None:

@@ -34,7 +34,8 @@ from lightning_store.v1.session_pb2 import SessionCall, SessionReply, SessionReq
 from lightning_store.wire.errors import error_from_proto, from_rpc_error
 from lightning_store.wire.frames import tag_of, varint
 from lightning_store.wire.methods import ACCEPTED_METADATA
-from lightning_store_client.streams import MessageStream, now, warn_of_grpc
+from lightning_store_client.grpc_internals import MessageStream
+from lightning_store_client.streams import now, warn_of_grpc
 
 CALL_BYTES_MAX: Final = 1024 * 1024
 """A larger request goes by itself, so that it does not hold up the others."""

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import grpc
-from grpc.aio import AioRpcError, Metadata
 
 from lightning_store.clock import SystemClock
-from lightning_store.wire.errors import status_code
-
-# gRPC's own, where it has no public way: calls of its core that a thread of ours reads, and whether a reader has told
-# gRPC that it waits for a reply.
-cygrpc: Any = importlib.import_module("grpc._cython.cygrpc")
+from lightning_store_client import grpc_internals
 
 logger = logging.getLogger("lightning_store_client")
 
-NO_FLAGS: Final = 0
 LOOK_AGAIN_SECONDS: Final = 0.0005
 
 _clock = SystemClock()
@@ -38,79 +31,6 @@ def wait_until(happened: Callable[[], bool], until: float) -> None:
     pause = threading.Event()
     while not happened() and now() < until:
         pause.wait(LOOK_AGAIN_SECONDS)
-
-
-class MessageStream:
-    """A call that carries serialized messages both ways. Any thread sends, and one reads.
-
-    gRPC's synchronous API has three threads of its own between such a call and whoever uses it, one after another for
-    each message and its reply. Here the sender hands a message to gRPC's core itself, and the reader waits for the core
-    itself: two thirds of the latency, and half of the CPU.
-    """
-
-    def __init__(self, channel: grpc.Channel, method: str) -> None:
-        """Begin the call of ``method``, "/service/Method". ValueError if the channel is closed."""
-        self._lock = threading.RLock()  # sending may be the work of a finalizer, in a thread that holds it
-        opening = (
-            cygrpc.SendInitialMetadataOperation(None, NO_FLAGS),
-            cygrpc.ReceiveInitialMetadataOperation(NO_FLAGS),
-            cygrpc.ReceiveMessageOperation(NO_FLAGS),
-            cygrpc.ReceiveStatusOnClientOperation(NO_FLAGS),
-        )
-        self._due = len(opening)
-        """Operations under way; the core forgets the call with the last of them."""
-        core_channel: Any = channel._channel  # type: ignore[attr-defined]
-        self._call = core_channel.segregated_call(
-            cygrpc.PropagationConstants.GRPC_PROPAGATE_DEFAULTS,
-            method.encode(),
-            None,
-            None,
-            (),
-            None,
-            [((operation,), None) for operation in opening],
-        )
-
-    def send(self, message: bytes) -> None:
-        """Send ``message``. The next one may be sent when this one has gone, as ``run`` tells. Nothing happens if the
-        call is over."""
-        with self._lock:  # it counts before ``run`` sees its end
-            self._due += self._call.operate((cygrpc.SendMessageOperation(message, NO_FLAGS),), None)
-
-    def run(self, take: Callable[[bytes], object], sent: Callable[[], object]) -> None:
-        """Read until the call is over, in this thread: ``take`` gets each message that comes, and ``sent`` is called
-        when one has gone. AioRpcError if the call fails."""
-        status: Any = None
-        initial: Any = ()
-        while self._due:
-            operations = self._call.next_event().batch_operations
-            with self._lock:
-                self._due -= 1
-            for operation in operations:
-                kind = operation.type()
-                if kind == cygrpc.OperationType.receive_message:
-                    message = operation.message()
-                    if message is not None:
-                        take(message)
-                        # Not under our lock: gRPC has one of its own, in which a finalizer may want to send.
-                        begun = self._call.operate((cygrpc.ReceiveMessageOperation(NO_FLAGS),), None)
-                        with self._lock:
-                            self._due += begun
-                elif kind == cygrpc.OperationType.receive_initial_metadata:
-                    initial = operation.initial_metadata() or ()
-                elif kind == cygrpc.OperationType.send_message:
-                    sent()
-                elif kind == cygrpc.OperationType.receive_status_on_client:
-                    status = operation
-        code = status_code(status.code())
-        if code is not grpc.StatusCode.OK:
-            trailing = Metadata.from_tuple(status.trailing_metadata())
-            raise AioRpcError(
-                code, Metadata.from_tuple(tuple(initial)), trailing, status.details(), status.error_string()
-            )
-
-    def cancel(self) -> None:
-        """End the call, if it is not over: ``run`` then raises that it was cancelled."""
-        self._call.cancel(cygrpc.StatusCode.cancelled, "ended by the client")
 
 
 class Replies(Iterator[Any]):
@@ -136,7 +56,7 @@ class Replies(Iterator[Any]):
     @property
     def over(self) -> bool:
         """Whether the call has ended."""
-        return self._call._state.code is not None
+        return not self._call.is_active()
 
     def pause(self, until: float) -> None:
         """Let the reader ask for no reply until ``resume``. Returns when it is outside gRPC, or does no more than wait
@@ -149,6 +69,4 @@ class Replies(Iterator[Any]):
 
     def _waits(self) -> bool:
         """Whether gRPC has taken note that a reply is asked for, or the call has ended."""
-        state = self._call._state
-        with state.condition:
-            return state.code is not None or cygrpc.OperationType.receive_message in state.due
+        return self.over or grpc_internals.awaits_reply(self._call)
