@@ -30,6 +30,7 @@ from lightning_store_client.streams import Replies, now, warn_of_grpc
 
 Metadata = tuple[tuple[str, str], ...]
 
+GRPC_VERSION: Final = tuple(map(int, grpc.__version__.split(".")[:2]))
 MIB: Final = 1024 * 1024
 MAX_MESSAGE_BYTES: Final = 64 * MIB
 """The largest request that is sent; the server's own default limit."""
@@ -42,7 +43,8 @@ OPTIONS: Final = [
     ("grpc.enable_http_proxy", 0),  # a store is reached directly, not through the proxy for the web
     ("grpc.use_local_subchannel_pool", 1),  # a new client starts afresh, not with another's connection backoff
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 5000),  # what one attempt to connect may take; a refusal is tried again sooner
+    # What one attempt to connect may take. A refusal is tried again sooner, but by older releases no sooner than this.
+    ("grpc.min_reconnect_backoff_ms", 5000 if GRPC_VERSION >= (1, 81) else 1000),
     ("grpc.max_reconnect_backoff_ms", 1000),
     # A connection that falls silent is given up, so that calls are made again on another within their deadline of 30 s.
     ("grpc.keepalive_time_ms", 10_000),
@@ -191,7 +193,7 @@ _inherited: list[Connection] = []
 """Connections of parent processes: kept, because collecting a channel closes it, and this one is not ours to close."""
 
 
-CHILD_MAY_KEEP_CORE: Final = tuple(map(int, grpc.__version__.split(".")[:2])) >= (1, 82)
+CHILD_MAY_KEEP_CORE: Final = GRPC_VERSION >= (1, 82)
 """Whether a child may leave its parent's channels open. Up to grpcio 1.81 gRPC's handler ends a child in which gRPC's
 core is still in use, with exit code 64; so it has to close the channels there itself."""
 FORK_SECONDS_MAX: Final = 5.0
