@@ -261,7 +261,7 @@ class Session:
     # --- In a thread of its own --------------------------------------------------------------------------------------
 
     def _read(self) -> None:
-        error: Exception = naming_server(StoreUnavailableError("the server ended the connection"), self._endpoint)
+        error: Exception = StreamCut(StoreUnavailableError(f"{self._endpoint}: the server ended the connection"))
         try:
             self._stream.run(self._take, self._sent)
         except grpc.RpcError as failure:
