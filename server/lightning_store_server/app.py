@@ -88,7 +88,7 @@ class GrpcServer:
             from lightning_store_server.otlp.http import TracesEndpoint
             from lightning_store_server.otlp.listener import HttpLimits, HttpListener
         except ImportError as error:
-            message = f"OTLP over HTTP needs the package {error.name}: pip install 'lightning-store-grpc[server]'"
+            message = f"OTLP over HTTP needs the package {error.name}: pip install {error.name}"
             raise ImportError(message, name=error.name) from error
         endpoint = TracesEndpoint(self._ingest, self._admission, self._config.max_message_bytes)
         limits = HttpLimits(held_bytes=self._config.queued_bytes_max)

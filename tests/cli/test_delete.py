@@ -44,8 +44,63 @@ def scene(run) -> Iterator[Scene]:
 
 
 def test_by_id(scene) -> None:
-    assert scene.delete(scene.ids[3], "ro-x") == "deleted 1 rollout\n"
+    assert scene.delete(scene.ids[3]) == "deleted 1 rollout\n"
     assert scene.left() == scene.ids[:3]
+
+
+@pytest.mark.parametrize("flags", [(), ("--dry-run",)])
+def test_what_is_not_there_is_an_error_and_nothing_is_deleted(run, scene, flags) -> None:
+    result = run("delete", scene.ids[3], "ro-x", *flags, "--server", scene.server.endpoint)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"the store at {scene.server.endpoint} has no rollout 'ro-x'; nothing is changed" in result.stderr
+    assert scene.left() == scene.ids
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--status", "queuing"), "does not hold for"),
+        (("--older-than", "0"), "did not end so long ago"),
+        (("--older-than", "1d"), "did not end so long ago"),
+    ],
+)
+def test_an_id_for_which_not_all_holds_is_an_error(run, scene, flags, says) -> None:
+    result = run("delete", scene.ids[0], scene.ids[3], *flags, "--server", scene.server.endpoint)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert says in result.stderr
+    assert scene.left() == scene.ids
+
+
+def test_a_dry_run_deletes_nothing(scene) -> None:
+    told = scene.delete("--older-than", "0", "--dry-run").splitlines()
+    assert told == ["would delete 3 rollouts", *scene.ids[:3]]
+    assert json.loads(scene.delete(scene.ids[3], "--dry-run", "--json")) == {"would_delete": scene.ids[3:]}
+    assert scene.left() == scene.ids
+
+
+def test_workers(run, scene) -> None:
+    asyncio.run(scene.store.update_worker("idle"))
+    claimed = asyncio.run(scene.store.dequeue_rollout("busy"))
+    flags = ("--server", scene.server.endpoint)
+    for dry in ((), ("--dry-run",)):
+        assert "is at work" in (told := run("delete-workers", "idle", "busy", *dry, *flags).stderr) or "holds" in told
+        assert "has no worker 'none'" in run("delete-workers", "idle", "none", *dry, *flags).stderr
+    assert run("delete-workers", "idle", "--dry-run", *flags).stdout == "would delete 1 worker\nidle\n"
+    assert run("delete-workers", "idle", *flags).stdout == "deleted 1 worker\n"
+    asyncio.run(scene.store.cancel_rollouts([claimed.rollout_id]))
+    assert run("delete-workers", "busy", *flags).stdout == "deleted 1 worker\n"
+    assert list(asyncio.run(scene.store.query_workers())) == []
+
+
+def test_resources(run, scene) -> None:
+    old, latest = (asyncio.run(scene.store.add_resources({})).resources_id for _ in range(2))
+    flags = ("--server", scene.server.endpoint)
+    for dry in ((), ("--dry-run",)):
+        assert "latest" in run("delete-resources", old, latest, *dry, *flags).stderr
+        assert "has no resources 'none'" in run("delete-resources", old, "none", *dry, *flags).stderr
+    assert run("delete-resources", old, "--dry-run", *flags).stdout == f"would delete 1 set of resources\n{old}\n"
+    assert run("delete-resources", old, *flags).stdout == "deleted 1 set of resources\n"
+    assert [one.resources_id for one in asyncio.run(scene.store.query_resources())] == [latest]
 
 
 def test_by_age(scene) -> None:
@@ -61,7 +116,7 @@ def test_by_status(scene) -> None:
 
 
 def test_by_id_and_status(scene) -> None:
-    assert scene.delete(*scene.ids, "--status", "queuing") == "deleted 1 rollout\n"
+    assert scene.delete(scene.ids[3], "--status", "queuing", "--status", "failed") == "deleted 1 rollout\n"
     assert scene.left() == scene.ids[:3]
 
 
@@ -72,6 +127,7 @@ def test_by_id_and_status(scene) -> None:
         (("--status", "failed"), "give IDs, or --older-than"),
         (("--older-than", "-1h"), "'-1h' is not a length of time; give one like 90s, 15m, 12h"),
         (("--older-than", "0", "--status", "done"), "done"),
+        (("--older-than", "0", "--status", "queuing", "--status", "running"), "queuing, running are not"),
     ],
 )
 def test_what_is_not_said_is_not_guessed(run, arguments, says) -> None:

@@ -28,7 +28,8 @@ def test_base_install_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     assert run_main("--version", monkeypatch=monkeypatch) == 2
-    expected = "lightning-store-grpc needs the server extra: pip install 'lightning-store-grpc[server]'\n"
+    needs = f"lightning-store-grpc needs the package {package}, of its extra server"
+    expected = f"{needs}: pip install click rich\n"
     assert capsys.readouterr().err == expected
 
 

@@ -96,7 +96,7 @@ def test_stats(show, show_json, served) -> None:
     assert "64MiB (67108864)" in table
     for name, limit in (("total_bytes", "memory_limit_bytes"), ("total_span_bytes", "eviction_threshold_bytes")):
         [line] = [line for line in table.splitlines() if line.startswith(f"{name} ")]
-        assert line.rstrip().endswith(f"% of {limit}")
+        assert line.rstrip().endswith("% of its limit")
         assert answer["statistics"][limit] > answer["statistics"][name] > 0
 
 
@@ -107,8 +107,9 @@ def test_rollouts(show, show_json, served) -> None:
     assert (retried["rollout_id"], retried["attempt"]["sequence_id"]) == (served.retried.rollout_id, 2)
     assert (waiting["input"], waiting["status"]) == ("a plain text task", "queuing")
     lines = show("rollouts").splitlines()
-    assert lines[0].split() == ["ROLLOUT", "STATUS", "MODE", "ATTEMPT", "STARTED", "TOOK", "INPUT"]
+    assert lines[0].split() == ["ROLLOUT", "STATUS", "MODE", "ATTEMPT", "CREATED", "TOOK", "REWARD", "INPUT"]
     assert '{"question": "6 * 7\\u001b[31m"}' in lines[1]
+    assert " 0.5 " in lines[1]
     assert lines[-1] == "2 rollouts"
 
 
@@ -140,6 +141,29 @@ def test_rollout_as_a_tree(show, served) -> None:
     ]
     depths = [line.index("#") // 4 for line in lines if "── #" in line]
     assert depths == [2, 2, 3, 3]
+
+
+def test_rollouts_filtered_by_what_the_store_does_not_index(show_json, served) -> None:
+    def ids(*arguments: str) -> list[str]:
+        page = show_json("rollouts", *arguments)
+        assert page["total"] == 2 or len(page["items"]) == page["total"]
+        return [rollout["rollout_id"] for rollout in page["items"]]
+
+    both = [served.retried.rollout_id, served.waiting_id]
+    assert ids("--mode", "train") == both[:1]
+    assert ids("--mode", "train", "--mode", "val") == both
+    assert ids("--worker", "runner-1") == both[:1]
+    assert ids("--worker", "nobody") == []
+    assert ids("--since", "1h") == both
+    assert ids("--until", "1h") == []
+    assert ids("--since", "2020-01-01", "--until", "2020-01-01T00:00+02:00") == []
+    assert ids("--metadata", "a.b=1") == []
+    assert ids("--mode", "train", "--mode", "val", "--limit", "1", "--offset", "1") == both[1:]
+
+
+def test_a_number_that_is_none_is_told_so(run) -> None:
+    result = run("rollouts", "--limit", "abc")
+    assert "'abc' is not a valid whole number" in result.stderr
 
 
 def test_rollout_as_json(show_json, served) -> None:

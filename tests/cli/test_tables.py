@@ -29,7 +29,9 @@ def attempted() -> AttemptedRollout:
         end_time=1003.5,
         status="succeeded",
         config=RolloutConfig(max_attempts=3),
-        attempt=Attempt(rollout_id=ROLLOUT_ID, attempt_id=ATTEMPT_ID, sequence_id=2, start_time=1001.0),
+        attempt=Attempt(
+            rollout_id=ROLLOUT_ID, attempt_id=ATTEMPT_ID, sequence_id=2, start_time=1001.0, end_time=1003.5
+        ),
     )
 
 
@@ -48,14 +50,18 @@ def span(number: int, parent: int | None, **fields: object) -> Span:
     )
 
 
-@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize("width", [80, 120, 200])
 def test_rollouts_keep_their_ids_at_any_usual_width(width: int) -> None:
-    lines = text_of(tables.rollouts_table([attempted()], now=1060.0), width)
+    table = tables.rollouts_table([attempted()], now=1060.0, dates=width >= 120, rewards={ROLLOUT_ID: 0.51234567})
+    lines = text_of(table, width)
+    assert len(lines) == 2
     assert lines[1].startswith(ROLLOUT_ID)
+    assert " 2.5s " in lines[1]  # without the time in the queue
+    assert " 0.5123 " in lines[1]
     assert "succeeded" in lines[1]
     assert "2/3" in lines[1]
-    assert "1m ago" in " ".join(" ".join(lines).split())
-    assert '{"question":' in lines[1]
+    assert "1m ago" in lines[1]
+    assert '{"questio' in lines[1]
 
 
 def test_input_is_cut_at_the_edge_and_not_taken_as_markup() -> None:

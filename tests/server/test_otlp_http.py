@@ -225,7 +225,7 @@ def test_without_h11_the_rest_is_served(without_h11, serve):
 
 
 def test_without_h11_the_port_is_refused_with_what_to_install(without_h11, takes_http):
-    with pytest.raises(ImportError, match=r"needs the package h11: pip install 'lightning-store-grpc\[server\]'"):
+    with pytest.raises(ImportError, match=r"needs the package h11: pip install h11"):
         takes_http()
 
 

@@ -72,5 +72,5 @@ def test_command_line_without_its_extra_says_what_to_install() -> None:
         "sys.exit(main())"
     )
     assert result.returncode != 0
-    assert "pip install 'lightning-store-grpc[server]'" in result.stderr
+    assert "pip install click rich" in result.stderr
     assert "Traceback" not in result.stderr

@@ -13,7 +13,7 @@ from __future__ import annotations
 try:
     import agentlightning as agentlightning
 except ImportError as error:
-    raise ImportError("this needs Agent Lightning: pip install 'lightning-store-grpc[agentlightning]'") from error
+    raise ImportError("this needs Agent Lightning: pip install agentlightning") from error
 
 from lightning_store_agentlightning.adapter import AdaptedStore
 from lightning_store_agentlightning.in_process import InProcessLightningStore

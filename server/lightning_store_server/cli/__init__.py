@@ -21,7 +21,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name not in PACKAGES:
             raise
-        sys.stderr.write(f"{PROGRAM} needs the server extra: pip install '{PROGRAM}[server]'\n")
+        sys.stderr.write(
+            f"{PROGRAM} needs the package {error.name}, of its extra server: pip install {' '.join(PACKAGES)}\n"
+        )
         sys.exit(2)
     # gRPC's core logs in a form of its own, to stderr; what it says also comes as an error, which is logged properly.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -70,10 +70,16 @@ def switch(flag: str, *names: str, help: str) -> Callable[[F], F]:
     return setting(flag, *names, help=help, is_flag=True)
 
 
+class Whole(click.IntRange):
+    """A whole number, from ``min`` to ``max``."""
+
+    name = "whole number"
+
+
 class Seconds(click.FloatRange):
     """A length of time in seconds, from ``min`` to :data:`SECONDS_MAX`."""
 
-    name = "seconds"
+    name = "number of seconds"
 
     def __init__(self, min: float = 0, min_open: bool = False) -> None:
         super().__init__(min=min, max=SECONDS_MAX, min_open=min_open)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lightning_store_server.cli import PROGRAM, database, delete, serve, show, transfer
+from lightning_store_server.cli import PROGRAM, change, database, delete, serve, show, transfer, watch
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -24,7 +24,13 @@ for command in (
     show.rollout,
     show.workers,
     show.resources,
+    watch.watch,
+    change.enqueue,
+    change.cancel,
+    change.requeue,
     delete.delete,
+    delete.delete_workers,
+    delete.delete_resources,
     database.backup,
     database.restore,
     database.check,

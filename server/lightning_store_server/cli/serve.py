@@ -31,6 +31,7 @@ from lightning_store_server.cli.exit_codes import ExitCode, exit_code_of
 from lightning_store_server.cli.options import (
     INT64_MAX,
     Retention,
+    Whole,
     database,
     optional_size,
     retention,
@@ -70,7 +71,7 @@ Exit codes:
 
 @click.command(epilog=EPILOG)
 @setting("--host", default=DEFAULTS.host, help="Address to listen on. There is no authentication.")
-@setting("--port", type=click.IntRange(0, 65535), default=DEFAULTS.port, help="Port; 0 takes any free one.")
+@setting("--port", type=Whole(0, 65535), default=DEFAULTS.port, help="Port; 0 takes any free one.")
 @setting(
     "--unix",
     "unix_path",
@@ -79,7 +80,7 @@ Exit codes:
 )
 @setting(
     "--otlp-http-port",
-    type=click.IntRange(0, 65535),
+    type=Whole(0, 65535),
     default=None,
     help="Take spans as OTLP over HTTP too, at /v1/traces on this port; 0 takes any free one.",
 )
@@ -107,21 +108,21 @@ Exit codes:
 @size("--max-message-bytes", default=DEFAULTS.max_message_bytes, help="The largest request that is taken.")
 @setting(
     "--calls-max",
-    type=click.IntRange(1, INT32_MAX),
+    type=Whole(1, INT32_MAX),
     default=DEFAULTS.calls_max,
     metavar="CALLS",
     help="Calls under way at once; more are told when to come again. Heartbeats have as many places of their own.",
 )
 @setting(
     "--waits-max",
-    type=click.IntRange(1, INT32_MAX),
+    type=Whole(1, INT32_MAX),
     default=DEFAULTS.waits_max,
     metavar="CALLS",
     help="Calls that wait for work or for rollouts at once, beside the others.",
 )
 @setting(
     "--stream-queries-max",
-    type=click.IntRange(1, INT32_MAX),
+    type=Whole(1, INT32_MAX),
     default=DEFAULTS.stream_queries_max,
     metavar="CALLS",
     help="Queries with a streamed result under way at once, beside the others.",
@@ -139,7 +140,7 @@ Exit codes:
 )
 @setting(
     "--page-rows-max",
-    type=click.IntRange(1, INT32_MAX),
+    type=Whole(1, INT32_MAX),
     default=DEFAULTS.page_rows_max,
     metavar="ROWS",
     help="Rows in one reply to a query.",
@@ -216,7 +217,7 @@ Exit codes:
 )
 @setting(
     "--replay-entries-max",
-    type=click.IntRange(1),
+    type=Whole(1),
     default=REPLAY_ENTRIES_MAX,
     metavar="REPLIES",
     help="How many such replies are kept at most.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar, get_args
 
 import click
@@ -19,10 +19,20 @@ from lightning_store.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
-from lightning_store.model import Attempt, PaginatedResult, Rollout, RolloutStatus, SortOrder, Span
+from lightning_store.model import (
+    Attempt,
+    AttemptedRollout,
+    PaginatedResult,
+    Rollout,
+    SortOrder,
+    Span,
+    Worker,
+    WorkerStatus,
+)
 from lightning_store_client import LightningStoreClient
 from lightning_store_client.endpoint import checked_endpoint
-from lightning_store_server.cli.options import DEFAULT_SERVER, seconds, setting, switch
+from lightning_store_server.cli.options import DEFAULT_SERVER, Whole, seconds, setting, switch
+from lightning_store_server.cli.selecting import Selection, selecting
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -40,6 +50,10 @@ def endpoint(_: click.Context, __: click.Parameter, text: str) -> str:
 
 SERVER = setting("--server", default=DEFAULT_SERVER, callback=endpoint, metavar="ADDRESS", help="The server to ask.")
 HEALTH_SECONDS = 2.0
+REWARDED_MAX = 200
+"""Rows for which rewards are looked up."""
+REWARD_SPANS = 5
+"""Spans of a rollout that are looked at for its reward, the last ones."""
 
 
 def on_server(command: F) -> F:
@@ -51,8 +65,8 @@ def on_server(command: F) -> F:
 
 def paged(command: F) -> F:
     """The flags that choose a part of many rows."""
-    limit = setting("--limit", type=click.IntRange(-1), default=50, help="Rows at most; -1 for all.")
-    offset = setting("--offset", type=click.IntRange(0), default=0, help="Rows to skip.")
+    limit = setting("--limit", type=Whole(-1), default=50, help="Rows at most; -1 for all.")
+    offset = setting("--offset", type=Whole(0), default=0, help="Rows to skip.")
     return limit(offset(command))
 
 
@@ -87,19 +101,12 @@ def stats(server: str, timeout: float, as_json: bool) -> None:
         return echo_json(answer)
     from lightning_store_server.cli import tables  # rich is slow to import, and programs do not need it
 
-    return tables.show(tables.statistics_table(server, answer["server"], answer["statistics"]))
+    return tables.show(tables.statistics_table(server, answer["server"], answer["statistics"], tables.now()))
 
 
 @click.command()
 @on_server
-@setting(
-    "--status",
-    "statuses",
-    type=click.Choice(get_args(RolloutStatus)),
-    multiple=True,
-    help="Only rollouts with this status; may be given several times.",
-)
-@setting("--contains", metavar="TEXT", help="Only rollouts whose id has this in it.")
+@selecting()
 @paged
 @setting("--sort-by", type=click.Choice(ROLLOUT_ORDERS), help="Sort by this field, otherwise as they were enqueued.")
 @switch("--desc", help="The last ones first.")
@@ -107,27 +114,56 @@ def rollouts(
     server: str,
     timeout: float,
     as_json: bool,
-    statuses: tuple[RolloutStatus, ...],
-    contains: str | None,
     limit: int,
     offset: int,
     sort_by: str | None,
     desc: bool,
+    **flags: Any,
 ) -> None:
-    """List rollouts, each with its latest attempt."""
+    """List rollouts, each with its latest attempt.
+
+    TOOK is what that took, without the time in the queue. REWARD is the last number in its spans that is called a
+    reward; it is looked up in tables of up to 200 rows.
+    """
+    selection = Selection.of(flags)
     sort_order: SortOrder = "desc" if desc else "asc"
 
-    async def question(client: LightningStoreClient) -> PaginatedResult[Rollout]:
-        return await client.query_rollouts(
-            status_in=statuses or None,
-            rollout_id_contains=contains,
-            sort_by=sort_by,
-            sort_order=sort_order,
-            limit=limit,
-            offset=offset,
-        )
+    async def question(client: LightningStoreClient) -> tuple[PaginatedResult[Rollout], dict[str, float]]:
+        page = await selection.query(client, sort_by=sort_by, sort_order=sort_order, limit=limit, offset=offset)
+        return page, {} if as_json or len(page) > REWARDED_MAX else await rewards_of(client, page)
 
-    show_page(ask(server, timeout, question), as_json, "rollouts")
+    page, rewards = ask(server, timeout, question)
+    show_page(page, as_json, "rollouts", rewards=rewards)
+
+
+async def rewards_of(client: LightningStoreClient, rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """The reward of each rollout that has one, by its id."""
+    rewards = await asyncio.gather(*(_reward_of(client, rollout) for rollout in rollouts))
+    found = zip(rollouts, rewards, strict=True)
+    return {rollout.rollout_id: reward for rollout, reward in found if reward is not None}
+
+
+async def _reward_of(client: LightningStoreClient, rollout: Rollout) -> float | None:
+    """Looks at the spans that are named so first, then at the last few, which are not all that there may be."""
+    from lightning_store_server.cli.tables import final_reward
+
+    if not isinstance(rollout, AttemptedRollout):
+        return None
+    for name in ("reward", None):
+        try:
+            spans = await client.query_spans(
+                rollout.rollout_id,
+                attempt_id=rollout.attempt.attempt_id,
+                name_contains=name,
+                sort_order="desc",
+                limit=REWARD_SPANS,
+            )
+        except SpansEvictedError:
+            return None
+        reward = final_reward(spans[::-1])
+        if reward is not None:
+            return reward
+    return None
 
 
 @click.command()
@@ -161,11 +197,32 @@ def rollout(rollout_id: str, server: str, timeout: float, as_json: bool) -> None
 
 @click.command()
 @on_server
+@setting(
+    "--status",
+    "statuses",
+    type=click.Choice(get_args(WorkerStatus)),
+    multiple=True,
+    help="Only workers with this status; may be given several times.",
+)
+@setting("--contains", metavar="TEXT", help="Only workers whose id has this in it.")
 @paged
-def workers(server: str, timeout: float, as_json: bool, limit: int, offset: int) -> None:
+def workers(
+    server: str,
+    timeout: float,
+    as_json: bool,
+    statuses: tuple[WorkerStatus, ...],
+    contains: str | None,
+    limit: int,
+    offset: int,
+) -> None:
     """List the workers that the store knows."""
-    page = ask(server, timeout, lambda client: client.query_workers(limit=limit, offset=offset))
-    show_page(page, as_json, "workers")
+
+    async def question(client: LightningStoreClient) -> PaginatedResult[Worker]:
+        return await client.query_workers(
+            status_in=statuses or None, worker_id_contains=contains, limit=limit, offset=offset
+        )
+
+    show_page(ask(server, timeout, question), as_json, "workers")
 
 
 @click.command()
@@ -202,13 +259,14 @@ def ask(server: str, timeout: float, question: Callable[[LightningStoreClient], 
         raise click.ClickException(f"the store at {server} refused: {error}") from None
 
 
-def show_page(page: PaginatedResult[Any], as_json: bool, kind: str) -> None:
+def show_page(page: PaginatedResult[Any], as_json: bool, kind: str, **more: Any) -> None:
     """Print one page of ``kind``: rollouts, workers or resources."""
     if as_json:
         return echo_json({"total": page.total, "limit": page.limit, "offset": page.offset, "items": list(page)})
     from lightning_store_server.cli import tables
 
-    return tables.show(tables.PAGE_TABLES[kind](page, tables.now()), tables.page_note(page, kind))
+    table = tables.PAGE_TABLES[kind](page, tables.now(), dates=tables.has_dates(), **more)
+    return tables.show(table, tables.page_note(page, kind))
 
 
 def echo_json(document: object) -> None:

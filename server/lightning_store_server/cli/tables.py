@@ -6,7 +6,7 @@ import os
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from rich.console import Console, RenderableType
 from rich.table import Table
@@ -21,6 +21,7 @@ from lightning_store.model import (
     Resource,
     ResourcesUpdate,
     Rollout,
+    RolloutStatus,
     Span,
     Worker,
 )
@@ -30,8 +31,10 @@ WIDTH_WITHOUT_TERMINAL: Final = 160
 """Columns where the output goes into a file or a pipe."""
 TREE_DEPTH_MAX: Final = 12
 """Spans nested deeper are drawn at this depth."""
-WIDE_MIN: Final = 16
+WIDE_MIN: Final = 10
 """Columns that the last column of a table has at least."""
+DATES_WIDTH_MIN: Final = 120
+"""A terminal with so many columns shows moments with their dates, a narrower one as ages."""
 VALUE_MAX: Final = 40
 """Characters of an attribute's value in the tree."""
 SECRETS: Final = ("api_key", "token", "password", "secret")
@@ -68,14 +71,23 @@ def now() -> float:
     return SystemClock().now()
 
 
-def show(*parts: RenderableType) -> None:
-    """Print to stdout: in colour and to its width on a terminal, plain elsewhere."""
+def console() -> Console:
+    """Stdout: in colour and to its width on a terminal, plain elsewhere."""
     clipped = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(
-        file=sys.stdout, width=None if clipped else WIDTH_WITHOUT_TERMINAL, markup=False, emoji=False, highlight=False
-    )
+    width = None if clipped else WIDTH_WITHOUT_TERMINAL
+    return Console(file=sys.stdout, width=width, markup=False, emoji=False, highlight=False)
+
+
+def has_dates() -> bool:
+    """Whether there is room for the dates of moments."""
+    return console().width >= DATES_WIDTH_MIN
+
+
+def show(*parts: RenderableType) -> None:
+    """Print to stdout."""
+    printer = console()
     for part in parts:
-        console.print(part)
+        printer.print(part)
 
 
 def styled(word: str) -> Text:
@@ -87,35 +99,42 @@ def styled(word: str) -> Text:
 
 
 def table_of(*names: str, wide: str | None = None) -> Table:
-    """An empty table. On a narrow terminal times wrap; the last column, ``wide``, is cut to what is left."""
+    """An empty table, whose rows are a line each. The last column, ``wide``, is cut to what is left of the terminal."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=wide is not None, header_style="bold")
     for name in names:
-        table.add_column(name, no_wrap=name not in TIME_COLUMNS)
+        table.add_column(name, no_wrap=True, overflow="ellipsis")
     if wide is not None:
         table.add_column(wide, no_wrap=True, overflow="ellipsis", ratio=1, width=WIDE_MIN)
     return table
 
 
-TIME_COLUMNS: Final = frozenset({"STARTED", "UPDATED", "CREATED", "HEARTBEAT"})
+def when(time: float | None, now: float, dates: bool) -> str:
+    """A moment, in short where there is no room for dates."""
+    return moment(time, now) if dates else "" if time is None else age(now - time)
 
 
-def rollouts_table(page: Sequence[Rollout], now: float) -> Table:
-    table = table_of("ROLLOUT", "STATUS", "MODE", "ATTEMPT", "STARTED", "TOOK", wide="INPUT")
+def rollouts_table(
+    page: Sequence[Rollout], now: float, *, dates: bool = True, rewards: Mapping[str, float] | None = None
+) -> Table:
+    """A row for each rollout; TOOK is what its latest attempt took, without the time in the queue."""
+    table = table_of("ROLLOUT", "STATUS", "MODE", "ATTEMPT", "CREATED", "TOOK", "REWARD", wide="INPUT")
     for rollout in page:
-        number = rollout.attempt.sequence_id if isinstance(rollout, AttemptedRollout) else 0
+        attempt = rollout.attempt if isinstance(rollout, AttemptedRollout) else None
+        reward = (rewards or {}).get(rollout.rollout_id)
         table.add_row(
             clip(rollout.rollout_id),
             styled(rollout.status),
             rollout.mode or "",
-            f"{number}/{rollout.config.max_attempts}",
-            moment(rollout.start_time, now),
-            took(rollout.start_time, rollout.end_time),
+            f"{0 if attempt is None else attempt.sequence_id}/{rollout.config.max_attempts}",
+            when(rollout.start_time, now, dates),
+            "" if attempt is None else took(attempt.start_time, attempt.end_time),
+            "" if reward is None else f"{reward:.4g}",
             short_json(rollout.input),
         )
     return table
 
 
-def workers_table(page: Sequence[Worker], now: float) -> Table:
+def workers_table(page: Sequence[Worker], now: float, *, dates: bool = True) -> Table:
     table = table_of("WORKER", "STATUS", "ROLLOUT", "ATTEMPT", "HEARTBEAT", wide="STATS")
     for worker in page:
         table.add_row(
@@ -123,27 +142,27 @@ def workers_table(page: Sequence[Worker], now: float) -> Table:
             styled(worker.status),
             clip(worker.current_rollout_id or ""),
             clip(worker.current_attempt_id or ""),
-            moment(worker.last_heartbeat_time, now),
+            when(worker.last_heartbeat_time, now, dates),
             short_json(worker.heartbeat_stats) if worker.heartbeat_stats is not None else "",
         )
     return table
 
 
-def resources_table(page: Sequence[ResourcesUpdate], now: float) -> Table:
+def resources_table(page: Sequence[ResourcesUpdate], now: float, *, dates: bool = True) -> Table:
     table = table_of("RESOURCES", "VERSION", "UPDATED", "CREATED", wide="NAMES")
     for update in page:
         names = ", ".join(f"{name} ({resource.resource_type})" for name, resource in sorted(update.resources.items()))
         table.add_row(
             clip(update.resources_id),
             str(update.version),
-            moment(update.update_time, now),
-            moment(update.create_time, now),
+            when(update.update_time, now, dates),
+            when(update.create_time, now, dates),
             clip(names),
         )
     return table
 
 
-PAGE_TABLES: Final[Mapping[str, Callable[[Any, float], Table]]] = {
+PAGE_TABLES: Final[Mapping[str, Callable[..., Table]]] = {
     "rollouts": rollouts_table,
     "workers": workers_table,
     "resources": resources_table,
@@ -183,23 +202,45 @@ def public_fields(resource: Resource) -> Iterator[tuple[str, str]]:
         yield key, "(set; shown by --json)" if hidden else short_json(value)
 
 
-def statistics_table(server: str, info: Mapping[str, Any], statistics: Mapping[str, Any]) -> Table:
-    """Two columns: what the server is, then what it holds."""
+def statistics_table(server: str, info: Mapping[str, Any], statistics: Mapping[str, Any], now: float) -> Table:
+    """Two columns: where the rollouts stand, what the server is, then what it holds."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True, overflow="ellipsis")
     table.add_row("server", f"{server}, version {clip(info['version'])}{', strict' if info['strict'] else ''}")
+    for name, value in progress_of(statistics, now):
+        table.add_row(name, value)
     can = [name for name, value in info["capabilities"].items() if value]
     table.add_row("capabilities", ", ".join(can))
     for name, value in {**info, **statistics}.items():
-        if name not in {"version", "strict", "capabilities"}:
+        if name not in {"version", "strict", "capabilities", *PROGRESS}:
             table.add_row(name, with_unit(name, value) + share_of_limit(name, statistics))
     return table
+
+
+PROGRESS: Final = ("rollouts_by_status", "oldest_queued_time", "completed_last_minute", "rejected_spans")
+"""Statistics that are shown in words."""
+
+
+def progress_of(statistics: Mapping[str, Any], now: float) -> Iterator[tuple[str, str]]:
+    """Where the rollouts stand, and how the work goes on, as far as the store counts it."""
+    by_status = statistics.get("rollouts_by_status")
+    if by_status is not None:
+        for status in get_args(RolloutStatus):
+            yield status, str(by_status.get(status, 0))
+    if "oldest_queued_time" in statistics:
+        yield "oldest in the queue", f"created {moment(statistics['oldest_queued_time'], now)}"
+    if "completed_last_minute" in statistics:
+        yield "completed", f"{statistics['completed_last_minute']} in the last minute"
+    if "rejected_spans" in statistics:
+        yield "rejected spans", f"{statistics['rejected_spans']} over OTLP; the server's log has the causes"
 
 
 def share_of_limit(name: str, statistics: Mapping[str, Any]) -> str:
     """How close a figure is to the limit that it has, if it has one."""
     limit_name = LIMITS.get(name, "")
     limit = statistics.get(limit_name)
-    return f", {100 * statistics[name] / limit:.3g}% of {limit_name}" if limit else ""
+    return f", {100 * statistics[name] / limit:.3g}% of its limit" if limit else ""
 
 
 def with_unit(name: str, value: Any) -> str:
@@ -220,7 +261,18 @@ def took(start: float | None, end: float | None) -> str:
 
 def rollout_tree(rollout: Rollout, attempts: Sequence[Attempt], spans: Sequence[Span] | None, now: float) -> Tree:
     """The rollout, its attempts, and their spans under each other; ``spans`` is None where they were evicted."""
-    tree = Tree(line("rollout", clip(rollout.rollout_id), styled(rollout.status), *times(rollout, now)))
+    reward = final_reward([span for span in spans or () if attempts and span.attempt_id == attempts[-1].attempt_id])
+    length = took(rollout.start_time, rollout.end_time)
+    tree = Tree(
+        line(
+            "rollout",
+            clip(rollout.rollout_id),
+            styled(rollout.status),
+            "" if reward is None else f"reward {reward:.4g}",
+            f"created {moment(rollout.start_time, now)}",
+            f"ended {length} later" if length else "",
+        )
+    )
     for name in ("input", "mode", "resources_id", "metadata"):
         value = getattr(rollout, name)
         if value is not None and value != {}:
@@ -246,18 +298,14 @@ def line(*parts: Cell) -> Text:
     return text
 
 
-def times(item: Rollout | Attempt, now: float) -> list[Cell]:
-    length = took(item.start_time, item.end_time)
-    return [moment(item.start_time, now), f"took {length}" if length else ""]
-
-
 def attempt_line(attempt: Attempt, now: float) -> Text:
-    seen = attempt.last_heartbeat_time
+    seen, length = attempt.last_heartbeat_time, took(attempt.start_time, attempt.end_time)
     return line(
         f"attempt {attempt.sequence_id}",
         clip(attempt.attempt_id),
         styled(attempt.status),
-        *times(attempt, now),
+        moment(attempt.start_time, now),
+        f"took {length}" if length else "",
         f"worker {clip(attempt.worker_id)}" if attempt.worker_id else "",
         f"seen {age(now - seen)}" if seen is not None and attempt.end_time is None else "",
         short_json(attempt.metadata) if attempt.metadata else "",
@@ -311,3 +359,12 @@ def rewards(span: Span) -> Iterator[tuple[str, Any]]:
         at = min((key.lower().find(word) for word in REWARDS if word in key.lower()), default=-1)
         if at >= 0:
             yield clip(key[key.rfind(".", 0, at) + 1 :]), value
+
+
+def final_reward(spans: Sequence[Span]) -> float | None:
+    """The last number in spans of one attempt that is called a reward."""
+    for span in reversed(spans):
+        for key, value in reversed(span.attributes.items()):
+            if "reward" in key.lower() and isinstance(value, int | float) and not isinstance(value, bool):
+                return float(value)
+    return None

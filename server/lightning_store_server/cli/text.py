@@ -67,3 +67,9 @@ def clip(text: str, length: int = TEXT_MAX) -> str:
     Stored text comes from other programs: it must not move the cursor, recolour the terminal or break a row.
     """
     return printable(clipped(text, length))
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 rollout``, ``2 rollouts``, ``2 sets of resources``."""
+    head, of, rest = noun.partition(" of ")
+    return f"{count} {head}{'' if count == 1 else 's'}{of}{rest}"

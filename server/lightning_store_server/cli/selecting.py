@@ -1,0 +1,195 @@
+"""Which rollouts a command is about: the flags that several commands share, and what they choose.
+
+The store filters by status and id. By all else the command filters itself, what the store streams to it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar, get_args
+
+import click
+
+from lightning_store.clock import SystemClock
+from lightning_store.model import AttemptedRollout, PaginatedResult, Rollout, RolloutMode, RolloutStatus, SortOrder
+from lightning_store_client import LightningStoreClient
+from lightning_store_server.cli.options import parse_time, setting
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Pair(NamedTuple):
+    """A member of the metadata."""
+
+    path: str
+    value: Any
+    """``...`` for any."""
+    text: str | None
+    """The value as it was given."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What the flags choose: rollouts for which all of it holds."""
+
+    statuses: tuple[RolloutStatus, ...] = ()
+    contains: str | None = None
+    modes: tuple[RolloutMode, ...] = ()
+    metadata: tuple[Pair, ...] = ()
+    workers: tuple[str, ...] = ()
+    since: float | None = None
+    until: float | None = None
+
+    @classmethod
+    def of(cls, flags: dict[str, Any]) -> Selection:
+        """Takes its flags out of those of a command."""
+        return cls(**{one.name: flags.pop(one.name) for one in fields(cls)})
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it chooses every rollout."""
+        return self == Selection()
+
+    @property
+    def _is_known_to_the_store(self) -> bool:
+        return self == Selection(self.statuses, self.contains)
+
+    def matches(self, rollout: Rollout) -> bool:
+        """Whether all holds that the store does not filter by."""
+        worker_id = rollout.attempt.worker_id if isinstance(rollout, AttemptedRollout) else None
+        return (
+            (not self.modes or rollout.mode in self.modes)
+            and (not self.workers or worker_id in self.workers)
+            and (self.since is None or rollout.start_time >= self.since)
+            and (self.until is None or rollout.start_time <= self.until)
+            and all(has_member(rollout.metadata, pair) for pair in self.metadata)
+        )
+
+    async def query(
+        self,
+        client: LightningStoreClient,
+        *,
+        rollout_ids: Sequence[str] | None = None,
+        sort_by: str | None = None,
+        sort_order: SortOrder = "asc",
+        limit: int = -1,
+        offset: int = 0,
+    ) -> PaginatedResult[Rollout]:
+        """The rollouts that are chosen, of all or of these."""
+        page = (limit, offset) if self._is_known_to_the_store else (-1, 0)
+        found = await client.query_rollouts(
+            status_in=self.statuses or None,
+            rollout_id_in=rollout_ids,
+            rollout_id_contains=self.contains,
+            sort_by=sort_by,
+            sort_order=sort_order,
+            limit=page[0],
+            offset=page[1],
+        )
+        if self._is_known_to_the_store:
+            return found
+        chosen = [rollout for rollout in found if self.matches(rollout)]
+        end = None if limit < 0 else offset + limit
+        return PaginatedResult(chosen[offset:end], limit, offset, len(chosen))
+
+
+def selecting(*, variables: bool = True) -> Callable[[F], F]:
+    """The flags of a Selection.
+
+    Args:
+        variables: Whether they have environment variables too. Nothing is changed for what the environment holds,
+            perhaps for another command.
+    """
+
+    def flag(name: str, *names: str, **attributes: Any) -> Callable[[F], F]:
+        return setting(name, *names, **attributes) if variables else click.option(name, *names, **attributes)
+
+    def decorate(command: F) -> F:
+        for one in reversed(
+            [
+                flag(
+                    "--status",
+                    "statuses",
+                    type=click.Choice(get_args(RolloutStatus)),
+                    multiple=True,
+                    help="Only rollouts with this status; may be given several times, as the flags that follow.",
+                ),
+                flag("--contains", metavar="TEXT", help="Only rollouts whose id has this in it."),
+                flag(
+                    "--mode",
+                    "modes",
+                    type=click.Choice(get_args(RolloutMode)),
+                    multiple=True,
+                    help="Only rollouts of this mode.",
+                ),
+                flag(
+                    "--metadata",
+                    metavar="KEY[=VALUE]",
+                    multiple=True,
+                    callback=lambda _, __, texts: tuple(map(parse_pair, texts)),
+                    help="Only rollouts whose metadata has this; a.b is member b of a.",
+                ),
+                flag(
+                    "--worker",
+                    "workers",
+                    metavar="ID",
+                    multiple=True,
+                    help="Only rollouts whose latest attempt it has.",
+                ),
+                flag(
+                    "--since",
+                    metavar="TIME",
+                    callback=_moment,
+                    help="Only rollouts made since: 15m, 12h, 7d ago, or a date.",
+                ),
+                flag("--until", metavar="TIME", callback=_moment, help="Only rollouts made until then."),
+            ]
+        ):
+            command = one(command)
+        return command
+
+    return decorate
+
+
+def _moment(_: click.Context, __: click.Parameter, text: str | None) -> float | None:
+    return None if text is None else parse_moment(text, SystemClock().now())
+
+
+def parse_moment(text: str, now: float) -> float:
+    """Seconds since the epoch of ``"15m"`` (before ``now``) or of an ISO date and time, local unless it has a zone."""
+    if not re.match(r"\s*\d{4}-", text):
+        return now - parse_time(text)
+    try:
+        return datetime.fromisoformat(text.strip()).timestamp()
+    except (ValueError, OverflowError):
+        message = f"{text!r} is no time; give a length of time like 15m or 7d, or a date like 2026-01-31T12:00"
+        raise click.BadParameter(message) from None
+
+
+def parse_pair(text: str) -> Pair:
+    """The member and its value, which is JSON if it reads as such and text otherwise; ``...`` without one."""
+    path, equals, value = text.partition("=")
+    if not path:
+        raise click.BadParameter(f"{text!r} names no member; give KEY or KEY=VALUE")
+    if not equals:
+        return Pair(path, ..., None)
+    try:
+        return Pair(path, json.loads(value), value)
+    except ValueError:
+        return Pair(path, value, value)
+
+
+def has_member(metadata: Mapping[str, Any] | None, pair: Pair) -> bool:
+    """Whether the metadata has this member, by its whole name or step by step, with this value."""
+    found: Any = metadata or {}
+    for step in [pair.path] if pair.path in found else pair.path.split("."):
+        if not isinstance(found, Mapping) or step not in found:
+            return False
+        found = found[step]
+    if isinstance(found, str):
+        return pair.value is ... or found == pair.text
+    return pair.value is ... or (found == pair.value and isinstance(found, bool) == isinstance(pair.value, bool))
