@@ -186,11 +186,13 @@ clean: ## Remove the environments, caches and everything built
 
 # A stamp for each set of extras; pip runs again only when pyproject.toml is newer.
 $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@echo "Installing the extra $* into $(VENV), which takes a minute or two the first time"
+	$(BIN)/python -m pip install --disable-pip-version-check --editable '.[$*]'
 	@touch $@
 
 $(VENV_AGENTLIGHTNING)/.installed: pyproject.toml | $(VENV_AGENTLIGHTNING)/bin/python
-	$(VENV_AGENTLIGHTNING)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev-agentlightning]'
+	@echo "Installing Agent Lightning into $(VENV_AGENTLIGHTNING), which takes several minutes the first time"
+	$(VENV_AGENTLIGHTNING)/bin/python -m pip install --disable-pip-version-check --editable '.[dev-agentlightning]'
 	@touch $@
 
 $(VENV_PROTOC)/.installed-$(GRPCIO_TOOLS): | $(VENV_PROTOC)/bin/python

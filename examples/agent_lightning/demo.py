@@ -16,7 +16,7 @@ from rich.console import Console
 
 from examples.svamp_demo.algorithm import Settings
 from examples.svamp_demo.problems import DataError, ProblemSet, obtain
-from examples.svamp_demo.processes import PROJECT_ROOT, StartError
+from examples.svamp_demo.processes import PROJECT_ROOT, StartError, database_in, look_into
 from lightning_store.errors import StoreError
 
 if TYPE_CHECKING:
@@ -131,6 +131,8 @@ def _run(options: argparse.Namespace, problems: ProblemSet) -> int:
         return 0 if comparison.compare(plan, options.output, console, options.server) else 1
     trained = training.train(plan, options.store, options.output, console, options.server)
     _print_summary(console, trained)
+    if options.store == "grpc":
+        console.print(look_into(database_in(options.output), options.server), markup=False)
     return 0
 
 

@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple
 import agentlightning as agl
 from agentlightning.execution.client_server import ClientServerExecutionStrategy
 
-from examples.svamp_demo.processes import Children
+from examples.svamp_demo.processes import Children, new_database
 from lightning_store_agentlightning import GrpcExecutionStrategy, GrpcLightningStore, InProcessLightningStore
 
 StoreKind = Literal["grpc", "in-process", "agentlightning"]
@@ -81,7 +81,7 @@ def _serving(output: Path) -> Iterator[str]:
         processes = contextlib.AsyncExitStack()
         try:
             children = loop.run(processes.enter_async_context(Children.running(output)))
-            _, endpoint = loop.run(children.start_server())
+            _, endpoint = loop.run(children.start_server(new_database(output)))
             yield endpoint
         finally:
             loop.run(processes.aclose())

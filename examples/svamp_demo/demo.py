@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import shlex
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,7 +14,15 @@ from typing import Final, TypeAlias
 
 from examples.svamp_demo.messages import POLICY, PolicyWeights
 from examples.svamp_demo.problems import DataError, ProblemSet, obtain
-from examples.svamp_demo.processes import PROJECT_ROOT, SERVER_COMMAND, Child, Children, StartError, patient_client
+from examples.svamp_demo.processes import (
+    PROJECT_ROOT,
+    Child,
+    Children,
+    StartError,
+    look_into,
+    new_database,
+    patient_client,
+)
 from lightning_store import LightningStore
 from lightning_store.errors import StoreError
 
@@ -47,9 +54,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kill-runner", action="store_true", help="SIGKILL a runner at work half way through")
     parser.add_argument(
         "--database",
-        default="memory:",
         metavar="memory:|sqlite:PATH",
-        help="where the server keeps the data (%(default)s)",
+        help="where the server keeps the data (a new sqlite:DIR/store.db)",
     )
     parser.add_argument(
         "--kill-server",
@@ -71,8 +77,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if options.kill_runner and options.runners < 2:
         parser.error("--kill-runner leaves nobody to do the work: give --runners 2 or more")
     if options.kill_server and options.database == "memory:":
-        parser.error("--kill-server loses everything in memory: give --database sqlite:PATH")
-    if options.server is not None and options.database != "memory:":
+        parser.error("--kill-server loses everything that is in memory: leave --database memory: out")
+    if options.server is not None and options.kill_server:
+        parser.error("--kill-server is for a server that this starts, and --server names one that runs already")
+    if options.server is not None and options.database is not None:
         parser.error("--database is for a server that this starts, and --server names one that runs already")
     if options.seed < 0:
         parser.error("--seed must not be negative")
@@ -114,9 +122,9 @@ async def _run(options: argparse.Namespace, problems: ProblemSet) -> None:
         _say(f"  ({problems.left_out} more take several operations, which this agent cannot do; they are left out)")
     async with Children.running(options.output) as children:
         essential: list[Child] = []
-        endpoint = options.server
+        endpoint, database = options.server, options.database or new_database(options.output)
         if endpoint is None:
-            server, endpoint = await children.start_server(options.database)
+            server, endpoint = await children.start_server(database)
             essential.append(server)
         former = await _latest_weights(endpoint)
         runners = [
@@ -130,9 +138,7 @@ async def _run(options: argparse.Namespace, problems: ProblemSet) -> None:
         if options.kill_runner:
             killings["runner"] = asyncio.create_task(_kill_runner(endpoint, runners, half_way))
         if options.kill_server:
-            killings["server"] = asyncio.create_task(
-                _kill_server(endpoint, options.database, children, essential, half_way)
-            )
+            killings["server"] = asyncio.create_task(_kill_server(endpoint, database, children, essential, half_way))
         try:
             await _see_through(algorithm, essential, runners)
         finally:
@@ -144,8 +150,7 @@ async def _run(options: argparse.Namespace, problems: ProblemSet) -> None:
     for name, killing in killings.items():
         if not killing.cancelled() and (error := killing.exception()) is not None:
             raise RunError(f"the {name} was not killed, or did not come back: {error}")
-    if options.database != "memory:":
-        _say(f"what is left behind:\n  {SERVER_COMMAND} export --database {shlex.quote(options.database)}")
+    _say(look_into(database, options.server))
 
 
 def _passed_on(options: argparse.Namespace, endpoint: str) -> list[str]:

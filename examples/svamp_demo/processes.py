@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import shlex
 import signal
 import sys
 import sysconfig
@@ -18,6 +19,8 @@ from typing import Final
 from lightning_store_client import LightningStoreClient
 
 PROJECT_ROOT: Final = Path(__file__).resolve().parents[2]
+SQLITE: Final = "sqlite:"
+DATABASE_NAME: Final = "store.db"
 SERVER_COMMAND: Final = "lightning-store-grpc"
 START_SECONDS: Final = 30.0
 """How long the server may take to get ready."""
@@ -108,12 +111,12 @@ class Children:
         )
 
     async def start_server(
-        self, database: str = "memory:", endpoint: str = f"{_HOST}:0", *, name: str = "server"
+        self, database: str, endpoint: str = f"{_HOST}:0", *, name: str = "server"
     ) -> tuple[Child, str]:
         """Start the store's server on a free port, or on the port of ``endpoint``; the process and its endpoint,
         ``host:port``."""
         host, _, port = endpoint.rpartition(":")
-        command = [_server_command(), "serve", "--host", host, "--port", port, "--database", database]
+        command = [server_command(), "serve", "--host", host, "--port", port, "--database", database]
         try:
             server = await self.start(name, command)
         except OSError as error:
@@ -151,7 +154,41 @@ def patient_client(endpoint: str) -> LightningStoreClient:
     return LightningStoreClient(endpoint, timeout=120.0, retry_delays=(0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 30.0))
 
 
-def _server_command() -> str:
+def database_in(directory: Path) -> str:
+    """Where the server of a run keeps its data unless told otherwise."""
+    return f"{SQLITE}{directory / DATABASE_NAME}"
+
+
+def new_database(directory: Path) -> str:
+    """The same, without what a former run has left there."""
+    for left in directory.glob(f"{DATABASE_NAME}*"):
+        left.unlink()
+    return database_in(directory)
+
+
+def look_into(database: str, server: str | None) -> str:
+    """The commands that look into what a run has left: in its database, or on a server that it was told to use."""
+    command = server_command()
+    if os.path.isabs(command):
+        command = _shorter(command)
+    at = "" if server is None else f" --server {server}"
+    lines = [
+        f"  {command} {what}{at}" for what in ("stats", "rollouts --sort-by end_time --desc --limit 10", "workers")
+    ]
+    if server is None:
+        if not database.startswith(SQLITE):
+            return f"the store was in memory and is gone; give --database {SQLITE}PATH to keep it"
+        path = _shorter(database.removeprefix(SQLITE))
+        serve = f"  {command} serve --database {shlex.quote(SQLITE + path)} &"
+        lines = [serve, *lines, "  kill %1"]
+    return "\n".join(["look into what it has left:", *lines])
+
+
+def _shorter(path: str) -> str:
+    return min(os.path.relpath(path), path, key=len)
+
+
+def server_command() -> str:
     """The script that belongs to this interpreter, else whatever the PATH has."""
     beside = Path(sysconfig.get_path("scripts")) / SERVER_COMMAND
     return str(beside) if beside.exists() else SERVER_COMMAND

@@ -197,8 +197,8 @@ def test_a_line_is_narrow_as_long_as_the_numbers_are() -> None:
         "oldest_queued_time": 0.0,
         "time": 59.0,
         "completed_last_minute": 999,
-        "busy_workers": 99,
-        "total_workers": 99,
+        "busy_workers": 9,
+        "total_workers": 9,
         "rejected_spans": 0,
     }
     assert len(line_of(look)) <= 80

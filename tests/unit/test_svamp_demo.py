@@ -7,7 +7,6 @@ import importlib
 import io
 import json
 import os
-import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,7 +35,7 @@ from examples.svamp_demo.policy import (
     sample,
 )
 from examples.svamp_demo.problems import DataError, Problem, ProblemSet, generate, load, obtain
-from examples.svamp_demo.processes import PROJECT_ROOT, SERVER_COMMAND
+from examples.svamp_demo.processes import PROJECT_ROOT
 from examples.svamp_demo.report import IterationRecord, Report, Summary, write_plot
 from examples.svamp_demo.runner import Runner
 from examples.svamp_demo.tracing import CHOICE, REWARD, ROLLOUT_SPAN, TRY_SPAN, Recorder, Try, read_tries
@@ -404,7 +403,8 @@ def test_help_names_a_command_that_there_is(module: str, capsys: pytest.CaptureF
         (["--runners", "0"], "0 is not 1 or more"),
         (["--runners", "1", "--kill-runner"], "give --runners 2 or more"),
         (["--seed", "-1"], "--seed must not be negative"),
-        (["--kill-server"], "--kill-server loses everything in memory: give --database sqlite:PATH"),
+        (["--kill-server", "--database", "memory:"], "leave --database memory: out"),
+        (["--server", "localhost:1", "--kill-server"], "--server names one that runs already"),
         (["--server", "localhost:1", "--database", "sqlite:x"], "--server names one that runs already"),
     ],
 )
@@ -450,11 +450,9 @@ def test_demo_completes_with_the_same_result_though_the_server_is_killed(tmp_pat
     _, undisturbed = run_demo(tmp_path / "undisturbed")
     assert summary.trained_accuracy == undisturbed.trained_accuracy > summary.untrained_accuracy + 0.3
     assert (summary.rollouts, summary.failed) == (undisturbed.rollouts, 0)
-    command = shlex.split(said.splitlines()[-1])
-    assert command[0] == SERVER_COMMAND
-    looked = subprocess.run(
-        [sys.executable, "-m", "lightning_store_server", *command[1:]], capture_output=True, text=True, check=True
-    )
+    assert "look into what it has left:" in said
+    exported = [sys.executable, "-m", "lightning_store_server", "export", "--database", database]
+    looked = subprocess.run(exported, capture_output=True, text=True, check=True)
     assert f"exported {summary.rollouts} rollouts" in looked.stderr
     rollouts = [line["rollout"] for line in map(json.loads, looked.stdout.splitlines()) if line["type"] == "rollout"]
     assert {rollout["status"] for rollout in rollouts} == {"succeeded"}
