@@ -30,9 +30,9 @@ def show(records: Sequence[Record]) -> None:
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """The same as Markdown, under a heading each, with where they were measured."""
+    """Where they were measured, then the targets, the ratios and what failed, as Markdown under a heading each."""
     parts = [_environments(records)] if records else []
-    for table in tables(records):
+    for table in _filled([*_summary(records), _failed(records)]):
         title, table.title, table.box = table.title, None, box.MARKDOWN
         text = StringIO()
         Console(file=text, width=MARKDOWN_WIDTH).print(table)
@@ -44,16 +44,26 @@ def markdown(records: Sequence[Record]) -> str:
 
 def tables(records: Sequence[Record]) -> list[Table]:
     """The tables that have a row: targets, ratios of calls, calls, other measures, what failed."""
-    calls = [record for record in records if "calls_per_second" in record.metrics]
-    others = [record for record in records if record.metrics and "calls_per_second" not in record.metrics]
-    made = [
-        _targets(verdicts(records)),
-        _ratios([record for record in calls if record.size is None]),
-        _calls(calls),
-        _others(others),
-        _failures([record for record in records if not record.is_clean]),
-    ]
+    others = [record for record in records if record.metrics and not _is_call(record)]
+    calls = list(filter(_is_call, records))
+    return _filled([*_summary(records), _calls(calls), _others(others), _failed(records)])
+
+
+def _summary(records: Sequence[Record]) -> list[Table]:
+    calls = [record for record in records if _is_call(record) and record.size is None]
+    return [_targets(verdicts(records)), _ratios(calls)]
+
+
+def _failed(records: Sequence[Record]) -> Table:
+    return _failures([record for record in records if not record.is_clean])
+
+
+def _filled(made: Sequence[Table]) -> list[Table]:
     return [table for table in made if table.row_count]
+
+
+def _is_call(record: Record) -> bool:
+    return "calls_per_second" in record.metrics
 
 
 def number(value: float) -> str:

@@ -19,7 +19,7 @@ YOUNGER_COLLECTIONS: Final = (3, 2)
 """How many collections of the youngest come before one of the middle generation, and how many of these before each full
 one. With 10 and 10, as usual, 80,000 objects gather while much is being stored, which take 100 ms to walk; with these
 some thousands, and 10 ms. All collections together take less time."""
-PAUSE_SECONDS_MAX: Final = 0.005
+PAUSE_SECONDS_MAX: Final = 0.002
 """A full collection that takes longer is the last one to see what is there. With 10 ms it is often the second one that
 takes so long, and then 20."""
 

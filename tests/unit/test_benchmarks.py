@@ -281,7 +281,8 @@ def test_the_plot_is_a_picture(tmp_path: Path, environment: Environment) -> None
 
 def test_documenting_replaces_what_is_between_the_marks(tmp_path: Path, environment: Environment) -> None:
     results, document = tmp_path / "results.jsonl", tmp_path / "performance.md"
-    records.append(results, record(environment, OURS, 2500))
+    for side in (OURS, PEER):
+        records.append(results, record(environment, side, 2500))
     document.write_text(f"before\n{cli.BEGIN_MARK}\nold\n{cli.END_MARK}\nafter\n", encoding="utf-8")
     for _ in range(2):
         assert cli.main(["document", str(results), "--into", str(document)]) == 0
@@ -289,7 +290,7 @@ def test_documenting_replaces_what_is_between_the_marks(tmp_path: Path, environm
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
-    assert text.count("### Calls") == 1
+    assert text.count("### Calls per second, side by side") == 1
     assert "2,500" in text
 
 
