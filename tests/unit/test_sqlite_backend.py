@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from lightning_store.backends.base import Changes, Needs
 from lightning_store.backends.records import RolloutRecord
-from lightning_store.backends.sqlite import SqliteBackend, reading, replies, spool
+from lightning_store.backends.sqlite import SqliteBackend, loading, reading, replies, spool
 from lightning_store.backends.sqlite import backend as backend_module
 from lightning_store.backends.sqlite.file import wal_bytes
 from lightning_store.backends.sqlite.readers import READERS_MAX
@@ -65,6 +65,17 @@ async def rollouts_now(backend: SqliteBackend) -> tuple[int, int]:
     """How many there are, and how long the log is then."""
     async with backend.snapshot() as snapshot:
         return (await snapshot.counts()).rollouts, wal_bytes(backend.path)
+
+
+async def test_the_earliest_deadline_takes_no_look_at_all_rollouts(backend, path):
+    """It is asked for with each wait."""
+    await store(backend, *(rollout_record(f"ro-{number:04}") for number in range(2000)))
+    with sqlite3.connect(path) as connection:
+        steps: list[int] = []
+        connection.set_progress_handler(lambda: steps.append(1), 1)
+        assert loading.next_deadline(connection) is None
+        assert len(steps) < 100
+    connection.close()
 
 
 async def test_a_long_list_is_on_the_disk_and_stays_as_it_was(backend, path, monkeypatch):

@@ -237,7 +237,7 @@ def has_passed(deadline: float | None, due: Due) -> bool:
 def next_deadline(connection: Connection) -> float | None:
     """The earliest deadline of all rollouts."""
     deadline: float | None
-    [deadline] = connection.execute("SELECT min(deadline) FROM rollouts").fetchone()
+    [deadline] = connection.execute("SELECT min(deadline) FROM rollouts WHERE deadline IS NOT NULL").fetchone()
     return deadline
 
 
