@@ -16,8 +16,9 @@ import pytest_asyncio
 
 from lightning_store.backends.base import Changes, Needs
 from lightning_store.backends.records import RolloutRecord
-from lightning_store.backends.sqlite import SqliteBackend, loading, reading, replies, spool
+from lightning_store.backends.sqlite import SqliteBackend, reading, replies, spool
 from lightning_store.backends.sqlite import backend as backend_module
+from lightning_store.backends.sqlite import loading as loading_module
 from lightning_store.backends.sqlite.file import wal_bytes
 from lightning_store.backends.sqlite.readers import READERS_MAX
 from lightning_store.errors import StoreUnavailableError
@@ -73,7 +74,7 @@ async def test_the_earliest_deadline_takes_no_look_at_all_rollouts(backend, path
     with sqlite3.connect(path) as connection:
         steps: list[int] = []
         connection.set_progress_handler(lambda: steps.append(1), 1)
-        assert loading.next_deadline(connection) is None
+        assert loading_module.next_deadline(connection) is None
         assert len(steps) < 100
     connection.close()
 
