@@ -63,7 +63,7 @@ class Scene:
             "AddResources": {"resources_json": {"llm": LLM_JSON, "other": LLM_JSON}},
             "ImportRollouts": {
                 "rollouts": [self.stored("ro-imported")],
-                "workers": [{"worker_id": "w-imported", "status": worker_pb2.WORKER_STATUS_IDLE}],
+                "workers": [{"worker_id": "w-imported", "status": worker_pb2.WORKER_STATUS_BUSY}],
             },
             "UpdateResources": {"resources_id": self.resources.resources_id, "resources_json": {"llm": LLM_JSON}},
             "DeleteWorkers": {"worker_ids": ["w0", "w-no"]},
@@ -81,7 +81,7 @@ class Scene:
         rollout = rollout_pb2.Rollout(
             rollout_id=rollout_id,
             start_time={"seconds": 1},
-            status=rollout_pb2.ROLLOUT_STATUS_QUEUING,
+            status=rollout_pb2.ROLLOUT_STATUS_REQUEUING,
             config={},
         )
         return transfer_pb2.StoredRollout(rollout=rollout)
