@@ -304,8 +304,9 @@ async def test_a_large_rollout_comes_in_parts(store, source, monkeypatch, bytes_
     assert len(of_large) > 1
     assert [span.sequence_id for part in of_large for span in part.spans] == list(range(1, 8))
     assert [part.spans_before for part in of_large][:2] == [0, len(of_large[0].spans)]
-    for part in parts:
-        await store.engine.import_rollouts([part])
+    done = [await store.engine.import_rollouts([part]) for part in parts]
+    assert sum(one.imported.rollouts for one in done) == len(whole) + 1
+    assert sum(one.present.rollouts for one in done) == 0
     assert len(await store.query_rollouts()) == len(whole) + 1
     assert list(await store.query_spans(large.rollout_id)) == list(await source.query_spans(large.rollout_id))
 

@@ -484,7 +484,8 @@ class ImportRollouts(Operation[Imported]):
 
     def decide(self, view: View) -> Imported:
         resources = [transfer.adopt_resources(view, one) for one in self.resources]
-        rollouts = [transfer.adopt_rollout(view, part) for part in self.rollouts]
+        adopted = [transfer.adopt_rollout(view, part) for part in self.rollouts]
+        rollouts = [new for part, new in zip(self.rollouts, adopted, strict=True) if not part.spans_before]
         spans = [
             transfer.adopt_span(view, span, size_bytes)
             for part, sizes in zip(self.rollouts, self.span_bytes, strict=True)

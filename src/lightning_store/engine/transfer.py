@@ -24,7 +24,7 @@ from lightning_store.queries import AttemptQuery, SpanQuery
 PAGE_ROLLOUTS: Final = 200
 """Rollouts that a page is done with at the most."""
 PAGE_BYTES: Final = 4 * 1024 * 1024
-"""A page ends with the rollout, or the spans, that bring it to so many bytes."""
+"""A page ends with the rollout that brings it to so many bytes. One that has more itself is cut into parts."""
 SPANS_AT_ONCE: Final = 1000
 """Spans of one rollout that are read at a time."""
 
@@ -81,7 +81,7 @@ async def page_of(snapshot: Snapshot, selection: Selection, begin: Place) -> Pag
     for one in placed:
         if selection.has(one.rollout):
             before = begin.spans if one.place == begin.place else 0
-            spans, more = await _spans(snapshot, one.rollout.rollout_id, before, PAGE_BYTES - size_bytes)
+            spans, more = await _spans(snapshot, one.rollout.rollout_id, before)
             attempts = (await snapshot.query_attempts(AttemptQuery(rollout_id=one.rollout.rollout_id))).items
             part = StoredRollout(one.rollout, attempts, spans, one.last_sequence, before)
             found.append(part)
@@ -94,16 +94,15 @@ async def page_of(snapshot: Snapshot, selection: Selection, begin: Place) -> Pag
     return Page(found, seen, total, Place(placed[-1].place) if len(placed) == PAGE_ROLLOUTS else None)
 
 
-async def _spans(snapshot: Snapshot, rollout_id: str, before: int, bytes_max: int) -> tuple[list[SpanRecord], bool]:
-    """Spans of a rollout after as many, until there are so many bytes of them, but one at least; and whether there are
-    more."""
+async def _spans(snapshot: Snapshot, rollout_id: str, before: int) -> tuple[list[SpanRecord], bool]:
+    """Spans of a rollout after as many, as many as go into a page, but one at least; and whether there are more."""
     found: list[SpanRecord] = []
     size_bytes = 0
     while True:
         query = SpanQuery(rollout_id=rollout_id, limit=SPANS_AT_ONCE, offset=before + len(found))
         rows = await snapshot.query_spans(query)
         for span in rows.items:
-            if found and size_bytes + len(span.document) > bytes_max:
+            if found and size_bytes + len(span.document) > PAGE_BYTES:
                 return found, True
             found.append(span)
             size_bytes += len(span.document)

@@ -214,7 +214,7 @@ class TransferCounts(_message.Message):
     RESOURCES_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
     rollouts: _builtins.int
-    """Rollouts; of one in several parts, each part counts."""
+    """Rollouts; of one in several parts, the first counts."""
     spans: _builtins.int
     """Spans."""
     resources: _builtins.int
