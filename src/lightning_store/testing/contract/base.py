@@ -114,6 +114,11 @@ def with_attempt(rollout: Rollout, attempt: Attempt, **changes: Any) -> Attempte
 # --- Bringing a store into a state -----------------------------------------------------------------------------------
 
 
+async def totals(store: LightningStore) -> dict[str, Any]:
+    """How much is stored, without what the machine has to do with it."""
+    return {name: value for name, value in (await store.statistics()).items() if name.startswith("total_")}
+
+
 async def claim(store: LightningStore, worker_id: str | None = None) -> AttemptedRollout:
     """Dequeue, from a queue that must not be empty."""
     claimed = await store.dequeue_rollout(worker_id=worker_id)

@@ -26,6 +26,7 @@ from lightning_store.testing.contract.base import (
     retrying,
     some_llm,
     statuses,
+    totals,
     within_safety,
 )
 
@@ -428,10 +429,10 @@ NO_IDS: Final = ("", "\ud800")
 
 
 async def contents(store: LightningStore) -> list[Any]:
-    """All that the store holds, without the time that it has been up."""
+    """All that the store holds."""
     rollouts = await store.query_rollouts()
     attempts = [list(await store.query_attempts(one.rollout_id)) for one in rollouts]
-    statistics = {**await store.statistics(), "uptime": 0.0}
+    statistics = await totals(store)
     return [
         list(rollouts),
         attempts,
