@@ -86,7 +86,9 @@ def exported_to_proto(which: Exported, page_token: str) -> transfer_pb2.ExportRo
 
 
 def exported_from_proto(request: transfer_pb2.ExportRolloutsRequest) -> Exported:
-    modes = [mode_from_proto(mode, f"mode_in[{index}]") for index, mode in enumerate(request.mode_in)]
+    modes: list[RolloutMode | None] = [
+        mode_from_proto(mode, f"mode_in[{index}]") for index, mode in enumerate(request.mode_in)
+    ]
     earliest = request.start_time_min if request.HasField("start_time_min") else None
     latest = request.start_time_max if request.HasField("start_time_max") else None
     return Exported(
