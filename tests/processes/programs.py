@@ -87,6 +87,12 @@ class Ended:
     seconds: float
     """Since it was started."""
 
+    @property
+    def complaints(self) -> str:
+        """The errors, less the client's warning that a server cannot be reached."""
+        lines = self.errors.splitlines(keepends=True)
+        return "".join(line for line in lines if not line.endswith("; it is made again\n"))
+
 
 class Program:
     """A process that leads a session of its own, and tells what it does in lines."""

@@ -143,17 +143,17 @@ def assert_no_noise(errors: str) -> None:
 
 def test_a_signal_that_nobody_handles(interrupt: Interrupt) -> None:
     ended = interrupt("asyncio.run(main())", signal.SIGTERM)
-    assert (ended.code, ended.errors) == (-signal.SIGTERM, "")
+    assert (ended.code, ended.complaints) == (-signal.SIGTERM, "")
 
 
 def test_ctrl_c_that_nobody_handles(interrupt: Interrupt) -> None:
     """asyncio.run cancels the main task; Python shows where it was, and nothing else."""
     ended = interrupt("asyncio.run(main())", signal.SIGINT)
     assert ended.code == -signal.SIGINT
-    assert ended.errors.startswith("Traceback (most recent call last):\n")
-    assert ended.errors.endswith("\nKeyboardInterrupt\n")
-    assert "never retrieved" not in ended.errors
-    assert_no_noise(ended.errors)
+    assert ended.complaints.startswith("Traceback (most recent call last):\n")
+    assert ended.complaints.endswith("\nKeyboardInterrupt\n")
+    assert "never retrieved" not in ended.complaints
+    assert_no_noise(ended.complaints)
 
 
 def test_ctrl_c_that_the_program_handles(interrupt: Interrupt) -> None:
@@ -166,7 +166,7 @@ except KeyboardInterrupt:
 """,
         signal.SIGINT,
     )
-    assert (ended.code, ended.output, ended.errors) == (0, "interrupted\n", "")
+    assert (ended.code, ended.output, ended.complaints) == (0, "interrupted\n", "")
 
 
 @pytest.mark.parametrize("times", [1, pytest.param(20, marks=pytest.mark.chaos)])
@@ -194,7 +194,7 @@ except KeyboardInterrupt:
             signal.SIGINT,
         )
         assert (ended.code, ended.output) == (0, "interrupted\n")
-        assert_no_noise(ended.errors)
+        assert_no_noise(ended.complaints)
 
 
 def test_a_handler_that_exits(interrupt: Interrupt) -> None:
@@ -208,7 +208,7 @@ asyncio.run(until_told())
 """,
         signal.SIGTERM,
     )
-    assert (ended.code, ended.errors) == (3, "")
+    assert (ended.code, ended.complaints) == (3, "")
 
 
 def test_a_handler_that_cancels_the_main_task_and_then_uses_the_client(interrupt: Interrupt) -> None:
@@ -229,7 +229,7 @@ asyncio.run(until_told())
 """,
         signal.SIGTERM,
     )
-    assert (ended.code, ended.output, ended.errors) == (0, "failed\n", "")
+    assert (ended.code, ended.output, ended.complaints) == (0, "failed\n", "")
 
 
 def test_calls_in_daemon_threads_when_the_main_thread_exits(interrupt: Interrupt) -> None:
@@ -248,7 +248,7 @@ while True:
 """,
         signal.SIGTERM,
     )
-    assert (ended.code, ended.errors) == (3, "")
+    assert (ended.code, ended.complaints) == (3, "")
 
 
 def test_closing_the_client_ends_the_calls_of_all_threads(interrupt: Interrupt) -> None:
@@ -275,4 +275,4 @@ asyncio.run(client.close())
 """,
         signal.SIGTERM,
     )
-    assert (ended.code, ended.output, ended.errors) == (0, "ended\n" * len(TAKEN), "")
+    assert (ended.code, ended.output, ended.complaints) == (0, "ended\n" * len(TAKEN), "")
