@@ -50,10 +50,10 @@ from lightning_store.v1.query_pb2 import StreamQueryRequest
 from lightning_store.v1.service_pb2_grpc import LightningStoreServiceStub
 from lightning_store.wire import codec, queries, requests, selections, spans
 from lightning_store.wire.codec import ServerInfo
+from lightning_store_client.batcher import BATCHED_BYTES_MAX, Batcher
 from lightning_store_client.calls import HEALTH_TIMEOUT_SECONDS, Calls, new_request_id
 from lightning_store_client.channel import MAX_MESSAGE_BYTES, Connector
 from lightning_store_client.endpoint import checked_endpoint
-from lightning_store_client.gathering import GATHERED_BYTES_MAX, Gathering
 from lightning_store_client.retry import RetryPolicy
 from lightning_store_client.rounds import Rounds
 from lightning_store_client.span_buffer import SpanBuffer
@@ -132,11 +132,11 @@ class LightningStoreClient(QueryMethods):
         """Of the heartbeats of this client's workers."""
         self._listening = Rounds(self._clock)
         """Of the calls by which they hear of the end of rollouts."""
-        self._enqueueing = Gathering(partial(_enqueue, self._calls), self._calls.is_idle)
+        self._enqueueing = Batcher(partial(_enqueue, self._calls), self._calls.is_idle)
         self._spans = SpanSender(self._calls, max_message_bytes)
         self.span_buffer = SpanBuffer(self._spans, self._clock)
         """What ``LightningStoreSpanProcessor`` has still to store."""
-        self._numbering = Gathering(partial(_allocate, self._calls), self._calls.is_idle)
+        self._numbering = Batcher(partial(_allocate, self._calls), self._calls.is_idle)
 
     def __repr__(self) -> str:
         return f"LightningStoreClient({self.endpoint!r})"
@@ -216,7 +216,7 @@ class LightningStoreClient(QueryMethods):
         metadata: Mapping[str, Any] | None = None,
     ) -> Rollout:
         new = _new_rollout(input, mode, resources_id, config, metadata)
-        if new.ByteSize() > GATHERED_BYTES_MAX:
+        if new.ByteSize() > BATCHED_BYTES_MAX:
             [queued] = await _enqueue(self._calls, [new])
         else:
             queued = await self._enqueueing.call(new)

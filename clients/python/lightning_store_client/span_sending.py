@@ -22,9 +22,9 @@ from lightning_store.spans.document import encode
 from lightning_store.v1 import span_pb2
 from lightning_store.wire import spans
 from lightning_store.wire.errors import span_outcome_from_proto
+from lightning_store_client.batcher import BATCHED_BYTES_MAX, Batcher
 from lightning_store_client.calls import Calls, new_request_id, too_large
 from lightning_store_client.channel import MIB
-from lightning_store_client.gathering import GATHERED_BYTES_MAX, Gathering
 
 SPAN_BATCH_BYTES = 4 * MIB
 """Spans of one AddSpans call, unless one span alone is larger."""
@@ -43,7 +43,7 @@ class SpanSender:
         self._calls = calls
         self._max_message_bytes = max_message_bytes
         self._span_bytes_max = max_message_bytes - REQUEST_FRAME_BYTES
-        self._single = Gathering(partial(_send, calls), calls.is_idle)
+        self._single = Batcher(partial(_send, calls), calls.is_idle)
 
     def encoded(self, span: Span) -> SpanRecord | StoreError:
         """The span as it is sent, or why it cannot be sent."""
@@ -61,7 +61,7 @@ class SpanSender:
 
     async def add(self, record: SpanRecord) -> int | None:
         """The span's number; None for a duplicate."""
-        if len(record.document) > GATHERED_BYTES_MAX:
+        if len(record.document) > BATCHED_BYTES_MAX:
             [outcome] = await _send(self._calls, [record])
         else:
             outcome = await self._single.call(record)

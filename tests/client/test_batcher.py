@@ -17,7 +17,7 @@ from lightning_store.errors import CallCancelledError, InternalError, InvalidArg
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.testing.contract.base import make_span
 from lightning_store_client import LightningStoreClient
-from lightning_store_client.gathering import GATHERED_BYTES_MAX, ITEMS_MAX, Gathering
+from lightning_store_client.batcher import BATCHED_BYTES_MAX, ITEMS_MAX, Batcher
 
 pytestmark = pytest.mark.asyncio
 
@@ -52,11 +52,9 @@ class Sender:
         return [2 * number for number in numbers]
 
 
-def gathering_of(
-    send: Callable[[Sequence[int]], Awaitable[Sequence[Any]]], *, idle: bool = False
-) -> Gathering[int, Any]:
+def batcher_of(send: Callable[[Sequence[int]], Awaitable[Sequence[Any]]], *, idle: bool = False) -> Batcher[int, Any]:
     """For a connection that has nothing to do, or always something."""
-    return Gathering(send, lambda: idle)
+    return Batcher(send, lambda: idle)
 
 
 # --- Who goes together -----------------------------------------------------------------------------------------------
@@ -64,21 +62,21 @@ def gathering_of(
 
 async def test_calls_of_one_turn_are_one_call():
     sender = Sender()
-    gathering = gathering_of(sender)
-    assert await asyncio.gather(*map(gathering.call, range(10))) == [2 * n for n in range(10)]
+    batcher = batcher_of(sender)
+    assert await asyncio.gather(*map(batcher.call, range(10))) == [2 * n for n in range(10)]
     assert sender.calls == [list(range(10))]
 
 
 async def test_a_call_alone_goes_alone():
     sender = Sender()
-    gathering = gathering_of(sender)
-    assert [await gathering.call(number) for number in (1, 2)] == [2, 4]
+    batcher = batcher_of(sender)
+    assert [await batcher.call(number) for number in (1, 2)] == [2, 4]
     assert sender.calls == [[1], [2]]
 
 
 async def test_one_goes_before_its_turn_ends_if_there_is_nothing_else_to_do():
     sender = Sender()
-    call = gathering_of(sender, idle=True).call(1)
+    call = batcher_of(sender, idle=True).call(1)
     with pytest.raises(StopIteration) as end:
         call.send(None)
     assert (sender.calls, end.value.value) == ([[1]], 2)
@@ -87,12 +85,12 @@ async def test_one_goes_before_its_turn_ends_if_there_is_nothing_else_to_do():
 async def test_nobody_overtakes_those_who_have_called_before():
     sender = Sender()
     idle = False
-    gathering = Gathering(sender, lambda: idle)
-    gathered = [asyncio.create_task(gathering.call(number)) for number in range(ITEMS_MAX)]
+    batcher = Batcher(sender, lambda: idle)
+    gathered = [asyncio.create_task(batcher.call(number)) for number in range(ITEMS_MAX)]
     await asyncio.sleep(0)
     assert sender.calls == [], "they are to be sent in the next turn"
     idle = True
-    assert await gathering.call(ITEMS_MAX) == 2 * ITEMS_MAX
+    assert await batcher.call(ITEMS_MAX) == 2 * ITEMS_MAX
     await asyncio.gather(*gathered)
     assert [number for call in sender.calls for number in call] == list(range(ITEMS_MAX + 1))
 
@@ -102,28 +100,28 @@ async def test_what_becomes_of_one_that_goes_at_once_is_told_as_it_is():
         return []
 
     with pytest.raises(InvalidArgumentError, match="-1 is negative"):
-        await gathering_of(Sender(), idle=True).call(-1)
+        await batcher_of(Sender(), idle=True).call(-1)
     with pytest.raises(InternalError, match="the server answered for 0 of 1 items"):
-        await gathering_of(answer, idle=True).call(1)
+        await batcher_of(answer, idle=True).call(1)
 
 
 async def test_nobody_waits_for_a_call_that_is_under_way():
     sender = Sender()
     sender.may_answer.clear()
-    gathering = gathering_of(sender)
-    first = asyncio.create_task(gathering.call(1))
+    batcher = batcher_of(sender)
+    first = asyncio.create_task(batcher.call(1))
     await sender.begun.wait()
     sender.may_answer.set()
-    assert await gathering.call(2) == 4
+    assert await batcher.call(2) == 4
     assert await first == 2
     assert sender.calls == [[1], [2]]
 
 
 async def test_very_many_are_several_calls():
     sender = Sender()
-    gathering = gathering_of(sender)
+    batcher = batcher_of(sender)
     count = 2 * ITEMS_MAX + 1
-    assert await asyncio.gather(*map(gathering.call, range(count))) == [2 * n for n in range(count)]
+    assert await asyncio.gather(*map(batcher.call, range(count))) == [2 * n for n in range(count)]
     assert [len(call) for call in sender.calls] == [ITEMS_MAX, ITEMS_MAX, 1]
 
 
@@ -131,12 +129,12 @@ async def test_each_event_loop_has_turns_of_its_own():
     async def answer(numbers: Sequence[int]) -> list[tuple[int, int]]:
         return [(number, threading.get_ident()) for number in numbers]
 
-    gathering = gathering_of(answer)
+    batcher = batcher_of(answer)
     together = threading.Barrier(4)
 
     async def calls(number: int) -> None:
         for _ in range(10):
-            assert await gathering.call(number) == (number, threading.get_ident())
+            assert await batcher.call(number) == (number, threading.get_ident())
 
     def run(number: int) -> None:
         together.wait(SAFETY_SECONDS)
@@ -153,9 +151,9 @@ async def test_each_event_loop_has_turns_of_its_own():
 
 
 async def test_a_loop_that_was_closed_in_the_middle_of_a_turn_is_forgotten():
-    gathering = gathering_of(Sender())
+    batcher = batcher_of(Sender())
     loop = asyncio.new_event_loop()
-    in_vain = gathering.call(1)
+    in_vain = batcher.call(1)
 
     def begin_and_close() -> None:
         asyncio.set_event_loop(loop)
@@ -165,8 +163,8 @@ async def test_a_loop_that_was_closed_in_the_middle_of_a_turn_is_forgotten():
 
     await asyncio.to_thread(begin_and_close)
     in_vain.close()
-    assert await gathering.call(2) == 4
-    assert not gathering._turns
+    assert await batcher.call(2) == 4
+    assert not batcher._turns
 
 
 # --- What becomes of each --------------------------------------------------------------------------------------------
@@ -174,14 +172,14 @@ async def test_a_loop_that_was_closed_in_the_middle_of_a_turn_is_forgotten():
 
 async def test_each_gets_its_own_error():
     sender = Sender()
-    results = await asyncio.gather(*map(gathering_of(sender).call, [1, -2, 3, -4]), return_exceptions=True)
+    results = await asyncio.gather(*map(batcher_of(sender).call, [1, -2, 3, -4]), return_exceptions=True)
     assert [str(result) for result in results] == ["2", "-2 is negative", "6", "-4 is negative"]
     assert sender.calls == [[1, -2, 3, -4], [1], [-2], [3], [-4]]
 
 
 async def test_what_is_too_large_together_goes_one_by_one():
     sender = Sender(most=1)
-    assert await asyncio.gather(*map(gathering_of(sender).call, [1, 2])) == [2, 4]
+    assert await asyncio.gather(*map(batcher_of(sender).call, [1, 2])) == [2, 4]
 
 
 @pytest.mark.parametrize(
@@ -192,7 +190,7 @@ async def test_what_is_too_large_together_goes_one_by_one():
 async def test_a_failure_of_the_call_is_everyones_and_it_is_not_made_again(failure: Exception):
     sender = Sender()
     sender.failure = failure
-    results = await asyncio.gather(*map(gathering_of(sender).call, [1, 2, 3]), return_exceptions=True)
+    results = await asyncio.gather(*map(batcher_of(sender).call, [1, 2, 3]), return_exceptions=True)
     assert [(type(result), str(result)) for result in results] == [(type(failure), str(failure))] * 3
     assert len({id(result) for result in results}) == 3, "each can get a traceback of its own"
     assert sender.calls == [[1, 2, 3]]
@@ -201,8 +199,8 @@ async def test_a_failure_of_the_call_is_everyones_and_it_is_not_made_again(failu
 async def test_one_that_is_cancelled_while_all_are_refused_is_not_sent_again():
     sender = Sender()
     sender.may_answer.clear()
-    gathering = gathering_of(sender)
-    calls = [asyncio.create_task(gathering.call(number)) for number in (1, -2, 3)]
+    batcher = batcher_of(sender)
+    calls = [asyncio.create_task(batcher.call(number)) for number in (1, -2, 3)]
     await sender.begun.wait()
     calls[2].cancel()
     sender.may_answer.set()
@@ -215,7 +213,7 @@ async def test_an_answer_for_fewer_than_were_sent_is_an_error_of_all():
     async def answer(numbers: Sequence[int]) -> Sequence[int]:
         return numbers[1:]
 
-    results = await asyncio.gather(*map(gathering_of(answer).call, [1, 2, 3]), return_exceptions=True)
+    results = await asyncio.gather(*map(batcher_of(answer).call, [1, 2, 3]), return_exceptions=True)
     assert [str(result) for result in results] == ["the server answered for 2 of 3 items"] * 3
     assert {type(result) for result in results} == {InternalError}
 
@@ -223,8 +221,8 @@ async def test_an_answer_for_fewer_than_were_sent_is_an_error_of_all():
 async def test_cancelling_one_is_nothing_to_the_others():
     sender = Sender()
     sender.may_answer.clear()
-    gathering = gathering_of(sender)
-    calls = [asyncio.create_task(gathering.call(number)) for number in range(3)]
+    batcher = batcher_of(sender)
+    calls = [asyncio.create_task(batcher.call(number)) for number in range(3)]
     await sender.begun.wait()
     calls[1].cancel()
     await asyncio.wait([calls[1]])
@@ -235,8 +233,8 @@ async def test_cancelling_one_is_nothing_to_the_others():
 
 async def test_one_that_is_cancelled_before_the_turn_ends_is_not_sent():
     sender = Sender()
-    gathering = gathering_of(sender)
-    calls = [gathering.call(number) for number in range(3)]
+    batcher = batcher_of(sender)
+    calls = [batcher.call(number) for number in range(3)]
     futures = [call.send(None) for call in calls]
     futures[1].cancel()
     await sender.begun.wait()
@@ -248,8 +246,8 @@ async def test_one_that_is_cancelled_before_the_turn_ends_is_not_sent():
 async def test_when_all_are_cancelled_the_call_is():
     sender = Sender()
     sender.may_answer.clear()
-    gathering = gathering_of(sender)
-    calls = [asyncio.create_task(gathering.call(number)) for number in range(3)]
+    batcher = batcher_of(sender)
+    calls = [asyncio.create_task(batcher.call(number)) for number in range(3)]
     await sender.begun.wait()
     for call in calls:
         call.cancel()
@@ -301,7 +299,7 @@ async def test_one_bad_call_hurts_no_other(rig):
 
 async def test_a_large_item_goes_by_itself(rig):
     client: LightningStoreClient = rig.client()
-    large = "x" * GATHERED_BYTES_MAX
+    large = "x" * BATCHED_BYTES_MAX
     made = await asyncio.gather(client.enqueue_rollout("small"), client.enqueue_rollout(large))
     assert [rollout.input for rollout in made] == ["small", large]
     started = await client.start_rollout("task")

@@ -1,7 +1,10 @@
-"""Calls that are for one item each, made in the same turn of an event loop, go to the server as one call for them all.
+"""Batches calls that are for one item each: those of one turn of an event loop become one request.
 
-Nothing waits for another call to end, and while the connection has nothing to do, a call goes at once. Under load
-replies come several at a time, so whoever was waiting for them calls again in one turn.
+No call waits for another to end, and while the connection is idle a call is sent at once. Under load replies arrive
+several at a time, so their callers call again in one turn.
+
+Batching is apart from the session, which packs requests into messages: a request for 32 items is one transaction and one
+reply, where 32 requests in one message are as many.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ ResultT = TypeVar("ResultT")
 
 ITEMS_MAX: Final = 32
 """Items of one call, so that the server has something to do while the next ones are being made."""
-GATHERED_BYTES_MAX: Final = 16 * 1024
+BATCHED_BYTES_MAX: Final = 16 * 1024
 """An item that is larger goes in a call of its own, so that it does not hold up the others."""
 REFUSALS: Final = (InvalidArgumentError, InvalidTypeError)
 """What a call is refused with before anything is done for it, be it for one item or for their size together."""
@@ -35,15 +38,15 @@ class _Turn(Generic[ItemT, ResultT]):
         self.sending: asyncio.Task[None] | None = None
 
 
-class Gathering(Generic[ItemT, ResultT]):
-    """One kind of call. Each caller gets the result of its own item, or its error; cancelling one is nothing to the
-    others."""
+class Batcher(Generic[ItemT, ResultT]):
+    """Batches one kind of call. Each caller gets the result of its own item, or its error; cancelling one leaves the
+    others alone."""
 
     def __init__(
         self, send: Callable[[Sequence[ItemT]], Awaitable[Sequence[ResultT]]], is_idle: Callable[[], bool]
     ) -> None:
-        """``send`` makes one call: a result for each item, in order, or an error. One of :data:`REFUSALS` means that
-        nothing was done for any of them. ``is_idle`` tells whether the connection has nothing to do."""
+        """``send`` makes one request: it returns a result for each item, in order, or raises. One of :data:`REFUSALS`
+        means that nothing was done for any of them. ``is_idle`` tells whether no call is under way."""
         self._send = send
         self._is_idle = is_idle
         self._turns: dict[asyncio.AbstractEventLoop, _Turn[ItemT, ResultT]] = {}
@@ -53,7 +56,7 @@ class Gathering(Generic[ItemT, ResultT]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles without the calls that are being made in this process."""
-        return Gathering, (self._send, self._is_idle)
+        return Batcher, (self._send, self._is_idle)
 
     async def call(self, item: ItemT) -> ResultT:
         """The result of ``item``, or the error that was made of it."""
