@@ -3,8 +3,8 @@
 No call waits for another to end, and while the connection is idle a call is sent at once. Under load replies arrive
 several at a time, so their callers call again in one turn.
 
-Batching is apart from the session, which packs requests into messages: a request for 32 items is one transaction and one
-reply, where 32 requests in one message are as many.
+Batching is apart from the session, which packs requests into messages: a request for 32 items is one transaction and
+one reply, where 32 requests in one message are 32 of each.
 """
 
 from __future__ import annotations
