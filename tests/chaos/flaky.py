@@ -23,13 +23,20 @@ parallel and each second reply is cut, one of them needs hundreds of attempts.""
 
 
 class BeatingClient(LightningStoreClient):
-    """A client that sends a lost heartbeat again, as a runner does with its next one. The client itself does not:
-    a heartbeat that is late is worth nothing."""
+    """A client that sends a lost heartbeat again, as a runner does with its next one, and the word of its end. The
+    client itself does not: a heartbeat that is late is worth nothing."""
 
     async def update_worker(self, worker_id: str, heartbeat_stats: Mapping[str, Any] | Unset = UNSET) -> Worker:
         while True:
             try:
                 return await super().update_worker(worker_id, heartbeat_stats)
+            except StoreUnavailableError:
+                continue
+
+    async def release_worker(self, worker_id: str) -> Worker | None:
+        while True:
+            try:
+                return await super().release_worker(worker_id)
             except StoreUnavailableError:
                 continue
 
