@@ -6,6 +6,7 @@ A document is handed on as it is: the server checks it when it comes in, and its
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from lightning_store.backends.records import SpanRecord
 from lightning_store.model import Span
@@ -28,7 +29,8 @@ def add_spans_to_proto(request_id: str, records: Iterable[SpanRecord]) -> span_p
     request = span_pb2.AddSpansRequest(request_id=request_id)
     add = request.spans.add  # a list of messages would be copied
     for record in records:
-        add(sequence_id=record.sequence_id, document_json=record.document.decode())
+        document: Any = record.document  # protobuf takes UTF-8 for text, and copies it once
+        add(sequence_id=record.sequence_id, document_json=document)
     return request
 
 
@@ -61,11 +63,12 @@ def span_record_to_proto(record: SpanRecord) -> span_pb2.Span:
     Returns:
         The message.
     """
+    document: Any = record.document  # protobuf takes UTF-8 for text, and copies it once
     message = span_pb2.Span(
         rollout_id=record.rollout_id,
         attempt_id=record.attempt_id,
         sequence_id=record.sequence_id,
-        document_json=record.document.decode(),
+        document_json=document,
         trace_id=record.trace_id,
         span_id=record.span_id,
         parent_id=record.parent_id,

@@ -41,7 +41,6 @@ def write_timestamp(message: Timestamp, seconds: float | None) -> None:
     the field unset."""
     if seconds is not None:
         message.seconds, message.nanos = divmod(to_nanos(seconds), NANOS_PER_SECOND)
-        message.SetInParent()  # also where both are 0
 
 
 def timestamp_from_proto(message: Timestamp, field: str) -> float:
