@@ -98,8 +98,11 @@ def first_deadline(view: View, status: RolloutStatus, config: RolloutConfig, lat
     """When to look at a rollout again that has this status: its earliest deadline, or None while none counts."""
     if status not in lifecycle.ACTIVE or latest.status not in lifecycle.ACTIVE:
         return None
+    has_lease = _has_lease(view, latest)
+    if not has_lease and config.timeout_seconds is None and config.unresponsive_seconds is None:
+        return None  # as a rule
     times = [limit.time for limit in _limits(view, status, config, latest)]
-    if _has_lease(view, latest):  # to see whether the worker has begun to send heartbeats
+    if has_lease:  # to see whether the worker has begun to send heartbeats
         times.append(view.now + view.policy.worker_timeout_seconds)
     return min(times, default=None)
 
