@@ -129,7 +129,10 @@ def test_endpoint_refuses(text: str) -> None:
 CHANGING = {"enqueue", "cancel", "requeue", "delete", "delete-workers", "delete-resources", "export", "import"}
 """What these change, or take along, is said on the command line, and nowhere else."""
 WITH_VARIABLES = {"--server", "--timeout", "--json"}
-WITHOUT_A_VARIABLE = {("backup", "--to"), ("restore", "--overwrite")}
+WITHOUT_A_VARIABLE = {
+    *(("backup", "--to"), ("restore", "--overwrite")),
+    *(("workers", "--status"), ("workers", "--contains")),
+}
 
 
 def all_options() -> list[tuple[str, click.Option]]:

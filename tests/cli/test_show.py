@@ -190,6 +190,21 @@ def test_workers(show, show_json, served) -> None:
     assert row[:4] == ["runner-1", "busy", served.retried.rollout_id, served.retried.attempt.attempt_id]
 
 
+def test_workers_filtered(run, served) -> None:
+    def ids(*arguments: str) -> list[str]:
+        variables = {
+            "LIGHTNING_STORE_SERVER": served.endpoint,
+            "LIGHTNING_STORE_STATUS": "queuing",
+            "LIGHTNING_STORE_CONTAINS": "ro-",
+        }
+        result = run("workers", "--json", *arguments, env=variables)
+        return [worker["worker_id"] for worker in json.loads(result.stdout)["items"]]
+
+    assert ids() == ["runner-1"]
+    assert ids("--status", "busy", "--contains", "runner") == ["runner-1"]
+    assert ids("--status", "idle") == ids("--contains", "no") == []
+
+
 def test_resources(show, show_json, served) -> None:
     [update] = show_json("resources")["items"]
     assert (update["resources_id"], update["version"]) == (served.resources_id, 1)

@@ -195,16 +195,17 @@ def rollout(rollout_id: str, server: str, timeout: float, as_json: bool) -> None
     return tables.show(tables.rollout_tree(found, attempts, spans, tables.now()))
 
 
+# No variables: those of these names are about rollouts.
 @click.command()
 @on_server
-@setting(
+@click.option(
     "--status",
     "statuses",
     type=click.Choice(get_args(WorkerStatus)),
     multiple=True,
     help="Only workers with this status; may be given several times.",
 )
-@setting("--contains", metavar="TEXT", help="Only workers whose id has this in it.")
+@click.option("--contains", metavar="TEXT", help="Only workers whose id has this in it.")
 @paged
 def workers(
     server: str,
