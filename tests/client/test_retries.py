@@ -27,6 +27,7 @@ from lightning_store import (
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.testing.contract.base import make_span
 from lightning_store.testing.contract.feed import collected
+from lightning_store.v1.worker_pb2 import WORKER_STATUS_IDLE, Worker
 from lightning_store.wire.errors import to_status
 from lightning_store.wire.methods import METHODS, Repeat
 from lightning_store_client import LightningStoreClient
@@ -37,6 +38,7 @@ from lightning_store_server import LightningStoreServer
 pytestmark = pytest.mark.usefixtures("exact_delays")
 
 PROBE = "Check"
+WORKER = Worker(worker_id="imported", status=WORKER_STATUS_IDLE)
 RESOURCES = {"llm": LLM(endpoint="http://localhost", model="m")}
 
 CALLS = {
@@ -55,6 +57,8 @@ CALLS = {
     "DeleteWorkers": lambda store, rollout: store.delete_workers(["w"]),
     "DeleteResources": lambda store, rollout: store.delete_resources(["rs-1"]),
     "ReleaseWorker": lambda store, rollout: store.release_worker("w"),
+    "ImportRollouts": lambda store, rollout: store.import_stored(workers=[WORKER]),
+    "ExportRollouts": lambda store, rollout: collected(store.export_pages()),
     "UpdateWorker": lambda store, rollout: store.update_worker("w"),
     "GetStatistics": lambda store, rollout: store.statistics(),
     "GetServerInfo": lambda store, rollout: store.server_info(),
