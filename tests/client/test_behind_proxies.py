@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 import logging
 
+import grpc
+import grpc.aio
 import pytest
 
 from lightning_store import InMemoryLightningStore, StoreUnavailableError
 from lightning_store.testing import SAFETY_SECONDS
+from lightning_store.wire.methods import ACCEPTED_METADATA
 from lightning_store_client import LightningStoreClient
+from lightning_store_client.session import STATUS_DETAILS_KEY, was_cut
 from lightning_store_server import LightningStoreServer
 
 LIFE_SECONDS = 0.15
@@ -168,3 +172,21 @@ def test_a_client_that_does_not_retry_does_not(retry_delays):
                 await client.dequeue_rollout("w", max_wait=60)
 
     run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("code", "taken", "details", "is_cut"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, True, False, True),
+        (grpc.StatusCode.INTERNAL, True, False, True),  # RST_STREAM(NO_ERROR), for instance
+        (grpc.StatusCode.CANCELLED, True, False, True),
+        (grpc.StatusCode.UNAVAILABLE, False, False, False),
+        (grpc.StatusCode.UNAVAILABLE, True, True, False),
+        (grpc.StatusCode.UNIMPLEMENTED, True, False, False),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, True, False, False),
+    ],
+)
+def test_what_counts_as_cut(code, taken, details, is_cut):
+    initial = grpc.aio.Metadata(*([ACCEPTED_METADATA] if taken else []))
+    trailing = grpc.aio.Metadata(*([(STATUS_DETAILS_KEY, b"details")] if details else []))
+    assert was_cut(grpc.aio.AioRpcError(code, initial, trailing)) == is_cut
