@@ -521,8 +521,8 @@ class _Connection:
             frame = await self._server.frame()
             stream = self._streams.get(frame.stream)
             for part in [frame] if stream is None else frame.cut(stream.replies):
-                # A server sends the headers of a unary reply when its method has returned: by now it has acted.
-                begins_reply = part.kind == HEADERS or part.begins_message
+                # A server sends the headers of a session before any reply, and trailers instead of one that fails.
+                begins_reply = part.begins_message or (part.kind == HEADERS and part.ends_stream)
                 if stream is not None and begins_reply and self._meet_at_reply(stream):
                     return
                 if not self._silent:
