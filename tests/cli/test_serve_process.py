@@ -12,6 +12,7 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -125,19 +126,27 @@ async def one_call(endpoint: str) -> None:
         await client.enqueue_rollout("a task")
 
 
+@contextmanager
+def hangups(handler: signal.Handlers) -> Iterator[None]:
+    """What becomes of SIGHUP, in what is started inside."""
+    former = signal.signal(signal.SIGHUP, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, former)
+
+
 def test_a_terminal_that_closes_drains(start: Start) -> None:
-    server = start("--port", "0")
+    with hangups(signal.SIG_DFL):
+        server = start("--port", "0")
     code, _, log = server.stop(signal.SIGHUP)
     assert code == 0
     assert [line.partition(": ")[2].partition(";")[0] for line in log] == ["SIGHUP: draining", "stopped"]
 
 
 def test_nohup_is_heeded(start: Start) -> None:
-    ignored = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
+    with hangups(signal.SIG_IGN):
         server = start("--port", "0")
-    finally:
-        signal.signal(signal.SIGHUP, ignored)
     server.process.send_signal(signal.SIGHUP)
     asyncio.run(one_call(server.endpoint))
     assert server.stop(signal.SIGTERM)[0] == 0

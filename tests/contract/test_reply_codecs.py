@@ -14,6 +14,7 @@ from lightning_store.backends.records import AttemptRecord, Claim, ResourcesReco
 from lightning_store.engine import operations
 from lightning_store.engine.operations import Operation
 from lightning_store.engine.replies import decode_refusal, encode_refusal
+from lightning_store.engine.transfer import Counted, Imported
 from lightning_store.errors import CLASSES_BY_REASON, ErrorRecord, ResourceExhaustedError
 from lightning_store.model import TIME_MAX_SECONDS, AttemptStatus, RolloutMode, RolloutStatus
 from lightning_store.testing import strategies
@@ -97,6 +98,9 @@ errors = st.builds(
 outcomes = st.one_of(st.none(), positions(), errors)
 
 
+counted = st.builds(Counted, *[positions()] * len(Counted._fields))
+
+
 def some(records: st.SearchStrategy[Any]) -> st.SearchStrategy[list[Any]]:
     return st.lists(records, max_size=3)
 
@@ -115,6 +119,7 @@ REPLIES: dict[str, st.SearchStrategy[Any]] = {
     "DeleteResources": some(strategies.ids()),
     "AllocateSequenceIds": some(positions()),
     "PublishResources": resources,
+    "ImportRollouts": st.builds(Imported, counted, counted),
 }
 """What each operation may reply."""
 
