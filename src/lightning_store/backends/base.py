@@ -371,7 +371,7 @@ class Snapshot(ABC):
 
     @abstractmethod
     async def queue_counts(self) -> QueueCounts:
-        """Where the rollouts stand. It may read every rollout, but holds up nobody while it does."""
+        """Where the rollouts and the workers stand: numbers that are kept, for which no rollout is looked at."""
 
 
 class Backend(ABC):

@@ -6,6 +6,7 @@ backend looks inside them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -266,9 +267,19 @@ class Counts(NamedTuple):
 
 
 class QueueCounts(NamedTuple):
-    """Where the rollouts stand."""
+    """Where the rollouts and the workers stand."""
 
-    by_status: Mapping[str, int]
-    """How many rollouts have each status; none for which there are none."""
+    rollouts: Mapping[tuple[str, str | None], int]
+    """How many rollouts have each status and mode; none for which there are none."""
+    workers: Mapping[str, int]
+    """How many workers have each status, likewise."""
     oldest_queued_time: float | None
     """When the rollout at the head of the queue was made; None while the queue is empty."""
+
+    @property
+    def by_status(self) -> dict[str, int]:
+        """How many rollouts have each status."""
+        found: Counter[str] = Counter()
+        for (status, _), count in self.rollouts.items():
+            found[status] += count
+        return dict(found)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import threading
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from operator import attrgetter
@@ -236,6 +236,8 @@ class MemoryData(Loaded):
         self._replies = replies
         self._attempts = 0
         self._spans = 0
+        self._tally: Counter[tuple[str, str | None]] = Counter()
+        """Of rollouts, by status and mode."""
         self.span_bytes = 0
         self.other_bytes = 0
 
@@ -355,6 +357,7 @@ class MemoryData(Loaded):
             self._in_order[entry.ordinal] = entry
             self._by_status[rollout.status][entry.ordinal] = entry
             self.other_bytes += rollout.size_bytes
+            self._tally[rollout.status, rollout.mode] += 1
             if rollout.queue_position is not None:
                 self._move_in_queue(rollout, None)
             if rollout.completion_position is not None:
@@ -365,6 +368,9 @@ class MemoryData(Loaded):
         former, entry.record = entry.record, rollout
         if former.input_json is not rollout.input_json or former.metadata_json is not rollout.metadata_json:
             self.other_bytes += rollout.size_bytes - former.size_bytes
+        if former.status != rollout.status or former.mode != rollout.mode:
+            self._tally[former.status, former.mode] -= 1
+            self._tally[rollout.status, rollout.mode] += 1
         if former.status != rollout.status:
             del self._by_status[former.status][entry.ordinal]
             self._by_status[rollout.status][entry.ordinal] = entry
@@ -408,6 +414,7 @@ class MemoryData(Loaded):
             return
         del self._in_order[entry.ordinal]
         del self._by_status[entry.record.status][entry.ordinal]
+        self._tally[entry.record.status, entry.record.mode] -= 1
         place = _queue_place(entry.record)
         if place is not None:
             del self._queue[place]
@@ -556,7 +563,8 @@ class MemoryData(Loaded):
     def queue_counts(self) -> QueueCounts:
         head = next(self.queue(), None)
         return QueueCounts(
-            {status: len(entries) for status, entries in self._by_status.items() if len(entries)},
+            dict(+self._tally),
+            Counter(worker.status for worker in self._workers.values()),
             None if head is None else self._rollouts[head].record.start_time,
         )
 

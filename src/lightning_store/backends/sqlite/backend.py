@@ -481,4 +481,5 @@ class _Snapshot(Snapshot):
         return totals.counts
 
     async def queue_counts(self) -> QueueCounts:
-        return await self._read_in_thread(reading.queue_counts)
+        counts: QueueCounts = self._read(reading.queue_counts)
+        return counts

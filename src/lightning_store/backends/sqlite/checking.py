@@ -79,6 +79,24 @@ RULES: Final = (
     _total("workers", "SELECT count(*) FROM workers"),
     _total("span_bytes", "SELECT coalesce(sum(span_bytes), 0) FROM rollouts"),
     _total("other_bytes", f"SELECT {_OTHER_BYTES}"),
+    _Rule(
+        "rollout_tallies are what is stored",
+        """
+        SELECT status || ' ' || mode || ': ' || sum(told) || ', stored are ' || sum(stored) FROM (
+            SELECT status, mode, rollouts AS told, 0 AS stored FROM rollout_tallies
+            UNION ALL SELECT status, coalesce(mode, ''), 0, 1 FROM rollouts
+        ) GROUP BY status, mode HAVING sum(told) <> sum(stored)
+        """,
+    ),
+    _Rule(
+        "worker_tallies are what is stored",
+        """
+        SELECT status || ': ' || sum(told) || ', stored are ' || sum(stored) FROM (
+            SELECT status, workers AS told, 0 AS stored FROM worker_tallies
+            UNION ALL SELECT status, 0, 1 FROM workers
+        ) GROUP BY status HAVING sum(told) <> sum(stored)
+        """,
+    ),
     _last("last_rollout", "SELECT max(number) FROM rollouts"),
     _last("last_attempt", "SELECT max(number) FROM attempts"),
     _last("last_span", "SELECT max(number) FROM spans"),

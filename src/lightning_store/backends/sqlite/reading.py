@@ -89,12 +89,14 @@ def span_bytes(connection: Connection, rollout_id: str) -> int:
 
 
 def queue_counts(connection: Connection) -> QueueCounts:
-    by_status = dict(connection.execute("SELECT status, count(*) FROM rollouts GROUP BY status").fetchall())
+    tallies = connection.execute("SELECT status, mode, rollouts FROM rollout_tallies WHERE rollouts > 0").fetchall()
+    workers = connection.execute("SELECT status, workers FROM worker_tallies WHERE workers > 0").fetchall()
     statement = """
         SELECT r.start_time FROM queue q CROSS JOIN rollouts r ON r.number = q.rollout ORDER BY q.position LIMIT 1
     """
     head = connection.execute(statement).fetchone()
-    return QueueCounts(by_status, None if head is None else head[0])
+    by_status_and_mode = {(status, mode or None): count for status, mode, count in tallies}
+    return QueueCounts(by_status_and_mode, dict(workers), None if head is None else head[0])
 
 
 # --- Lists -----------------------------------------------------------------------------------------------------------

@@ -76,6 +76,24 @@ class CountsContract(BackendContractBase):
         await store(backend, deleted=["ro-3", "ro-2"])
         assert await look_at_queue() == ({"succeeded": 1}, None)
 
+    async def test_x_counts_by_status_and_mode(self, backend: Backend) -> None:
+        async def look() -> tuple[dict[tuple[str, str | None], int], dict[str, int]]:
+            async with backend.snapshot() as snapshot:
+                found = await snapshot.queue_counts()
+            return dict(found.rollouts), dict(found.workers)
+
+        assert await look() == ({}, {})
+        await store(backend, rollout_record("ro-1", mode="train"), rollout_record("ro-2", mode="val"))
+        await store(backend, rollout_record("ro-3"), WorkerRecord("w"), WorkerRecord("v", "idle"))
+        modes = {("preparing", "train"): 1, ("preparing", "val"): 1, ("preparing", None): 1}
+        assert await look() == (modes, {"unknown": 1, "idle": 1})
+        await store(backend, rollout_record("ro-1", "running", mode="train"), rollout_record("ro-2", mode="train"))
+        await store(backend, WorkerRecord("w", "busy", heartbeat_stats_json="1"), WorkerRecord("v", "busy"))
+        modes = {("running", "train"): 1, ("preparing", "train"): 1, ("preparing", None): 1}
+        assert await look() == (modes, {"busy": 2})
+        await store(backend, deleted=["ro-1", "ro-3"])
+        assert await look() == ({("preparing", "train"): 1}, {"busy": 2})
+
     async def test_x_counts_of_what_stays(self, backend: Backend) -> None:
         await store(backend, WorkerRecord("w"), resources_record("rs-1"), latest_resources="rs-1")
         await self.check(backend, workers=1, resources=1)
