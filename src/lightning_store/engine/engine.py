@@ -31,6 +31,7 @@ from lightning_store.engine.completion_feed import CompletionFeed, cursor_of, po
 from lightning_store.engine.conversion import span_of
 from lightning_store.engine.executor import Executor
 from lightning_store.engine.idempotency import current_request, part_scope
+from lightning_store.engine.observing import StoreObserver
 from lightning_store.engine.operations import (
     AddSpans,
     ClaimRollouts,
@@ -75,6 +76,15 @@ class Totals(NamedTuple):
     """Rollouts that became terminal in the last :data:`RECENT_SECONDS`."""
 
 
+class Gauges(NamedTuple):
+    """The same at one moment, without what would have to be searched for."""
+
+    counts: Counts
+    queue: QueueCounts
+    time: float
+    """The store's time, in seconds since the epoch."""
+
+
 class Engine:
     """Every rule of the contract, on one backend.
 
@@ -104,6 +114,15 @@ class Engine:
         self._silence_seconds = min(silences)
         """After how much silence of a worker there is something to do."""
         self._tidied_at = -math.inf
+
+    @property
+    def observer(self) -> StoreObserver | None:
+        """Told of each transaction. A store has one at the most."""
+        return self._executor.observer
+
+    @observer.setter
+    def observer(self, observer: StoreObserver | None) -> None:
+        self._executor.observer = observer
 
     def execute(self, operation: Operation[R]) -> Coroutine[Any, Any, R]:
         """Run an operation.
@@ -151,6 +170,12 @@ class Engine:
     @property
     def disk_use(self) -> DiskUse | None:
         return self._backend.disk_use
+
+    async def gauges(self) -> Gauges:
+        """What is stored at this moment, as it stands: nothing is expired first, so that looking waits for no writer.
+        What it takes does not depend on how much is stored."""
+        async with self._backend.snapshot() as snapshot:
+            return Gauges(await snapshot.counts(), await snapshot.queue_counts(), self._clock.now())
 
     async def totals(self) -> Totals:
         await self._tidy_workers()

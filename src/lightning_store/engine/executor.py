@@ -10,6 +10,7 @@ import asyncio
 import logging
 import math
 import random
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
@@ -30,6 +31,7 @@ from lightning_store.clock import Clock
 from lightning_store.engine import rules
 from lightning_store.engine.deadlines import DeadlineTimer
 from lightning_store.engine.idempotency import Request, current_request
+from lightning_store.engine.observing import StoreObserver, TransactionDetails, Transitions, transitions_of
 from lightning_store.engine.operations import ActOnDue, Operation
 from lightning_store.engine.policy import Policy
 from lightning_store.engine.replies import decode_refusal, encode_refusal
@@ -85,6 +87,7 @@ class _Call(Generic[R]):
         "final",
         "finished",
         "operation",
+        "replayed",
         "reply",
         "request",
         "rows",
@@ -107,6 +110,8 @@ class _Call(Generic[R]):
         self.rows = self.size_bytes = 0
         """What it writes, about, once it is in a group."""
         self.reply: R | None = None
+        self.replayed = False
+        """Whether the reply is a recorded one."""
         self.error: Exception | None = None
 
     def result(self) -> R:
@@ -150,6 +155,8 @@ class Executor:
         self._clock = clock
         self._memory = memory
         self._notifier = notifier
+        self.observer: StoreObserver | None = None
+        """Told of each transaction."""
         self._opened_at = clock.now()
         self.timer = DeadlineTimer(clock, self._look_at_deadlines)
         self._ready: deque[_Call[Any]] = deque()
@@ -320,6 +327,8 @@ class Executor:
         except BaseException:
             await transaction.rollback()
             raise
+        transitions = None if self.observer is None else transitions_of(view)
+        begun_at = time.perf_counter()
         try:
             await transaction.commit(view.changes)
         except CommitUnknownError:
@@ -329,9 +338,7 @@ class Executor:
         except BaseException:
             await transaction.rollback()
             raise
-        if ready:
-            for call in calls:
-                call.finished = True
+        self._finish(calls if ready else (), view, transitions, time.perf_counter() - begun_at)
         try:
             self._watch(view)
             self._notifier.notify(view.effects)
@@ -340,6 +347,19 @@ class Executor:
         if limits is not None and self._backend.span_bytes > limits.eviction_bytes:
             await self._drop_excess(limits)
         return ready
+
+    def _finish(
+        self, calls: Sequence[_Call[Any]], view: View, transitions: Transitions | None, commit_seconds: float
+    ) -> None:
+        """These are committed."""
+        for call in calls:
+            call.finished = True
+        if self.observer is None or transitions is None:
+            return
+        try:
+            self.observer.transaction(_details(view, calls, transitions, commit_seconds))
+        except Exception:  # what is committed is committed
+            logger.exception("An observer of the store failed")
 
     async def _refusal(self, calls: Sequence[_Call[Any]]) -> ResourceExhaustedError | None:
         """Why nothing more can be stored, if any of the calls would; what is due to be deleted goes before that."""
@@ -402,7 +422,7 @@ class Executor:
         Raises:
             NotLoadedError: Something has to be loaded first.
         """
-        call.error, call.finished = None, False  # of a transaction that met a conflict
+        call.error, call.finished, call.replayed = None, False, False  # of a transaction that met a conflict
         call.begun_at = min(call.begun_at, view.now)
         if call.request is not None:
             recorded = view.reply(call.request.id)
@@ -516,7 +536,7 @@ class Executor:
         await self._act_on_due("spans were dropped")
         excess = self._backend.stored_bytes - limits.limit_bytes
         if excess > 0:
-            await self._backend.evict_spans(excess, unfinished=False)
+            self._note_evicted(await self._backend.evict_spans(excess, unfinished=False))
         stored = self._backend.stored_bytes
         return memory_full(stored, limits.limit_bytes) if stored > limits.limit_bytes else None
 
@@ -536,9 +556,14 @@ class Executor:
     async def _drop_excess(self, limits: MemoryLimits) -> None:
         """Of spans, which have a limit of their own: those of the rollouts that ended first go."""
         try:
-            await self._backend.evict_spans(self._backend.span_bytes - limits.safe_bytes, unfinished=True)
+            excess = self._backend.span_bytes - limits.safe_bytes
+            self._note_evicted(await self._backend.evict_spans(excess, unfinished=True))
         except Exception as error:  # the calls are done; the next one tries again
             logger.warning("No spans were evicted: %r", error)
+
+    def _note_evicted(self, rollout_ids: Sequence[str]) -> None:
+        if self.observer is not None and rollout_ids:
+            self.observer.spans_evicted(len(rollout_ids))
 
 
 _ON_DEMAND: Final = Needs()
@@ -567,8 +592,27 @@ def _delete(view: View, rollout_id: str) -> None:
     rules.delete(view, rollout_id, Deletion())
 
 
+def _details(
+    view: View, calls: Sequence[_Call[Any]], transitions: Transitions, commit_seconds: float
+) -> TransactionDetails:
+    changes = view.changes
+    return TransactionDetails(
+        operations=len(calls),
+        commit_seconds=commit_seconds,
+        replies_recorded=len(changes.replies),
+        replies_replayed=sum(call.replayed for call in calls),
+        rollouts_queued=len(view.effects.queued),
+        spans=len(changes.spans),
+        span_bytes=sum(size_bytes for _, size_bytes in changes.spans.values()) if changes.spans else 0,
+        begun=transitions.begun,
+        ended_attempts=transitions.ended_attempts,
+        ended_rollouts=transitions.ended_rollouts,
+    )
+
+
 def _replay(call: _Call[Any], recorded: ReplyRecord) -> None:
     """Answer from the record. RequestIdReusedError if it is of another call."""
+    call.replayed = True
     assert call.operation.codec is not None
     if recorded.signature != call.signature:
         message = f"request_id {recorded.request_id} was used for another call already; make a new one for each call"
