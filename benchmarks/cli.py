@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import importlib.util
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from benchmarks.bench import Bench, Options
 from benchmarks.cells import calls, disk, growth, memory, runners, startup, waiting
 from benchmarks.plot import write_plot
 from benchmarks.records import PROJECT_ROOT, Record, ResultsError, Transport
-from benchmarks.sides import BASE, BASELINE, OURS, PEER, SQLITE, sides
+from benchmarks.sides import BASE, BASELINE, FLAGS, OURS, PEER, SQLITE, sides
 from benchmarks.tables import markdown, show
 
 T = TypeVar("T")
@@ -118,6 +119,7 @@ def _add_measuring(parser: argparse.ArgumentParser, names: tuple[str, ...]) -> N
         help=f"of {OURS}, {SQLITE} (over the wire), {PEER}")  # fmt: skip
     add("--over", type=_list_of(_one_of(get_args(Transport))), metavar="WHERE,…", help="of wire, process")
     add("--base", type=Path, metavar="DIR", help="also measure ours as it is in this other checkout")
+    add("--flags", default="", metavar="FLAGS", help='also measure ours with these flags of serve ("--http-port 0")')
     add("--baseline", type=Path, metavar="FILE", help="show ours in this earlier results file too")
     add("--sizes", type=_list_of(_positive), default=(1_000, 10_000, 100_000, 1_000_000), metavar="N,…",
         help="growth: rollouts stored (1000,10000,100000,1000000)")  # fmt: skip
@@ -166,7 +168,8 @@ def _options(parser: argparse.ArgumentParser, given: argparse.Namespace, suite: 
     names = given.sides or suite.sides
     if PEER in names and importlib.util.find_spec("agentlightning") is None:
         parser.error("the side 'peer' needs the package agentlightning; run it by make, or give --sides ours")
-    measured = tuple(side for name, side in sides(given.base).items() if name in names or name == BASE)
+    known = sides(given.base, shlex.split(given.flags))
+    measured = tuple(side for name, side in known.items() if name in (*names, BASE, FLAGS))
     return Options(
         cells=cells,
         sides=measured,

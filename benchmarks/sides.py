@@ -15,6 +15,8 @@ SQLITE: Final = "sqlite"
 """Ours with its data in a SQLite database, acknowledged after the commit is on disk."""
 PEER: Final = "peer"
 BASE: Final = "base"
+FLAGS: Final = "flags"
+"""Ours with further flags of ``serve``."""
 BASELINE: Final = "baseline"
 """Not a side that is measured, but ours of an earlier results file."""
 
@@ -32,6 +34,8 @@ class Side:
     """A checkout of ours whose packages are used instead of the installed ones."""
     is_durable: bool = False
     """Whether its server keeps its data in a database."""
+    flags: Sequence[str] = ()
+    """Further flags of ``serve``."""
 
     @property
     def paths(self) -> list[Path]:
@@ -55,7 +59,7 @@ class Side:
         address = ["--host", HOST, "--port", str(port)]
         if self.family == "lightning_store":
             kept = ["--database", f"sqlite:{database}"] if self.is_durable else []
-            return ["lightning_store_server", "serve", *address, *kept, "--log-level", "warning"]
+            return ["lightning_store_server", "serve", *address, *kept, *self.flags, "--log-level", "warning"]
         return ["agentlightning.cli.store", *address, "--log-level", "WARNING"]
 
     @property
@@ -64,8 +68,9 @@ class Side:
         return "/v1/agl/health"
 
 
-def sides(base: Path | None) -> dict[str, Side]:
-    """All sides that can be measured, by name; ``base`` is the checkout that is the side of that name."""
+def sides(base: Path | None, flags: Sequence[str] = ()) -> dict[str, Side]:
+    """All sides that can be measured, by name; ``base`` is the checkout that is the side of that name, and ``flags``
+    are what another one adds to ours."""
     known = [
         Side(OURS, "lightning-store-grpc", "lightning_store"),
         Side(SQLITE, "lightning-store-grpc on SQLite", "lightning_store", is_durable=True),
@@ -73,4 +78,6 @@ def sides(base: Path | None) -> dict[str, Side]:
     ]
     if base is not None:
         known.append(Side(BASE, f"lightning-store-grpc of {base.name}", "lightning_store", base.resolve()))
+    if flags:
+        known.append(Side(FLAGS, f"lightning-store-grpc {' '.join(flags)}", "lightning_store", flags=tuple(flags)))
     return {side.name: side for side in known}
