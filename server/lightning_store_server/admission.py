@@ -41,7 +41,7 @@ class Lane:
         """``calls`` is what they are called; ``limit`` the setting that says how many there may be."""
         self._calls = calls
         self._limit = limit
-        self._count_max: int = getattr(config, limit)
+        self.count_max: int = getattr(config, limit)
         self._bytes_max = config.queued_bytes_max
         self._retry_seconds = retry_seconds
         self.count = 0
@@ -57,9 +57,9 @@ class Lane:
         The bytes may go past their limit by one request: one that is as large as a message may be would otherwise
         wait for ever for a moment at which nothing else is under way.
         """
-        if self.count >= self._count_max:
+        if self.count >= self.count_max:
             message = f"the server has {self.count} {self._calls} under way, as many as its {self._limit} lets in"
-            raise self._refusal(message, self._limit, self._count_max)
+            raise self._refusal(message, self._limit, self.count_max)
         held = self.request_bytes + self.reply_bytes
         if held >= self._bytes_max:
             message = f"the server holds {held} bytes for {self._calls}, and takes no more above its queued_bytes_max"
@@ -140,6 +140,12 @@ class Admission:
         self.heartbeats = Lane(calls="heartbeats", limit="calls_max", config=config, retry_seconds=RETRY_SECONDS)
         """Apart from the other calls: a heartbeat that is refused makes a worker look dead that is not."""
         self._lanes = {"StreamQuery": self.stream_queries, "UpdateWorker": self.heartbeats}
+
+    @property
+    def lanes(self) -> dict[str, Lane]:
+        """All of them, by the kind of their calls."""
+        lanes = {"calls": self.calls, "waits": self.waits, "stream_queries": self.stream_queries}
+        return {**lanes, "heartbeats": self.heartbeats}
 
     @property
     def at_work(self) -> bool:

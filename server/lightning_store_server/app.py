@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import stat
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
@@ -27,17 +28,19 @@ from lightning_store_server.admission import Admission
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.health import HealthServicer
 from lightning_store_server.interceptors import (
-    AccessLogInterceptor,
     AdmissionInterceptor,
     DeadlineInterceptor,
     ErrorInterceptor,
     MethodInterceptor,
+    ObserverInterceptor,
 )
+from lightning_store_server.observers import CallObserver, log_call
 from lightning_store_server.otlp.ingest import TraceIngest, add_trace_service
 from lightning_store_server.sessions import SessionServicer
+from lightning_store_server.tracing import tracing_of
 
 if TYPE_CHECKING:
-    from lightning_store_server.otlp.listener import HttpListener
+    from lightning_store_server.http.side import HttpSide
 
 logger = logging.getLogger("lightning_store_server")
 
@@ -57,6 +60,7 @@ class GrpcServer:
     """Serves a store on the event loop that starts it. Starts and stops once."""
 
     def __init__(self, store: LightningStore, config: ServerConfig) -> None:
+        self._store = store
         self._config = config
         self._admission = Admission(config)
         self._servicer = SessionServicer(store, config, self._admission)
@@ -64,40 +68,65 @@ class GrpcServer:
         self._servicer.rejections = self._ingest.rejections
         self._health = HealthServicer()
         self._server: grpc.aio.Server | None = None
-        self._http: HttpListener | None = None
+        self._http: HttpSide | None = None
+        self._observers: list[CallObserver] = [log_call] if config.access_log else []
+        self._tracing = tracing_of()
+        if self._tracing is not None:
+            self._observers.append(self._tracing.observe_call)
         self.bound_port: int | None = None
         """The port that is listened on; None until started, and with a Unix domain socket."""
-        self.bound_otlp_http_port: int | None = None
-        """The same for OTLP over HTTP; None too if that is not offered."""
+        self.bound_http_port: int | None = None
+        """The same for HTTP; None too if that is not offered."""
 
     async def start(self) -> None:
         """Listen and serve. OSError (EADDRINUSE) at once if a port is taken."""
-        http = None if self._config.otlp_http_port is None else self._bind_http(self._config.otlp_http_port)
+        http = None if self._config.http_port is None else self._bind_http(self._config.http_port)
         try:
+            if http is not None:
+                await http.start()
             await self._start_grpc()
         except BaseException:
             if http is not None:
-                http.close()
+                await http.stop(0.0)
             raise
         self._http = http
         if http is not None:
-            await http.start()
+            http.note_started()
 
-    def _bind_http(self, port: int) -> HttpListener:
+    def _bind_http(self, port: int) -> HttpSide:
         try:
-            from lightning_store_server.otlp.http import TracesEndpoint
-            from lightning_store_server.otlp.listener import HttpLimits, HttpListener
+            from lightning_store_server.http.side import HttpSide
         except ImportError as error:
-            message = f"OTLP over HTTP needs the package {error.name}: pip install {error.name}"
-            raise ImportError(message, name=error.name) from error
-        endpoint = TracesEndpoint(self._ingest, self._admission, self._config.max_message_bytes)
-        limits = HttpLimits(held_bytes=self._config.queued_bytes_max)
-        http = HttpListener(endpoint, limits, access_log=self._config.access_log)
-        self.bound_otlp_http_port = http.bind(_addresses(self._config.host), port)
-        self._servicer.otlp_http_port = self.bound_otlp_http_port
+            package = (error.name or "").partition(".")[0]
+            message = f"HTTP needs the package {package}: pip install {package}"
+            raise ImportError(message, name=package) from error
+        http = HttpSide(self._config, self._ingest, self._admission)
+        if self._config.metrics:
+            self._measure(http)
+        if self._tracing is not None:
+            http.observers.append(self._tracing.observe_http)
+        self.bound_http_port = http.bind(_addresses(self._config.host), port)
+        self._servicer.otlp_http_port = self.bound_http_port
         return http
 
+    def _measure(self, http: HttpSide) -> None:
+        """Measure calls, and tell it at /metrics."""
+        from lightning_store_server.metrics import ServerMetrics
+
+        metrics = ServerMetrics(
+            self._store,
+            self._admission,
+            version=version("lightning-store-grpc"),
+            rejected_spans=lambda: self._ingest.rejections.count,
+            http_connections=lambda: http.listener.connections,
+            sessions=lambda: self._servicer.session_count,
+        )
+        self._observers.append(metrics.observe_call)
+        http.observers.append(metrics.observe_http)
+        http.add_routes(metrics.routes())
+
     async def _start_grpc(self) -> None:
+        self._servicer.call_observers = self._observers
         server = grpc.aio.server(interceptors=self._interceptors(), options=self._config.channel_options())
         service_pb2_grpc.add_LightningStoreServiceServicer_to_server(self._servicer, server)
         add_trace_service(server, self._ingest)
@@ -113,9 +142,9 @@ class GrpcServer:
 
     def _interceptors(self) -> list[MethodInterceptor]:
         """The outermost first: the log sees the status that the errors were mapped to."""
-        log: list[MethodInterceptor] = [AccessLogInterceptor()] if self._config.access_log else []
+        observers: list[MethodInterceptor] = [ObserverInterceptor(self._observers)] if self._observers else []
         deadline = DeadlineInterceptor(self._config.wait_seconds_max)
-        return [*log, ErrorInterceptor(), deadline, AdmissionInterceptor(self._admission)]
+        return [*observers, ErrorInterceptor(), deadline, AdmissionInterceptor(self._admission)]
 
     async def stop(self, grace_seconds: float | None = None) -> bool:
         """Drain: health turns NOT_SERVING, waits end as UNAVAILABLE, the other calls get ``grace_seconds`` to finish
@@ -125,19 +154,19 @@ class GrpcServer:
             return True
         grace = self._config.grace_seconds if grace_seconds is None else grace_seconds
         await self._health.drain()
+        if self._http is not None:
+            self._http.drain()
         self._servicer.drain()
         loop = asyncio.get_running_loop()
         until = loop.time() + grace
         at_work = self._admission.at_work
-        http_stop = asyncio.ensure_future(self._stop_http(grace))
         await server.stop(grace)
-        finished = await http_stop
+        finished = self._http is None or await self._http.stop(max(0.0, until - loop.time()))
         self._ingest.rejections.close()
+        if self._tracing is not None:
+            await asyncio.to_thread(self._tracing.close)
         in_time = loop.time() < until if grace > 0 else not at_work
         return finished and in_time
-
-    async def _stop_http(self, grace_seconds: float) -> bool:
-        return self._http is None or await self._http.stop(grace_seconds)
 
     async def wait(self) -> None:
         """Return when the server has stopped."""

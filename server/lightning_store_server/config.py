@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -38,7 +39,7 @@ POSITIVE: Final = (
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """Settings of the gRPC server. ValueError if they contradict each other."""
+    """Settings of the server. ValueError if they contradict each other."""
 
     host: str = DEFAULT_HOST
     """Address to listen on. There is no authentication: listen beyond loopback only on a network that you trust."""
@@ -46,8 +47,10 @@ class ServerConfig:
     """0 takes any free port."""
     unix_path: str | None = None
     """Unix domain socket to listen on instead of host and port. Whoever may write to it may use the store."""
-    otlp_http_port: int | None = None
-    """Port for spans as OTLP over HTTP, on the same host; 0 takes any free one. None: not offered."""
+    http_port: int | None = None
+    """Port for HTTP (probes, metrics, spans as OTLP), on the same host; 0 takes any free one. None: not offered."""
+    http_cors_origins: tuple[str, ...] = ()
+    """Origins, like ``https://example.org``, whose pages may call the HTTP side from a browser."""
     max_message_bytes: int = 64 * MIB
     """The largest request that is taken. gRPC's own default is 4 MiB, less than one long trajectory."""
     calls_max: int = 10_000
@@ -75,17 +78,19 @@ class ServerConfig:
     """A connection silent for this long is probed, …"""
     keepalive_timeout_seconds: float = 10.0
     """… and closed if the probe gets no answer for this long: so a dead peer is noticed."""
+    metrics: bool = True
+    """Whether calls are measured, for /metrics of the HTTP side; without an http_port they are not."""
     access_log: bool = False
     """One INFO line for each call."""
 
     def __post_init__(self) -> None:
-        for name in ("port", "otlp_http_port"):
+        for name in ("port", "http_port"):
             port = getattr(self, name)
             if port is not None and not 0 <= port <= 65535:
                 raise InvalidArgumentError(f"{name} is {port}; give 0 (any free port) to 65535", field=name)
-        if self.port and self.port == self.otlp_http_port:
-            message = f"port and otlp_http_port are both {self.port}; give two different ports"
-            raise InvalidArgumentError(message, field="otlp_http_port")
+        if self.port and self.port == self.http_port:
+            message = f"port and http_port are both {self.port}; give two different ports"
+            raise InvalidArgumentError(message, field="http_port")
         if self.unix_path is not None and len(os.path.abspath(self.unix_path).encode()) > UNIX_PATH_BYTES_MAX:
             message = f"unix_path is {self.unix_path!r}; the path of a socket has {UNIX_PATH_BYTES_MAX} bytes at most"
             raise InvalidArgumentError(message, field="unix_path")
@@ -96,6 +101,10 @@ class ServerConfig:
             if getattr(self, name) > SECONDS_MAX:
                 message = f"{name} is {getattr(self, name)}; give {SECONDS_MAX} s or less"
                 raise InvalidArgumentError(message, field=name)
+        for origin in self.http_cors_origins:
+            if not re.fullmatch(r"https?://[^/\s]+", origin):
+                message = f"http_cors_origins has {origin!r}; an origin is like https://example.org, without a path"
+                raise InvalidArgumentError(message, field="http_cors_origins")
         if not self.grace_seconds >= 0:
             raise InvalidArgumentError(f"grace_seconds is {self.grace_seconds}; give 0 or more", field="grace_seconds")
 

@@ -51,7 +51,7 @@ class LightningStoreServer(ForwardingStore):
         self._replay_window_seconds = store.replay_window_seconds
         self._owner_pid = os.getpid()
         self._bound_port: int | None = None
-        self._bound_otlp_http_port: int | None = None
+        self._bound_http_port: int | None = None
         self._client: LightningStoreClient | None = None
         self._starting = False
         self._stopping: concurrent.futures.Future[bool] | None = None
@@ -98,7 +98,7 @@ class LightningStoreServer(ForwardingStore):
         finally:
             self._starting = False
         self._bound_port = server.bound_port
-        self._bound_otlp_http_port = server.bound_otlp_http_port
+        self._bound_http_port = server.bound_http_port
         self._serving = (server, thread)
 
     async def run_forever(self) -> None:
@@ -143,7 +143,7 @@ class LightningStoreServer(ForwardingStore):
 
     @property
     def capabilities(self) -> LightningStoreCapabilities:
-        otlp_traces = self._capabilities["otlp_traces"] or self._config.otlp_http_port is not None
+        otlp_traces = self._capabilities["otlp_traces"] or self._config.http_port is not None
         own: LightningStoreCapabilities = {**self._capabilities, "otlp_traces": otlp_traces}
         return {**own, "thread_safe": True, "async_safe": True, "zero_copy": True}
 
@@ -157,9 +157,9 @@ class LightningStoreServer(ForwardingStore):
 
     def otlp_traces_endpoint(self) -> str:
         """URL for exporters on this machine. RuntimeError before ``start`` if the port was given as 0."""
-        if self._config.otlp_http_port is None:
+        if self._config.http_port is None:
             return self._target().otlp_traces_endpoint()
-        port = self._bound_otlp_http_port or self._config.otlp_http_port
+        port = self._bound_http_port or self._config.http_port
         if port == 0:
             raise RuntimeError("the server has no port for OTLP yet: start it first, or give a port other than 0")
         return f"http://{self._address(port)}/v1/traces"

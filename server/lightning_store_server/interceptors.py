@@ -1,5 +1,5 @@
-"""What happens around every call: a place for it, a bound on its time, errors as gRPC status, and an access log when
-asked for."""
+"""What happens around every call: a place for it, a bound on its time, errors as gRPC status, and observers of how it
+ended."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import asyncio
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, Final, NoReturn, TypeAlias
 
 import grpc
 import grpc.aio
@@ -21,9 +22,9 @@ from lightning_store.errors import InvalidArgumentError, StoreError, StoreTimeou
 from lightning_store.wire.errors import as_store_error, to_status
 from lightning_store.wire.methods import BY_PATH, Method, Repeat
 from lightning_store_server.admission import WAITS, Admission, Slot
+from lightning_store_server.observers import CallDetails, CallObserver
 
 logger = logging.getLogger("lightning_store_server")
-access_logger = logging.getLogger("lightning_store_server.access")
 
 Context = grpc.aio.ServicerContext[Any, Any]
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
@@ -135,7 +136,11 @@ class AdmissionInterceptor(MethodInterceptor):
         request = rpc.decode(data) if rpc.method.name in WAITS else None
         slot = self._admission.lane(rpc.method, request).enter(len(data))
         when_over(slot.leave)  # after the handler would be too soon: a unary reply is sent then
-        return (rpc.decode(data) if request is None else request), slot
+        request = rpc.decode(data) if request is None else request
+        observed = _observed.get()
+        if observed is not None:
+            observed.request_id = getattr(request, "request_id", "")
+        return request, slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,37 +251,52 @@ class DeadlineInterceptor(CallInterceptor):
             raise StoreTimeoutError(f"the call took longer than {seconds:g} s; set a deadline if it may") from None
 
 
-class AccessLogInterceptor(CallInterceptor):
-    """One line a call: see :class:`LoggedCall`."""
+class ObservedCall:
+    """``with ObservedCall(observers, method, peer) as observed: …`` tells observers in the end how the call went."""
 
-    async def handle(self, method: str, behaviour: Behaviour, request: Any, context: Context) -> Any:
-        with LoggedCall(method, context.peer()) as logged:
-            try:
-                return await behaviour(request, context)
-            finally:
-                logged.code = context.code()
+    __slots__ = ("_metadata", "_method", "_observers", "_peer", "_started", "code", "request_id")
 
-
-class LoggedCall:
-    """``with LoggedCall(method, peer) as logged: …`` logs one INFO line in the end: method, status code, milliseconds,
-    peer. The values are also fields of the log record."""
-
-    def __init__(self, method: str, peer: str) -> None:
+    def __init__(self, observers: Sequence[CallObserver], method: str, peer: str, metadata: Any = ()) -> None:
+        self._observers = observers
         self._method = method
         self._peer = peer
+        self._metadata = metadata
+        self._started = 0.0
         self.code: Any = None
         """A status code or its number; None, or 0, ended well."""
+        self.request_id = ""
 
-    def __enter__(self) -> LoggedCall:
+    def __enter__(self) -> ObservedCall:
         self._started = time.perf_counter()
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
-        milliseconds = round((time.perf_counter() - self._started) * 1000, 3)
+        seconds = time.perf_counter() - self._started
         cancelled = exc_type is not None and issubclass(exc_type, asyncio.CancelledError)
         code = "CANCELLED" if cancelled else _code_name(self.code)
-        call = {"method": self._method, "code": code, "duration_ms": milliseconds, "peer": self._peer}
-        access_logger.info("%s %s %.3f ms %s", *call.values(), extra={"call": call})
+        details = CallDetails(self._method, code, seconds, self._peer, self.request_id, self._metadata)
+        for observe in self._observers:
+            observe(details)
+
+
+_observed: Final[ContextVar[ObservedCall | None]] = ContextVar("_observed", default=None)
+"""The present call of gRPC, so that the innermost interceptor, which has the request decoded, can tell its id."""
+
+
+class ObserverInterceptor(CallInterceptor):
+    """Tells observers of each call: see :class:`ObservedCall`."""
+
+    def __init__(self, observers: Sequence[CallObserver]) -> None:
+        super().__init__()
+        self._observers = observers
+
+    async def handle(self, method: str, behaviour: Behaviour, request: Any, context: Context) -> Any:
+        with ObservedCall(self._observers, method, context.peer(), context.invocation_metadata()) as observed:
+            _observed.set(observed)  # of this call's own task
+            try:
+                return await behaviour(request, context)
+            finally:
+                observed.code = context.code()
 
 
 def shown_error(method: str, error: Exception) -> StoreError:
@@ -300,8 +320,11 @@ def is_cancelled() -> bool:
     return task is None or task.cancelling() > 0
 
 
+_CODE_NAMES: Final = {known.value[0]: known.name for known in grpc.StatusCode}
+
+
 def _code_name(code: Any) -> str:
     """The name of a status code or number; a call that set none ended well."""
     if isinstance(code, grpc.StatusCode):
         return code.name
-    return next((known.name for known in grpc.StatusCode if known.value[0] == code), "OK")
+    return _CODE_NAMES.get(code, "OK")

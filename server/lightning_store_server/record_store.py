@@ -74,9 +74,12 @@ def records_of(store: LightningStore) -> RecordStore:
 
     A subclass of ours counts as another: it may have put something in the place of a public method.
     """
-    if type(store) in OURS:
-        return cast(EngineStore, store).engine
-    return _Adapter(store)
+    return engine_of(store) or _Adapter(store)
+
+
+def engine_of(store: LightningStore) -> Engine | None:
+    """That of a store of ours; None of any other."""
+    return cast(EngineStore, store).engine if type(store) in OURS else None
 
 
 class _Adapter:

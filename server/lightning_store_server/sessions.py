@@ -1,5 +1,5 @@
 """Sessions: many calls of the unary methods on one stream. What surrounds a call here is what surrounds it elsewhere: a
-place for it, errors as statuses, an access log when asked for; its caller sees to its deadline.
+place for it, errors as statuses, observers of how it ended; its caller sees to its deadline.
 
 Calls are made as they are read, a few at a stretch, and the replies of those are sent while the next ones are made. A
 call that may wait has a task of its own, so that it holds up no other; one that an inline store carries out at once
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -39,13 +39,14 @@ from lightning_store_server.config import ServerConfig
 from lightning_store_server.interceptors import (
     CallerGoneError,
     Context,
-    LoggedCall,
+    ObservedCall,
     Rpc,
     abort,
     is_cancelled,
     shown_error,
     write,
 )
+from lightning_store_server.observers import CallObserver
 from lightning_store_server.servicer import StoreServicer
 
 MESSAGE_BYTES_MAX: Final = 8 * 1024 * 1024
@@ -72,8 +73,14 @@ class SessionServicer(StoreServicer):
             admission,
             inline=self._records.inline,
         )
-        self._access_log = config.access_log
+        self.call_observers: Sequence[CallObserver] = ()
+        """Told of each call of a session."""
         self._sessions: set[_Session] = set()
+
+    @property
+    def session_count(self) -> int:
+        """How many sessions are open."""
+        return len(self._sessions)
 
     def _rpc(self, method: Method) -> Rpc:
         return Rpc.of(
@@ -89,8 +96,12 @@ class SessionServicer(StoreServicer):
     async def Session(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
         self, request_iterator: AsyncIterator[SessionRequest], context: Context
     ) -> None:
-        peer = context.peer() if self._access_log else None
-        session = _Session(self._calls, partial(write, context), peer)
+        observe = None
+        if self.call_observers:
+            observe = partial(
+                ObservedCall, self.call_observers, peer=context.peer(), metadata=context.invocation_metadata()
+            )
+        session = _Session(self._calls, partial(write, context), observe)
         self._sessions.add(session)
         if self._draining:
             session.take_no_more()
@@ -150,12 +161,14 @@ class _Calls:
         except InvalidArgumentError:  # with which it fails at once
             return True
 
-    async def make(self, call: SessionCall) -> _Ended:
+    async def make(self, call: SessionCall, observed: ObservedCall | None = None) -> _Ended:
         """Its end, whatever that is. CancelledError only if nobody waits for it any more."""
         slot = None
         try:
             rpc = self._rpc(call.method)
             request = rpc.decode(call.request)
+            if observed is not None:
+                observed.request_id = getattr(request, "request_id", "")
             slot = self._admission.lane(rpc.method, request).enter(len(call.request))
             reply = rpc.encode(await rpc.behaviour(request, _CallContext(call)))
             slot.reply(len(reply), may_refuse=rpc.method.repeat is Repeat.READ)
@@ -197,11 +210,11 @@ class _Session:
         self,
         calls: _Calls,
         write: Callable[[SessionResponse], Coroutine[Any, Any, None]],
-        logged_peer: str | None,
+        observe: Callable[[str], ObservedCall] | None,
     ) -> None:
         self._calls = calls
         self._write = write
-        self._logged_peer = logged_peer
+        self._observe = observe
         self._under_way: dict[int, asyncio.Task[None]] = {}
         self._ended: list[_Ended] = []
         """Whose replies are to be sent next."""
@@ -286,11 +299,11 @@ class _Session:
         self._send()
 
     async def _make(self, call: SessionCall) -> _Ended:
-        if self._logged_peer is None:
+        if self._observe is None:
             return await self._calls.make(call)
-        with LoggedCall(_name_of(call), self._logged_peer) as logged:
-            ended = await self._calls.make(call)
-            logged.code = 0 if ended.error is None else ended.error.code
+        with self._observe(_name_of(call)) as observed:
+            ended = await self._calls.make(call, observed)
+            observed.code = 0 if ended.error is None else ended.error.code
         return ended
 
     # --- Sending -----------------------------------------------------------------------------------------------------

@@ -95,7 +95,7 @@ def serving() -> Iterator[Served]:
 
 def _serve(connection: Connection) -> None:
     async def serve() -> None:
-        config = ServerConfig(otlp_http_port=0)
+        config = ServerConfig(http_port=0)
         async with LightningStoreServer(InMemoryLightningStore(), port=0, config=config) as server:
             connection.send(Served(server.endpoint, server.otlp_traces_endpoint()))
             await asyncio.Event().wait()

@@ -28,7 +28,7 @@ class FakeServer:
     def __init__(self, store: LightningStore, config: ServerConfig) -> None:
         type(self).config = config
         self.bound_port = 4242
-        self.bound_otlp_http_port = config.otlp_http_port
+        self.bound_http_port = config.http_port
 
     async def start(self) -> None:
         if self.started is not None:
@@ -64,14 +64,14 @@ def test_signal_drains_and_ends_with_0(run, server) -> None:
 
 def test_the_ready_line_tells_where_otlp_is_taken(run, server) -> None:
     result = run("serve", "--host", "::1", "--otlp-http-port", "4318")
-    assert "(memory store, OTLP/HTTP on [::1]:4318, version " in result.stdout
-    assert server.config == ServerConfig(host="::1", otlp_http_port=4318)
+    assert "(memory store, HTTP on [::1]:4318, version " in result.stdout
+    assert server.config == ServerConfig(host="::1", http_port=4318)
 
 
 def test_one_port_for_both_ends_with_78(run, server) -> None:
     result = run("serve", "--port", "4318", "--otlp-http-port", "4318")
     assert result.exit_code == 78
-    assert "port and otlp_http_port are both 4318" in result.stderr
+    assert "port and http_port are both 4318" in result.stderr
 
 
 def test_calls_that_outlast_the_grace_end_with_75(run, server) -> None:

@@ -100,7 +100,7 @@ def test_variables_access_log_and_drain(start: Start) -> None:
 
 def test_otlp_over_http(start: Start) -> None:
     server = start("--port", "0", "--otlp-http-port", "0")
-    found = re.search(r"OTLP/HTTP on (127\.0\.0\.1:(\d+)), ", server.ready_line)
+    found = re.search(r"HTTP on (127\.0\.0\.1:(\d+)), ", server.ready_line)
     assert found is not None
     request = urllib.request.Request(
         f"http://{found[1]}/v1/traces", b"", {"Content-Type": "application/x-protobuf"}, method="POST"
@@ -115,7 +115,7 @@ def test_otlp_over_http(start: Start) -> None:
         check=False,
     )
     assert (second.returncode, second.stdout) == (69, "")
-    assert f"cannot listen on {found[1]} for OTLP over HTTP" in second.stderr
+    assert f"cannot listen on {found[1]} for HTTP" in second.stderr
     code, output, log = server.stop(signal.SIGTERM)
     assert (code, output) == (0, "")
     assert [line.partition(": ")[2].partition(";")[0] for line in log] == ["SIGTERM: draining", "stopped"]

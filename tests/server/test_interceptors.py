@@ -286,8 +286,9 @@ def test_access_log_has_one_line_for_a_call(serve, log):
         (METHODS["StartAttempt"].path, "NOT_FOUND"),
         (METHODS["StreamQuery"].path, "INVALID_ARGUMENT"),
     ]
+    assert [record.call["request_id"] for record in records] == ["", "", "a", ""]
     for record in records:
-        assert record.call.keys() == {"method", "code", "duration_ms", "peer"}
+        assert record.call.keys() == {"method", "code", "duration_ms", "peer", "request_id"}
         assert 0 <= record.call["duration_ms"] < SAFETY_SECONDS * 1000
         assert record.call["peer"].startswith("ipv4:127.0.0.1:")
         assert record.getMessage().startswith(f"{record.call['method']} {record.call['code']} ")

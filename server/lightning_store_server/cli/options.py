@@ -56,13 +56,16 @@ class Setting(click.Option):
 
 
 def setting(flag: str, *names: str, help: str, **attributes: Any) -> Callable[[F], F]:
-    """The option ``flag`` with its variable (``--log-level``: ``LIGHTNING_STORE_LOG_LEVEL``) and its help.
+    """The option ``flag`` with its variable (``--log-level``: ``LIGHTNING_STORE_LOG_LEVEL``) and its help. Further
+    flags among ``names`` mean the same, with a variable each.
 
     ``names`` and ``attributes`` are those of :func:`click.option`; a default is shown.
     """
-    variable = VARIABLE_PREFIX + flag.removeprefix("--").replace("-", "_").upper()
+    flags = [flag, *(name for name in names if name.startswith("--"))]
+    variables = [VARIABLE_PREFIX + one.partition("/")[0].removeprefix("--").replace("-", "_").upper() for one in flags]
+    envvar = variables[0] if len(variables) == 1 else variables
     attributes.setdefault("show_default", attributes.get("default") is not None)
-    return click.option(flag, *names, help=help, cls=Setting, envvar=variable, show_envvar=True, **attributes)
+    return click.option(flag, *names, help=help, cls=Setting, envvar=envvar, show_envvar=True, **attributes)
 
 
 def switch(flag: str, *names: str, help: str) -> Callable[[F], F]:

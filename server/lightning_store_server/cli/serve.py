@@ -42,6 +42,7 @@ from lightning_store_server.cli.options import (
     switch,
     threshold,
 )
+from lightning_store_server.cli.settings import read_settings, settings_text
 from lightning_store_server.cli.text import byte_size
 from lightning_store_server.config import INT32_MAX, ServerConfig
 from lightning_store_server.garbage import GarbageWatch
@@ -57,7 +58,7 @@ EPILOG: Final = """\
 \b
 Exit codes:
    0  stopped by SIGTERM, SIGINT or SIGHUP; every call was finished or told to go elsewhere
-   2  a flag or variable has a value that is not legal
+   2  a flag, a variable or the file of settings has a value that is not legal
   65  the database is damaged, or a file of something else
   66  the folder of the database does not exist
   69  the port or the database is in use, or the address is not this machine's
@@ -70,6 +71,20 @@ Exit codes:
 
 
 @click.command(epilog=EPILOG)
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False),
+    callback=read_settings,
+    is_eager=True,
+    expose_value=False,
+    envvar="LIGHTNING_STORE_CONFIG",
+    show_envvar=True,
+    metavar="FILE",
+    help="Take settings from this TOML file, whose keys are the flags without their dashes: http-port = 4318. Flags and"
+    " variables win over it.",
+)
+@click.option("--print-config", is_flag=True, help="Print the settings in force as such a file, and end.")
+@click.option("--check", is_flag=True, help="Check the settings, and end: 0 if they are legal.")
 @setting("--host", default=DEFAULTS.host, help="Address to listen on. There is no authentication.")
 @setting("--port", type=Whole(0, 65535), default=DEFAULTS.port, help="Port; 0 takes any free one.")
 @setting(
@@ -79,10 +94,25 @@ Exit codes:
     help="Listen on this Unix domain socket instead of host and port. Whoever may write to it may use the store.",
 )
 @setting(
+    "--http-port",
     "--otlp-http-port",
+    "http_port",
     type=Whole(0, 65535),
     default=None,
-    help="Take spans as OTLP over HTTP too, at /v1/traces on this port; 0 takes any free one.",
+    help="Serve HTTP on this port: /metrics, /healthz, /readyz, /startupz, and spans as OTLP at /v1/traces; 0 takes any"
+    " free one. The second name is an older one.",
+)
+@setting(
+    "--http-cors-origin",
+    "http_cors_origins",
+    multiple=True,
+    metavar="ORIGIN",
+    help="Let pages of this origin (https://example.org) call the HTTP side from a browser. May be repeated.",
+)
+@setting(
+    "--metrics/--no-metrics",
+    default=DEFAULTS.metrics,
+    help="Measure calls, for /metrics of the HTTP side.",
 )
 @database(
     "--database",
@@ -247,6 +277,8 @@ def serve(
     replay_entries_max: int,
     log_level: str,
     log_format: LogFormat,
+    print_config: bool,
+    check: bool,
     **settings: Any,
 ) -> NoReturn:
     """Serve a store until SIGTERM, SIGINT or SIGHUP.
@@ -254,6 +286,9 @@ def serve(
     Prints one line when ready, with the endpoint. The first signal begins the drain: health turns NOT_SERVING, waits
     end, calls under way may finish. A second one ends the process at once.
     """
+    if print_config:
+        click.echo(settings_text(click.get_current_context()))
+        sys.exit(ExitCode.STOPPED)
     configure_logging(log_level, log_format)
     try:
         config = ServerConfig(**settings)
@@ -276,7 +311,11 @@ def serve(
         if database is None:
             _refuse_limits_of_disk(disk)
             what = "memory store, strict" if strict else "memory store"
-            code = asyncio.run(run(memory_store(**common, **limits), config, what))
+            held = memory_store(**common, **limits)
+            code = _say_legal() if check else asyncio.run(run(held, config, what))
+        elif check:
+            _refuse_limits_of_memory(limits)
+            code = _say_legal()
         else:
             _refuse_limits_of_memory(limits)
             what = "SQLite store, strict" if strict else "SQLite store"
@@ -290,6 +329,11 @@ def serve(
         logger.exception("internal failure")
         code = ExitCode.SOFTWARE
     sys.exit(code)
+
+
+def _say_legal() -> ExitCode:
+    click.echo("the settings are legal")
+    return ExitCode.STOPPED
 
 
 def _refuse_limits_of_memory(limits: dict[str, Any]) -> None:
@@ -317,8 +361,8 @@ async def run(store: LightningStore, config: ServerConfig, what: str) -> ExitCod
     except OSError as error:
         logger.error("%s", error.strerror or error)
         return ExitCode.UNAVAILABLE
-    if server.bound_otlp_http_port is not None:
-        what = f"{what}, OTLP/HTTP on {address(config.host, server.bound_otlp_http_port)}"
+    if server.bound_http_port is not None:
+        what = f"{what}, HTTP on {address(config.host, server.bound_http_port)}"
     click.echo(ready_line(config.unix_path or config.host, server.bound_port, what))
     with GarbageWatch():
         first = await signals.get()

@@ -1,0 +1,189 @@
+"""The application: its routes, and what surrounds each request. A further surface is a further list of routes."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from enum import StrEnum
+from http import HTTPStatus
+from typing import Final, NoReturn
+
+from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lightning_store_server.http.answers import JSON, PROTOBUF, HttpError, busy, error_encoding, failure, shown_path
+from lightning_store_server.observers import HttpDetails, HttpObserver
+from lightning_store_server.otlp.endpoint import TRACES_PATH, TracesEndpoint
+
+CORS_HEADERS: Final = ("Authorization", "Content-Encoding", "Content-Type")
+CORS_SECONDS: Final = 600
+"""How long a browser may keep the answer to a preflight request."""
+
+
+WHILE_DRAINING: Final = frozenset({"/healthz", "/metrics", "/readyz", "/startupz"})
+"""Paths that are served to the end."""
+
+
+class Stage(StrEnum):
+    """How far the server is."""
+
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
+
+
+class Lifecycle:
+    """The stage of one server, and whether its requests are being cut."""
+
+    def __init__(self) -> None:
+        self.stage = Stage.STARTING
+        self.cut = False
+
+
+def make_app(
+    routes: Sequence[BaseRoute],
+    lifecycle: Lifecycle,
+    *,
+    cors_origins: Sequence[str] = (),
+    observers: Sequence[HttpObserver] = (),
+) -> Starlette:
+    """The application of one server.
+
+    Args:
+        routes: What it serves.
+        lifecycle: Where the server stands.
+        cors_origins: Origins whose pages may call it from a browser.
+        observers: Told of each request that was answered.
+    """
+    middleware = [Middleware(_Surroundings, lifecycle=lifecycle, observers=observers)]
+    if cors_origins:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=list(cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=list(CORS_HEADERS),
+            expose_headers=["Retry-After"],
+            max_age=CORS_SECONDS,
+        )
+        middleware.insert(0, cors)
+    app = Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _refuse})
+    app.router.redirect_slashes = False
+    return app
+
+
+def trace_routes(endpoint: TracesEndpoint) -> list[BaseRoute]:
+    """OTLP over HTTP."""
+    return [Route(TRACES_PATH, endpoint.export, methods=["POST"])]
+
+
+def probe_routes(lifecycle: Lifecycle) -> list[BaseRoute]:
+    """What a supervisor asks: whether the process lives, has started, and wants calls."""
+
+    def answer(ok: Callable[[], bool]) -> Callable[[Request], Awaitable[Response]]:
+        async def probe(_: Request) -> Response:
+            status = HTTPStatus.OK if ok() else HTTPStatus.SERVICE_UNAVAILABLE
+            return JSONResponse({"status": lifecycle.stage}, status, {"Cache-Control": "no-store"})
+
+        return probe
+
+    return [
+        Route("/healthz", answer(lambda: True)),
+        Route("/startupz", answer(lambda: lifecycle.stage is not Stage.STARTING)),
+        Route("/readyz", answer(lambda: lifecycle.stage is Stage.SERVING)),
+    ]
+
+
+def _refuse(request: Request, error: Exception) -> NoReturn:
+    """Of a path or a method that there is none of."""
+    assert isinstance(error, HTTPException)
+    status, path = HTTPStatus(error.status_code), shown_path(request.url.path)
+    if status is HTTPStatus.NOT_FOUND:
+        raise HttpError(status, f"there is no {path}; spans are taken by POST at {TRACES_PATH}")
+    if status is HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = ", ".join(sorted(one.strip() for one in (error.headers or {}).get("Allow", "").split(",")))
+        message = f"{path} takes {allowed}, not {shown_path(request.method)}"
+        raise HttpError(status, message, Allow=allowed)
+    raise HttpError(status, error.detail)
+
+
+class _Surroundings:
+    """Errors as answers, headers that every answer has, and observers of each request."""
+
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, observers: Sequence[HttpObserver]) -> None:
+        self._app = app
+        self._lifecycle = lifecycle
+        self._observers = observers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        started, status = time.perf_counter(), 0
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self._add_headers(scope, message)
+            await send(message)
+
+        try:
+            await self._respond(scope, receive, send_with_headers)
+        except ClientDisconnect:
+            pass
+        except asyncio.CancelledError:
+            if not self._lifecycle.cut:
+                raise
+        except Exception as error:
+            if status:
+                raise
+            await self._fail(error, scope, receive, send_with_headers)
+        finally:
+            if status:
+                self._observe(scope, status, time.perf_counter() - started)
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["http_version"] not in ("1.0", "1.1"):
+            message = "send HTTP/1.1; gRPC is taken on the server's other port"
+            raise HttpError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, message, Connection="close")
+        if self._lifecycle.stage is Stage.DRAINING and scope["path"] not in WHILE_DRAINING:
+            raise busy("the server is shutting down")
+        await self._app(scope, receive, send)
+
+    async def _fail(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+        path, headers = scope["path"], Headers(scope=scope)
+        encoding = error_encoding(headers, PROTOBUF if path == TRACES_PATH else JSON)
+        response = failure(error, scope["method"], path, encoding)
+        if "expect" in headers:
+            response.headers["Connection"] = "close"  # nobody knows whether the body comes
+        await response(scope, receive, send)
+
+    def _add_headers(self, scope: Scope, message: Message) -> None:
+        headers = MutableHeaders(scope=message)
+        headers["Date"] = email.utils.formatdate(usegmt=True)
+        if self._lifecycle.stage is Stage.DRAINING:
+            headers["Connection"] = "close"
+
+    def _observe(self, scope: Scope, status: int, seconds: float) -> None:
+        if not self._observers:
+            return
+        host, port = scope["client"] or ("", 0)
+        details = HttpDetails(
+            method=shown_path(scope["method"]),
+            path=shown_path(scope["path"]),
+            route=scope["path"] if "endpoint" in scope else "",
+            status=status,
+            seconds=seconds,
+            peer=f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}",
+            headers=Headers(scope=scope).items(),
+        )
+        for observe in self._observers:
+            observe(details)
