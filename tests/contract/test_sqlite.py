@@ -34,11 +34,11 @@ class InFolder:
     """Each store in a file of its own, which is sound when the test is over."""
 
     @pytest.fixture(autouse=True)
-    def _folder(self, tmp_path: Path) -> Iterator[None]:
-        self.folder = tmp_path
+    def _folder(self, database_folder: Path) -> Iterator[None]:
+        self.folder = database_folder
         self.opened_files = 0
         yield
-        for file in tmp_path.glob("*.db"):
+        for file in database_folder.glob("*.db"):
             assert list(check(str(file))) == []
 
     def new_path(self) -> Path:

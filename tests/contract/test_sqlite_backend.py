@@ -27,8 +27,8 @@ def check_nothing_is_left_open(path: Path) -> None:
 
 class TestSqlite(BackendContract):
     @pytest.fixture(autouse=True)
-    def _folder(self, tmp_path: Path) -> None:
-        self.path = tmp_path / "store.db"
+    def _folder(self, database_folder: Path) -> None:
+        self.path = database_folder / "store.db"
 
     async def open_backend(self, clock: FakeClock, **options: Any) -> AsyncIterator[Backend]:
         path = self.path.with_name(f"store{len(list(self.path.parent.iterdir()))}.db")
