@@ -9,7 +9,6 @@ import pickle
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
@@ -19,17 +18,11 @@ from lightning_store.testing import SAFETY_SECONDS
 from lightning_store_client import LightningStoreClient, LightningStoreSpanProcessor, SyncLightningStoreClient
 from lightning_store_client.background import background_thread
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture
 def sync(rig):
     with SyncLightningStoreClient(rig.proxy.endpoint) as client:
         yield client
-
-
-def test_it_is_what_the_tool_makes_of_the_asynchronous_client():
-    subprocess.run([sys.executable, "tools/generate_sync_client.py", "check"], check=True, cwd=ROOT)
 
 
 def test_every_public_coroutine_has_a_blocking_form_with_the_same_signature():
