@@ -15,6 +15,7 @@ from lightning_store.errors import CursorUnknownError, StoreUnavailableError
 from lightning_store.sqlite_store import SqliteLightningStore
 from lightning_store.testing import FakeClock
 from lightning_store.testing.contract.base import make_span
+from tests.durability.looks import everything
 
 pytestmark = pytest.mark.asyncio
 
@@ -31,20 +32,6 @@ def clock() -> FakeClock:
 
 def opened(path: Path, clock: FakeClock, **options: Any) -> SqliteLightningStore:
     return SqliteLightningStore(path, clock=clock, **options)
-
-
-async def everything(store: SqliteLightningStore) -> dict[str, Any]:
-    """All that a store shows."""
-    rollouts = list(await store.query_rollouts())
-    return {
-        "rollouts": rollouts,
-        "attempts": [list(await store.query_attempts(one.rollout_id)) for one in rollouts],
-        "spans": [list(await store.query_spans(one.rollout_id)) for one in rollouts],
-        "resources": list(await store.query_resources()),
-        "latest": await store.get_latest_resources(),
-        "workers": list(await store.query_workers()),
-        "totals": {name: value for name, value in (await store.statistics()).items() if name.startswith("total_")},
-    }
 
 
 async def test_everything_that_is_shown_survives(path, clock):

@@ -23,6 +23,7 @@ from lightning_store.sqlite_store import SqliteEngineStore
 from lightning_store.testing import FakeClock
 from lightning_store.testing.backends import BACKENDS, store_on
 from lightning_store.testing.contract.base import make_span, retrying
+from tests.durability.looks import everything
 
 pytestmark = pytest.mark.asyncio
 
@@ -86,20 +87,6 @@ async def fill(store: EngineStore, clock: FakeClock) -> None:
         clock.advance(1)
     await store.update_worker("w-3", {"load": 0.5})
     await store.cancel_rollouts([claimed.rollout_id])
-
-
-async def everything(store: EngineStore) -> dict[str, Any]:
-    """All that a store shows."""
-    rollouts = list(await store.query_rollouts())
-    return {
-        "rollouts": rollouts,
-        "attempts": [list(await store.query_attempts(one.rollout_id)) for one in rollouts],
-        "spans": [list(await store.query_spans(one.rollout_id)) for one in rollouts],
-        "resources": list(await store.query_resources()),
-        "latest": await store.get_latest_resources(),
-        "workers": list(await store.query_workers()),
-        "totals": {name: value for name, value in (await store.statistics()).items() if name.startswith("total_")},
-    }
 
 
 async def exported(store: EngineStore, selection: Selection = EVERYTHING) -> list[StoredRollout]:
