@@ -27,7 +27,7 @@ LENGTH_BYTES = 40_000
 
 
 async def work_until_killed(path: str) -> None:
-    """Whole lives of rollouts, each acknowledged step as a line. With a SYNC_FAULT, each seventh sync fails."""
+    """Whole lives of rollouts, each acknowledged step as a line. With a SYNC_FAULT, one sync in seven fails."""
     store = SqliteLightningStore(path)
     if "SYNC_FAULT" in os.environ:
         os.environ["SYNC_FAILS_EVERY"] = "7"
