@@ -49,7 +49,11 @@ class CuttingProxy:
         async with self._connected:
             self._connections += 1
             self._connected.notify_all()
-        server_reader, server_writer = await asyncio.open_connection(self._host, self._port)
+        try:
+            server_reader, server_writer = await asyncio.open_connection(self._host, self._port)
+        except OSError:  # the server is gone
+            writer.close()
+            return
         with contextlib.suppress(TimeoutError, ConnectionError):
             async with asyncio.timeout(self._life_seconds):
                 await asyncio.gather(_hand_on(reader, server_writer), _hand_on(server_reader, writer))

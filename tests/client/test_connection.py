@@ -21,6 +21,7 @@ from lightning_store import (
     StoreUnavailableError,
 )
 from lightning_store.testing import SAFETY_SECONDS, FaultProxy
+from lightning_store.testing.contract.base import until
 from lightning_store.v1 import server_pb2
 from lightning_store_client import LightningStoreClient, grpc_internals
 
@@ -158,14 +159,14 @@ def test_a_client_that_is_forgotten_leaves_no_thread(rig):
         client = LightningStoreClient(rig.server.endpoint)
         await client.statistics()
 
-    before = threading.active_count()
+    def ours():
+        gc.collect()
+        return {thread for thread in threading.enumerate() if thread.name.startswith("lightning-store")}
+
+    before = ours()
     for _ in range(10):
         asyncio.run(use())
-    gc.collect()
-    deadline = threading.Event()
-    while threading.active_count() > before + 1 and not deadline.wait(0.05):
-        gc.collect()
-    assert threading.active_count() <= before + 1
+    asyncio.run(until(lambda: len(ours() - before) <= 1))
 
 
 # --- Threads and loops -----------------------------------------------------------------------------------------------
