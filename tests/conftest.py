@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import signal
@@ -19,6 +20,12 @@ settings.register_profile("explore", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 _CONTRACT_TEST = re.compile(r"tests/contract/test_(?P<store>\w+)\.py::Test\w+::test_(?:f\d\d|x)_")
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector the thousands of tests, which all stay."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
