@@ -27,6 +27,12 @@ from lightning_store_server.garbage import PAUSE_SECONDS_MAX, YOUNGER_COLLECTION
 from tests.server.test_overload import admission_of, settle, until
 
 
+@pytest.fixture(autouse=True)
+def freeze() -> None:
+    """What other tests have made: it would be gone through by each collection here."""
+    gc.freeze()
+
+
 @pytest.fixture
 def seconds() -> list[float]:
     """The readings of the clock to come."""
