@@ -8,6 +8,7 @@
     │   ├── ResourcesNotFoundError                strict mode: resources_id is not known
     │   ├── InvalidTransitionError                strict mode: out of a terminal status
     │   ├── InUseError                            what is to be deleted is in use
+    │   ├── AttemptFencedError                    the attempt was cancelled or superseded, and fenced
     │   ├── CursorUnknownError                    the cursor of a feed is of another store
     │   ├── SpansRejectedError                    some spans of a batch were refused, the rest are stored
     │   ├── RequestIdReusedError                  one request id, two different calls
@@ -107,6 +108,15 @@ class InvalidTransitionError(InvalidArgumentError):
 
 class InUseError(InvalidArgumentError):
     reason = "IN_USE"
+
+
+class AttemptFencedError(InvalidArgumentError):
+    reason = "ATTEMPT_FENCED"
+
+    @classmethod
+    def of(cls, rollout_id: str, attempt_id: str, why: str) -> AttemptFencedError:
+        message = f"Attempt {attempt_id} of rollout {rollout_id} is fenced: {why}; stop working on it"
+        return cls(message, rollout_id=rollout_id, attempt_id=attempt_id)
 
 
 class CursorUnknownError(InvalidArgumentError):

@@ -8,7 +8,7 @@ from lightning_store.backends.memory import REPLAY_ENTRIES_MAX as REPLAY_ENTRIES
 from lightning_store.backends.memory import REPLAY_WINDOW_SECONDS as REPLAY_WINDOW_SECONDS
 from lightning_store.backends.memory import MemoryBackend
 from lightning_store.clock import Clock
-from lightning_store.engine.policy import Policy
+from lightning_store.engine.policy import Fence, Policy
 from lightning_store.engine.store import EngineStore
 from lightning_store.memory_limits import MemoryLimits
 from lightning_store.model import Span
@@ -17,6 +17,8 @@ from lightning_store.model import Span
 class InMemoryLightningStore(EngineStore):
     """A LightningStore that lives and dies with the process. Safe to call from any thread and event loop.
 
+    ``final_outcomes`` and ``fence_attempts`` decide what becomes of reports and spans that come too late; see
+    ``docs/training.md``.
     ``worker_timeout_seconds`` gives up the attempts of workers that sent heartbeats and fell silent; 0 does not.
     ``worker_retention_seconds`` deletes workers that are at work on nothing and were silent for longer; None does not.
     ``eviction_memory_threshold`` and ``safe_memory_threshold`` bound the memory of spans: a ratio of total memory (a
@@ -31,6 +33,8 @@ class InMemoryLightningStore(EngineStore):
         self,
         *,
         strict: bool = False,
+        final_outcomes: bool = False,
+        fence_attempts: Fence = "off",
         worker_timeout_seconds: float = 0.0,
         worker_retention_seconds: float | None = None,
         eviction_memory_threshold: float | int | None = None,
@@ -50,6 +54,8 @@ class InMemoryLightningStore(EngineStore):
         backend = MemoryBackend(replay_window_seconds=replay_window_seconds, replay_entries_max=replay_entries_max)
         policy = Policy(
             strict=strict,
+            final_outcomes=final_outcomes,
+            fence_attempts=fence_attempts,
             worker_timeout_seconds=worker_timeout_seconds,
             worker_retention_seconds=worker_retention_seconds,
             retain_finished_seconds=retain_finished_seconds,

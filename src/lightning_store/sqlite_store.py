@@ -12,7 +12,7 @@ from lightning_store.backends.sqlite import REPLAY_WINDOW_SECONDS as REPLAY_WIND
 from lightning_store.backends.sqlite import Durability as Durability
 from lightning_store.backends.sqlite import SqliteBackend
 from lightning_store.clock import Clock
-from lightning_store.engine.policy import Policy
+from lightning_store.engine.policy import Fence, Policy
 from lightning_store.engine.store import EngineStore
 from lightning_store.errors import StoreUnavailableError
 from lightning_store.loop_thread import LoopThread
@@ -28,6 +28,8 @@ class SqliteOptions(TypedDict, total=False):
     size_bytes_max: int | None
     free_bytes_min: int
     strict: bool
+    final_outcomes: bool
+    fence_attempts: Fence
     worker_timeout_seconds: float
     worker_retention_seconds: float | None
     retain_finished_seconds: float | None
@@ -48,6 +50,9 @@ class SqliteEngineStore(EngineStore):
             reports and deletions may take an eighth more. None: as many as the disk allows.
         free_bytes_min: How many bytes of the disk stay free: below, calls that store more are refused.
         strict: Whether calls that name what does not exist are refused.
+        final_outcomes: Whether a terminal rollout stays as it is until it is put back into the queue.
+        fence_attempts: Whether the spans of attempts that were cancelled or superseded are refused ("refuse") or kept
+            without any effect ("keep"), and such attempts get no span numbers; "off" treats them as any.
         worker_timeout_seconds: After how long the attempts of workers that sent heartbeats and fell silent are given
             up, in seconds; 0 does not.
         worker_retention_seconds: Workers that are at work on nothing and were silent for longer are deleted; None keeps
@@ -73,6 +78,8 @@ class SqliteEngineStore(EngineStore):
         size_bytes_max: int | None = None,
         free_bytes_min: int = FREE_BYTES_MIN,
         strict: bool = False,
+        final_outcomes: bool = False,
+        fence_attempts: Fence = "off",
         worker_timeout_seconds: float = 0.0,
         worker_retention_seconds: float | None = None,
         retain_finished_seconds: float | None = None,
@@ -84,6 +91,8 @@ class SqliteEngineStore(EngineStore):
     ) -> None:
         policy = Policy(
             strict=strict,
+            final_outcomes=final_outcomes,
+            fence_attempts=fence_attempts,
             worker_timeout_seconds=worker_timeout_seconds,
             worker_retention_seconds=worker_retention_seconds,
             retain_finished_seconds=retain_finished_seconds,

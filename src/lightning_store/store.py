@@ -278,6 +278,7 @@ class LightningStore(ABC):
 
         Raises:
             ValueError: The rollout or the attempt is not known, or the span cannot be stored.
+            AttemptFencedError: A ValueError. The store refuses the spans of attempts that were cancelled or superseded.
             TypeError: It is no Span, or holds what a span cannot hold.
         """
 
@@ -329,6 +330,7 @@ class LightningStore(ABC):
 
         Raises:
             ValueError: The rollout is not known.
+            AttemptFencedError: A ValueError. The store fences attempts, and this one was cancelled or superseded.
         """
 
     @abstractmethod
@@ -342,7 +344,7 @@ class LightningStore(ABC):
             The numbers, in the order of the pairs.
 
         Raises:
-            ValueError: A rollout is not known.
+            ValueError: As ``get_next_span_sequence_id``.
         """
 
     # --- Queries -----------------------------------------------------------------------------------------------------

@@ -129,10 +129,13 @@ def test_thresholds_reach_the_store(run, server, monkeypatch) -> None:
         "serve",
         *("--eviction-memory-threshold", "0.5", "--safe-memory-threshold", "1000B", "--memory-limit", "8GiB"),
         *("--replay-window", "60", "--replay-entries-max", "10", "--worker-timeout", "7", "--retain-workers", "0"),
+        *("--final-outcomes", "--fence-attempts", "refuse"),
     )
     assert result.exit_code == 0
     assert given == {
         "strict": False,
+        "final_outcomes": True,
+        "fence_attempts": "refuse",
         "worker_timeout_seconds": 7.0,
         "worker_retention_seconds": None,
         "eviction_memory_threshold": 0.5,

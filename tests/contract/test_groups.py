@@ -106,7 +106,7 @@ async def mixed(engine: Engine, count: int) -> Sequence[Operation[Any]]:
     for kind in (enqueue, add_spans, update_attempt, heartbeat, update_former_attempt, delete, claim):
         operations += await kind(engine, -(-count // 7))
     ids = [one.rollout_id for one in await engine.execute(EnqueueRollouts([NEW] * count))]
-    return [*operations[:count], AllocateSequenceIds(ids), CancelRollouts(ids)]
+    return [*operations[:count], AllocateSequenceIds([(one, "a") for one in ids]), CancelRollouts(ids)]
 
 
 KINDS = [

@@ -13,6 +13,7 @@ from typing import Any, Final, NoReturn, get_args
 
 import click
 
+from lightning_store.engine.policy import Fence
 from lightning_store.errors import InvalidArgumentError, StoreError
 from lightning_store.memory_limits import EVICTION_RATIO_DEFAULT, LIMIT_RATIO_DEFAULT, SAFE_RATIO_DEFAULT
 from lightning_store.store import LightningStore
@@ -135,6 +136,18 @@ Exit codes:
     help="For a database. With less left on its disk, calls that would store more are told to come again.",
 )
 @switch("--strict", help="Apply the strict rules: unknown ids are errors, finished rollouts only go back to the queue.")
+@switch(
+    "--final-outcomes",
+    help="Keep finished rollouts as they are: reports that come later are recorded on the attempt only, and nothing but"
+    " putting a rollout back into the queue changes its status.",
+)
+@setting(
+    "--fence-attempts",
+    type=click.Choice(["refuse", "keep"]),
+    default=None,
+    help="Give attempts that were cancelled or superseded no more span numbers, and refuse their spans, or keep these"
+    " without any effect. Without it they count as any.",
+)
 @size("--max-message-bytes", default=DEFAULTS.max_message_bytes, help="The largest request that is taken.")
 @setting(
     "--calls-max",
@@ -267,6 +280,8 @@ def serve(
     disk_limit: int | None,
     disk_reserve: int | None,
     strict: bool,
+    final_outcomes: bool,
+    fence_attempts: Fence | None,
     worker_timeout_seconds: float,
     worker_retention_seconds: float,
     eviction_memory_threshold: float | int | None,
@@ -294,6 +309,8 @@ def serve(
         config = ServerConfig(**settings)
         common: dict[str, Any] = {
             "strict": strict,
+            "final_outcomes": final_outcomes,
+            "fence_attempts": fence_attempts or "off",
             "worker_timeout_seconds": worker_timeout_seconds,
             "worker_retention_seconds": worker_retention_seconds or None,
             "retain_finished_seconds": retain_finished.seconds,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
-from lightning_store.backends.base import Needs
+from lightning_store.backends.base import AttemptKey, Needs
 from lightning_store.backends.records import (
     AttemptRecord,
     Claim,
@@ -384,22 +384,23 @@ class AddSpans(Operation[list[SpanOutcome]]):
 
 @dataclass(frozen=True, slots=True)
 class AllocateSequenceIds(Operation[list[int]]):
-    """Allocate a span number for each of these rollouts. The reply: the numbers, in order."""
+    """Allocate a span number for each of these attempts. The reply: the numbers, in order."""
 
     name = "get_many_span_sequence_ids"
     codec = RecordCodec(list[int])
 
-    rollout_ids: Sequence[str]
+    attempts: Sequence[AttemptKey]
+    """They need not exist."""
 
     def add_needs(self, needs: Needs) -> None:
-        needs.rollouts.update(self.rollout_ids)
+        needs.rollouts.update(rollout_id for rollout_id, _ in self.attempts)
 
     def decide(self, view: View) -> list[int]:
-        return rules.allocate(view, self.rollout_ids)
+        return rules.allocate(view, self.attempts)
 
     @property
     def rows(self) -> int:
-        return len(self.rollout_ids)
+        return len(self.attempts)
 
 
 # --- Resources -------------------------------------------------------------------------------------------------------

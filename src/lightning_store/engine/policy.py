@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from lightning_store.errors import InvalidArgumentError
+
+Fence = Literal["off", "refuse", "keep"]
+"""What becomes of the spans of an attempt that was cancelled or superseded: they count as any, are refused, or are kept
+without any effect. Unless it is off, such an attempt gets no span numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +21,9 @@ class Policy:
     """
 
     strict: bool = False
+    final_outcomes: bool = False
+    """Whether a terminal rollout stays as it is until it is put back into the queue, as in strict mode."""
+    fence_attempts: Fence = "off"
     worker_timeout_seconds: float = 0.0
     """An attempt whose worker has sent heartbeats and is silent for longer ends as unresponsive. 0: it does not."""
     worker_retention_seconds: float | None = None
@@ -27,6 +35,11 @@ class Policy:
     """So many terminal rollouts are kept, those that ended last. None: all of them."""
 
     def __post_init__(self) -> None:
+        if self.fence_attempts not in get_args(Fence):
+            legal = ", ".join(get_args(Fence))
+            raise InvalidArgumentError(
+                f"fence_attempts is {self.fence_attempts!r}; give one of {legal}", field="fence_attempts"
+            )
         if not self.worker_timeout_seconds >= 0:
             message = f"worker_timeout_seconds is {self.worker_timeout_seconds}; give 0 or more"
             raise InvalidArgumentError(message, field="worker_timeout_seconds")
@@ -34,3 +47,8 @@ class Policy:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InvalidArgumentError(f"{name} is {value}; give more than 0, or None to keep all", field=name)
+
+    @property
+    def outcomes_are_final(self) -> bool:
+        """Whether a terminal rollout can only be put back into the queue."""
+        return self.strict or self.final_outcomes

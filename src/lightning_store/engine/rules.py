@@ -26,6 +26,7 @@ from lightning_store.backends.records import (
 from lightning_store.engine import workers
 from lightning_store.engine.view import View
 from lightning_store.errors import (
+    AttemptFencedError,
     AttemptNotFoundError,
     InUseError,
     InvalidArgumentError,
@@ -244,7 +245,7 @@ def update_rollout(
 ) -> RolloutRecord:
     """Set ``columns`` of a rollout, then move it to ``status`` if one was given (fact 7)."""
     rollout = known_rollout(view, rollout_id)
-    if status is not None and view.policy.strict and not lifecycle.may_leave(rollout.status, status):
+    if status is not None and view.policy.outcomes_are_final and not lifecycle.may_leave(rollout.status, status):
         message = f"Rollout {rollout_id} is {rollout.status}; it can only be put back to queuing or requeuing"
         raise InvalidTransitionError(message, rollout_id=rollout_id, field="status")
     changes = dict(columns)
@@ -340,7 +341,7 @@ def _change_attempt(
 
 def _following_columns(view: View, rollout: RolloutRecord, latest: AttemptRecord, reported: bool) -> dict[str, Any]:
     """What changes of a rollout when its latest attempt has changed (facts 10 and 12)."""
-    if view.policy.strict and rollout.status in lifecycle.TERMINAL:
+    if view.policy.outcomes_are_final and rollout.status in lifecycle.TERMINAL:
         return {}
     status = lifecycle.rollout_status_after(latest.status, latest.sequence_id, rollout.config)
     if status == rollout.status and not (reported and status in lifecycle.TERMINAL):
@@ -438,13 +439,30 @@ def tidy_worker(view: View, worker_id: str) -> None:
 # --- Spans (facts 14 and 17 to 20) -----------------------------------------------------------------------------------
 
 
-def allocate(view: View, rollout_ids: Sequence[str]) -> list[int]:
-    """The next span number of each of these rollouts, in order: all, or on any error none."""
+def fence(view: View, rollout: RolloutRecord, attempt_id: str) -> AttemptFencedError | None:
+    """Why this attempt of a rollout is fenced; None if it is not."""
+    if view.policy.fence_attempts == "off":
+        return None
+    latest = rollout.latest_attempt_id
+    if rollout.status == "cancelled":
+        why = "the rollout was cancelled"
+    elif latest is not None and latest != attempt_id:
+        why = f"attempt {latest} has taken its place"
+    elif latest is not None and rollout.status == "queuing":
+        why = "the rollout was put back into the queue"
+    else:
+        return None
+    return AttemptFencedError.of(rollout.rollout_id, attempt_id, why)
+
+
+def allocate(view: View, attempts: Sequence[tuple[str, str]]) -> list[int]:
+    """The next span number for each of these attempts, in order: all, or on any error none."""
     last: dict[str, int] = {}
     numbers = []
-    for rollout_id in rollout_ids:
-        if rollout_id not in last:
-            known_rollout(view, rollout_id)
+    for rollout_id, attempt_id in attempts:
+        fenced = fence(view, known_rollout(view, rollout_id), attempt_id)
+        if fenced is not None:
+            raise fenced
         numbers.append(_next_sequence(view, last, rollout_id))
     for rollout_id, number in last.items():
         view.set_last_sequence(rollout_id, number)
@@ -467,15 +485,20 @@ def add_spans(view: View, spans: Sequence[tuple[SpanRecord, int]]) -> list[SpanO
     """Store spans, each with its size in bytes; one outcome each, in order. A refused span refuses no other."""
     outcomes: list[SpanOutcome] = []
     refusals: dict[tuple[str, str], StoreError | None] = {}
+    fenced: set[tuple[str, str]] = set()
+    """Those whose spans are kept without any effect."""
     touched: dict[tuple[str, str], None] = {}
     last: dict[str, int] = {}
     for span, size_bytes in spans:
         key = (span.rollout_id, span.attempt_id)
         if key not in refusals:
             refusals[key] = _refusal(view, *key)
+            if isinstance(refusals[key], AttemptFencedError) and view.policy.fence_attempts == "keep":
+                fenced.add(key)
+                refusals[key] = None
         outcome = refusals[key] or _add_span(view, span, size_bytes, last)
         outcomes.append(outcome)
-        if isinstance(outcome, int):
+        if isinstance(outcome, int) and key not in fenced:
             touched[key] = None
     for rollout_id, number in last.items():
         view.set_last_sequence(rollout_id, number)
@@ -505,11 +528,11 @@ def _add_span(view: View, span: SpanRecord, size_bytes: int, last: dict[str, int
 def _refusal(view: View, rollout_id: str, attempt_id: str) -> StoreError | None:
     """Why spans of this attempt cannot be stored; None if they can."""
     try:
-        known_rollout(view, rollout_id)
+        rollout = known_rollout(view, rollout_id)
         known_attempt(view, rollout_id, attempt_id)
     except StoreError as error:
         return copy(error)
-    return None
+    return fence(view, rollout, attempt_id)
 
 
 def _sign_of_life(view: View, rollout: RolloutRecord, attempt: AttemptRecord, *, moves: bool) -> None:

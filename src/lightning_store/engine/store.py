@@ -239,12 +239,11 @@ class EngineStore(QueryMethods):
         return (await self.get_many_span_sequence_ids([(rollout_id, attempt_id)]))[0]
 
     async def get_many_span_sequence_ids(self, rollout_attempt_ids: Sequence[tuple[str, str]]) -> Sequence[int]:
-        rollout_ids: list[str] = []
-        for rollout_id, attempt_id in rollout_attempt_ids:
+        keys = [(rollout_id, attempt_id) for rollout_id, attempt_id in rollout_attempt_ids]
+        for rollout_id, attempt_id in keys:
             arguments.check_id("rollout_id", rollout_id)
             arguments.check_id("attempt_id", attempt_id)
-            rollout_ids.append(rollout_id)
-        return await self.engine.execute(AllocateSequenceIds(rollout_ids))
+        return await self.engine.execute(AllocateSequenceIds(keys))
 
     # --- Queries -----------------------------------------------------------------------------------------------------
 

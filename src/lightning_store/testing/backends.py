@@ -36,7 +36,7 @@ from lightning_store.backends.records import (
     WorkerRecord,
 )
 from lightning_store.clock import Clock
-from lightning_store.engine.policy import Policy
+from lightning_store.engine.policy import Fence, Policy
 from lightning_store.engine.store import EngineStore
 from lightning_store.memory_limits import MemoryLimits
 from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
@@ -379,6 +379,8 @@ def store_on(
     *,
     clock: Clock | None = None,
     strict: bool = False,
+    final_outcomes: bool = False,
+    fence_attempts: Fence = "off",
     worker_timeout_seconds: float = 0.0,
     worker_retention_seconds: float | None = None,
     retain_finished_seconds: float | None = None,
@@ -397,6 +399,8 @@ def store_on(
     """
     policy = Policy(
         strict=strict,
+        final_outcomes=final_outcomes,
+        fence_attempts=fence_attempts,
         worker_timeout_seconds=worker_timeout_seconds,
         worker_retention_seconds=worker_retention_seconds,
         retain_finished_seconds=retain_finished_seconds,

@@ -70,7 +70,9 @@ class LightningStoreServiceStub:
     RESOURCE_EXHAUSTED, without ErrorInfo.
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
     ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, NO_ATTEMPTS, RESOURCES_NOT_FOUND (NOT_FOUND): the id must exist and does not.
-    INVALID_TRANSITION (FAILED_PRECONDITION): strict servers only: a terminal rollout goes only back into the queue.
+    INVALID_TRANSITION (FAILED_PRECONDITION): strict servers, and those with --final-outcomes: a terminal rollout goes only
+    back into the queue.
+    ATTEMPT_FENCED (FAILED_PRECONDITION): servers with --fence-attempts: the attempt was cancelled or superseded.
     IN_USE (FAILED_PRECONDITION): what is to be deleted is in use.
     CURSOR_UNKNOWN (INVALID_ARGUMENT): a cursor is not of this store, which was started anew perhaps.
     SPANS_EVICTED (DATA_LOSS): the spans were dropped to free memory.
@@ -304,7 +306,9 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     RESOURCE_EXHAUSTED, without ErrorInfo.
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
     ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, NO_ATTEMPTS, RESOURCES_NOT_FOUND (NOT_FOUND): the id must exist and does not.
-    INVALID_TRANSITION (FAILED_PRECONDITION): strict servers only: a terminal rollout goes only back into the queue.
+    INVALID_TRANSITION (FAILED_PRECONDITION): strict servers, and those with --final-outcomes: a terminal rollout goes only
+    back into the queue.
+    ATTEMPT_FENCED (FAILED_PRECONDITION): servers with --fence-attempts: the attempt was cancelled or superseded.
     IN_USE (FAILED_PRECONDITION): what is to be deleted is in use.
     CURSOR_UNKNOWN (INVALID_ARGUMENT): a cursor is not of this store, which was started anew perhaps.
     SPANS_EVICTED (DATA_LOSS): the spans were dropped to free memory.
@@ -534,7 +538,9 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     RESOURCE_EXHAUSTED, without ErrorInfo.
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
     ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, NO_ATTEMPTS, RESOURCES_NOT_FOUND (NOT_FOUND): the id must exist and does not.
-    INVALID_TRANSITION (FAILED_PRECONDITION): strict servers only: a terminal rollout goes only back into the queue.
+    INVALID_TRANSITION (FAILED_PRECONDITION): strict servers, and those with --final-outcomes: a terminal rollout goes only
+    back into the queue.
+    ATTEMPT_FENCED (FAILED_PRECONDITION): servers with --fence-attempts: the attempt was cancelled or superseded.
     IN_USE (FAILED_PRECONDITION): what is to be deleted is in use.
     CURSOR_UNKNOWN (INVALID_ARGUMENT): a cursor is not of this store, which was started anew perhaps.
     SPANS_EVICTED (DATA_LOSS): the spans were dropped to free memory.

@@ -21,6 +21,7 @@ from pydantic import ValidationError
 
 from lightning_store.errors import (
     CLASSES_BY_REASON,
+    AttemptFencedError,
     AttemptNotFoundError,
     CallCancelledError,
     CursorUnknownError,
@@ -60,6 +61,7 @@ STATUS_CODES: Final[Mapping[type[StoreError], grpc.StatusCode]] = {
     ResourcesNotFoundError: grpc.StatusCode.NOT_FOUND,
     InvalidTransitionError: grpc.StatusCode.FAILED_PRECONDITION,
     InUseError: grpc.StatusCode.FAILED_PRECONDITION,
+    AttemptFencedError: grpc.StatusCode.FAILED_PRECONDITION,
     CursorUnknownError: grpc.StatusCode.INVALID_ARGUMENT,
     SpansRejectedError: grpc.StatusCode.INVALID_ARGUMENT,
     RequestIdReusedError: grpc.StatusCode.INVALID_ARGUMENT,

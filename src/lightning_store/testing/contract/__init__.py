@@ -26,6 +26,7 @@ from lightning_store.testing.contract.spans import (
     ReadingSpansContract,
     SpanNumbersContract,
 )
+from lightning_store.testing.contract.training import FencedAttemptsContract, FinalOutcomesContract
 from lightning_store.testing.contract.waiting import WaitingContract
 from lightning_store.testing.contract.waiting_for_any import WaitingForAnyContract
 from lightning_store.testing.contract.watchdog import DeadlinesContract, PausesContract, WatchdogContract
@@ -67,6 +68,8 @@ class StoreContract(
     DeletedContract,
     WorkersEndContract,
     ResourcesDeletionContract,
+    FinalOutcomesContract,
+    FencedAttemptsContract,
     RequestIdsContract,
 ):
     """Every fact of the contract, to be run on any store::

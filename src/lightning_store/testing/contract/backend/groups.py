@@ -219,8 +219,8 @@ class GroupContract(BackendContractBase):
             StartRollout(unknown, "w"),
             UpdateAttempt("no", "latest", {"worker_id": "w"}, None),
             CancelRollouts([queued, "no"]),
-            AllocateSequenceIds([queued, "no"]),
-            AllocateSequenceIds([queued]),
+            AllocateSequenceIds([(queued, "a"), ("no", "a")]),
+            AllocateSequenceIds([(queued, "a")]),
             EnqueueRollouts([NEW]),
         )
         refused = [type(one) for one in replies[1:7]]
@@ -245,7 +245,7 @@ class GroupContract(BackendContractBase):
             UpdateAttempt(one, at, {}, "succeeded"),
             StartAttempt(one, "w"),
             spans_of(one, at, 1),
-            AllocateSequenceIds([one]),
+            AllocateSequenceIds([(one, at)]),
             Heartbeat("w", None),
         )
         assert deleted == (None, [one])
@@ -279,7 +279,7 @@ class GroupContract(BackendContractBase):
             spans_of(one, at, 1, 2),
             spans_of(one, at, 2, 3, 3),
             spans_of(one, at, 4, 5, numbered=False),
-            AllocateSequenceIds([one, one]),
+            AllocateSequenceIds([(one, at)] * 2),
             spans_of(one, "no", 6),
         )
         assert replies[:4] == [[1, 2], [None, 3, None], [4, 5], [6, 7]]
@@ -288,7 +288,7 @@ class GroupContract(BackendContractBase):
             assert (await snapshot.counts()).spans == 5
 
     async def test_x_group_spans_of_an_id_that_has_no_utf8_form(self, group: Group) -> None:
-        replies = await group.run(spans_of("\ud800", "at-1", 1), AllocateSequenceIds(["\ud800"]))
+        replies = await group.run(spans_of("\ud800", "at-1", 1), AllocateSequenceIds([("\ud800", "at-1")]))
         assert [type(one) for one in (replies[0][0], replies[1])] == [RolloutNotFoundError] * 2
 
     async def test_x_group_attempts_follow_each_other(self, group: Group, backend: Backend) -> None:

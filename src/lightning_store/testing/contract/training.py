@@ -1,0 +1,162 @@
+"""What trainers need beyond the facts: outcomes that are final, attempts that are fenced."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Literal, cast
+
+import pytest
+import pytest_asyncio
+
+from lightning_store.errors import AttemptFencedError, InvalidArgumentError, InvalidTransitionError, SpansRejectedError
+from lightning_store.model import AttemptedRollout, AttemptStatus, RolloutStatus
+from lightning_store.store import LightningStore
+from lightning_store.testing.clock import FakeClock
+from lightning_store.testing.contract.base import ContractBase, claim, look_at_worker, make_span, report, retrying
+
+
+async def status_of(store: LightningStore, rollout: AttemptedRollout) -> RolloutStatus:
+    found = await store.get_rollout_by_id(rollout.rollout_id)
+    assert found is not None
+    return found.status
+
+
+class FinalOutcomesContract(ContractBase):
+    """``final_outcomes``."""
+
+    @pytest_asyncio.fixture(loop_scope="function")
+    async def final_store(self, clock: FakeClock) -> AsyncIterator[LightningStore]:
+        async with self.opened(clock, final_outcomes=True) as store:
+            yield store
+
+    @pytest.mark.parametrize("late", ["succeeded", "failed", "running"])
+    @pytest.mark.parametrize("outcome", ["cancelled", "failed", "succeeded"])
+    async def test_x_final_a_late_report_is_recorded_on_its_attempt_only(
+        self, final_store: LightningStore, clock: FakeClock, outcome: RolloutStatus, late: AttemptStatus
+    ) -> None:
+        await final_store.enqueue_rollout("task", config=retrying())
+        claimed = await claim(final_store, "w")
+        ended = await final_store.update_rollout(claimed.rollout_id, status=outcome)
+        clock.advance(5)
+        attempt = await report(final_store, claimed, late)
+        assert attempt.status == late
+        found = await final_store.get_rollout_by_id(claimed.rollout_id)
+        assert found is not None
+        assert (found.status, found.end_time) == (outcome, ended.end_time)
+        assert (await look_at_worker(final_store, "w")).status == ("busy" if late == "running" else "idle")
+        assert await final_store.dequeue_rollout() is None
+
+    async def test_x_final_a_terminal_rollout_only_goes_back_into_the_queue(self, final_store: LightningStore) -> None:
+        rollout = await final_store.enqueue_rollout("task")
+        await final_store.cancel_rollouts([rollout.rollout_id])
+        with pytest.raises(InvalidTransitionError, match="is cancelled"):
+            await final_store.update_rollout(rollout.rollout_id, status="succeeded")
+        await final_store.update_rollout(rollout.rollout_id, status="queuing", metadata={"again": True})
+        assert (await claim(final_store)).rollout_id == rollout.rollout_id
+
+    async def test_x_final_is_not_strict(self, final_store: LightningStore) -> None:
+        assert not final_store.strict
+        made = await final_store.enqueue_rollout("task", resources_id="rs-unknown")
+        assert made.resources_id == "rs-unknown"
+        assert await final_store.get_latest_attempt("ro-unknown") is None
+
+    async def test_x_final_an_attempt_that_is_going_on_counts(self, final_store: LightningStore) -> None:
+        await final_store.enqueue_rollout("task", config=retrying())
+        await report(final_store, await claim(final_store), "failed")
+        second = await claim(final_store)
+        await report(final_store, second, "succeeded")
+        assert await status_of(final_store, second) == "succeeded"
+
+
+End = Callable[[LightningStore, AttemptedRollout], Awaitable[Any]]
+
+
+async def cancel(store: LightningStore, claimed: AttemptedRollout) -> None:
+    await store.cancel_rollouts([claimed.rollout_id])
+
+
+async def supersede(store: LightningStore, claimed: AttemptedRollout) -> None:
+    await store.start_attempt(claimed.rollout_id)
+
+
+async def put_back(store: LightningStore, claimed: AttemptedRollout) -> None:
+    await store.update_rollout(claimed.rollout_id, status="queuing")
+
+
+each_end = pytest.mark.parametrize("end", [cancel, supersede, put_back])
+each_fence = pytest.mark.parametrize("fence", ["refuse", "keep"])
+
+
+class FencedAttemptsContract(ContractBase):
+    """``fence_attempts``."""
+
+    @each_end
+    @each_fence
+    async def test_x_fenced_attempts_get_no_span_numbers(
+        self, clock: FakeClock, fence: Literal["refuse", "keep"], end: End
+    ) -> None:
+        async with self.opened(clock, fence_attempts=fence) as store:
+            await store.enqueue_rollout("task")
+            claimed = await claim(store)
+            key = (claimed.rollout_id, claimed.attempt.attempt_id)
+            other = await store.start_rollout("other")
+            other_key = (other.rollout_id, other.attempt.attempt_id)
+            assert await store.get_next_span_sequence_id(*key) == 1
+            await end(store, claimed)
+            with pytest.raises(AttemptFencedError, match=f"{key[1]} of rollout {key[0]} is fenced"):
+                await store.get_next_span_sequence_id(*key)
+            with pytest.raises(AttemptFencedError):
+                await store.get_many_span_sequence_ids([other_key, key])
+            assert list(await store.get_many_span_sequence_ids([other_key])) == [1]
+
+    @each_end
+    async def test_x_spans_of_fenced_attempts_are_refused(self, clock: FakeClock, end: End) -> None:
+        async with self.opened(clock, fence_attempts="refuse") as store:
+            await store.enqueue_rollout("task")
+            claimed = await claim(store)
+            await store.add_span(make_span(claimed, 1))
+            await end(store, claimed)
+            before = await store.get_rollout_by_id(claimed.rollout_id)
+            with pytest.raises(AttemptFencedError):
+                await store.add_span(make_span(claimed, 2))
+            other = await store.start_rollout("other")
+            with pytest.raises(SpansRejectedError) as refused:
+                await store.add_many_spans([make_span(other, 1), make_span(claimed, 3)])
+            assert [type(one.error) for one in refused.value.rejected] == [AttemptFencedError]
+            assert [one.rollout_id for one in refused.value.stored] == [other.rollout_id]
+            assert [span.sequence_id for span in await store.query_spans(claimed.rollout_id)] == [1]
+            assert await store.get_rollout_by_id(claimed.rollout_id) == before
+
+    @each_end
+    async def test_x_spans_of_fenced_attempts_are_kept_without_effect(self, clock: FakeClock, end: End) -> None:
+        async with self.opened(clock, fence_attempts="keep") as store:
+            await store.enqueue_rollout("task")
+            claimed = await claim(store)
+            await end(store, claimed)
+            before = await store.query_attempts(claimed.rollout_id)
+            clock.advance(5)
+            late = make_span(claimed, 2)
+            assert await store.add_span(late) == late
+            assert list(await store.query_spans(claimed.rollout_id, claimed.attempt.attempt_id)) == [late]
+            assert list(await store.query_attempts(claimed.rollout_id)) == list(before)
+
+    @each_fence
+    async def test_x_attempts_that_go_on_are_not_fenced(
+        self, clock: FakeClock, fence: Literal["refuse", "keep"]
+    ) -> None:
+        async with self.opened(clock, fence_attempts=fence) as store:
+            rollout = await store.enqueue_rollout("task", config=retrying())
+            assert await store.get_next_span_sequence_id(rollout.rollout_id, "at-soon") == 1
+            first = await claim(store)
+            await report(store, first, "failed")
+            await store.add_span(make_span(first, 2))
+            second = await claim(store)
+            await store.add_span(make_span(second, 3))
+            assert await status_of(store, second) == "running"
+            await report(store, second, "succeeded")
+            assert await store.get_next_span_sequence_id(second.rollout_id, second.attempt.attempt_id) == 4
+
+    async def test_x_an_unknown_way_to_fence_is_refused(self, clock: FakeClock) -> None:
+        with pytest.raises(InvalidArgumentError, match="fence_attempts is 'no'; give one of off, refuse, keep"):
+            async with self.opened(clock, fence_attempts=cast(Any, "no")):
+                pass
