@@ -100,8 +100,9 @@ class _Adapter:
                 request = _request_of(new)
                 fields = {name: getattr(request, name) for name in ("mode", "resources_id", "config", "metadata")}
                 return _claim_of(await self._store.start_rollout(request.input, **fields, worker_id=worker_id))
-            case EnqueueRollouts(new=many):
-                made = await self._store.enqueue_many_rollouts(list(map(_request_of, many)))
+            case EnqueueRollouts(new=many, idempotency_key=key):
+                keyed = {} if key is None else {"idempotency_key": key}  # a store need not know of it
+                made = await self._store.enqueue_many_rollouts(list(map(_request_of, many)), **keyed)
                 return list(map(_record_of, made))
             case StartAttempt(rollout_id=rollout_id, worker_id=worker_id):
                 return _claim_of(await self._store.start_attempt(rollout_id, worker_id=worker_id))

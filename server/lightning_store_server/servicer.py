@@ -144,8 +144,9 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self, request: rollout.EnqueueRolloutsRequest, context: Context
     ) -> rollout.EnqueueRolloutsResponse:
         new = [records.new_rollout_from_proto(one, f"rollouts[{i}]") for i, one in enumerate(request.rollouts)]
+        key = requests.idempotency_key_from_proto(request)
         with _once(request, context):
-            queued = await self._records.execute(EnqueueRollouts(new))
+            queued = await self._records.execute(EnqueueRollouts(new, key))
         return rollout.EnqueueRolloutsResponse(rollouts=map(records.rollout_record_to_proto, queued))
 
     async def DequeueRollouts(

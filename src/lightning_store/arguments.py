@@ -88,6 +88,12 @@ def check_id(argument: str, value: object) -> None:
     check_text(argument, value)
 
 
+def check_optional_id(argument: str, value: object) -> None:
+    """As ``check_id``, where None is legal."""
+    if value is not None:
+        check_id(argument, value)
+
+
 def check_text(argument: str, value: str | None) -> None:
     """ValueError for text that cannot be sent."""
     try:

@@ -12,6 +12,7 @@
     │   ├── CursorUnknownError                    the cursor of a feed is of another store
     │   ├── SpansRejectedError                    some spans of a batch were refused, the rest are stored
     │   ├── RequestIdReusedError                  one request id, two different calls
+    │   ├── IdempotencyKeyReusedError             one idempotency key, two different batches of rollouts
     │   └── MessageTooLargeError                  one item is larger than a message may be
     ├── InvalidTypeError (TypeError)              an argument has the wrong type
     │   ├── NotJsonError                          a payload holds what JSON cannot hold
@@ -158,6 +159,15 @@ class SpansRejectedError(InvalidArgumentError):
 
 class RequestIdReusedError(InvalidArgumentError):
     reason = "REQUEST_ID_REUSED"
+
+
+class IdempotencyKeyReusedError(InvalidArgumentError):
+    reason = "IDEMPOTENCY_KEY_REUSED"
+
+    @classmethod
+    def of(cls, key: str) -> IdempotencyKeyReusedError:
+        message = f"idempotency_key {key!r} was used for other rollouts, which exist; make another key for these"
+        return cls(message, field="idempotency_key")
 
 
 class MessageTooLargeError(InvalidArgumentError):

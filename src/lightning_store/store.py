@@ -194,16 +194,23 @@ class LightningStore(ABC):
         """
 
     @abstractmethod
-    async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
+    async def enqueue_many_rollouts(
+        self, rollouts: Sequence[EnqueueRolloutRequest], *, idempotency_key: str | None = None
+    ) -> Sequence[Rollout]:
         """Put rollouts at the tail of the queue: all of them, or on any error none.
 
         Args:
             rollouts: The arguments of ``enqueue_rollout`` for each.
+            idempotency_key: Names this batch. A later call with the same key and the same rollouts, of any process,
+                queues nothing and returns those that were queued, as they are then. The key holds for as long as one
+                of them exists; None is no key.
 
         Returns:
-            The rollouts, in the order given, in which they stand in the queue too.
+            The rollouts, in the order given, in which they stand in the queue too. Those of a key that were deleted
+            since are left out.
 
         Raises:
+            IdempotencyKeyReusedError: A ValueError. The key was used for other rollouts.
             ValueError: As ``enqueue_rollout``.
             TypeError: As ``enqueue_rollout``.
         """

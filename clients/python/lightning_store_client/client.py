@@ -222,10 +222,15 @@ class LightningStoreClient(QueryMethods):
             queued = await self._enqueueing.call(new)
         return codec.rollout_from_proto(queued, "rollouts")
 
-    async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
+    async def enqueue_many_rollouts(
+        self, rollouts: Sequence[EnqueueRolloutRequest], *, idempotency_key: str | None = None
+    ) -> Sequence[Rollout]:
+        arguments.check_optional_id("idempotency_key", idempotency_key)
         checked = arguments.checked_requests(rollouts)
         new = [codec.new_rollout_to_proto(request, f"rollouts[{i}].") for i, request in enumerate(checked)]
-        return [codec.rollout_from_proto(queued, "rollouts") for queued in await _enqueue(self._calls, new)]
+        return [
+            codec.rollout_from_proto(queued, "rollouts") for queued in await _enqueue(self._calls, new, idempotency_key)
+        ]
 
     async def dequeue_rollout(self, worker_id: str | None = None, *, max_wait: float = 0.0) -> AttemptedRollout | None:
         claimed = await self.dequeue_many_rollouts(limit=1, worker_id=worker_id, max_wait=max_wait)
@@ -561,8 +566,12 @@ class LightningStoreClient(QueryMethods):
         return reply
 
 
-async def _enqueue(calls: Calls, rollouts: Sequence[rollout_pb2.NewRollout]) -> Sequence[rollout_pb2.Rollout]:
-    request = rollout_pb2.EnqueueRolloutsRequest(request_id=new_request_id(), rollouts=rollouts)
+async def _enqueue(
+    calls: Calls, rollouts: Sequence[rollout_pb2.NewRollout], idempotency_key: str | None = None
+) -> Sequence[rollout_pb2.Rollout]:
+    request = rollout_pb2.EnqueueRolloutsRequest(
+        request_id=new_request_id(), rollouts=rollouts, idempotency_key=idempotency_key
+    )
     queued: Sequence[rollout_pb2.Rollout] = (await calls.unary("EnqueueRollouts", request)).rollouts
     return queued
 

@@ -117,12 +117,14 @@ class SyncLightningStoreClient(SyncClientBase):
             )
         )
 
-    def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
+    def enqueue_many_rollouts(
+        self, rollouts: Sequence[EnqueueRolloutRequest], *, idempotency_key: str | None = None
+    ) -> Sequence[Rollout]:
         """Put rollouts at the tail of the queue: all of them, or on any error none.
 
         See :meth:`lightning_store.store.LightningStore.enqueue_many_rollouts`.
         """
-        return run_blocking(self._client.enqueue_many_rollouts(rollouts=rollouts))
+        return run_blocking(self._client.enqueue_many_rollouts(rollouts=rollouts, idempotency_key=idempotency_key))
 
     def dequeue_rollout(self, worker_id: str | None = None, *, max_wait: float = 0.0) -> AttemptedRollout | None:
         """Claim the rollout at the head of the queue, with a new attempt (facts 4, 25 and 26).

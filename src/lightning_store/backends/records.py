@@ -58,6 +58,8 @@ class RolloutRecord(NamedTuple):
     engine looks again when this time has come. None: no deadline counts."""
     spans_evicted: bool = False
     """Whether spans of it were dropped to free memory."""
+    fingerprint: str | None = None
+    """Of a rollout that was queued under an idempotency key: tells its batch from any other."""
 
     @property
     def in_queue(self) -> bool:

@@ -24,6 +24,7 @@ from lightning_store.backends.records import (
     WorkerRecord,
 )
 from lightning_store.engine import rules, transfer
+from lightning_store.engine.idempotency_keys import keyed_ids
 from lightning_store.engine.replies import RecordCodec, ReplyCodec, SpanOutcomesCodec
 from lightning_store.engine.rules import Deletion
 from lightning_store.engine.transfer import Counted, Imported
@@ -90,12 +91,17 @@ class EnqueueRollouts(Operation[list[RolloutRecord]]):
     stores = True
 
     new: Sequence[NewRollout]
+    idempotency_key: str | None = None
 
     def add_needs(self, needs: Needs) -> None:
         for one in self.new:
             _need_resources(needs, one)
+        if self.idempotency_key is not None:
+            needs.rollouts.update(keyed_ids(self.idempotency_key, len(self.new)))
 
     def decide(self, view: View) -> list[RolloutRecord]:
+        if self.idempotency_key is not None:
+            return rules.enqueue_once(view, self.new, self.idempotency_key)
         return rules.enqueue(view, self.new)
 
     @property

@@ -24,10 +24,12 @@ from lightning_store.backends.records import (
     WorkerRecord,
 )
 from lightning_store.engine import workers
+from lightning_store.engine.idempotency_keys import fingerprint_of, keyed_ids
 from lightning_store.engine.view import View
 from lightning_store.errors import (
     AttemptFencedError,
     AttemptNotFoundError,
+    IdempotencyKeyReusedError,
     InUseError,
     InvalidArgumentError,
     InvalidTransitionError,
@@ -177,13 +179,26 @@ def check_resources(view: View, resources_id: str | None) -> None:
         raise ResourcesNotFoundError.of(resources_id)
 
 
-def enqueue(view: View, requests: Sequence[NewRollout]) -> list[RolloutRecord]:
-    """Put new rollouts at the tail of the queue."""
+def enqueue_once(view: View, requests: Sequence[NewRollout], key: str) -> list[RolloutRecord]:
+    """The same under an idempotency key: once, for as long as any of them exists."""
+    ids, fingerprint = keyed_ids(key, len(requests)), fingerprint_of(requests)
+    stored = [record for record in map(view.rollout, ids) if record is not None]
+    if any(record.fingerprint != fingerprint for record in stored):
+        raise IdempotencyKeyReusedError.of(key)
+    return stored or enqueue(view, requests, ids, fingerprint)
+
+
+def enqueue(
+    view: View, requests: Sequence[NewRollout], ids: Sequence[str] = (), fingerprint: str | None = None
+) -> list[RolloutRecord]:
+    """Put new rollouts at the tail of the queue, under these ids if given."""
     for new in requests:
         check_resources(view, new.resources_id)
     records = []
-    for new in requests:
+    for index, new in enumerate(requests):
         record = create(view, new, "queuing", view.next_queue_position())
+        if ids:
+            record = record._replace(rollout_id=ids[index], fingerprint=fingerprint)
         view.put_rollout(record)
         view.effects.queued.append(record.rollout_id)
         records.append(record)

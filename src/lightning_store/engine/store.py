@@ -171,10 +171,13 @@ class EngineStore(QueryMethods):
         [record] = await self.engine.execute(EnqueueRollouts([new]))
         return rollout_of(record)
 
-    async def enqueue_many_rollouts(self, rollouts: Sequence[EnqueueRolloutRequest]) -> Sequence[Rollout]:
+    async def enqueue_many_rollouts(
+        self, rollouts: Sequence[EnqueueRolloutRequest], *, idempotency_key: str | None = None
+    ) -> Sequence[Rollout]:
+        arguments.check_optional_id("idempotency_key", idempotency_key)
         checked = arguments.checked_requests(rollouts)
         new = [_new_rollout(request, f"rollouts[{i}].") for i, request in enumerate(checked)]
-        return [rollout_of(record) for record in await self.engine.execute(EnqueueRollouts(new))]
+        return [rollout_of(record) for record in await self.engine.execute(EnqueueRollouts(new, idempotency_key))]
 
     async def dequeue_rollout(self, worker_id: str | None = None, *, max_wait: float = 0.0) -> AttemptedRollout | None:
         claimed = await self.dequeue_many_rollouts(limit=1, worker_id=worker_id, max_wait=max_wait)

@@ -468,8 +468,14 @@ class EnqueueRolloutsRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ROLLOUTS_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Required: a new id for each call, the same one for its retries."""
+    idempotency_key: _builtins.str
+    """Names this batch: a later call with the same key and the same rollouts queues nothing, for as long as one of them exists.
+    Unlike request_id it may be made from what the rollouts are for, so that a process that was started anew makes it again.
+    Absent: none. Not empty.
+    """
     @_builtins.property
     def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewRollout]:
         """Queued in this order: all of them, or on any error none."""
@@ -479,12 +485,15 @@ class EnqueueRolloutsRequest(_message.Message):
         *,
         request_id: _builtins.str = ...,
         rollouts: _abc.Iterable[Global___NewRollout] | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key", "idempotency_key", b"idempotency_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "rollouts", b"rollouts"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key", "idempotency_key", b"idempotency_key", "request_id", b"request_id", "rollouts", b"rollouts"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
 
 Global___EnqueueRolloutsRequest: _TypeAlias = EnqueueRolloutsRequest  # noqa: Y015
 
@@ -497,7 +506,7 @@ class EnqueueRolloutsResponse(_message.Message):
     ROLLOUTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rollout]:
-        """One for each asked, in order."""
+        """One for each asked, in order. Those of an idempotency key that were deleted since are left out."""
 
     def __init__(
         self,

@@ -65,6 +65,7 @@ class LightningStoreServiceStub(object):
     INVALID_TYPE, NOT_JSON, UNSORTABLE_FIELD (INVALID_ARGUMENT): a value has the wrong type, cannot be JSON, or the field
     to sort by has no order.
     REQUEST_ID_REUSED (INVALID_ARGUMENT): the request_id belongs to another call.
+    IDEMPOTENCY_KEY_REUSED (INVALID_ARGUMENT): the idempotency_key belongs to other rollouts, which exist.
     MESSAGE_TOO_LARGE (INVALID_ARGUMENT): one item is larger than a message may be. A whole message over the limit ends as
     RESOURCE_EXHAUSTED, without ErrorInfo.
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
@@ -303,6 +304,7 @@ class LightningStoreServiceServicer(object):
     INVALID_TYPE, NOT_JSON, UNSORTABLE_FIELD (INVALID_ARGUMENT): a value has the wrong type, cannot be JSON, or the field
     to sort by has no order.
     REQUEST_ID_REUSED (INVALID_ARGUMENT): the request_id belongs to another call.
+    IDEMPOTENCY_KEY_REUSED (INVALID_ARGUMENT): the idempotency_key belongs to other rollouts, which exist.
     MESSAGE_TOO_LARGE (INVALID_ARGUMENT): one item is larger than a message may be. A whole message over the limit ends as
     RESOURCE_EXHAUSTED, without ErrorInfo.
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
@@ -357,6 +359,7 @@ class LightningStoreServiceServicer(object):
         """ONCE. Puts rollouts at the tail of the queue in the order given: all of them, or on any error none.
 
         A resources_id that is not known is kept as given; a strict server refuses it with RESOURCES_NOT_FOUND.
+        IDEMPOTENCY_KEY_REUSED.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -857,6 +860,7 @@ class LightningStoreService(object):
     INVALID_TYPE, NOT_JSON, UNSORTABLE_FIELD (INVALID_ARGUMENT): a value has the wrong type, cannot be JSON, or the field
     to sort by has no order.
     REQUEST_ID_REUSED (INVALID_ARGUMENT): the request_id belongs to another call.
+    IDEMPOTENCY_KEY_REUSED (INVALID_ARGUMENT): the idempotency_key belongs to other rollouts, which exist.
     MESSAGE_TOO_LARGE (INVALID_ARGUMENT): one item is larger than a message may be. A whole message over the limit ends as
     RESOURCE_EXHAUSTED, without ErrorInfo.
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.

@@ -66,6 +66,7 @@ class LightningStoreServiceStub:
     INVALID_TYPE, NOT_JSON, UNSORTABLE_FIELD (INVALID_ARGUMENT): a value has the wrong type, cannot be JSON, or the field
     to sort by has no order.
     REQUEST_ID_REUSED (INVALID_ARGUMENT): the request_id belongs to another call.
+    IDEMPOTENCY_KEY_REUSED (INVALID_ARGUMENT): the idempotency_key belongs to other rollouts, which exist.
     MESSAGE_TOO_LARGE (INVALID_ARGUMENT): one item is larger than a message may be. A whole message over the limit ends as
     RESOURCE_EXHAUSTED, without ErrorInfo.
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
@@ -110,6 +111,7 @@ class LightningStoreServiceStub:
     """ONCE. Puts rollouts at the tail of the queue in the order given: all of them, or on any error none.
 
     A resources_id that is not known is kept as given; a strict server refuses it with RESOURCES_NOT_FOUND.
+    IDEMPOTENCY_KEY_REUSED.
     """
     DequeueRollouts: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.DequeueRolloutsRequest, _rollout_pb2.DequeueRolloutsResponse]
     """ONCE, long poll if asked. Claims rollouts from the head of the queue, each with a new attempt in status preparing.
@@ -302,6 +304,7 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     INVALID_TYPE, NOT_JSON, UNSORTABLE_FIELD (INVALID_ARGUMENT): a value has the wrong type, cannot be JSON, or the field
     to sort by has no order.
     REQUEST_ID_REUSED (INVALID_ARGUMENT): the request_id belongs to another call.
+    IDEMPOTENCY_KEY_REUSED (INVALID_ARGUMENT): the idempotency_key belongs to other rollouts, which exist.
     MESSAGE_TOO_LARGE (INVALID_ARGUMENT): one item is larger than a message may be. A whole message over the limit ends as
     RESOURCE_EXHAUSTED, without ErrorInfo.
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
@@ -343,6 +346,7 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     """ONCE. Puts rollouts at the tail of the queue in the order given: all of them, or on any error none.
 
     A resources_id that is not known is kept as given; a strict server refuses it with RESOURCES_NOT_FOUND.
+    IDEMPOTENCY_KEY_REUSED.
     """
     DequeueRollouts: _aio.UnaryUnaryMultiCallable[_rollout_pb2.DequeueRolloutsRequest, _rollout_pb2.DequeueRolloutsResponse]  # type: ignore[assignment]
     """ONCE, long poll if asked. Claims rollouts from the head of the queue, each with a new attempt in status preparing.
@@ -534,6 +538,7 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     INVALID_TYPE, NOT_JSON, UNSORTABLE_FIELD (INVALID_ARGUMENT): a value has the wrong type, cannot be JSON, or the field
     to sort by has no order.
     REQUEST_ID_REUSED (INVALID_ARGUMENT): the request_id belongs to another call.
+    IDEMPOTENCY_KEY_REUSED (INVALID_ARGUMENT): the idempotency_key belongs to other rollouts, which exist.
     MESSAGE_TOO_LARGE (INVALID_ARGUMENT): one item is larger than a message may be. A whole message over the limit ends as
     RESOURCE_EXHAUSTED, without ErrorInfo.
     SPANS_REJECTED (INVALID_ARGUMENT): some spans of a batch were refused. AddSpans says it in its outcomes instead.
@@ -597,6 +602,7 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """ONCE. Puts rollouts at the tail of the queue in the order given: all of them, or on any error none.
 
         A resources_id that is not known is kept as given; a strict server refuses it with RESOURCES_NOT_FOUND.
+        IDEMPOTENCY_KEY_REUSED.
         """
 
     @_abc_1.abstractmethod

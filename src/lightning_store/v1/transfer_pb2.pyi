@@ -38,6 +38,7 @@ class StoredRollout(_message.Message):
     LAST_SEQUENCE_ID_FIELD_NUMBER: _builtins.int
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     SPANS_EVICTED_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
     spans_before: _builtins.int
     """How many of its spans come before these, in other parts."""
     last_sequence_id: _builtins.int
@@ -46,6 +47,8 @@ class StoredRollout(_message.Message):
     """Tells the order in the queue: lower ones are handed out first. Absent: it is not in the queue."""
     spans_evicted: _builtins.bool
     """Its spans were dropped to free memory."""
+    fingerprint: _builtins.str
+    """Of a rollout that was queued under an idempotency key: tells its batch from any other. Absent: there was no key."""
     @_builtins.property
     def rollout(self) -> _rollout_pb2.Rollout:
         """Always set; latest_attempt is not."""
@@ -68,13 +71,19 @@ class StoredRollout(_message.Message):
         last_sequence_id: _builtins.int = ...,
         queue_position: _builtins.int | None = ...,
         spans_evicted: _builtins.bool = ...,
+        fingerprint: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_queue_position", b"_queue_position", "queue_position", b"queue_position", "rollout", b"rollout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fingerprint", b"_fingerprint", "_queue_position", b"_queue_position", "fingerprint", b"fingerprint", "queue_position", b"queue_position", "rollout", b"rollout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_queue_position", b"_queue_position", "attempts", b"attempts", "last_sequence_id", b"last_sequence_id", "queue_position", b"queue_position", "rollout", b"rollout", "spans", b"spans", "spans_before", b"spans_before", "spans_evicted", b"spans_evicted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fingerprint", b"_fingerprint", "_queue_position", b"_queue_position", "attempts", b"attempts", "fingerprint", b"fingerprint", "last_sequence_id", b"last_sequence_id", "queue_position", b"queue_position", "rollout", b"rollout", "spans", b"spans", "spans_before", b"spans_before", "spans_evicted", b"spans_evicted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__fingerprint: _TypeAlias = _typing.Literal["fingerprint"]  # noqa: Y015
+    _WhichOneofArgType__fingerprint: _TypeAlias = _typing.Literal["_fingerprint", b"_fingerprint"]  # noqa: Y015
     _WhichOneofReturnType__queue_position: _TypeAlias = _typing.Literal["queue_position"]  # noqa: Y015
     _WhichOneofArgType__queue_position: _TypeAlias = _typing.Literal["_queue_position", b"_queue_position"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fingerprint) -> _WhichOneofReturnType__fingerprint | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__queue_position) -> _WhichOneofReturnType__queue_position | None: ...
 
 Global___StoredRollout: _TypeAlias = StoredRollout  # noqa: Y015

@@ -37,6 +37,15 @@ from lightning_store.wire.times import (
 UpdateT = TypeVar("UpdateT", rollout_pb2.RolloutUpdate, rollout_pb2.AttemptUpdate)
 
 
+# --- The queue -------------------------------------------------------------------------------------------------------
+
+
+def idempotency_key_from_proto(request: rollout_pb2.EnqueueRolloutsRequest) -> str | None:
+    if not request.HasField("idempotency_key"):
+        return None
+    return required_text(request.idempotency_key, "idempotency_key")
+
+
 # --- Updates ---------------------------------------------------------------------------------------------------------
 
 _ROLLOUT_PATHS: Final[Mapping[str, str]] = {

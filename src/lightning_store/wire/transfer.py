@@ -37,6 +37,7 @@ def stored_rollout_to_proto(part: StoredRollout) -> transfer_pb2.StoredRollout:
         last_sequence_id=part.last_sequence,
         queue_position=part.rollout.queue_position if part.rollout.in_queue else None,
         spans_evicted=part.rollout.spans_evicted,
+        fingerprint=part.rollout.fingerprint,
     )
     for span in part.spans:
         message.spans.add(sequence_id=span.sequence_id, document_json=span.document.decode())
@@ -57,7 +58,11 @@ def stored_rollout_from_proto(message: transfer_pb2.StoredRollout, field: str) -
     spans = [_span_record(one, f"{field}.spans[{i}]", rollout) for i, one in enumerate(message.spans)]
     last_sequence = not_negative(message.last_sequence_id, f"{field}.last_sequence_id")
     before = not_negative(message.spans_before, f"{field}.spans_before")
-    return StoredRollout(rollout._replace(spans_evicted=message.spans_evicted), attempts, spans, last_sequence, before)
+    rollout = rollout._replace(
+        spans_evicted=message.spans_evicted,
+        fingerprint=message.fingerprint if message.HasField("fingerprint") else None,
+    )
+    return StoredRollout(rollout, attempts, spans, last_sequence, before)
 
 
 def _rollout_record(message: rollout_pb2.Rollout, field: str) -> RolloutRecord:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from functools import cache, lru_cache
+from operator import itemgetter
 from sqlite3 import Connection
 from typing import Any, Final, NamedTuple
 
@@ -147,14 +148,25 @@ class RolloutEntry(NamedTuple):
         return RolloutRow(self.rollout, self.attempt)
 
 
-_SELECT_ROLLOUTS: Final = """
-    SELECT r.number, r.last_sequence, r.span_bytes, r.rollout_id, p.input_json, r.start_time, r.end_time, r.mode,
-        r.resources_id, r.status, r.config, p.metadata_json, r.latest_attempt_id, r.queue_position,
-        r.completion_position, r.completion_time, r.deadline, r.spans_evicted, a.number, a.sequence_id, a.start_time,
-        a.end_time, a.status, a.worker_id, a.last_heartbeat_time, a.metadata_json
-    FROM {} CROSS JOIN payloads p ON p.rollout = r.number
+_FIELDS: Final = RolloutRecord._fields
+_PAYLOADS: Final = ("input_json", "metadata_json")
+_UNCHANGING: Final = ("rollout_id", "start_time")
+_CHANGING: Final = [one for one in _FIELDS if one not in (*_PAYLOADS, *_UNCHANGING, "config")]
+"""The columns of a rollout that change, but for its config, which is stored in another form."""
+_BEFORE: Final = 3
+"""Columns that come before those of the record."""
+_CONFIG: Final = _FIELDS.index("config")
+_EVICTED: Final = _FIELDS.index("spans_evicted")
+_AFTER: Final = _BEFORE + len(_FIELDS)
+"""Where the columns of the latest attempt begin."""
+
+_SELECT_ROLLOUTS: Final = f"""
+    SELECT r.number, r.last_sequence, r.span_bytes,
+        {", ".join(f"{'p' if one in _PAYLOADS else 'r'}.{one}" for one in _FIELDS)},
+        a.number, {", ".join(f"a.{one}" for one in AttemptRecord._fields[2:])}
+    FROM {{}} CROSS JOIN payloads p ON p.rollout = r.number
     LEFT JOIN attempts a ON a.rollout = r.number AND a.attempt_id = r.latest_attempt_id
-    WHERE {}
+    WHERE {{}}
 """
 SELECT_ROLLOUTS_BY_ID: Final = _SELECT_ROLLOUTS.format("rollouts r", "r.rollout_id IN (?*)")
 SELECT_ROLLOUTS_BY_NUMBER: Final = _SELECT_ROLLOUTS.format("rollouts r", "r.number IN (?*)")
@@ -169,40 +181,29 @@ SELECT_COMPLETIONS: Final = _SELECT_ROLLOUTS.format(
 
 def rollout_entry(row: tuple[Any, ...]) -> RolloutEntry:
     """Of a row of one of these statements."""
-    rollout = RolloutRecord._make((*row[3:10], config_of(row[10]), *row[11:17], bool(row[17])))
+    columns = list(row[_BEFORE:_AFTER])
+    columns[_CONFIG] = config_of(columns[_CONFIG])
+    columns[_EVICTED] = bool(columns[_EVICTED])
+    rollout = RolloutRecord._make(columns)
     attempt = None
-    if row[18] is not None:
-        attempt = AttemptRecord(rollout.rollout_id, row[12], *row[19:26])
-    return RolloutEntry(row[0], row[1], row[2], rollout, row[18], attempt)
+    if row[_AFTER] is not None:
+        assert rollout.latest_attempt_id is not None
+        attempt = AttemptRecord(rollout.rollout_id, rollout.latest_attempt_id, *row[_AFTER + 1 :])
+    return RolloutEntry(row[0], row[1], row[2], rollout, row[_AFTER], attempt)
 
 
-INSERT_ROLLOUT: Final = """
-    INSERT INTO rollouts (status, mode, resources_id, config, end_time, latest_attempt_id, queue_position,
-        completion_position, completion_time, deadline, spans_evicted, number, rollout_id, start_time)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+_WRITTEN: Final = ("config", *_CHANGING)
+INSERT_ROLLOUT: Final = f"""
+    INSERT INTO rollouts ({", ".join(_WRITTEN)}, number, rollout_id, start_time)
+    VALUES ({", ".join("?" * len(_WRITTEN))}, ?, ?, ?)
 """
-UPDATE_ROLLOUT: Final = """
-    UPDATE rollouts SET status = ?, mode = ?, resources_id = ?, config = ?, end_time = ?, latest_attempt_id = ?,
-        queue_position = ?, completion_position = ?, completion_time = ?, deadline = ?, spans_evicted = ?
-    WHERE number = ?
-"""
+UPDATE_ROLLOUT: Final = f"UPDATE rollouts SET {', '.join(f'{one} = ?' for one in _WRITTEN)} WHERE number = ?"
+_changing_columns: Final = itemgetter(*map(_FIELDS.index, _CHANGING))
 
 
 def rollout_columns(record: RolloutRecord) -> tuple[Any, ...]:
     """What changes of a rollout, in the order of these statements."""
-    return (
-        record.status,
-        record.mode,
-        record.resources_id,
-        config_text(record.config),
-        record.end_time,
-        record.latest_attempt_id,
-        record.queue_position,
-        record.completion_position,
-        record.completion_time,
-        record.deadline,
-        record.spans_evicted,
-    )
+    return config_text(record.config), *_changing_columns(record)
 
 
 _DEFAULT_CONFIG: Final = RolloutConfig()

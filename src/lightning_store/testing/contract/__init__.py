@@ -26,7 +26,11 @@ from lightning_store.testing.contract.spans import (
     ReadingSpansContract,
     SpanNumbersContract,
 )
-from lightning_store.testing.contract.training import FencedAttemptsContract, FinalOutcomesContract
+from lightning_store.testing.contract.training import (
+    FencedAttemptsContract,
+    FinalOutcomesContract,
+    IdempotencyKeysContract,
+)
 from lightning_store.testing.contract.waiting import WaitingContract
 from lightning_store.testing.contract.waiting_for_any import WaitingForAnyContract
 from lightning_store.testing.contract.watchdog import DeadlinesContract, PausesContract, WatchdogContract
@@ -70,6 +74,7 @@ class StoreContract(
     ResourcesDeletionContract,
     FinalOutcomesContract,
     FencedAttemptsContract,
+    IdempotencyKeysContract,
     RequestIdsContract,
 ):
     """Every fact of the contract, to be run on any store::

@@ -1,4 +1,4 @@
-"""What trainers need beyond the facts: outcomes that are final, attempts that are fenced."""
+"""What trainers need beyond the facts; ``docs/training.md`` describes it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,25 @@ from typing import Any, Literal, cast
 import pytest
 import pytest_asyncio
 
-from lightning_store.errors import AttemptFencedError, InvalidArgumentError, InvalidTransitionError, SpansRejectedError
-from lightning_store.model import AttemptedRollout, AttemptStatus, RolloutStatus
+from lightning_store.errors import (
+    AttemptFencedError,
+    IdempotencyKeyReusedError,
+    InvalidArgumentError,
+    InvalidTransitionError,
+    SpansRejectedError,
+)
+from lightning_store.model import AttemptedRollout, AttemptStatus, EnqueueRolloutRequest, RolloutConfig, RolloutStatus
 from lightning_store.store import LightningStore
 from lightning_store.testing.clock import FakeClock
-from lightning_store.testing.contract.base import ContractBase, claim, look_at_worker, make_span, report, retrying
+from lightning_store.testing.contract.base import (
+    ContractBase,
+    claim,
+    drain,
+    look_at_worker,
+    make_span,
+    report,
+    retrying,
+)
 
 
 async def status_of(store: LightningStore, rollout: AttemptedRollout) -> RolloutStatus:
@@ -160,3 +174,68 @@ class FencedAttemptsContract(ContractBase):
         with pytest.raises(InvalidArgumentError, match="fence_attempts is 'no'; give one of off, refuse, keep"):
             async with self.opened(clock, fence_attempts=cast(Any, "no")):
                 pass
+
+
+def tasks(*inputs: Any, **fields: Any) -> list[EnqueueRolloutRequest]:
+    return [EnqueueRolloutRequest(input=one, **fields) for one in inputs]
+
+
+class IdempotencyKeysContract(ContractBase):
+    """``enqueue_many_rollouts(…, idempotency_key=)``."""
+
+    async def test_x_key_the_same_rollouts_are_queued_once(self, store: LightningStore, clock: FakeClock) -> None:
+        first = await store.enqueue_many_rollouts(tasks("a", "b"), idempotency_key="step-1")
+        clock.advance(100_000)  # longer than any reply is kept
+        assert list(await store.enqueue_many_rollouts(tasks("a", "b"), idempotency_key="step-1")) == list(first)
+        assert await drain(store) == [one.rollout_id for one in first]
+        assert [one.input for one in first] == ["a", "b"]
+
+    async def test_x_key_rollouts_come_as_they_are_by_then(self, store: LightningStore) -> None:
+        [queued] = await store.enqueue_many_rollouts(tasks("a"), idempotency_key="k")
+        await report(store, await claim(store), "succeeded")
+        await store.update_rollout(queued.rollout_id, input="other", metadata={"other": 1})
+        [again] = await store.enqueue_many_rollouts(tasks("a"), idempotency_key="k")
+        assert (again.rollout_id, again.status, again.input) == (queued.rollout_id, "succeeded", "other")
+        assert await store.dequeue_rollout() is None
+
+    @pytest.mark.parametrize(
+        "other",
+        [
+            tasks("a"),
+            tasks("b", "a"),
+            tasks("a", "b", "c"),
+            tasks("a", "b", mode="val"),
+            tasks("a", "b", metadata={"x": 1}),
+            tasks("a", "b", resources_id="rs-1"),
+            tasks("a", "b", config=RolloutConfig(max_attempts=2)),
+        ],
+    )
+    async def test_x_key_with_other_rollouts_is_refused(
+        self, store: LightningStore, other: list[EnqueueRolloutRequest]
+    ) -> None:
+        first = await store.enqueue_many_rollouts(tasks("a", "b"), idempotency_key="k")
+        with pytest.raises(IdempotencyKeyReusedError, match="'k' was used for other rollouts"):
+            await store.enqueue_many_rollouts(other, idempotency_key="k")
+        assert await drain(store) == [one.rollout_id for one in first]
+
+    async def test_x_key_holds_while_one_of_the_rollouts_exists(self, store: LightningStore) -> None:
+        first, second = await store.enqueue_many_rollouts(tasks("a", "b"), idempotency_key="k")
+        await store.delete_rollouts([first.rollout_id])
+        assert list(await store.enqueue_many_rollouts(tasks("a", "b"), idempotency_key="k")) == [second]
+        await store.delete_rollouts([second.rollout_id])
+        anew = await store.enqueue_many_rollouts(tasks("c", "d"), idempotency_key="k")
+        assert [one.input for one in anew] == ["c", "d"]
+
+    async def test_x_keys_differ_and_none_is_no_key(self, store: LightningStore) -> None:
+        batches = [await store.enqueue_many_rollouts(tasks("a"), idempotency_key=key) for key in ("k", "K", None, None)]
+        assert len({batch[0].rollout_id for batch in batches}) == 4
+        assert list(await store.enqueue_many_rollouts([], idempotency_key="empty")) == []
+
+    async def test_x_key_members_of_an_object_have_no_order(self, store: LightningStore) -> None:
+        first = await store.enqueue_many_rollouts(tasks({"a": 1, "b": 2}), idempotency_key="k")
+        assert list(await store.enqueue_many_rollouts(tasks({"b": 2, "a": 1}), idempotency_key="k")) == list(first)
+
+    @pytest.mark.parametrize("bad", ["", 5, "\ud800"])
+    async def test_x_key_that_is_no_text_is_refused(self, store: LightningStore, bad: Any) -> None:
+        with pytest.raises((ValueError, TypeError), match="idempotency_key"):
+            await store.enqueue_many_rollouts(tasks("a"), idempotency_key=cast(Any, bad))
