@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 from lightning_store.clock import Clock, SystemClock
 from lightning_store.engine.idempotency import request_scope
 from lightning_store.errors import (
+    AttemptFencedError,
     AttemptNotFoundError,
     CallCancelledError,
     CursorUnknownError,
+    IdempotencyKeyReusedError,
     InternalError,
     InUseError,
     InvalidArgumentError,
@@ -76,6 +78,7 @@ __all__ = [
     "LLM",
     "UNSET",
     "Attempt",
+    "AttemptFencedError",
     "AttemptNotFoundError",
     "AttemptStatus",
     "AttemptedRollout",
@@ -85,6 +88,7 @@ __all__ = [
     "CursorUnknownError",
     "EnqueueRolloutRequest",
     "Event",
+    "IdempotencyKeyReusedError",
     "InMemoryLightningStore",
     "InUseError",
     "InstrumentationScope",

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import pytest
 import pytest_asyncio
 
-from lightning_store import LLM, AttemptedRollout, InMemoryLightningStore, RolloutConfig
+from lightning_store import LLM, AttemptedRollout, EnqueueRolloutRequest, InMemoryLightningStore, RolloutConfig
 from lightning_store.backends.records import ResourcesRecord, StoredRollout, WorkerRecord
 from lightning_store.backends.sqlite.maintenance import check
 from lightning_store.engine import transfer
@@ -23,6 +23,7 @@ from lightning_store.sqlite_store import SqliteEngineStore
 from lightning_store.testing import FakeClock
 from lightning_store.testing.backends import BACKENDS, store_on
 from lightning_store.testing.contract.base import make_span, retrying
+from lightning_store.wire import transfer as transfers
 from tests.durability.looks import everything
 
 pytestmark = pytest.mark.asyncio
@@ -118,6 +119,17 @@ async def source(clock: FakeClock) -> InMemoryLightningStore:
     store = InMemoryLightningStore(clock=clock)
     await fill(store, clock)
     return store
+
+
+async def test_an_idempotency_key_holds_in_the_other_store(store, clock):
+    source = InMemoryLightningStore(clock=clock)
+    batch = [EnqueueRolloutRequest(input=number) for number in range(3)]
+    queued = await source.enqueue_many_rollouts(batch, idempotency_key="k")
+    parts = [transfers.stored_rollout_to_proto(one) for one in await exported(source)]
+    await store.engine.import_rollouts([transfers.stored_rollout_from_proto(one, "rollouts") for one in parts])
+    again = await store.enqueue_many_rollouts(batch, idempotency_key="k")
+    assert [one.rollout_id for one in again] == [one.rollout_id for one in queued]
+    assert len(await store.query_rollouts()) == 3
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,6 +1,6 @@
 """Idempotency keys: how a batch of rollouts is queued once, whoever asks and however late.
 
-The ids of the rollouts follow from the key, so that the store finds them by their ids and keeps nothing else of the key.
+The ids of the rollouts follow from the key, so the store finds them by their ids and keeps nothing else of the key.
 """
 
 from __future__ import annotations
