@@ -104,14 +104,16 @@ def _parameters(signature: inspect.Signature) -> str:
     for parameter in signature.parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY and "*" not in parts:
             parts.append("*")
+        stars = "**" if parameter.kind is parameter.VAR_KEYWORD else ""
         annotation = "" if parameter.name == "self" else f": {parameter.annotation}"
         default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
-        parts.append(f"{parameter.name}{annotation}{default}")
+        parts.append(f"{stars}{parameter.name}{annotation}{default}")
     return ", ".join(parts)
 
 
 def _arguments(signature: inspect.Signature) -> str:
-    return ", ".join(f"{name}={name}" for name in signature.parameters if name != "self")
+    parameters = [parameter for parameter in signature.parameters.values() if parameter.name != "self"]
+    return ", ".join(f"**{one.name}" if one.kind is one.VAR_KEYWORD else f"{one.name}={one.name}" for one in parameters)
 
 
 def _imports(signatures: list[inspect.Signature]) -> str:

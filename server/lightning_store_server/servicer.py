@@ -270,9 +270,9 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     async def CancelRollouts(
         self, request: rollout.CancelRolloutsRequest, context: Context
     ) -> rollout.CancelRolloutsResponse:
-        ids = [required_text(rollout_id, f"rollout_ids[{i}]") for i, rollout_id in enumerate(request.rollout_ids)]
+        rollout_ids, filters = selections.cancellation_from_proto(request)
         with _once(request, context):
-            cancelled = await self._store.cancel_rollouts(ids)
+            cancelled = await self._store.cancel_rollouts(rollout_ids, **filters)
         return rollout.CancelRolloutsResponse(rollouts=map(codec.rollout_to_proto, cancelled))
 
     async def DeleteRollouts(
@@ -404,7 +404,8 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     ) -> AsyncIterator[rollout.WatchRolloutsResponse]:
         await context.send_initial_metadata((ACCEPTED_METADATA,))
         after = request.after or None
-        feed = self._store.watch_rollouts(selections.watched_from_proto(request), after=after)
+        wanted, filters = selections.watched_from_proto(request), queries.filters_from_proto(request)
+        feed = self._store.watch_rollouts(wanted, after=after, **filters)
         if after == NOW:
             yield rollout.WatchRolloutsResponse(cursor=await begun_feed(feed))
         runs = FeedRuns(feed)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, Unpack, cast
 
 from lightning_store.errors import UnsupportedError
-from lightning_store.model import CompletedRollout
+from lightning_store.model import CompletedRollout, RolloutFilters
 from lightning_store.rollout_feed import NOW, RolloutFeed, begun_feed, close_feed
 from lightning_store.store import LightningStore
 
@@ -71,12 +71,18 @@ class ForwardingStore(LightningStore):
     release_worker = _forwarded(LightningStore.release_worker)
 
     def watch_rollouts(
-        self, rollout_ids: Sequence[str] | None = None, *, after: str | None = None
+        self,
+        rollout_ids: Sequence[str] | None = None,
+        *,
+        after: str | None = None,
+        **filters: Unpack[RolloutFilters],
     ) -> AsyncIterator[CompletedRollout]:
-        return RolloutFeed(self._completions, rollout_ids, after)
+        return RolloutFeed(functools.partial(self._completions, filters), rollout_ids, after)
 
-    async def _completions(self, rollout_ids: list[str] | None, after: str | None) -> AsyncGenerator[Any, None]:
-        feed = self._forward_stream("watch_rollouts", (rollout_ids,), {"after": after})
+    async def _completions(
+        self, filters: RolloutFilters, rollout_ids: list[str] | None, after: str | None
+    ) -> AsyncGenerator[Any, None]:
+        feed = self._forward_stream("watch_rollouts", (rollout_ids,), {"after": after, **filters})
         try:
             if after == NOW:
                 yield await begun_feed(feed)

@@ -9,7 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, Final, Generic, Literal, Self, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Generic,
+    Literal,
+    Self,
+    TypedDict,
+    TypeVar,
+    cast,
+    overload,
+)
 
 from pydantic import (
     BaseModel,
@@ -489,6 +501,26 @@ class CompletedRollout:
     """As it is when it is told."""
     cursor: str
     """Where to go on after this one. Opaque, and of one store only."""
+
+
+# --- Filters ---------------------------------------------------------------------------------------------------------
+
+
+class RolloutFilters(TypedDict, total=False):
+    """Filters that several methods take: each one given narrows the rollouts."""
+
+    mode_in: Sequence[RolloutMode | None] | None
+    """Only those with one of these modes; None is those without one."""
+    resources_id_in: Sequence[str] | None
+    """Only those with one of these resources."""
+    worker_id_in: Sequence[str] | None
+    """Only those whose latest attempt one of these workers has."""
+    metadata_equals: Mapping[str, Any] | None
+    """Only those whose metadata has all of these members. Keys that begin with ``lightning.`` have an index."""
+    start_time_min: float | None
+    """Only those that were made at this time or later, in seconds since the epoch."""
+    start_time_max: float | None
+    """Only those that were made before this time."""
 
 
 # --- Query results ---------------------------------------------------------------------------------------------------

@@ -3,19 +3,24 @@ to the wire or to a backend."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Final, Generic, Literal, TypeVar, get_args
 
 from pydantic import BaseModel
 
-from lightning_store.arguments import check_id
+from lightning_store import json_text
+from lightning_store.arguments import check_id, distinct_ids
 from lightning_store.errors import InvalidArgumentError, InvalidTypeError, UnsortableFieldError
+from lightning_store.labels import member_text
 from lightning_store.model import (
+    TIME_MAX_SECONDS,
     Attempt,
     FilterLogic,
     ResourcesUpdate,
     Rollout,
+    RolloutFilters,
+    RolloutMode,
     RolloutStatus,
     SortOrder,
     Span,
@@ -27,6 +32,7 @@ from lightning_store.text import column_text
 RowT = TypeVar("RowT")
 
 ROLLOUT_STATUSES: Final = frozenset(get_args(RolloutStatus))
+MODES: Final = frozenset({*get_args(RolloutMode), None})
 WORKER_STATUSES: Final = frozenset(get_args(WorkerStatus))
 
 
@@ -35,9 +41,12 @@ class Filter:
     """One optional filter on one column of a record."""
 
     field: str
-    kind: Literal["in", "equals", "contains"]
+    kind: Literal["in", "equals", "contains", "from", "before", "members"]
     value: Any
-    """A frozenset for "in", text for the others."""
+    """A frozenset for "in", seconds for "from" and "before", text for "equals" and "contains"; for "members" pairs of a
+    key and a JSON text."""
+    of_attempt: bool = False
+    """Whether the column is one of a rollout's latest attempt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,18 +125,48 @@ class RolloutQuery(Query[Rollout]):
 
     model = Rollout
     unordered = frozenset({"input", "config", "metadata"})
-    lists = ("status_in", "rollout_id_in")
+    lists = ("status_in", "rollout_id_in", "mode_in", "resources_id_in", "worker_id_in")
 
     status_in: Sequence[RolloutStatus] | None = None
     rollout_id_in: Sequence[str] | None = None
     rollout_id_contains: str | None = None
+    mode_in: Sequence[RolloutMode | None] | None = None
+    resources_id_in: Sequence[str] | None = None
+    worker_id_in: Sequence[str] | None = None
+    metadata_equals: Mapping[str, Any] | None = None
+    start_time_min: float | None = None
+    start_time_max: float | None = None
 
     def _given_filters(self) -> Sequence[Filter | None]:
+        workers = _one_of("worker_id", "worker_id_in", self.worker_id_in)
         return (
             _one_of("status", "status_in", self.status_in, ROLLOUT_STATUSES),
             _one_of("rollout_id", "rollout_id_in", self.rollout_id_in),
             _contains("rollout_id", self.rollout_id_contains),
+            _one_of("mode", "mode_in", self.mode_in, MODES),
+            _one_of("resources_id", "resources_id_in", self.resources_id_in),
+            None if workers is None else replace(workers, of_attempt=True),
+            _members("metadata_equals", self.metadata_equals),
+            _time("start_time", "start_time_min", self.start_time_min, "from"),
+            _time("start_time", "start_time_max", self.start_time_max, "before"),
         )
+
+
+def cancelled_where(
+    rollout_ids: Sequence[str] | None, status_in: Sequence[RolloutStatus] | None, filters: RolloutFilters
+) -> RolloutQuery:
+    """What the arguments of ``cancel_rollouts`` choose beside the ids.
+
+    Raises:
+        InvalidArgumentError: They choose nothing.
+    """
+    where = RolloutQuery(status_in=status_in, **filters)
+    if rollout_ids is not None:
+        distinct_ids(rollout_ids)
+    elif not where.filters:
+        message = "neither rollout_ids nor a filter is given; give one (start_time_min=0 is every rollout)"
+        raise InvalidArgumentError(message, field="rollout_ids")
+    return where
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,18 +268,40 @@ class WorkerQuery(Query[Worker]):
 
 
 def _one_of(
-    column: str, argument: str, values: Sequence[str] | None, legal: frozenset[Any] | None = None
+    column: str, argument: str, values: Sequence[str | None] | None, legal: frozenset[Any] | None = None
 ) -> Filter | None:
     """The filter "``column`` is one of ``values``"; None where the caller gave none."""
     if values is None:
         return None
     if isinstance(values, str):
         raise InvalidTypeError(f"{argument} is the text {values!r}; give a list", field=argument)
-    wanted = frozenset(_text(argument, value) for value in values)
+    nullable = legal is not None and None in legal
+    wanted = frozenset(value if value is None and nullable else _text(argument, value) for value in values)
     if legal is not None and not wanted <= legal:
         unknown, known = (", ".join(sorted(map(repr, names))) for names in (wanted - legal, legal))
         raise InvalidArgumentError(f"{argument} has {unknown}; give some of {known}", field=argument)
     return Filter(column, "in", wanted)
+
+
+def _members(argument: str, members: Mapping[str, Any] | None) -> Filter | None:
+    """The filter "the metadata has all of ``members``"."""
+    if members is None:
+        return None
+    if not isinstance(members, Mapping):
+        raise InvalidTypeError(f"{argument} is {members!r}; give a mapping from keys to values", field=argument)
+    values = json_text.loads(json_text.dumps(dict(members), argument), argument)
+    return Filter("metadata_json", "members", tuple((key, member_text(value)) for key, value in values.items()))
+
+
+def _time(column: str, argument: str, time: object, kind: Literal["from", "before"]) -> Filter | None:
+    if time is None:
+        return None
+    if not isinstance(time, int | float) or isinstance(time, bool):
+        raise InvalidTypeError(f"{argument} is {time!r}; give seconds since the epoch", field=argument)
+    if not 0 <= time <= TIME_MAX_SECONDS:
+        message = f"{argument} is {time}; give seconds since the epoch, 0 to {TIME_MAX_SECONDS}"
+        raise InvalidArgumentError(message, field=argument)
+    return Filter(column, kind, float(time))
 
 
 def _equals(column: str, value: str | None) -> Filter | None:
@@ -256,7 +317,11 @@ def _name(value: str | None) -> str | None:
     return column_text(value) if isinstance(value, str) else value
 
 
-def _text(argument: str, value: str) -> str:
+def _text(argument: str, value: str | None) -> str:
     if not isinstance(value, str):
         raise InvalidTypeError(f"{argument} is {value!r}; give text", field=argument)
     return value
+
+
+ALL_ROLLOUTS: Final = RolloutQuery()
+"""Without a filter."""

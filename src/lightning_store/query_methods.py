@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, Unpack
 
 from lightning_store.model import (
     Attempt,
@@ -12,6 +12,7 @@ from lightning_store.model import (
     PaginatedResult,
     ResourcesUpdate,
     Rollout,
+    RolloutFilters,
     RolloutStatus,
     SortOrder,
     Span,
@@ -51,6 +52,7 @@ class QueryMethods(LightningStore):
         offset: int = 0,
         status: Sequence[RolloutStatus] | None = None,
         rollout_ids: Sequence[str] | None = None,
+        **filters: Unpack[RolloutFilters],
     ) -> PaginatedResult[Rollout]:
         query = RolloutQuery(
             status_in=status if status_in is None else status_in,
@@ -61,6 +63,7 @@ class QueryMethods(LightningStore):
             sort_order=sort_order,
             limit=limit,
             offset=offset,
+            **filters,
         )
         return await self.run_query(query)
 

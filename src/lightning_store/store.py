@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from lightning_store.errors import UnsupportedError
 from lightning_store.model import (
@@ -43,6 +43,7 @@ from lightning_store.model import (
     ReturnWhen,
     Rollout,
     RolloutConfig,
+    RolloutFilters,
     RolloutMode,
     RolloutStatus,
     SortOrder,
@@ -370,6 +371,7 @@ class LightningStore(ABC):
         offset: int = 0,
         status: Sequence[RolloutStatus] | None = None,
         rollout_ids: Sequence[str] | None = None,
+        **filters: Unpack[RolloutFilters],
     ) -> PaginatedResult[Rollout]:
         """Rollouts that match (facts 9 and 23).
 
@@ -384,6 +386,7 @@ class LightningStore(ABC):
             offset: How many rows to skip first.
             status: The older name of ``status_in``, which wins.
             rollout_ids: The older name of ``rollout_id_in``, which wins.
+            filters: Any of :class:`lightning_store.model.RolloutFilters`.
 
         Returns:
             The rows; each one that has attempts is an AttemptedRollout with its latest.
@@ -614,18 +617,28 @@ class LightningStore(ABC):
                 mode: a finished rollout goes only to queuing or requeuing.
         """
 
-    async def cancel_rollouts(self, rollout_ids: Sequence[str]) -> list[Rollout]:
+    async def cancel_rollouts(
+        self,
+        rollout_ids: Sequence[str] | None = None,
+        *,
+        status_in: Sequence[RolloutStatus] | None = None,
+        **filters: Unpack[RolloutFilters],
+    ) -> list[Rollout]:
         """End rollouts as cancelled: all of them, or on an unknown id none. Their runners learn of it with their next
         heartbeat.
 
         Args:
-            rollout_ids: Those that are terminal already stay as they are.
+            rollout_ids: Those that are terminal already stay as they are. None is all that are not terminal and that
+                the filters leave, of which one at least has to be given.
+            status_in: Only those in one of these statuses.
+            filters: Any of :class:`lightning_store.model.RolloutFilters`.
 
         Returns:
-            The rollouts, in the order given; each one that has attempts is an AttemptedRollout with its latest.
+            The rollouts, in the order given, else in the order of insertion; those that the filters leave out are not
+            among them. Each one that has attempts is an AttemptedRollout with its latest.
 
         Raises:
-            ValueError: A rollout is not known.
+            ValueError: A rollout is not known; or neither ids nor a filter is given.
             UnsupportedError: This store cannot.
         """
         raise UnsupportedError(f"{type(self).__name__} cannot cancel several rollouts; use update_rollout")
@@ -701,7 +714,11 @@ class LightningStore(ABC):
         """
 
     def watch_rollouts(
-        self, rollout_ids: Sequence[str] | None = None, *, after: str | None = None
+        self,
+        rollout_ids: Sequence[str] | None = None,
+        *,
+        after: str | None = None,
+        **filters: Unpack[RolloutFilters],
     ) -> AsyncIterator[CompletedRollout]:
         """Follow rollouts as they become terminal: ``async for completed in store.watch_rollouts(): …``.
 
@@ -717,6 +734,8 @@ class LightningStore(ABC):
                 meanwhile, are passed over. None is all, and the feed goes on for ever.
             after: The cursor of a completion, to go on after it. "now" leaves out what is terminal already when the
                 feed is first read; with ``rollout_ids``, that counts as having come.
+            filters: Any of :class:`lightning_store.model.RolloutFilters`. A rollout that ends and does not match is
+                passed over.
 
         Raises:
             CursorUnknownError: A ValueError. The cursor is of another store.
@@ -733,6 +752,7 @@ class LightningStore(ABC):
         *,
         older_than: float | None = None,
         status_in: Sequence[RolloutStatus] | None = None,
+        **filters: Unpack[RolloutFilters],
     ) -> list[str]:
         """Delete rollouts with their attempts and spans, to free what they take.
 
@@ -743,6 +763,7 @@ class LightningStore(ABC):
             rollout_ids: Only these. This or ``older_than`` has to be given.
             older_than: Only those that have been terminal for so many seconds, or longer.
             status_in: Only those in one of these statuses.
+            filters: Any of :class:`lightning_store.model.RolloutFilters`.
 
         Returns:
             The ids of those that were deleted.

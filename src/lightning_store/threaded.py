@@ -9,6 +9,7 @@ from typing import Any, Final, TypeVar
 
 from lightning_store.forwarding import ForwardingStore
 from lightning_store.loop_thread import LoopThread
+from lightning_store.model import RolloutFilters
 from lightning_store.rollout_feed import NOW, begun_feed, close_feed
 from lightning_store.store import LightningStore, LightningStoreCapabilities
 
@@ -75,8 +76,10 @@ class LightningStoreThreaded(ForwardingStore):
     async def _forward(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return await self.run(getattr(self.store, method)(*args, **kwargs))
 
-    async def _completions(self, rollout_ids: list[str] | None, after: str | None) -> AsyncGenerator[Any, None]:
-        feed = self.store.watch_rollouts(rollout_ids, after=after)
+    async def _completions(
+        self, filters: RolloutFilters, rollout_ids: list[str] | None, after: str | None
+    ) -> AsyncGenerator[Any, None]:
+        feed = self.store.watch_rollouts(rollout_ids, after=after, **filters)
         stream = _Stream(feed)
         thread = self._running_thread()
         try:

@@ -131,7 +131,7 @@ def test_a_follower_is_told_at_once_that_the_server_goes(serve, hooked, thread_s
 
 def test_an_error_in_the_middle_comes_after_what_was_told(serve, log):
     class Failing(InMemoryLightningStore):
-        async def watch_rollouts(self, rollout_ids=None, *, after=None):
+        async def watch_rollouts(self, rollout_ids=None, *, after=None, **filters):
             number = 0
             async for completed in super().watch_rollouts(rollout_ids, after=after):
                 number += 1

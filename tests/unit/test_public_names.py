@@ -15,10 +15,12 @@ import lightning_store_server
 from lightning_store import errors
 
 ERRORS = [
+    "AttemptFencedError",
     "AttemptNotFoundError",
     "CallCancelledError",
     "CursorUnknownError",
     "InternalError",
+    "IdempotencyKeyReusedError",
     "InUseError",
     "InvalidArgumentError",
     "InvalidTransitionError",

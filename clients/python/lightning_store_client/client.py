@@ -7,7 +7,7 @@ import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar, Unpack
 
 from lightning_store import arguments, otel
 from lightning_store.clock import Clock, SystemClock
@@ -31,6 +31,7 @@ from lightning_store.model import (
     ReturnWhen,
     Rollout,
     RolloutConfig,
+    RolloutFilters,
     RolloutMode,
     RolloutStatus,
     RolloutUpdate,
@@ -40,7 +41,15 @@ from lightning_store.model import (
     given,
 )
 from lightning_store.outcomes import add_legal, stored_of
-from lightning_store.queries import AttemptQuery, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
+from lightning_store.queries import (
+    AttemptQuery,
+    Query,
+    ResourcesQuery,
+    RolloutQuery,
+    SpanQuery,
+    WorkerQuery,
+    cancelled_where,
+)
 from lightning_store.query_methods import QueryMethods
 from lightning_store.rollout_feed import RolloutFeed
 from lightning_store.spans.document import encode
@@ -389,9 +398,17 @@ class LightningStoreClient(QueryMethods):
         request = requests.update_rollout_to_proto(new_request_id(), rollout_id, update)
         return codec.rollout_from_proto((await self._calls.unary("UpdateRollout", request)).rollout, "rollout")
 
-    async def cancel_rollouts(self, rollout_ids: Sequence[str]) -> list[Rollout]:
-        arguments.distinct_ids(rollout_ids)
-        request = rollout_pb2.CancelRolloutsRequest(request_id=new_request_id(), rollout_ids=rollout_ids)
+    async def cancel_rollouts(
+        self,
+        rollout_ids: Sequence[str] | None = None,
+        *,
+        status_in: Sequence[RolloutStatus] | None = None,
+        **filters: Unpack[RolloutFilters],
+    ) -> list[Rollout]:
+        where = cancelled_where(rollout_ids, status_in, filters)
+        if rollout_ids is not None and not len(rollout_ids):
+            return []
+        request = selections.cancellation_to_proto(new_request_id(), rollout_ids, where)
         reply = await self._calls.unary("CancelRollouts", request)
         return [codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts]
 
@@ -445,20 +462,27 @@ class LightningStoreClient(QueryMethods):
             reply = await self._calls.unary("WaitForRollouts", requests.wait_to_proto(reply.omitted_rollout_ids, 0.0))
 
     def watch_rollouts(
-        self, rollout_ids: Sequence[str] | None = None, *, after: str | None = None
+        self,
+        rollout_ids: Sequence[str] | None = None,
+        *,
+        after: str | None = None,
+        **filters: Unpack[RolloutFilters],
     ) -> AsyncIterator[CompletedRollout]:
         """Goes on by itself after a lost connection; see ``LightningStore.watch_rollouts``.
 
         ``StoreUnavailableError`` when no connection can be had for as long as a call is retried: the feed may be read
         on later all the same.
         """
-        return RolloutFeed(self._completions, rollout_ids, after)
+        return RolloutFeed(partial(self._completions, filters), rollout_ids, after)
 
-    async def _completions(self, rollout_ids: list[str] | None, after: str | None) -> AsyncGenerator[Any, None]:
+    async def _completions(
+        self, filters: RolloutFilters, rollout_ids: list[str] | None, after: str | None
+    ) -> AsyncGenerator[Any, None]:
+        where = RolloutQuery(**filters)
         wanted = None if rollout_ids is None else dict.fromkeys(rollout_ids)
         cursor = "" if after is None else after
         async with aclosing(
-            self._calls.follow("WatchRollouts", lambda: selections.watch_to_proto(wanted, cursor))
+            self._calls.follow("WatchRollouts", lambda: selections.watch_to_proto(wanted, cursor, where))
         ) as replies:
             async for reply in replies:
                 if reply.cursor:
@@ -481,10 +505,11 @@ class LightningStoreClient(QueryMethods):
         *,
         older_than: float | None = None,
         status_in: Sequence[RolloutStatus] | None = None,
+        **filters: Unpack[RolloutFilters],
     ) -> list[str]:
         arguments.check_deletion(rollout_ids, older_than, status_in)
         which = selections.Deletion(rollout_ids=rollout_ids, older_than=older_than, status_in=status_in)
-        request = selections.deletion_to_proto(new_request_id(), which)
+        request = selections.deletion_to_proto(new_request_id(), which, RolloutQuery(**filters))
         return list((await self._calls.unary("DeleteRollouts", request)).rollout_ids)
 
     async def delete_workers(self, worker_ids: Sequence[str]) -> list[str]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Final, Self, cast
+from typing import Final, Self, Unpack, cast
 
-from lightning_store.model import CompletedRollout
+from lightning_store.model import CompletedRollout, RolloutFilters
 from lightning_store.rollout_feed import close_feed
 from lightning_store.store import LightningStoreCapabilities
 from lightning_store_client.blocking import run_blocking
@@ -70,12 +70,18 @@ class SyncClientBase:
     def capabilities(self) -> LightningStoreCapabilities:
         return self._client.capabilities
 
-    def watch_rollouts(self, rollout_ids: Sequence[str] | None = None, *, after: str | None = None) -> SyncRolloutFeed:
+    def watch_rollouts(
+        self,
+        rollout_ids: Sequence[str] | None = None,
+        *,
+        after: str | None = None,
+        **filters: Unpack[RolloutFilters],
+    ) -> SyncRolloutFeed:
         """Follow rollouts as they become terminal: ``for completed in store.watch_rollouts(): …``.
 
         See :meth:`lightning_store.LightningStore.watch_rollouts`.
         """
-        return SyncRolloutFeed(self._client.watch_rollouts(rollout_ids, after=after))
+        return SyncRolloutFeed(self._client.watch_rollouts(rollout_ids, after=after, **filters))
 
     def worker(self, worker_id: str, *, interval: float = 10.0, stats: Stats | None = None) -> SyncWorkerSession:
         """``with`` it, and this runner sends a heartbeat every ``interval`` seconds, whatever its own thread does, and

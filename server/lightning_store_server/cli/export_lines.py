@@ -61,6 +61,7 @@ def rollout_line(part: StoredRollout) -> str:
         last_sequence_id=str(part.last_sequence_id),
         queue_position=str(part.queue_position) if part.HasField("queue_position") else "null",
         spans_evicted=json.dumps(part.spans_evicted),
+        fingerprint=json.dumps(part.fingerprint if part.HasField("fingerprint") else None),
     )
 
 
@@ -175,6 +176,7 @@ def _rollout(line: dict[str, Any]) -> StoredRollout:
         last_sequence_id=line.get("last_sequence_id", 0),
         queue_position=line.get("queue_position"),
         spans_evicted=line.get("spans_evicted", False),
+        fingerprint=line.get("fingerprint"),
     )
     for span in line.get("spans", ()):
         document = json_text.dumps(span["document"], "document")

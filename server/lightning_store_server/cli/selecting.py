@@ -1,11 +1,13 @@
 """Which rollouts a command is about: the flags that several commands share, and what they choose.
 
-The store filters by status and id. By all else the command filters itself, what the store streams to it.
+The store filters by all but members of members of metadata: by these the command filters itself, what the store streams
+to it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -15,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar, get_args
 import click
 
 from lightning_store.clock import SystemClock
-from lightning_store.model import AttemptedRollout, PaginatedResult, Rollout, RolloutMode, RolloutStatus, SortOrder
+from lightning_store.model import PaginatedResult, Rollout, RolloutFilters, RolloutMode, RolloutStatus, SortOrder
 from lightning_store_client import LightningStoreClient
 from lightning_store_server.cli.options import parse_time, setting
 
@@ -55,19 +57,18 @@ class Selection:
         return self == Selection()
 
     @property
-    def _is_known_to_the_store(self) -> bool:
-        return self == Selection(self.statuses, self.contains)
+    def filters(self) -> RolloutFilters:
+        """What the store filters by, beside status and id."""
+        return RolloutFilters(
+            mode_in=self.modes or None,
+            worker_id_in=self.workers or None,
+            start_time_min=None if self.since is None else max(0.0, self.since),
+            start_time_max=None if self.until is None else max(0.0, math.nextafter(self.until, math.inf)),
+        )
 
     def matches(self, rollout: Rollout) -> bool:
         """Whether all holds that the store does not filter by."""
-        worker_id = rollout.attempt.worker_id if isinstance(rollout, AttemptedRollout) else None
-        return (
-            (not self.modes or rollout.mode in self.modes)
-            and (not self.workers or worker_id in self.workers)
-            and (self.since is None or rollout.start_time >= self.since)
-            and (self.until is None or rollout.start_time <= self.until)
-            and all(has_member(rollout.metadata, pair) for pair in self.metadata)
-        )
+        return all(has_member(rollout.metadata, pair) for pair in self.metadata)
 
     async def query(
         self,
@@ -80,7 +81,7 @@ class Selection:
         offset: int = 0,
     ) -> PaginatedResult[Rollout]:
         """The rollouts that are chosen, of all or of these."""
-        page = (limit, offset) if self._is_known_to_the_store else (-1, 0)
+        page = (-1, 0) if self.metadata else (limit, offset)
         found = await client.query_rollouts(
             status_in=self.statuses or None,
             rollout_id_in=rollout_ids,
@@ -89,8 +90,9 @@ class Selection:
             sort_order=sort_order,
             limit=page[0],
             offset=page[1],
+            **self.filters,
         )
-        if self._is_known_to_the_store:
+        if not self.metadata:
             return found
         chosen = [rollout for rollout in found if self.matches(rollout)]
         end = None if limit < 0 else offset + limit

@@ -6,8 +6,10 @@ from collections.abc import Iterable
 from typing import Final
 
 from lightning_store.backends.base import Snapshot
+from lightning_store.backends.matching import matches
 from lightning_store.backends.records import CompletionRow
 from lightning_store.errors import CursorUnknownError, InvalidTypeError, RolloutNotFoundError
+from lightning_store.queries import RolloutQuery
 
 FEED_BATCH: Final = 256
 """Completions that are read at a stretch."""
@@ -21,11 +23,13 @@ class CompletionFeed:
     Args:
         pending: The rollouts that are still to be returned; None is all, for ever.
         position: The position to begin after; 0 is the beginning.
+        where: Has filters; completions that do not match are passed over.
         strict: Whether a rollout that is not known is refused at the beginning.
     """
 
-    def __init__(self, pending: set[str] | None, position: int, *, strict: bool) -> None:
+    def __init__(self, pending: set[str] | None, position: int, where: RolloutQuery, *, strict: bool) -> None:
         self.pending = pending
+        self._where = where
         self._position = position
         self._strict = strict
         self._begun = pending is None
@@ -55,7 +59,7 @@ class CompletionFeed:
             self._position = found[-1].position if found else self._position
         wanted = [one for one in found if self.pending is None or one.row.rollout.rollout_id in self.pending]
         self.drop(one.row.rollout.rollout_id for one in wanted)
-        return wanted
+        return [one for one in wanted if matches(one.row.rollout, self._where, one.row.attempt)]
 
     async def _begin(self, snapshot: Snapshot, pending: set[str]) -> list[CompletionRow]:
         """The rollouts asked for that are complete already. Each is looked up: they may be few among very many."""

@@ -34,6 +34,7 @@ from lightning_store.engine.idempotency import current_request, part_scope
 from lightning_store.engine.observing import StoreObserver
 from lightning_store.engine.operations import (
     AddSpans,
+    CancelRollouts,
     ClaimRollouts,
     DeleteRollouts,
     ImportRollouts,
@@ -344,15 +345,18 @@ class Engine:
                 ended[rollout_id] = row
         return ended, unknown
 
-    async def watch(self, wanted: Collection[str] | None, after: str | None) -> AsyncGenerator[CompletionRow, None]:
+    async def watch(
+        self, wanted: Collection[str] | None, after: str | None, where: RolloutQuery
+    ) -> AsyncGenerator[CompletionRow, None]:
         """The rollouts that became terminal, in order, and those to come.
 
         Args:
             wanted: Only these, each once; None is all, for ever.
             after: The cursor to go on after; None begins at the beginning.
+            where: Has filters; others are passed over.
         """
         feed = CompletionFeed(
-            None if wanted is None else set(wanted), position_of(self.store_id, after), strict=self.policy.strict
+            None if wanted is None else set(wanted), position_of(self.store_id, after), where, strict=self.policy.strict
         )
         with self._waiting.watchers.register(wanted) as watcher, self._executor.timer.waiting():
             await self._executor.arm_timer()
@@ -366,6 +370,21 @@ class Engine:
     async def present_cursor(self) -> str:
         """The cursor of the last completion that is stored."""
         return cursor_of(self.store_id, await self._executor.read(lambda snapshot: snapshot.last_completion()))
+
+    # --- Cancelling --------------------------------------------------------------------------------------------------
+
+    async def cancel(self, rollout_ids: Sequence[str] | None, where: RolloutQuery) -> list[RolloutRow]:
+        """End rollouts as cancelled.
+
+        Args:
+            rollout_ids: Only these, which have to be known; None is all that are not terminal.
+            where: Has filters; others stay as they are, and are left out of what is returned.
+        """
+        if rollout_ids is not None:
+            return await self.execute(CancelRollouts(list(rollout_ids), where))
+        found = await self.query_rollouts(where)
+        going_on = [row.rollout.rollout_id for row in found.items if row.rollout.status not in TERMINAL]
+        return await self.execute(CancelRollouts(going_on, where, named=False))
 
     # --- Deleting ----------------------------------------------------------------------------------------------------
 

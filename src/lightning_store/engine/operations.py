@@ -31,6 +31,7 @@ from lightning_store.engine.transfer import Counted, Imported
 from lightning_store.engine.view import View
 from lightning_store.model import AttemptStatus, RolloutStatus
 from lightning_store.outcomes import SpanOutcome
+from lightning_store.queries import ALL_ROLLOUTS, RolloutQuery
 
 R = TypeVar("R")
 
@@ -210,12 +211,16 @@ class CancelRollouts(Operation[list[RolloutRow]]):
     codec = RecordCodec(list[RolloutRow])
 
     rollout_ids: Sequence[str]
+    where: RolloutQuery = ALL_ROLLOUTS
+    """Others are left out."""
+    named: bool = True
+    """Whether the rollouts have to be known. Otherwise those that are gone or terminal are left out."""
 
     def add_needs(self, needs: Needs) -> None:
         needs.rollouts.update(self.rollout_ids)
 
     def decide(self, view: View) -> list[RolloutRow]:
-        return rules.cancel(view, self.rollout_ids)
+        return rules.cancel(view, self.rollout_ids, self.where, named=self.named)
 
     @property
     def rows(self) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from lightning_store import lifecycle
+from lightning_store.backends.matching import matches
 from lightning_store.backends.records import (
     AttemptRecord,
     Claim,
@@ -40,6 +41,7 @@ from lightning_store.errors import (
 )
 from lightning_store.model import AttemptStatus, RolloutConfig, RolloutStatus
 from lightning_store.outcomes import SpanOutcome
+from lightning_store.queries import ALL_ROLLOUTS, RolloutQuery
 
 SEQUENCE_MAX: Final = 2**63 - 1
 """The last span number: what a signed 64-bit integer holds."""
@@ -55,6 +57,8 @@ class Deletion:
     older_than_seconds: float | None = None
     """Terminal for so long, or longer."""
     status_in: Collection[str] | None = None
+    where: RolloutQuery = ALL_ROLLOUTS
+    """Has filters."""
 
     def is_old(self, completion_time: float | None, now: float) -> bool:
         if self.older_than_seconds is None:
@@ -269,14 +273,29 @@ def update_rollout(
     return _put(view, rollout, view.latest_attempt(rollout), changes)
 
 
-def cancel(view: View, rollout_ids: Sequence[str]) -> list[RolloutRow]:
-    """End rollouts as cancelled; those that are terminal already stay as they are."""
-    records = {rollout_id: known_rollout(view, rollout_id) for rollout_id in rollout_ids}
+def cancel(
+    view: View, rollout_ids: Sequence[str], where: RolloutQuery = ALL_ROLLOUTS, *, named: bool = True
+) -> list[RolloutRow]:
+    """End rollouts as cancelled; those that are terminal already stay as they are.
+
+    Args:
+        view: The data.
+        rollout_ids: The rollouts.
+        where: Has filters; others are left out.
+        named: Whether the rollouts have to be known. Otherwise those that are gone or terminal are left out.
+    """
+    records = {}
+    for rollout_id in dict.fromkeys(rollout_ids):
+        found = known_rollout(view, rollout_id) if named else view.rollout(rollout_id)
+        if found is None or not (named or found.status not in lifecycle.TERMINAL):
+            continue
+        if matches(found, where, view.latest_attempt(found)):
+            records[rollout_id] = found
     for rollout_id, record in records.items():
         if record.status not in lifecycle.TERMINAL:
             records[rollout_id] = update_rollout(view, rollout_id, {}, "cancelled")
     rows = {rollout_id: RolloutRow(record, view.latest_attempt(record)) for rollout_id, record in records.items()}
-    return [rows[rollout_id] for rollout_id in rollout_ids]
+    return [rows[rollout_id] for rollout_id in rollout_ids if rollout_id in rows]
 
 
 def _status_columns(
@@ -314,6 +333,8 @@ def delete(view: View, rollout_id: str, which: Deletion) -> bool:
     if record is None or (which.status_in is not None and record.status not in which.status_in):
         return False
     if not which.is_old(record.completion_time, view.now):
+        return False
+    if which.where.filters and not matches(record, which.where, view.latest_attempt(record)):
         return False
     for worker in view.holders(rollout_id):
         view.put_worker(workers.release(worker, view.now))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast
 
 from lightning_store import arguments, json_text, otel
 from lightning_store.backends.base import Backend, Rows
@@ -23,7 +24,6 @@ from lightning_store.engine.conversion import (
 from lightning_store.engine.engine import Engine
 from lightning_store.engine.operations import (
     AllocateSequenceIds,
-    CancelRollouts,
     DeleteResources,
     DeleteWorkers,
     EnqueueRollouts,
@@ -54,6 +54,7 @@ from lightning_store.model import (
     ReturnWhen,
     Rollout,
     RolloutConfig,
+    RolloutFilters,
     RolloutMode,
     RolloutStatus,
     RolloutUpdate,
@@ -63,7 +64,15 @@ from lightning_store.model import (
     given,
 )
 from lightning_store.outcomes import add_legal, stored_number, stored_of
-from lightning_store.queries import AttemptQuery, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
+from lightning_store.queries import (
+    AttemptQuery,
+    Query,
+    ResourcesQuery,
+    RolloutQuery,
+    SpanQuery,
+    WorkerQuery,
+    cancelled_where,
+)
 from lightning_store.query_methods import QueryMethods
 from lightning_store.rollout_feed import NOW, RolloutFeed
 from lightning_store.spans.document import encode
@@ -328,9 +337,15 @@ class EngineStore(QueryMethods):
         new_status = update.status if "status" in update.model_fields_set else None
         return rollout_of(await self.engine.execute(UpdateRollout(rollout_id, columns, new_status)))
 
-    async def cancel_rollouts(self, rollout_ids: Sequence[str]) -> list[Rollout]:
-        arguments.distinct_ids(rollout_ids)
-        return [rollout_with_attempt(row) for row in await self.engine.execute(CancelRollouts(rollout_ids))]
+    async def cancel_rollouts(
+        self,
+        rollout_ids: Sequence[str] | None = None,
+        *,
+        status_in: Sequence[RolloutStatus] | None = None,
+        **filters: Unpack[RolloutFilters],
+    ) -> list[Rollout]:
+        where = cancelled_where(rollout_ids, status_in, filters)
+        return [rollout_with_attempt(row) for row in await self.engine.cancel(rollout_ids, where)]
 
     async def update_attempt(
         self,
@@ -369,15 +384,22 @@ class EngineStore(QueryMethods):
         return [rollout_with_attempt(ended[rollout_id]) for rollout_id in rollout_ids if rollout_id in ended]
 
     def watch_rollouts(
-        self, rollout_ids: Sequence[str] | None = None, *, after: str | None = None
+        self,
+        rollout_ids: Sequence[str] | None = None,
+        *,
+        after: str | None = None,
+        **filters: Unpack[RolloutFilters],
     ) -> AsyncIterator[CompletedRollout]:
-        return RolloutFeed(self._completions, rollout_ids, after)
+        return RolloutFeed(partial(self._completions, filters), rollout_ids, after)
 
-    async def _completions(self, wanted: list[str] | None, after: str | None) -> AsyncGenerator[Any, None]:
+    async def _completions(
+        self, filters: RolloutFilters, wanted: list[str] | None, after: str | None
+    ) -> AsyncGenerator[Any, None]:
+        where = RolloutQuery(**filters)
         if after == NOW:
             after = await self.engine.present_cursor()
             yield after
-        async with aclosing(self.engine.watch(wanted, after)) as completions:
+        async with aclosing(self.engine.watch(wanted, after, where)) as completions:
             async for one in completions:
                 yield CompletedRollout(rollout_with_attempt(one.row), cursor_of(self.engine.store_id, one.position))
 
@@ -389,12 +411,14 @@ class EngineStore(QueryMethods):
         *,
         older_than: float | None = None,
         status_in: Sequence[RolloutStatus] | None = None,
+        **filters: Unpack[RolloutFilters],
     ) -> list[str]:
         arguments.check_deletion(rollout_ids, older_than, status_in)
         which = Deletion(
             None if rollout_ids is None else list(arguments.distinct_ids(rollout_ids)),
             older_than,
             None if status_in is None else frozenset(status_in),
+            RolloutQuery(**filters),
         )
         return await self.engine.delete(which)
 

@@ -763,6 +763,86 @@ class RolloutStatusSet(_message.Message):
 Global___RolloutStatusSet: _TypeAlias = RolloutStatusSet  # noqa: Y015
 
 @_typing.final
+class RolloutModeSet(_message.Message):
+    """A set of modes to match against; empty, it matches no row."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[Global___RolloutMode.ValueType]:
+        """A row matches when its mode is one of these; unspecified is those without one."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[Global___RolloutMode.ValueType] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RolloutModeSet: _TypeAlias = RolloutModeSet  # noqa: Y015
+
+@_typing.final
+class RolloutFilters(_message.Message):
+    """Filters that several requests have: each one that is there has to hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_IN_FIELD_NUMBER: _builtins.int
+    RESOURCES_ID_IN_FIELD_NUMBER: _builtins.int
+    WORKER_ID_IN_FIELD_NUMBER: _builtins.int
+    METADATA_EQUALS_JSON_FIELD_NUMBER: _builtins.int
+    START_TIME_MIN_FIELD_NUMBER: _builtins.int
+    START_TIME_MAX_FIELD_NUMBER: _builtins.int
+    metadata_equals_json: _builtins.str
+    """The text of a JSON object: only rollouts whose metadata has all of its members. Keys that begin with "lightning." have an
+    index. 1, 1.0 and true are not equal. Absent: no filter.
+    """
+    @_builtins.property
+    def mode_in(self) -> Global___RolloutModeSet:
+        """Only these modes. Absent: no filter."""
+
+    @_builtins.property
+    def resources_id_in(self) -> _common_pb2.StringSet:
+        """Only rollouts with one of these resources. Absent: no filter."""
+
+    @_builtins.property
+    def worker_id_in(self) -> _common_pb2.StringSet:
+        """Only rollouts whose newest attempt one of these workers has. Absent: no filter."""
+
+    @_builtins.property
+    def start_time_min(self) -> _timestamp_pb2.Timestamp:
+        """Only rollouts that were made at this time or later. Absent: no filter."""
+
+    @_builtins.property
+    def start_time_max(self) -> _timestamp_pb2.Timestamp:
+        """Only rollouts that were made before this time. Absent: no filter."""
+
+    def __init__(
+        self,
+        *,
+        mode_in: Global___RolloutModeSet | None = ...,
+        resources_id_in: _common_pb2.StringSet | None = ...,
+        worker_id_in: _common_pb2.StringSet | None = ...,
+        metadata_equals_json: _builtins.str | None = ...,
+        start_time_min: _timestamp_pb2.Timestamp | None = ...,
+        start_time_max: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_metadata_equals_json", b"_metadata_equals_json", "metadata_equals_json", b"metadata_equals_json", "mode_in", b"mode_in", "resources_id_in", b"resources_id_in", "start_time_max", b"start_time_max", "start_time_min", b"start_time_min", "worker_id_in", b"worker_id_in"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_metadata_equals_json", b"_metadata_equals_json", "metadata_equals_json", b"metadata_equals_json", "mode_in", b"mode_in", "resources_id_in", b"resources_id_in", "start_time_max", b"start_time_max", "start_time_min", b"start_time_min", "worker_id_in", b"worker_id_in"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__metadata_equals_json: _TypeAlias = _typing.Literal["metadata_equals_json"]  # noqa: Y015
+    _WhichOneofArgType__metadata_equals_json: _TypeAlias = _typing.Literal["_metadata_equals_json", b"_metadata_equals_json"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata_equals_json) -> _WhichOneofReturnType__metadata_equals_json | None: ...
+
+Global___RolloutFilters: _TypeAlias = RolloutFilters  # noqa: Y015
+
+@_typing.final
 class ListRolloutsRequest(_message.Message):
     """Asks for the rollouts that match."""
 
@@ -778,6 +858,7 @@ class ListRolloutsRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTERS_FIELD_NUMBER: _builtins.int
     rollout_id_contains: _builtins.str
     """Only ids with this text in them, in this case; empty matches every id. Absent: no filter."""
     filter_logic: _common_pb2.FilterLogic.ValueType
@@ -802,6 +883,10 @@ class ListRolloutsRequest(_message.Message):
     def rollout_id_in(self) -> _common_pb2.StringSet:
         """Only these ids. Absent: no filter."""
 
+    @_builtins.property
+    def filters(self) -> Global___RolloutFilters:
+        """Further filters, which combine as those above."""
+
     def __init__(
         self,
         *,
@@ -815,10 +900,11 @@ class ListRolloutsRequest(_message.Message):
         offset: _builtins.int = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        filters: Global___RolloutFilters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_rollout_id_contains", b"_rollout_id_contains", "_sort_by", b"_sort_by", "limit", b"limit", "rollout_id_contains", b"rollout_id_contains", "rollout_id_in", b"rollout_id_in", "sort_by", b"sort_by", "status_in", b"status_in"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_rollout_id_contains", b"_rollout_id_contains", "_sort_by", b"_sort_by", "filters", b"filters", "limit", b"limit", "rollout_id_contains", b"rollout_id_contains", "rollout_id_in", b"rollout_id_in", "sort_by", b"sort_by", "status_in", b"status_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_rollout_id_contains", b"_rollout_id_contains", "_sort_by", b"_sort_by", "filter_logic", b"filter_logic", "limit", b"limit", "offset", b"offset", "page_size", b"page_size", "page_token", b"page_token", "rollout_id_contains", b"rollout_id_contains", "rollout_id_in", b"rollout_id_in", "sort_by", b"sort_by", "sort_order", b"sort_order", "status_in", b"status_in"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_limit", b"_limit", "_rollout_id_contains", b"_rollout_id_contains", "_sort_by", b"_sort_by", "filter_logic", b"filter_logic", "filters", b"filters", "limit", b"limit", "offset", b"offset", "page_size", b"page_size", "page_token", b"page_token", "rollout_id_contains", b"rollout_id_contains", "rollout_id_in", b"rollout_id_in", "sort_by", b"sort_by", "sort_order", b"sort_order", "status_in", b"status_in"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
     _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
@@ -1170,21 +1256,33 @@ class CancelRolloutsRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     ROLLOUT_IDS_FIELD_NUMBER: _builtins.int
+    STATUS_IN_FIELD_NUMBER: _builtins.int
+    FILTERS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Required: a new id for each call, the same one for its retries."""
     @_builtins.property
     def rollout_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """All of them must be known."""
+        """All of them must be known. None: all that are not terminal and for which the filters hold, of which one must be there."""
+
+    @_builtins.property
+    def status_in(self) -> Global___RolloutStatusSet:
+        """Only rollouts with one of these statuses. Absent: any."""
+
+    @_builtins.property
+    def filters(self) -> Global___RolloutFilters:
+        """Only rollouts for which these hold."""
 
     def __init__(
         self,
         *,
         request_id: _builtins.str = ...,
         rollout_ids: _abc.Iterable[_builtins.str] | None = ...,
+        status_in: Global___RolloutStatusSet | None = ...,
+        filters: Global___RolloutFilters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters", "status_in", b"status_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "rollout_ids", b"rollout_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters", "request_id", b"request_id", "rollout_ids", b"rollout_ids", "status_in", b"status_in"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1199,7 +1297,7 @@ class CancelRolloutsResponse(_message.Message):
     ROLLOUTS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rollout]:
-        """In the order asked."""
+        """In the order asked, without those that the filters leave out."""
 
     def __init__(
         self,
@@ -1250,6 +1348,7 @@ class DeleteRolloutsRequest(_message.Message):
     ROLLOUT_ID_IN_FIELD_NUMBER: _builtins.int
     OLDER_THAN_FIELD_NUMBER: _builtins.int
     STATUS_IN_FIELD_NUMBER: _builtins.int
+    FILTERS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Required: a new id for each call, the same one for its retries."""
     @_builtins.property
@@ -1264,6 +1363,10 @@ class DeleteRolloutsRequest(_message.Message):
     def status_in(self) -> Global___RolloutStatusSet:
         """Rollouts with one of these statuses. Absent: any."""
 
+    @_builtins.property
+    def filters(self) -> Global___RolloutFilters:
+        """Only rollouts for which these hold."""
+
     def __init__(
         self,
         *,
@@ -1271,10 +1374,11 @@ class DeleteRolloutsRequest(_message.Message):
         rollout_id_in: _common_pb2.StringSet | None = ...,
         older_than: _duration_pb2.Duration | None = ...,
         status_in: Global___RolloutStatusSet | None = ...,
+        filters: Global___RolloutFilters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["older_than", b"older_than", "rollout_id_in", b"rollout_id_in", "status_in", b"status_in"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters", "older_than", b"older_than", "rollout_id_in", b"rollout_id_in", "status_in", b"status_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["older_than", b"older_than", "request_id", b"request_id", "rollout_id_in", b"rollout_id_in", "status_in", b"status_in"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters", "older_than", b"older_than", "request_id", b"request_id", "rollout_id_in", b"rollout_id_in", "status_in", b"status_in"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1389,6 +1493,7 @@ class WatchRolloutsRequest(_message.Message):
 
     ROLLOUT_ID_IN_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
+    FILTERS_FIELD_NUMBER: _builtins.int
     after: _builtins.str
     """Go on after this cursor, of a completion that has been told. Empty: from the first completion that is stored. "now":
     only what becomes terminal from now on; the first message then has the cursor of this moment.
@@ -1397,15 +1502,20 @@ class WatchRolloutsRequest(_message.Message):
     def rollout_id_in(self) -> _common_pb2.StringSet:
         """Only these rollouts; ids that are not known are passed over. Absent: all rollouts, for as long as the stream lasts."""
 
+    @_builtins.property
+    def filters(self) -> Global___RolloutFilters:
+        """Only rollouts for which these hold; one that ends and does not match is passed over."""
+
     def __init__(
         self,
         *,
         rollout_id_in: _common_pb2.StringSet | None = ...,
         after: _builtins.str = ...,
+        filters: Global___RolloutFilters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["rollout_id_in", b"rollout_id_in"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters", "rollout_id_in", b"rollout_id_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "rollout_id_in", b"rollout_id_in"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "filters", b"filters", "rollout_id_in", b"rollout_id_in"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

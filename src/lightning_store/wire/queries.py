@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from lightning_store.errors import InvalidTypeError
-from lightning_store.model import RolloutStatus, WorkerStatus
+from lightning_store.model import RolloutFilters, RolloutMode, RolloutStatus, WorkerStatus
 from lightning_store.queries import AttemptQuery, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
 from lightning_store.text import column_text
 from lightning_store.v1 import common_pb2, resources_pb2, rollout_pb2, span_pb2, worker_pb2
@@ -15,12 +15,15 @@ from lightning_store.wire import enums
 from lightning_store.wire.checks import (
     INT64_MAX,
     invalid,
+    json_object,
     not_negative,
+    optional_json_to_proto,
     optional_text_to_proto,
     required_text,
     text_to_proto,
 )
 from lightning_store.wire.requests import select_attempt, selected_attempt
+from lightning_store.wire.times import optional_timestamp_to_proto, timestamp_from_proto
 
 ItemT = TypeVar("ItemT")
 
@@ -56,6 +59,7 @@ def list_rollouts_to_proto(query: RolloutQuery) -> rollout_pb2.ListRolloutsReque
         rollout_id_in=None if rollout_id_in is None else texts_to_proto(rollout_id_in, "rollout_id_in"),
         rollout_id_contains=optional_text_to_proto(query.rollout_id_contains, "rollout_id_contains"),
         filter_logic=enums.filter_logic_to_proto(query.filter_logic),
+        filters=filters_to_proto(query),
     )
     _write_ordering(request, query)
     return request
@@ -68,6 +72,7 @@ def list_rollouts_from_proto(request: rollout_pb2.ListRolloutsRequest) -> Rollou
         rollout_id_in=list(request.rollout_id_in.values) if has("rollout_id_in") else None,
         rollout_id_contains=request.rollout_id_contains if has("rollout_id_contains") else None,
         filter_logic=enums.filter_logic_from_proto(request.filter_logic, "filter_logic"),
+        **filters_from_proto(request),
         **_ordering(request),
     )
 
@@ -146,6 +151,54 @@ def list_workers_from_proto(request: worker_pb2.ListWorkersRequest) -> WorkerQue
         filter_logic=enums.filter_logic_from_proto(request.filter_logic, "filter_logic"),
         **_ordering(request),
     )
+
+
+# --- Filters that several requests have ------------------------------------------------------------------------------
+
+FilteredRequest = (
+    rollout_pb2.ListRolloutsRequest
+    | rollout_pb2.CancelRolloutsRequest
+    | rollout_pb2.DeleteRolloutsRequest
+    | rollout_pb2.WatchRolloutsRequest
+)
+
+
+def filters_to_proto(query: RolloutQuery) -> rollout_pb2.RolloutFilters | None:
+    """The filters of a query that RolloutFilters has; None where there are none."""
+    modes, resources_ids, worker_ids = query.mode_in, query.resources_id_in, query.worker_id_in
+    message = rollout_pb2.RolloutFilters(
+        mode_in=None if modes is None else rollout_modes_to_proto(modes),
+        resources_id_in=None if resources_ids is None else texts_to_proto(resources_ids, "resources_id_in"),
+        worker_id_in=None if worker_ids is None else texts_to_proto(worker_ids, "worker_id_in"),
+        metadata_equals_json=optional_json_to_proto(query.metadata_equals, "metadata_equals"),
+        start_time_min=optional_timestamp_to_proto(query.start_time_min),
+        start_time_max=optional_timestamp_to_proto(query.start_time_max),
+    )
+    return message if message.ListFields() else None
+
+
+def filters_from_proto(request: FilteredRequest) -> RolloutFilters:
+    """Those that are there."""
+    message, found = request.filters, RolloutFilters()
+    has = message.HasField
+    if has("mode_in"):
+        values = enumerate(message.mode_in.values)
+        found["mode_in"] = [enums.mode_from_proto(one, f"filters.mode_in.values[{index}]") for index, one in values]
+    if has("resources_id_in"):
+        found["resources_id_in"] = list(message.resources_id_in.values)
+    if has("worker_id_in"):
+        found["worker_id_in"] = list(message.worker_id_in.values)
+    if has("metadata_equals_json"):
+        found["metadata_equals"] = json_object(message.metadata_equals_json, "filters.metadata_equals_json")
+    if has("start_time_min"):
+        found["start_time_min"] = timestamp_from_proto(message.start_time_min, "filters.start_time_min")
+    if has("start_time_max"):
+        found["start_time_max"] = timestamp_from_proto(message.start_time_max, "filters.start_time_max")
+    return found
+
+
+def rollout_modes_to_proto(modes: Sequence[RolloutMode | None]) -> rollout_pb2.RolloutModeSet:
+    return rollout_pb2.RolloutModeSet(values=[enums.mode_to_proto(mode, "mode_in") for mode in modes])
 
 
 # --- What the requests have in common --------------------------------------------------------------------------------

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TypedDict
+from typing import Any, Required, TypedDict
 
-from lightning_store.model import TIME_MAX_SECONDS, CompletedRollout, RolloutMode, RolloutStatus
+from lightning_store.model import TIME_MAX_SECONDS, CompletedRollout, RolloutFilters, RolloutMode, RolloutStatus
+from lightning_store.queries import ALL_ROLLOUTS, RolloutQuery
 from lightning_store.v1 import rollout_pb2, transfer_pb2
 from lightning_store.wire.checks import require, required_text, text_to_proto
 from lightning_store.wire.codec import rollout_from_proto, rollout_to_proto
 from lightning_store.wire.enums import mode_from_proto, mode_to_proto
-from lightning_store.wire.queries import rollout_statuses_from_proto, rollout_statuses_to_proto, texts_to_proto
+from lightning_store.wire.queries import (
+    filters_from_proto,
+    filters_to_proto,
+    rollout_statuses_from_proto,
+    rollout_statuses_to_proto,
+    texts_to_proto,
+)
 from lightning_store.wire.times import (
     duration_from_proto,
     duration_to_proto,
@@ -19,34 +26,65 @@ from lightning_store.wire.times import (
 )
 
 
-class Deletion(TypedDict):
+class Deletion(RolloutFilters):
     """Keywords of ``delete_rollouts``."""
 
-    rollout_ids: Sequence[str] | None
-    older_than: float | None
-    status_in: Sequence[RolloutStatus] | None
+    rollout_ids: Required[Sequence[str] | None]
+    older_than: Required[float | None]
+    status_in: Required[Sequence[RolloutStatus] | None]
 
 
-def deletion_to_proto(request_id: str, deletion: Deletion) -> rollout_pb2.DeleteRolloutsRequest:
+def cancellation_to_proto(
+    request_id: str, rollout_ids: Sequence[str] | None, where: RolloutQuery
+) -> rollout_pb2.CancelRolloutsRequest:
+    return rollout_pb2.CancelRolloutsRequest(
+        request_id=request_id,
+        rollout_ids=[text_to_proto(one, "rollout_ids") for one in rollout_ids or ()],
+        status_in=None if where.status_in is None else rollout_statuses_to_proto(where.status_in),
+        filters=filters_to_proto(where),
+    )
+
+
+def cancellation_from_proto(request: rollout_pb2.CancelRolloutsRequest) -> tuple[list[str] | None, dict[str, Any]]:
+    """The ids, None for all that the filters leave; and the filters that are there."""
+    ids = [required_text(rollout_id, f"rollout_ids[{i}]") for i, rollout_id in enumerate(request.rollout_ids)]
+    filters: dict[str, Any] = {**filters_from_proto(request)}
+    if request.HasField("status_in"):
+        filters["status_in"] = rollout_statuses_from_proto(request.status_in)
+    return (None if filters and not ids else ids), filters
+
+
+def deletion_to_proto(
+    request_id: str, deletion: Deletion, where: RolloutQuery = ALL_ROLLOUTS
+) -> rollout_pb2.DeleteRolloutsRequest:
     rollout_ids, older_than, status_in = deletion["rollout_ids"], deletion["older_than"], deletion["status_in"]
     return rollout_pb2.DeleteRolloutsRequest(
         request_id=request_id,
         rollout_id_in=None if rollout_ids is None else texts_to_proto(rollout_ids, "rollout_ids"),
         older_than=None if older_than is None else duration_to_proto(min(older_than, TIME_MAX_SECONDS)),
         status_in=None if status_in is None else rollout_statuses_to_proto(status_in),
+        filters=filters_to_proto(where),
     )
 
 
 def deletion_from_proto(request: rollout_pb2.DeleteRolloutsRequest) -> Deletion:
     older_than = duration_from_proto(request.older_than, "older_than") if request.HasField("older_than") else None
     status_in = rollout_statuses_from_proto(request.status_in) if request.HasField("status_in") else None
-    return Deletion(rollout_ids=_ids_from_proto(request), older_than=older_than, status_in=status_in)
+    return Deletion(
+        rollout_ids=_ids_from_proto(request),
+        older_than=older_than,
+        status_in=status_in,
+        **filters_from_proto(request),
+    )
 
 
-def watch_to_proto(rollout_ids: Collection[str] | None, after: str) -> rollout_pb2.WatchRolloutsRequest:
+def watch_to_proto(
+    rollout_ids: Collection[str] | None, after: str, where: RolloutQuery = ALL_ROLLOUTS
+) -> rollout_pb2.WatchRolloutsRequest:
     return rollout_pb2.WatchRolloutsRequest(
         rollout_id_in=None if rollout_ids is None else texts_to_proto(list(rollout_ids), "rollout_ids"),
         after=text_to_proto(after, "after"),
+        filters=filters_to_proto(where),
     )
 
 

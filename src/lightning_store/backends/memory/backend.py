@@ -40,6 +40,7 @@ from lightning_store.backends.records import (
 )
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.ids import new_hex
+from lightning_store.labels import label_of, labels_of
 from lightning_store.lifecycle import TERMINAL
 from lightning_store.model import TIME_MAX_SECONDS
 from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
@@ -120,6 +121,10 @@ def _put(table: dict[str, SizedT], key: str, record: SizedT | None) -> int:
     else:
         table[key] = record
     return (0 if record is None else record.size_bytes) - (0 if former is None else former.size_bytes)
+
+
+_INDEXED: Final = ("rollout_id", "status")
+"""Columns by whose values rollouts are found without a search, with an "in" filter."""
 
 
 def _queue_place(record: RolloutRecord) -> int | None:
@@ -221,6 +226,7 @@ class MemoryData(Loaded):
         self._rollouts: Shards[_Rollout] = Shards()
         self._in_order: Blocks[_Rollout] = Blocks()
         self._by_status: defaultdict[str, Blocks[_Rollout]] = defaultdict(Blocks)
+        self._by_label: defaultdict[str, Blocks[_Rollout]] = defaultdict(Blocks)
         self._queue: Blocks[str] = Blocks()
         self._queue_position = 0
         self._completed: Blocks[_Rollout] = Blocks()
@@ -358,6 +364,7 @@ class MemoryData(Loaded):
             self._by_status[rollout.status][entry.ordinal] = entry
             self.other_bytes += rollout.size_bytes
             self._tally[rollout.status, rollout.mode] += 1
+            self._label(entry, (), labels_of(rollout.metadata_json))
             if rollout.queue_position is not None:
                 self._move_in_queue(rollout, None)
             if rollout.completion_position is not None:
@@ -368,6 +375,7 @@ class MemoryData(Loaded):
         former, entry.record = entry.record, rollout
         if former.input_json is not rollout.input_json or former.metadata_json is not rollout.metadata_json:
             self.other_bytes += rollout.size_bytes - former.size_bytes
+            self._label(entry, labels_of(former.metadata_json), labels_of(rollout.metadata_json))
         if former.status != rollout.status or former.mode != rollout.mode:
             self._tally[former.status, former.mode] -= 1
             self._tally[rollout.status, rollout.mode] += 1
@@ -383,6 +391,15 @@ class MemoryData(Loaded):
         ends = rollout.end_time != former.end_time or former.status not in TERMINAL
         if ends and entry.spans and rollout.status in TERMINAL:
             self._note_end(entry)
+
+    def _label(self, entry: _Rollout, former: Sequence[str], labels: Sequence[str]) -> None:
+        """Replace the entries that a rollout has in the index of labels."""
+        for label in former:
+            del self._by_label[label][entry.ordinal]
+            if not len(self._by_label[label]):
+                del self._by_label[label]
+        for label in labels:
+            self._by_label[label][entry.ordinal] = entry
 
     def _move_in_queue(self, rollout: RolloutRecord, former: int | None) -> None:
         place = _queue_place(rollout)
@@ -415,6 +432,7 @@ class MemoryData(Loaded):
         del self._in_order[entry.ordinal]
         del self._by_status[entry.record.status][entry.ordinal]
         self._tally[entry.record.status, entry.record.mode] -= 1
+        self._label(entry, labels_of(entry.record.metadata_json), ())
         place = _queue_place(entry.record)
         if place is not None:
             del self._queue[place]
@@ -500,14 +518,24 @@ class MemoryData(Loaded):
         if is_plain(query):
             page = page_of_all((entry.record for entry in self._in_order), len(self._rollouts), query)
         else:
-            page = select((entry.record for entry in self._candidates(query)), query)
+            records = (entry.record for entry in self._candidates(query))
+            page = select(records, query, lambda record: self._rollouts[record.rollout_id].latest)
         rows = [self._rollouts[record.rollout_id].row for record in page.items]
         return Rows(rows, page.total)
 
     def _candidates(self, query: RolloutQuery) -> Iterable[_Rollout]:
-        """Rollouts that can match, in order of insertion: through an index where each row must pass an "in" filter."""
-        choices = [self._with_one_of(one.field, one.value) for one in query.filters if one.kind == "in"]
-        if (query.filter_logic == "or" and len(query.filters) > 1) or not choices:
+        """Rollouts that can match, in order of insertion: through an index where each row must pass a filter that has
+        one."""
+        if query.filter_logic == "or" and len(query.filters) > 1:
+            return self._in_order
+        choices = []
+        for one in query.filters:
+            if one.kind == "in" and one.field in _INDEXED:
+                choices.append(self._with_one_of(one.field, one.value))
+            elif one.kind == "members":
+                labels = (label_of(key, text) for key, text in one.value)
+                choices += [list(self._by_label.get(label, ())) for label in labels if label is not None]
+        if not choices:
             return self._in_order
         fewest = min(choices, key=len)
         return sorted(fewest, key=attrgetter("ordinal"))

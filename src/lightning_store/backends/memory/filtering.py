@@ -8,14 +8,25 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 from lightning_store.backends.base import Rows
-from lightning_store.queries import Filter, Query
+from lightning_store.backends.matching import matches
+from lightning_store.queries import Query
 
 T = TypeVar("T")
 
 
-def select(records: Iterable[T], query: Query[Any]) -> Rows[T]:
-    """The page of ``records``, given in order of insertion, that ``query`` asks for."""
-    rows = [record for record in records if matches(record, query)] if query.filters else list(records)
+def select(
+    records: Iterable[T], query: Query[Any], attempt_of: Callable[[T], object | None] = lambda _: None
+) -> Rows[T]:
+    """The page of ``records``, given in order of insertion, that ``query`` asks for.
+
+    Args:
+        records: What to select from.
+        query: What to select.
+        attempt_of: The latest attempt, if the records are rollouts.
+    """
+    rows = (
+        [record for record in records if matches(record, query, attempt_of(record))] if query.filters else list(records)
+    )
     if query.sort_by is not None:
         rows.sort(key=_sort_key(rows, query.sort_by, query.none_first), reverse=query.descending)
     elif query.descending:
@@ -33,20 +44,6 @@ def page_of_all(records: Iterable[T], total: int, query: Query[Any]) -> Rows[T]:
 def is_plain(query: Query[Any]) -> bool:
     """Whether the query takes rows as they were inserted."""
     return not query.filters and query.sort_by is None and not query.descending
-
-
-def matches(record: object, query: Query[Any]) -> bool:
-    combine = all if query.filter_logic == "and" else any
-    return combine(_passes(record, one) for one in query.filters)
-
-
-def _passes(record: object, wanted: Filter) -> bool:
-    value = getattr(record, wanted.field)
-    if wanted.kind == "in":
-        return value in wanted.value
-    if wanted.kind == "equals":
-        return bool(value == wanted.value)
-    return value is not None and wanted.value in value
 
 
 def _sort_key(records: Iterable[object], field: str, none_first: bool) -> Callable[[Any], Any]:

@@ -7,6 +7,7 @@ two connections write or checkpoint at once. All others only read.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 import threading
@@ -19,6 +20,7 @@ from typing import Final, Literal, TypeAlias, get_args
 from lightning_store.backends.sqlite.errors import DAMAGED, IN_USE, opening_errors, problem_of
 from lightning_store.errors import InvalidArgumentError, StoreUnavailableError, UnsupportedError
 from lightning_store.ids import new_hex
+from lightning_store.labels import has_members
 
 Durability: TypeAlias = Literal["full", "normal"]
 """What an acknowledged call survives: "full" a loss of power, "normal" the end of the process."""
@@ -137,7 +139,12 @@ def open_reader(path: str) -> sqlite3.Connection:
         timeout=READER_TIMEOUT_SECONDS,
     )
     connection.execute("PRAGMA query_only = ON")
+    connection.create_function("has_members", 2, _has_members, deterministic=True)
     return connection
+
+
+def _has_members(metadata_json: str | None, members: str) -> bool:
+    return has_members(metadata_json, json.loads(members))
 
 
 def _make_file(path: str) -> None:

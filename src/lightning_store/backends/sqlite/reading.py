@@ -23,6 +23,7 @@ from lightning_store.backends.records import (
 from lightning_store.backends.sqlite import rows
 from lightning_store.backends.sqlite.loading import expendable, has_passed, overdue
 from lightning_store.backends.sqlite.spool import Spool
+from lightning_store.labels import label_of
 from lightning_store.queries import AttemptQuery, Filter, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
 
 T = TypeVar("T")
@@ -118,7 +119,16 @@ class _Table(Generic[T]):
 
 
 _ROLLOUTS: Final[_Table[RolloutRow]] = _Table(
-    "rollouts t", rows.SELECT_ROLLOUTS_BY_NUMBER, lambda row: rows.rollout_entry(row).row
+    "rollouts t",
+    rows.SELECT_ROLLOUTS_BY_NUMBER,
+    lambda row: rows.rollout_entry(row).row,
+    (
+        ("metadata_json", "(SELECT metadata_json FROM payloads WHERE rollout = t.number)"),
+        (
+            "worker_id",
+            "(SELECT worker_id FROM attempts WHERE rollout = t.number AND attempt_id = t.latest_attempt_id)",
+        ),
+    ),
 )
 _ATTEMPTS: Final[_Table[AttemptRecord]] = _Table(
     "rollouts r CROSS JOIN attempts t ON t.rollout = r.number",
@@ -203,14 +213,35 @@ def _where(table: _Table[T], query: Query[Any], which: dict[str, str]) -> tuple[
 
 
 def _condition(column: str, wanted: Filter) -> tuple[str, list[Any]]:
-    if wanted.kind == "in":
-        values = sorted(wanted.value)
-        if len(values) <= PARAMETERS_MAX:
-            return f"{column} IN ({', '.join('?' * len(values))})", values
-        return f"{column} IN (SELECT value FROM json_each(?))", [json.dumps(values)]
-    if wanted.kind == "equals":
-        return f"{column} = ?", [wanted.value]
-    return f"instr({column}, ?)", [wanted.value]
+    match wanted.kind:
+        case "in":
+            values = sorted(value for value in wanted.value if value is not None)
+            null = f"{column} IS NULL OR " if None in wanted.value else ""
+            if len(values) <= PARAMETERS_MAX:
+                return f"({null}{column} IN ({', '.join('?' * len(values))}))", values
+            return f"({null}{column} IN (SELECT value FROM json_each(?)))", [json.dumps(values)]
+        case "equals":
+            return f"{column} = ?", [wanted.value]
+        case "contains":
+            return f"instr({column}, ?)", [wanted.value]
+        case "from":
+            return f"{column} >= ?", [wanted.value]
+        case "before":
+            return f"{column} < ?", [wanted.value]
+        case "members":
+            return _has_members(column, wanted.value)
+
+
+def _has_members(column: str, members: Sequence[tuple[str, str]]) -> tuple[str, list[Any]]:
+    """Through the index of labels for those that are in it; by a search for the others."""
+    labels = [label_of(*member) for member in members]
+    conditions = ["t.number IN (SELECT rollout FROM labels WHERE label = ?)" for label in labels if label is not None]
+    parameters: list[Any] = [label for label in labels if label is not None]
+    others = [member for member, label in zip(members, labels, strict=True) if label is None]
+    if others or not members:
+        conditions.append(f"has_members({column}, ?)")
+        parameters.append(json.dumps(others))
+    return f"({' AND '.join(conditions)})", parameters
 
 
 def _order(table: _Table[T], query: Query[Any]) -> str:

@@ -14,6 +14,7 @@ from lightning_store.backends.sqlite import rows
 from lightning_store.backends.sqlite.loading import Pacer, SqliteLoaded, load
 from lightning_store.backends.sqlite.replies import Entry, ReplyIndex
 from lightning_store.backends.sqlite.rows import Totals
+from lightning_store.labels import labels_of
 from lightning_store.lifecycle import TERMINAL
 
 ROWS_AT_ONCE: Final = 64
@@ -128,6 +129,7 @@ class _Writer:
         totals.attempts -= await self._execute_in("DELETE FROM attempts WHERE rollout IN (?*)", numbers)
         await self._leave(records, {})
         await self._execute_in("DELETE FROM payloads WHERE rollout IN (?*)", numbers)
+        await self._unlabel([(label, loaded.numbers[one.rollout_id]) for one in records for label in _labels(one)])
         totals.rollouts -= await self._execute_in("DELETE FROM rollouts WHERE number IN (?*)", numbers)
         totals.completed -= sum(one.completion_position is not None for one in records)
         totals.other_bytes -= sum(one.size_bytes for one in records)
@@ -154,6 +156,7 @@ class _Writer:
     async def _put_rollouts(self, records: Sequence[RolloutRecord], former: dict[str, RolloutRecord | None]) -> None:
         loaded, totals = self._loaded, self._totals
         inserted, updated, new_payloads, payloads, queue, completions = [], [], [], [], [], []
+        labels, former_labels = [], []
         earliest = self.written.deadline
         for record in records:
             rollout_id, old = record.rollout_id, former[record.rollout_id]
@@ -164,6 +167,7 @@ class _Writer:
                 number = loaded.numbers[rollout_id] = totals.last_rollout
                 inserted.append((*rows.rollout_columns(record), number, rollout_id, record.start_time))
                 new_payloads.append((number, record.input_json, record.metadata_json))
+                labels += [(label, number) for label in _labels(record)]
                 totals.rollouts += 1
                 totals.other_bytes += record.size_bytes
             else:
@@ -171,6 +175,8 @@ class _Writer:
                 updated.append((*rows.rollout_columns(record), number))
                 if record.input_json is not old.input_json or record.metadata_json is not old.metadata_json:
                     payloads.append((record.input_json, record.metadata_json, number))
+                    former_labels += [(label, number) for label in _labels(old)]
+                    labels += [(label, number) for label in _labels(record)]
                     totals.other_bytes += record.size_bytes - old.size_bytes
             totals.completed += (record.completion_position is not None) - (
                 old is not None and old.completion_position is not None
@@ -194,8 +200,13 @@ class _Writer:
         )
         await self._execute_many(rows.UPDATE_ROLLOUT, updated)
         await self._execute_many("UPDATE payloads SET input_json = ?, metadata_json = ? WHERE rollout = ?", payloads)
+        await self._unlabel(former_labels)
+        await self._execute_many("INSERT INTO labels (label, rollout) VALUES (?, ?)", labels)
         await self._execute_many("INSERT INTO queue (position, rollout) VALUES (?, ?)", queue)
         await self._execute_many("INSERT INTO completions (position, rollout) VALUES (?, ?)", completions)
+
+    async def _unlabel(self, labels: Sequence[tuple[str, int]]) -> None:
+        await self._execute_many("DELETE FROM labels WHERE label = ? AND rollout = ?", labels)
 
     # --- Attempts and spans ------------------------------------------------------------------------------------------
 
@@ -288,6 +299,10 @@ class _Writer:
             self._connection.execute("DELETE FROM replies WHERE number <= ?", (expired,))
         await self._execute_many(rows.INSERT_REPLY, inserted)
         self.written.replies, self.written.expired = added, expired
+
+
+def _labels(record: RolloutRecord) -> Sequence[str]:
+    return labels_of(record.metadata_json)
 
 
 def _size_of(record: WorkerRecord | ResourcesRecord | None) -> int:

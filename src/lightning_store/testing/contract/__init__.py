@@ -28,6 +28,7 @@ from lightning_store.testing.contract.spans import (
 )
 from lightning_store.testing.contract.training import (
     FencedAttemptsContract,
+    FiltersContract,
     FinalOutcomesContract,
     IdempotencyKeysContract,
 )
@@ -75,6 +76,7 @@ class StoreContract(
     FinalOutcomesContract,
     FencedAttemptsContract,
     IdempotencyKeysContract,
+    FiltersContract,
     RequestIdsContract,
 ):
     """Every fact of the contract, to be run on any store::

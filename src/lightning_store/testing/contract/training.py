@@ -239,3 +239,147 @@ class IdempotencyKeysContract(ContractBase):
     async def test_x_key_that_is_no_text_is_refused(self, store: LightningStore, bad: Any) -> None:
         with pytest.raises((ValueError, TypeError), match="idempotency_key"):
             await store.enqueue_many_rollouts(tasks("a"), idempotency_key=cast(Any, bad))
+
+
+async def ids_of(store: LightningStore, **filters: Any) -> list[Any]:
+    """The inputs of the rollouts that match, in order of insertion."""
+    return [one.input for one in await store.query_rollouts(**filters)]
+
+
+FILTERS: list[tuple[dict[str, Any], list[str]]] = [
+    ({"mode_in": ["train"]}, ["a", "b"]),
+    ({"mode_in": ["val", None]}, ["c", "d"]),
+    ({"mode_in": []}, []),
+    ({"resources_id_in": ["rs-1", "rs-2"]}, ["a", "c"]),
+    ({"resources_id_in": []}, []),
+    ({"worker_id_in": ["w-1", "w-9"]}, ["a"]),
+    ({"metadata_equals": {"lightning.run": "r1"}}, ["a", "b"]),
+    ({"metadata_equals": {"lightning.run": "r1", "step": 2}}, ["b"]),
+    ({"metadata_equals": {"step": 1}}, ["a"]),
+    ({"metadata_equals": {"step": True}}, ["c"]),
+    ({"metadata_equals": {"step": 1.5}}, []),
+    ({"metadata_equals": {"tags": {"y": [1], "x": None}}}, ["b"]),
+    ({"metadata_equals": {"lightning.run": "☃ \ud800"}}, ["c"]),
+    ({"metadata_equals": {"lightning.run": ["r1"]}}, ["d"]),
+    ({"metadata_equals": {"lightning.run": None}}, []),
+    ({"metadata_equals": {}}, ["a", "b", "c", "d"]),
+    ({"start_time_min": 1_001.0, "start_time_max": 1_003.0}, ["b", "c"]),
+    ({"start_time_min": 9e9}, []),
+    ({"mode_in": ["train"], "resources_id_in": ["rs-1"]}, ["a"]),
+    ({"mode_in": ["val"], "metadata_equals": {"step": 2}, "filter_logic": "or"}, ["b", "c"]),
+    ({"mode_in": ["train"], "sort_by": "start_time", "sort_order": "desc", "limit": 1}, ["b"]),
+]
+
+
+class FiltersContract(ContractBase):
+    """``mode_in``, ``metadata_equals`` and the other filters that several methods take."""
+
+    @pytest_asyncio.fixture(loop_scope="function")
+    async def labelled(self) -> AsyncIterator[LightningStore]:
+        """Rollouts a, b, c and d, made at 1000, 1001, 1002 and 1003; w-1 has claimed a, and w-2 b."""
+        clock = FakeClock(1_000.0)
+        async with self.opened(clock) as store:
+            for name, fields in (
+                ("a", {"mode": "train", "resources_id": "rs-1", "metadata": {"lightning.run": "r1", "step": 1}}),
+                ("b", {"mode": "train", "metadata": {"step": 2, "lightning.run": "r1", "tags": {"x": None, "y": [1]}}}),
+                (
+                    "c",
+                    {
+                        "mode": "val",
+                        "resources_id": "rs-2",
+                        "metadata": {"lightning.run": "☃ \ud800", "step": True},
+                    },
+                ),
+                ("d", {"metadata": {"lightning.run": ["r1"], "n": "r1"}}),
+            ):
+                await store.enqueue_rollout(name, **cast(Any, fields))
+                clock.advance(1)
+            await claim(store, "w-1")
+            await claim(store, "w-2")
+            yield store
+
+    @pytest.mark.parametrize(("filters", "found"), FILTERS, ids=[str(number) for number in range(len(FILTERS))])
+    async def test_x_filter_rollouts(self, labelled: LightningStore, filters: dict[str, Any], found: list[str]) -> None:
+        assert await ids_of(labelled, **filters) == found
+
+    async def test_x_filter_follows_updates_and_deletions(self, labelled: LightningStore) -> None:
+        a, b, *_ = await labelled.query_rollouts()
+        await labelled.update_rollout(a.rollout_id, metadata={"lightning.run": "r2"})
+        await labelled.update_rollout(b.rollout_id, metadata=None)
+        assert await ids_of(labelled, metadata_equals={"lightning.run": "r1"}) == []
+        assert await ids_of(labelled, metadata_equals={"lightning.run": "r2"}) == ["a"]
+        await labelled.delete_rollouts([a.rollout_id])
+        assert await ids_of(labelled, metadata_equals={"lightning.run": "r2"}) == []
+
+    async def test_x_filter_long_values_are_found(self, labelled: LightningStore) -> None:
+        long = "x" * 5_000
+        await labelled.enqueue_rollout("long", metadata={"lightning.run": long})
+        assert await ids_of(labelled, metadata_equals={"lightning.run": long}) == ["long"]
+        assert await ids_of(labelled, metadata_equals={"lightning.run": long + "x"}) == []
+
+    @pytest.mark.parametrize(
+        "bad",
+        [
+            {"mode_in": "train"},
+            {"mode_in": ["other"]},
+            {"worker_id_in": "w"},
+            {"resources_id_in": [None]},
+            {"metadata_equals": "x"},
+            {"metadata_equals": {"x": object()}},
+            {"start_time_min": "now"},
+            {"start_time_max": float("nan")},
+            {"start_time_min": float("inf")},
+            {"start_time_min": -1},
+        ],
+    )
+    async def test_x_filter_that_is_not_legal_is_refused(self, labelled: LightningStore, bad: dict[str, Any]) -> None:
+        [name] = bad
+        with pytest.raises((ValueError, TypeError), match=name):
+            await labelled.query_rollouts(**bad)
+        with pytest.raises((ValueError, TypeError), match=name):
+            await labelled.cancel_rollouts(**bad)
+        with pytest.raises((ValueError, TypeError), match=name):
+            await labelled.delete_rollouts(older_than=0, **bad)
+        with pytest.raises((ValueError, TypeError), match=name):
+            await anext(aiter(labelled.watch_rollouts(**bad)))
+        assert len(await labelled.query_rollouts()) == 4
+
+    async def test_x_filter_cancels(self, labelled: LightningStore) -> None:
+        cancelled = await labelled.cancel_rollouts(metadata_equals={"lightning.run": "r1"})
+        assert [(one.input, one.status) for one in cancelled] == [("a", "cancelled"), ("b", "cancelled")]
+        assert [one.status for one in await labelled.query_rollouts()] == [
+            "cancelled",
+            "cancelled",
+            "queuing",
+            "queuing",
+        ]
+        assert await labelled.cancel_rollouts(metadata_equals={"lightning.run": "r1"}) == []
+        again = await labelled.cancel_rollouts(status_in=["queuing"], mode_in=["val"])
+        assert [one.input for one in again] == ["c"]
+
+    async def test_x_filter_cancels_of_those_named(self, labelled: LightningStore) -> None:
+        a, _, c, _ = [one.rollout_id for one in await labelled.query_rollouts()]
+        assert [one.input for one in await labelled.cancel_rollouts([c, a], mode_in=["val"])] == ["c"]
+        assert await labelled.cancel_rollouts([], mode_in=["train"]) == []
+        with pytest.raises(ValueError, match="not found"):
+            await labelled.cancel_rollouts(["ro-no"], mode_in=["train"])
+
+    async def test_x_filter_or_ids_have_to_be_given_to_cancel(self, labelled: LightningStore) -> None:
+        with pytest.raises(InvalidArgumentError, match="neither rollout_ids nor a filter is given"):
+            await labelled.cancel_rollouts()
+        assert await ids_of(labelled, status_in=["cancelled"]) == []
+
+    async def test_x_filter_deletes(self, labelled: LightningStore) -> None:
+        await labelled.cancel_rollouts(start_time_min=0)
+        a, _, c, _ = [one.rollout_id for one in await labelled.query_rollouts()]
+        assert await labelled.delete_rollouts(older_than=0, worker_id_in=["w-1"]) == [a]
+        assert await labelled.delete_rollouts([c], mode_in=["train"]) == []
+        assert await ids_of(labelled) == ["b", "c", "d"]
+
+    async def test_x_filter_watches(self, labelled: LightningStore) -> None:
+        everything = [one.rollout_id for one in await labelled.query_rollouts()]
+        feed = labelled.watch_rollouts(metadata_equals={"lightning.run": "r1"})
+        train = labelled.watch_rollouts(everything, mode_in=["train"])
+        await labelled.cancel_rollouts(everything[::-1])
+        assert [(await anext(feed)).rollout.input for _ in range(2)] == ["b", "a"]
+        assert [one.rollout.input async for one in train] == ["b", "a"]
