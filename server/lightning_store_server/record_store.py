@@ -217,6 +217,7 @@ def _record_of(rollout: Rollout) -> RolloutRecord:
         status=rollout.status,
         config=rollout.config,
         metadata_json=None if rollout.metadata is None else json_text.dumps(rollout.metadata, "metadata"),
+        end_reason=rollout.end_reason,
     )
 
 

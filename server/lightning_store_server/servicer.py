@@ -275,6 +275,14 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             cancelled = await self._store.cancel_rollouts(rollout_ids, **filters)
         return rollout.CancelRolloutsResponse(rollouts=map(codec.rollout_to_proto, cancelled))
 
+    async def RequeueRollouts(
+        self, request: rollout.RequeueRolloutsRequest, context: Context
+    ) -> rollout.RequeueRolloutsResponse:
+        ids = [required_text(rollout_id, f"rollout_ids[{i}]") for i, rollout_id in enumerate(request.rollout_ids)]
+        with _once(request, context):
+            requeued = await self._store.requeue_rollouts(ids)
+        return rollout.RequeueRolloutsResponse(rollouts=map(codec.rollout_to_proto, requeued))
+
     async def DeleteRollouts(
         self, request: rollout.DeleteRolloutsRequest, context: Context
     ) -> rollout.DeleteRolloutsResponse:

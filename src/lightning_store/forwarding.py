@@ -62,6 +62,7 @@ class ForwardingStore(LightningStore):
     update_resources = _forwarded(LightningStore.update_resources)
     update_rollout = _forwarded(LightningStore.update_rollout)
     cancel_rollouts = _forwarded(LightningStore.cancel_rollouts)
+    requeue_rollouts = _forwarded(LightningStore.requeue_rollouts)
     update_attempt = _forwarded(LightningStore.update_attempt)
     update_worker = _forwarded(LightningStore.update_worker)
     wait_for_rollouts = _forwarded(LightningStore.wait_for_rollouts)

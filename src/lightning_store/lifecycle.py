@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from lightning_store.model import AttemptStatus, RolloutConfig, RolloutStatus
+from lightning_store.model import AttemptStatus, EndReason, RolloutConfig, RolloutStatus
 
 QUEUED: Final[frozenset[str]] = frozenset({"queuing", "requeuing"})
 """Rollout statuses that a dequeue hands out."""
@@ -14,6 +15,10 @@ TERMINAL: Final[frozenset[str]] = frozenset({"failed", "succeeded", "cancelled"}
 """Rollout statuses that end a wait."""
 REPORTED: Final[frozenset[str]] = frozenset({"failed", "succeeded"})
 """Attempt statuses that a worker reports at its end; after them it is idle."""
+
+
+_FAILURES: Final[Mapping[str | None, EndReason]] = {"timeout": "timeout", "unresponsive": "worker_lost"}
+"""Attempt statuses that say more of a failure than that there was one."""
 
 
 class Expiry(NamedTuple):
@@ -31,6 +36,14 @@ def rollout_status_after(attempt_status: AttemptStatus, sequence_id: int, config
     if attempt_status in config.retry_condition and sequence_id < config.max_attempts:
         return "requeuing"
     return "failed"
+
+
+def end_reason(status: RolloutStatus, latest: AttemptStatus | None) -> EndReason | None:
+    """Why a rollout with this status did not succeed, whose latest attempt has the status ``latest``; None if it is not
+    over, or succeeded."""
+    if status == "cancelled":
+        return "cancelled"
+    return _FAILURES.get(latest, "error") if status == "failed" else None
 
 
 def limits(

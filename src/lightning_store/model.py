@@ -183,6 +183,11 @@ class RolloutConfig(Arguments):
     """The attempt statuses that put the rollout back into the queue."""
 
 
+EndReason = Literal["error", "timeout", "worker_lost", "cancelled"]
+"""Why a rollout did not succeed: its runner reported a failure, or nobody says what went wrong; it took too long; its
+runner fell silent; it was called off."""
+
+
 class Attempt(Model):
     """One execution of a rollout."""
 
@@ -214,6 +219,8 @@ class Rollout(Model):
     status: RolloutStatus = "queuing"
     config: RolloutConfig = Field(default_factory=RolloutConfig)
     metadata: dict[str, Any] | None = None
+    end_reason: EndReason | None = None
+    """Of one that is failed or cancelled: why."""
 
 
 class AttemptedRollout(Rollout):
@@ -521,6 +528,8 @@ class RolloutFilters(TypedDict, total=False):
     """Only those that were made at this time or later, in seconds since the epoch."""
     start_time_max: float | None
     """Only those that were made before this time."""
+    end_reason_in: Sequence[EndReason] | None
+    """Only those that have ended for one of these reasons."""
 
 
 # --- Query results ---------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from lightning_store.labels import member_text
 from lightning_store.model import (
     TIME_MAX_SECONDS,
     Attempt,
+    EndReason,
     FilterLogic,
     ResourcesUpdate,
     Rollout,
@@ -32,6 +33,7 @@ from lightning_store.text import column_text
 RowT = TypeVar("RowT")
 
 ROLLOUT_STATUSES: Final = frozenset(get_args(RolloutStatus))
+END_REASONS: Final = frozenset(get_args(EndReason))
 MODES: Final = frozenset({*get_args(RolloutMode), None})
 WORKER_STATUSES: Final = frozenset(get_args(WorkerStatus))
 
@@ -125,7 +127,7 @@ class RolloutQuery(Query[Rollout]):
 
     model = Rollout
     unordered = frozenset({"input", "config", "metadata"})
-    lists = ("status_in", "rollout_id_in", "mode_in", "resources_id_in", "worker_id_in")
+    lists = ("status_in", "rollout_id_in", "mode_in", "resources_id_in", "worker_id_in", "end_reason_in")
 
     status_in: Sequence[RolloutStatus] | None = None
     rollout_id_in: Sequence[str] | None = None
@@ -136,6 +138,7 @@ class RolloutQuery(Query[Rollout]):
     metadata_equals: Mapping[str, Any] | None = None
     start_time_min: float | None = None
     start_time_max: float | None = None
+    end_reason_in: Sequence[EndReason] | None = None
 
     def _given_filters(self) -> Sequence[Filter | None]:
         workers = _one_of("worker_id", "worker_id_in", self.worker_id_in)
@@ -149,6 +152,7 @@ class RolloutQuery(Query[Rollout]):
             _members("metadata_equals", self.metadata_equals),
             _time("start_time", "start_time_min", self.start_time_min, "from"),
             _time("start_time", "start_time_max", self.start_time_max, "before"),
+            _one_of("end_reason", "end_reason_in", self.end_reason_in, END_REASONS),
         )
 
 

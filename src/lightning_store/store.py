@@ -643,6 +643,23 @@ class LightningStore(ABC):
         """
         raise UnsupportedError(f"{type(self).__name__} cannot cancel several rollouts; use update_rollout")
 
+    async def requeue_rollouts(self, rollout_ids: Sequence[str]) -> list[Rollout]:
+        """Put terminal rollouts back to the tail of the queue: all of them, or on an unknown id none.
+
+        Each is requeuing and has one attempt more at least, whatever its ``max_attempts`` says.
+
+        Args:
+            rollout_ids: Those that are not terminal stay as they are.
+
+        Returns:
+            The rollouts, in the order given; each one that has attempts is an AttemptedRollout with its latest.
+
+        Raises:
+            ValueError: A rollout is not known.
+            UnsupportedError: This store cannot.
+        """
+        raise UnsupportedError(f"{type(self).__name__} cannot requeue several rollouts; use update_rollout")
+
     @abstractmethod
     async def update_attempt(
         self,

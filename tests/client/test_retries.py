@@ -47,6 +47,7 @@ CALLS = {
     "DequeueRollouts": lambda store, rollout: store.dequeue_rollout(worker_id="w"),
     "StartAttempt": lambda store, rollout: store.start_attempt(rollout.rollout_id),
     "UpdateRollout": lambda store, rollout: store.update_rollout(rollout.rollout_id, metadata={"a": 1}),
+    "RequeueRollouts": lambda store, rollout: store.requeue_rollouts([rollout.rollout_id]),
     "CancelRollouts": lambda store, rollout: store.cancel_rollouts([rollout.rollout_id]),
     "DeleteRollouts": lambda store, rollout: store.delete_rollouts([rollout.rollout_id]),
     "UpdateAttempt": lambda store, rollout: store.update_attempt(rollout.rollout_id, "latest", metadata={"a": 1}),

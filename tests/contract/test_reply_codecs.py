@@ -112,6 +112,7 @@ REPLIES: dict[str, st.SearchStrategy[Any]] = {
     "StartAttempt": claims,
     "UpdateRollout": rollouts,
     "CancelRollouts": some(rows),
+    "RequeueRollouts": some(rows),
     "DeleteRollouts": st.tuples(optional(positions()), some(strategies.ids())),
     "UpdateAttempt": attempts,
     "AddSpans": some(outcomes),

@@ -105,6 +105,22 @@ def test_a_file_of_an_older_format_is_backed_up_as_it_is_and_migrated(old_file, 
     assert migrate(copy) == formats
 
 
+def test_labels_and_reasons_are_made_of_what_older_formats_have(old_file):
+    metadata = {"lightning.run": 'a "☃"\n\u0001', "lightning.step": 7, "lightning.on": True, "lightning.none": None}
+    others = {"lightning.list": [1], "lightning.long": "x" * 600, "mine": "lightning."}
+    with closing(sqlite3.connect(old_file)) as connection, connection:
+        connection.execute(
+            "UPDATE payloads SET metadata_json = ? WHERE rollout = 1", (json.dumps({**metadata, **others}),)
+        )
+    with SqliteLightningStore(old_file, clock=FakeClock(WRITTEN_UNTIL)) as store:
+        for key, value in {**metadata, **others}.items():
+            [found] = asyncio.run(store.query_rollouts(metadata_equals={key: value}))
+            assert found.input == {"task": 0, "text": "☃"}
+        [cancelled] = asyncio.run(store.query_rollouts(end_reason_in=["cancelled"]))
+        assert cancelled.status == "cancelled"
+    assert [one for one in check(old_file) if "totals" not in one.rule] == []
+
+
 @pytest.mark.parametrize("number", range(1, len(FORMATS) + 1))
 def test_steps_that_were_released_stay_as_they_are(number):
     """Or files that have gone through them differ from those that will."""

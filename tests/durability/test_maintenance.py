@@ -44,7 +44,11 @@ async def fill(store: SqliteLightningStore, rollouts: int = 6) -> None:
     """Some of everything."""
     await store.add_resources({})
     for number in range(rollouts):
-        await store.enqueue_rollout({"task": number, "text": "☃" * number}, config=RolloutConfig(timeout_seconds=60))
+        await store.enqueue_rollout(
+            {"task": number, "text": "☃" * number},
+            config=RolloutConfig(timeout_seconds=60),
+            metadata={"lightning.run": f"☃ {number}"},
+        )
     for status in ("succeeded", "failed", None):
         claimed = await store.dequeue_rollout(worker_id=f"w-{status}")
         assert claimed is not None
@@ -241,7 +245,13 @@ def test_a_store_in_use_is_sound(path):
         ("UPDATE totals SET latest_resources = NULL", ["the latest resources exist"]),
         ("DELETE FROM totals", ["totals has one row"]),
         ("DELETE FROM meta", ["the store has an id"]),
-        ("DELETE FROM payloads WHERE rollout = 1", ["totals.other_bytes", "each rollout has its payloads"]),
+        (
+            "DELETE FROM payloads WHERE rollout = 1",
+            ["totals.other_bytes", "each rollout has its payloads", "the labels"],
+        ),
+        ("DELETE FROM labels WHERE rollout = 1", ["the labels of rollouts are those of their metadata"]),
+        ("INSERT INTO labels VALUES ('lightning.x=1', 1)", ["the labels of rollouts are those of their metadata"]),
+        ("UPDATE rollouts SET end_reason = NULL WHERE number = 2", ["why a rollout did not succeed"]),
         ("DELETE FROM queue WHERE rollout = 5", ["a queued rollout is in the queue"]),
         (
             "UPDATE queue SET position = 99 WHERE rollout = 5",

@@ -33,6 +33,8 @@ class Scene:
         self.old_resources = await store.add_resources({"llm": LLM(endpoint="http://localhost", model="old")})
         self.resources = await store.add_resources({"llm": LLM(endpoint="http://localhost", model="m")})
         self.running = await store.start_rollout("running", config=retrying(3), worker_id="w")
+        self.failed = await store.start_rollout("failed")
+        await store.update_rollout(self.failed.rollout_id, status="failed")
         self.queued = [await store.enqueue_rollout(f"task {number}") for number in range(3)]
 
     def request(self, rpc, request_id="id-1"):
@@ -46,6 +48,7 @@ class Scene:
             "DequeueRollouts": {"limit": 2, "worker_id": "w2"},
             "StartAttempt": {"rollout_id": self.queued[1].rollout_id, "worker_id": "w2"},
             "CancelRollouts": {"rollout_ids": [running]},
+            "RequeueRollouts": {"rollout_ids": [self.failed.rollout_id]},
             "DeleteRollouts": {"rollout_id_in": {"values": [self.queued[2].rollout_id]}},
             "UpdateRollout": {
                 "rollout_id": running,
@@ -138,7 +141,9 @@ def test_a_repeated_call_gets_the_first_reply_whatever_happened_meanwhile(scene,
 def test_another_id_is_another_call(scene, rpc):
     one = scene.served.call(rpc, scene.request(rpc, "id-1"))
     other = scene.served.call(rpc, scene.request(rpc, "id-2"))
-    assert rpc in {"UpdateRollout", "CancelRollouts", "UpdateAttempt"} or in_bytes(one) != in_bytes(other)
+    assert rpc in {"UpdateRollout", "CancelRollouts", "RequeueRollouts", "UpdateAttempt"} or in_bytes(one) != in_bytes(
+        other
+    )
 
 
 @each_once
@@ -159,6 +164,7 @@ OTHER_REQUESTS = {
     "StartAttempt": {"rollout_id": "ro-no"},
     "UpdateRollout": {"rollout_id": "ro-no"},
     "CancelRollouts": {"rollout_ids": ["ro-no"]},
+    "RequeueRollouts": {"rollout_ids": ["ro-no"]},
     "DeleteRollouts": {"rollout_id_in": {"values": ["ro-no"]}},
     "UpdateAttempt": {"rollout_id": "ro-no", "latest": True},
     "AddSpans": {},

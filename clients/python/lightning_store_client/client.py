@@ -412,6 +412,12 @@ class LightningStoreClient(QueryMethods):
         reply = await self._calls.unary("CancelRollouts", request)
         return [codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts]
 
+    async def requeue_rollouts(self, rollout_ids: Sequence[str]) -> list[Rollout]:
+        arguments.distinct_ids(rollout_ids)
+        request = rollout_pb2.RequeueRolloutsRequest(request_id=new_request_id(), rollout_ids=rollout_ids)
+        reply = await self._calls.unary("RequeueRollouts", request)
+        return [codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts]
+
     async def update_attempt(
         self,
         rollout_id: str,

@@ -431,6 +431,13 @@ class SyncLightningStoreClient(SyncClientBase):
         """
         return run_blocking(self._client.cancel_rollouts(rollout_ids=rollout_ids, status_in=status_in, **filters))
 
+    def requeue_rollouts(self, rollout_ids: Sequence[str]) -> list[Rollout]:
+        """Put terminal rollouts back to the tail of the queue: all of them, or on an unknown id none.
+
+        See :meth:`lightning_store.store.LightningStore.requeue_rollouts`.
+        """
+        return run_blocking(self._client.requeue_rollouts(rollout_ids=rollout_ids))
+
     def update_attempt(
         self,
         rollout_id: str,

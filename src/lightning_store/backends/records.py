@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from lightning_store.lifecycle import QUEUED
-from lightning_store.model import AttemptStatus, RolloutConfig, RolloutMode, RolloutStatus, WorkerStatus
+from lightning_store.model import AttemptStatus, EndReason, RolloutConfig, RolloutMode, RolloutStatus, WorkerStatus
 
 SPAN_OVERHEAD_BYTES: Final = 520
 """Memory of a span record beside its document: the record, its columns, and its place in the indices."""
@@ -60,6 +60,7 @@ class RolloutRecord(NamedTuple):
     """Whether spans of it were dropped to free memory."""
     fingerprint: str | None = None
     """Of a rollout that was queued under an idempotency key: tells its batch from any other."""
+    end_reason: EndReason | None = None
 
     @property
     def in_queue(self) -> bool:

@@ -98,6 +98,7 @@ def _rollout_fields(record: RolloutRecord) -> dict[str, Any]:
         "status": record.status,
         "config": RolloutConfig.model_validate(record.config),
         "metadata": _json(record.metadata_json, "metadata"),
+        "end_reason": record.end_reason,
     }
 
 

@@ -228,6 +228,26 @@ class CancelRollouts(Operation[list[RolloutRow]]):
 
 
 @dataclass(frozen=True, slots=True)
+class RequeueRollouts(Operation[list[RolloutRow]]):
+    """Put terminal rollouts back into the queue. The reply: them with their latest attempts, in the order given."""
+
+    name = "requeue_rollouts"
+    codec = RecordCodec(list[RolloutRow])
+
+    rollout_ids: Sequence[str]
+
+    def add_needs(self, needs: Needs) -> None:
+        needs.rollouts.update(self.rollout_ids)
+
+    def decide(self, view: View) -> list[RolloutRow]:
+        return rules.requeue(view, self.rollout_ids)
+
+    @property
+    def rows(self) -> int:
+        return len(self.rollout_ids)
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteRollouts(Operation[tuple[int | None, list[str]]]):
     """One slice of a deletion. The reply is the place from which the next slice goes on, and what was deleted."""
 

@@ -298,6 +298,17 @@ def cancel(
     return [rows[rollout_id] for rollout_id in rollout_ids if rollout_id in rows]
 
 
+def requeue(view: View, rollout_ids: Sequence[str]) -> list[RolloutRow]:
+    """Put terminal rollouts back to the tail of the queue; the others stay as they are."""
+    rows = {}
+    for rollout_id in dict.fromkeys(rollout_ids):
+        record = known_rollout(view, rollout_id)
+        if record.status in lifecycle.TERMINAL:
+            record = update_rollout(view, rollout_id, {}, "requeuing")
+        rows[rollout_id] = RolloutRow(record, view.latest_attempt(record))
+    return [rows[rollout_id] for rollout_id in rollout_ids]
+
+
 def _status_columns(
     view: View, rollout: RolloutRecord, status: RolloutStatus, *, keeps_place: bool = False
 ) -> dict[str, Any]:
@@ -309,7 +320,9 @@ def _status_columns(
     """
     columns: dict[str, Any] = {"status": status}
     if status in lifecycle.TERMINAL:
+        latest = view.latest_attempt(rollout)
         columns["end_time"] = view.now
+        columns["end_reason"] = lifecycle.end_reason(status, None if latest is None else latest.status)
         columns["queue_position"] = None
         view.effects.ended.append(rollout.rollout_id)
         if status != rollout.status:
@@ -317,7 +330,7 @@ def _status_columns(
             columns["completion_time"] = view.now
         return columns
     if rollout.completion_position is not None:
-        columns["completion_position"] = columns["completion_time"] = None
+        columns["completion_position"] = columns["completion_time"] = columns["end_reason"] = None
     if status in lifecycle.QUEUED:
         if rollout.queue_position is None:
             columns["queue_position"] = view.next_queue_position()

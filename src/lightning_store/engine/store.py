@@ -30,6 +30,7 @@ from lightning_store.engine.operations import (
     Heartbeat,
     PublishResources,
     ReleaseWorker,
+    RequeueRollouts,
     StartAttempt,
     StartRollout,
     UpdateAttempt,
@@ -346,6 +347,10 @@ class EngineStore(QueryMethods):
     ) -> list[Rollout]:
         where = cancelled_where(rollout_ids, status_in, filters)
         return [rollout_with_attempt(row) for row in await self.engine.cancel(rollout_ids, where)]
+
+    async def requeue_rollouts(self, rollout_ids: Sequence[str]) -> list[Rollout]:
+        arguments.distinct_ids(rollout_ids)
+        return [rollout_with_attempt(row) for row in await self.engine.execute(RequeueRollouts(list(rollout_ids)))]
 
     async def update_attempt(
         self,

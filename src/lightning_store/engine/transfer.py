@@ -155,6 +155,7 @@ def adopt_rollout(view: View, part: StoredRollout) -> bool:
     view.put_rollout(
         rollout._replace(
             latest_attempt_id=None if latest is None else latest.attempt_id,
+            end_reason=lifecycle.end_reason(rollout.status, None if latest is None else latest.status),
             queue_position=view.next_queue_position() if queued else None,
             completion_position=view.next_completion_position() if terminal else None,
             completion_time=view.now if terminal else None,

@@ -290,6 +290,7 @@ class Rollout(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     METADATA_JSON_FIELD_NUMBER: _builtins.int
     LATEST_ATTEMPT_FIELD_NUMBER: _builtins.int
+    END_REASON_FIELD_NUMBER: _builtins.int
     rollout_id: _builtins.str
     """Unique in the store."""
     input_json: _builtins.str
@@ -302,6 +303,10 @@ class Rollout(_message.Message):
     """Never unspecified."""
     metadata_json: _builtins.str
     """The text of a JSON object. Absent: none."""
+    end_reason: _builtins.str
+    """Why it did not succeed: "error" (its runner reported a failure, or nobody says), "timeout", "worker_lost" (its runner fell
+    silent) or "cancelled". There may be more. Empty: it is not over, or succeeded.
+    """
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it was enqueued or started."""
@@ -331,10 +336,11 @@ class Rollout(_message.Message):
         config: Global___RolloutConfig | None = ...,
         metadata_json: _builtins.str | None = ...,
         latest_attempt: Global___Attempt | None = ...,
+        end_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_input_json", b"_input_json", "_metadata_json", b"_metadata_json", "_resources_id", b"_resources_id", "config", b"config", "end_time", b"end_time", "input_json", b"input_json", "latest_attempt", b"latest_attempt", "metadata_json", b"metadata_json", "resources_id", b"resources_id", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input_json", b"_input_json", "_metadata_json", b"_metadata_json", "_resources_id", b"_resources_id", "config", b"config", "end_time", b"end_time", "input_json", b"input_json", "latest_attempt", b"latest_attempt", "metadata_json", b"metadata_json", "mode", b"mode", "resources_id", b"resources_id", "rollout_id", b"rollout_id", "start_time", b"start_time", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input_json", b"_input_json", "_metadata_json", b"_metadata_json", "_resources_id", b"_resources_id", "config", b"config", "end_reason", b"end_reason", "end_time", b"end_time", "input_json", b"input_json", "latest_attempt", b"latest_attempt", "metadata_json", b"metadata_json", "mode", b"mode", "resources_id", b"resources_id", "rollout_id", b"rollout_id", "start_time", b"start_time", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__input_json: _TypeAlias = _typing.Literal["input_json"]  # noqa: Y015
     _WhichOneofArgType__input_json: _TypeAlias = _typing.Literal["_input_json", b"_input_json"]  # noqa: Y015
@@ -798,6 +804,7 @@ class RolloutFilters(_message.Message):
     METADATA_EQUALS_JSON_FIELD_NUMBER: _builtins.int
     START_TIME_MIN_FIELD_NUMBER: _builtins.int
     START_TIME_MAX_FIELD_NUMBER: _builtins.int
+    END_REASON_IN_FIELD_NUMBER: _builtins.int
     metadata_equals_json: _builtins.str
     """The text of a JSON object: only rollouts whose metadata has all of its members. Keys that begin with "lightning." have an
     index. 1, 1.0 and true are not equal. Absent: no filter.
@@ -822,6 +829,10 @@ class RolloutFilters(_message.Message):
     def start_time_max(self) -> _timestamp_pb2.Timestamp:
         """Only rollouts that were made before this time. Absent: no filter."""
 
+    @_builtins.property
+    def end_reason_in(self) -> _common_pb2.StringSet:
+        """Only rollouts whose end_reason is one of these. Absent: no filter."""
+
     def __init__(
         self,
         *,
@@ -831,10 +842,11 @@ class RolloutFilters(_message.Message):
         metadata_equals_json: _builtins.str | None = ...,
         start_time_min: _timestamp_pb2.Timestamp | None = ...,
         start_time_max: _timestamp_pb2.Timestamp | None = ...,
+        end_reason_in: _common_pb2.StringSet | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_metadata_equals_json", b"_metadata_equals_json", "metadata_equals_json", b"metadata_equals_json", "mode_in", b"mode_in", "resources_id_in", b"resources_id_in", "start_time_max", b"start_time_max", "start_time_min", b"start_time_min", "worker_id_in", b"worker_id_in"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_metadata_equals_json", b"_metadata_equals_json", "end_reason_in", b"end_reason_in", "metadata_equals_json", b"metadata_equals_json", "mode_in", b"mode_in", "resources_id_in", b"resources_id_in", "start_time_max", b"start_time_max", "start_time_min", b"start_time_min", "worker_id_in", b"worker_id_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_metadata_equals_json", b"_metadata_equals_json", "metadata_equals_json", b"metadata_equals_json", "mode_in", b"mode_in", "resources_id_in", b"resources_id_in", "start_time_max", b"start_time_max", "start_time_min", b"start_time_min", "worker_id_in", b"worker_id_in"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_metadata_equals_json", b"_metadata_equals_json", "end_reason_in", b"end_reason_in", "metadata_equals_json", b"metadata_equals_json", "mode_in", b"mode_in", "resources_id_in", b"resources_id_in", "start_time_max", b"start_time_max", "start_time_min", b"start_time_min", "worker_id_in", b"worker_id_in"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__metadata_equals_json: _TypeAlias = _typing.Literal["metadata_equals_json"]  # noqa: Y015
     _WhichOneofArgType__metadata_equals_json: _TypeAlias = _typing.Literal["_metadata_equals_json", b"_metadata_equals_json"]  # noqa: Y015
@@ -1311,6 +1323,58 @@ class CancelRolloutsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___CancelRolloutsResponse: _TypeAlias = CancelRolloutsResponse  # noqa: Y015
+
+@_typing.final
+class RequeueRolloutsRequest(_message.Message):
+    """Asks to put terminal rollouts back into the queue."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ROLLOUT_IDS_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required: a new id for each call, the same one for its retries."""
+    @_builtins.property
+    def rollout_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """All of them must be known."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        rollout_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "rollout_ids", b"rollout_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequeueRolloutsRequest: _TypeAlias = RequeueRolloutsRequest  # noqa: Y015
+
+@_typing.final
+class RequeueRolloutsResponse(_message.Message):
+    """The rollouts after RequeueRollouts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rollout]:
+        """In the order asked."""
+
+    def __init__(
+        self,
+        *,
+        rollouts: _abc.Iterable[Global___Rollout] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollouts", b"rollouts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequeueRolloutsResponse: _TypeAlias = RequeueRolloutsResponse  # noqa: Y015
 
 @_typing.final
 class UpdateAttemptResponse(_message.Message):

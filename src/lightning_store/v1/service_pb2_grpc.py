@@ -194,6 +194,11 @@ class LightningStoreServiceStub(object):
                 request_serializer=lightning__store_dot_v1_dot_rollout__pb2.CancelRolloutsRequest.SerializeToString,
                 response_deserializer=lightning__store_dot_v1_dot_rollout__pb2.CancelRolloutsResponse.FromString,
                 _registered_method=True)
+        self.RequeueRollouts = channel.unary_unary(
+                '/lightning_store.v1.LightningStoreService/RequeueRollouts',
+                request_serializer=lightning__store_dot_v1_dot_rollout__pb2.RequeueRolloutsRequest.SerializeToString,
+                response_deserializer=lightning__store_dot_v1_dot_rollout__pb2.RequeueRolloutsResponse.FromString,
+                _registered_method=True)
         self.DeleteRollouts = channel.unary_unary(
                 '/lightning_store.v1.LightningStoreService/DeleteRollouts',
                 request_serializer=lightning__store_dot_v1_dot_rollout__pb2.DeleteRolloutsRequest.SerializeToString,
@@ -500,6 +505,16 @@ class LightningStoreServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RequeueRollouts(self, request, context):
+        """ONCE. Puts terminal rollouts back to the tail of the queue, in status requeuing: all of them, or on any error none. The
+        others stay as they are.
+
+        ROLLOUT_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteRollouts(self, request, context):
         """ONCE. Deletes rollouts with their attempts and spans, to free what they take. Late reports on them are refused with
         ROLLOUT_NOT_FOUND, and who waits for them is told as if they had never been there.
@@ -743,6 +758,11 @@ def add_LightningStoreServiceServicer_to_server(servicer, server):
                     servicer.CancelRollouts,
                     request_deserializer=lightning__store_dot_v1_dot_rollout__pb2.CancelRolloutsRequest.FromString,
                     response_serializer=lightning__store_dot_v1_dot_rollout__pb2.CancelRolloutsResponse.SerializeToString,
+            ),
+            'RequeueRollouts': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequeueRollouts,
+                    request_deserializer=lightning__store_dot_v1_dot_rollout__pb2.RequeueRolloutsRequest.FromString,
+                    response_serializer=lightning__store_dot_v1_dot_rollout__pb2.RequeueRolloutsResponse.SerializeToString,
             ),
             'DeleteRollouts': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteRollouts,
@@ -1391,6 +1411,33 @@ class LightningStoreService(object):
             '/lightning_store.v1.LightningStoreService/CancelRollouts',
             lightning__store_dot_v1_dot_rollout__pb2.CancelRolloutsRequest.SerializeToString,
             lightning__store_dot_v1_dot_rollout__pb2.CancelRolloutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequeueRollouts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lightning_store.v1.LightningStoreService/RequeueRollouts',
+            lightning__store_dot_v1_dot_rollout__pb2.RequeueRolloutsRequest.SerializeToString,
+            lightning__store_dot_v1_dot_rollout__pb2.RequeueRolloutsResponse.FromString,
             options,
             channel_credentials,
             insecure,

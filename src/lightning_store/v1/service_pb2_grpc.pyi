@@ -184,6 +184,12 @@ class LightningStoreServiceStub:
 
     ROLLOUT_NOT_FOUND.
     """
+    RequeueRollouts: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.RequeueRolloutsRequest, _rollout_pb2.RequeueRolloutsResponse]
+    """ONCE. Puts terminal rollouts back to the tail of the queue, in status requeuing: all of them, or on any error none. The
+    others stay as they are.
+
+    ROLLOUT_NOT_FOUND.
+    """
     DeleteRollouts: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.DeleteRolloutsRequest, _rollout_pb2.DeleteRolloutsResponse]
     """ONCE. Deletes rollouts with their attempts and spans, to free what they take. Late reports on them are refused with
     ROLLOUT_NOT_FOUND, and who waits for them is told as if they had never been there.
@@ -416,6 +422,12 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     CancelRollouts: _aio.UnaryUnaryMultiCallable[_rollout_pb2.CancelRolloutsRequest, _rollout_pb2.CancelRolloutsResponse]  # type: ignore[assignment]
     """ONCE. Ends rollouts as cancelled: all of them, or on any error none. Those that are terminal already stay as they are.
     Their runners learn of it with their next heartbeat.
+
+    ROLLOUT_NOT_FOUND.
+    """
+    RequeueRollouts: _aio.UnaryUnaryMultiCallable[_rollout_pb2.RequeueRolloutsRequest, _rollout_pb2.RequeueRolloutsResponse]  # type: ignore[assignment]
+    """ONCE. Puts terminal rollouts back to the tail of the queue, in status requeuing: all of them, or on any error none. The
+    others stay as they are.
 
     ROLLOUT_NOT_FOUND.
     """
@@ -762,6 +774,18 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_rollout_pb2.CancelRolloutsResponse, _abc.Awaitable[_rollout_pb2.CancelRolloutsResponse]]:
         """ONCE. Ends rollouts as cancelled: all of them, or on any error none. Those that are terminal already stay as they are.
         Their runners learn of it with their next heartbeat.
+
+        ROLLOUT_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def RequeueRollouts(
+        self,
+        request: _rollout_pb2.RequeueRolloutsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rollout_pb2.RequeueRolloutsResponse, _abc.Awaitable[_rollout_pb2.RequeueRolloutsResponse]]:
+        """ONCE. Puts terminal rollouts back to the tail of the queue, in status requeuing: all of them, or on any error none. The
+        others stay as they are.
 
         ROLLOUT_NOT_FOUND.
         """

@@ -70,6 +70,7 @@ def rollout_to_proto(rollout: Rollout) -> rollout_pb2.Rollout:
         config=config_to_proto(rollout.config),
         metadata_json=optional_json_to_proto(rollout.metadata, "metadata"),
         latest_attempt=None if latest is None else attempt_to_proto(latest),
+        end_reason=rollout.end_reason or "",
     )
 
 
@@ -88,6 +89,7 @@ def rollout_from_proto(message: rollout_pb2.Rollout, field: str) -> Rollout:
         "status": ROLLOUT_STATUS.from_proto(message.status, f"{field}.status"),
         "config": RolloutConfig.model_validate(shared_config_from_proto(message.config, f"{field}.config")),  # a copy
         "metadata": metadata_from_proto(message, field),
+        "end_reason": message.end_reason or None,
     }
     if not has("latest_attempt"):
         return construct(Rollout, values)

@@ -85,6 +85,7 @@ _ONCE: Final = (
     "StartAttempt",
     "UpdateRollout",
     "CancelRollouts",
+    "RequeueRollouts",
     "DeleteRollouts",
     "UpdateAttempt",
     "AddSpans",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from lightning_store.errors import InvalidTypeError
-from lightning_store.model import RolloutFilters, RolloutMode, RolloutStatus, WorkerStatus
+from lightning_store.model import EndReason, RolloutFilters, RolloutMode, RolloutStatus, WorkerStatus
 from lightning_store.queries import AttemptQuery, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
 from lightning_store.text import column_text
 from lightning_store.v1 import common_pb2, resources_pb2, rollout_pb2, span_pb2, worker_pb2
@@ -166,6 +166,7 @@ FilteredRequest = (
 def filters_to_proto(query: RolloutQuery) -> rollout_pb2.RolloutFilters | None:
     """The filters of a query that RolloutFilters has; None where there are none."""
     modes, resources_ids, worker_ids = query.mode_in, query.resources_id_in, query.worker_id_in
+    reasons = query.end_reason_in
     message = rollout_pb2.RolloutFilters(
         mode_in=None if modes is None else rollout_modes_to_proto(modes),
         resources_id_in=None if resources_ids is None else texts_to_proto(resources_ids, "resources_id_in"),
@@ -173,6 +174,7 @@ def filters_to_proto(query: RolloutQuery) -> rollout_pb2.RolloutFilters | None:
         metadata_equals_json=optional_json_to_proto(query.metadata_equals, "metadata_equals"),
         start_time_min=optional_timestamp_to_proto(query.start_time_min),
         start_time_max=optional_timestamp_to_proto(query.start_time_max),
+        end_reason_in=None if reasons is None else texts_to_proto(reasons, "end_reason_in"),
     )
     return message if message.ListFields() else None
 
@@ -194,6 +196,8 @@ def filters_from_proto(request: FilteredRequest) -> RolloutFilters:
         found["start_time_min"] = timestamp_from_proto(message.start_time_min, "filters.start_time_min")
     if has("start_time_max"):
         found["start_time_max"] = timestamp_from_proto(message.start_time_max, "filters.start_time_max")
+    if has("end_reason_in"):
+        found["end_reason_in"] = cast(list[EndReason], list(message.end_reason_in.values))  # which the query checks
     return found
 
 

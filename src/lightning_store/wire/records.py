@@ -37,6 +37,7 @@ def rollout_record_to_proto(record: RolloutRecord, latest: AttemptRecord | None 
         config=_config_to_proto(record.config),
         metadata_json=_as_utf8(record.metadata_json),
         latest_attempt=None if latest is None else attempt_record_to_proto(latest),
+        end_reason=record.end_reason or "",
     )
     write_timestamp(message.start_time, record.start_time)
     write_timestamp(message.end_time, record.end_time)

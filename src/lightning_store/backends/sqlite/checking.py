@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from sqlite3 import Connection, DatabaseError
 from typing import Any, Final, NamedTuple
@@ -14,6 +15,7 @@ from lightning_store.backends.records import (
     text_bytes,
 )
 from lightning_store.backends.sqlite.errors import is_damage
+from lightning_store.labels import labels_of
 from lightning_store.lifecycle import ACTIVE, QUEUED, TERMINAL
 
 LISTED_MAX: Final = 10
@@ -115,6 +117,28 @@ RULES: Final = (
             UNION ALL SELECT 'attempt', attempt_id, rollout FROM attempts
             UNION ALL SELECT 'span', span_id, rollout FROM spans
         ) WHERE rollout NOT IN (SELECT number FROM rollouts)
+        """,
+    ),
+    _Rule(
+        "the labels of rollouts are those of their metadata",
+        """
+        SELECT kind || ' ' || label || ' of row ' || rollout FROM (
+            SELECT 'missing is' AS kind, * FROM (
+                SELECT l.value AS label, p.rollout FROM payloads p CROSS JOIN json_each(labels_of(p.metadata_json)) l
+                EXCEPT SELECT label, rollout FROM labels
+            )
+            UNION ALL SELECT 'not to be there is', * FROM (
+                SELECT label, rollout FROM labels
+                EXCEPT SELECT l.value, p.rollout FROM payloads p CROSS JOIN json_each(labels_of(p.metadata_json)) l
+            )
+        )
+        """,
+    ),
+    _Rule(
+        "why a rollout did not succeed stands with it while it is failed or cancelled",
+        """
+        SELECT rollout_id || ' (' || status || ')' FROM rollouts
+        WHERE (end_reason IS NOT NULL) <> (status IN ('failed', 'cancelled'))
         """,
     ),
     _Rule(
@@ -232,6 +256,7 @@ def violations(connection: Connection, *, quick: bool = False) -> Iterator[Viola
         quick: Whether to leave out what takes long: whether indexes agree with their tables.
     """
     connection.create_function("text_bytes", 1, text_bytes, deterministic=True)
+    connection.create_function("labels_of", 1, lambda text: json.dumps(labels_of(text)), deterministic=True)
     connection.execute("BEGIN")
     try:
         damage = _damage(connection, quick)

@@ -27,6 +27,7 @@ from lightning_store.testing.contract.spans import (
     SpanNumbersContract,
 )
 from lightning_store.testing.contract.training import (
+    EndReasonsContract,
     FencedAttemptsContract,
     FiltersContract,
     FinalOutcomesContract,
@@ -77,6 +78,7 @@ class StoreContract(
     FencedAttemptsContract,
     IdempotencyKeysContract,
     FiltersContract,
+    EndReasonsContract,
     RequestIdsContract,
 ):
     """Every fact of the contract, to be run on any store::

@@ -377,6 +377,7 @@ ID_CALLS: Final[dict[str, IdCall]] = {
     "update_attempt-attempt": lambda store, one, id_: store.update_attempt(one.rollout_id, id_, status="failed"),
     "update_worker": lambda store, one, id_: store.update_worker(id_),
     "cancel_rollouts": lambda store, one, id_: store.cancel_rollouts([one.rollout_id, id_]),
+    "requeue_rollouts": lambda store, one, id_: store.requeue_rollouts([one.rollout_id, id_]),
     "delete_rollouts": lambda store, one, id_: store.delete_rollouts([one.rollout_id, id_]),
     "delete_workers": lambda store, one, id_: store.delete_workers(["w-no", id_]),
     "delete_resources": lambda store, one, id_: store.delete_resources(["rs-no", id_]),

@@ -30,12 +30,14 @@ class Scene:
         old_resources: ResourcesUpdate,
         resources: ResourcesUpdate,
         running: AttemptedRollout,
+        failed: Rollout,
         queued: list[Rollout],
     ) -> None:
         self.store = store
         self.old_resources = old_resources
         self.resources = resources
         self.running = running
+        self.failed = failed
         self.queued = queued
 
     @classmethod
@@ -50,6 +52,7 @@ class Scene:
             old_resources,
             resources,
             running,
+            await store.update_rollout((await store.start_rollout("failed")).rollout_id, status="failed"),
             [await store.enqueue_rollout(f"task {number}") for number in range(4)],
         )
 
@@ -76,6 +79,7 @@ CALLS: Final[dict[str, Callable[[LightningStore, Scene], Awaitable[Any]]]] = {
     "start_attempt": lambda store, scene: store.start_attempt(scene.queued[3].rollout_id, "w2"),
     "update_rollout": lambda store, scene: store.update_rollout(scene.running.rollout_id, status="requeuing", input=2),
     "cancel_rollouts": lambda store, scene: store.cancel_rollouts([scene.queued[2].rollout_id]),
+    "requeue_rollouts": lambda store, scene: store.requeue_rollouts([scene.failed.rollout_id]),
     "delete_rollouts": lambda store, scene: store.delete_rollouts([scene.queued[1].rollout_id]),
     "delete_workers": lambda store, _: store.delete_workers(["w0", "w-no"]),
     "delete_resources": lambda store, scene: store.delete_resources([scene.old_resources.resources_id]),
@@ -154,7 +158,7 @@ class RequestIdsContract(ContractBase):
     async def test_x_another_request_id_is_another_call(self, scene: Scene, call: str) -> None:
         first = await self.requested(scene, call, "id-1")
         second = await self.requested(scene, call, "id-2")
-        same_again = {"update_rollout", "cancel_rollouts", "update_attempt"}
+        same_again = {"update_rollout", "cancel_rollouts", "requeue_rollouts", "update_attempt"}
         assert call in same_again or second != first
 
     @every_call

@@ -266,6 +266,7 @@ FILTERS: list[tuple[dict[str, Any], list[str]]] = [
     ({"start_time_min": 1_001.0, "start_time_max": 1_003.0}, ["b", "c"]),
     ({"start_time_min": 9e9}, []),
     ({"mode_in": ["train"], "resources_id_in": ["rs-1"]}, ["a"]),
+    ({"end_reason_in": ["cancelled", "error"]}, []),
     ({"mode_in": ["val"], "metadata_equals": {"step": 2}, "filter_logic": "or"}, ["b", "c"]),
     ({"mode_in": ["train"], "sort_by": "start_time", "sort_order": "desc", "limit": 1}, ["b"]),
 ]
@@ -327,6 +328,7 @@ class FiltersContract(ContractBase):
             {"metadata_equals": "x"},
             {"metadata_equals": {"x": object()}},
             {"start_time_min": "now"},
+            {"end_reason_in": ["no reason"]},
             {"start_time_max": float("nan")},
             {"start_time_min": float("inf")},
             {"start_time_min": -1},
@@ -383,3 +385,121 @@ class FiltersContract(ContractBase):
         await labelled.cancel_rollouts(everything[::-1])
         assert [(await anext(feed)).rollout.input for _ in range(2)] == ["b", "a"]
         assert [one.rollout.input async for one in train] == ["b", "a"]
+
+
+async def fail(store: LightningStore, clock: FakeClock, claimed: AttemptedRollout) -> None:
+    await report(store, claimed, "failed")
+
+
+async def take_too_long(store: LightningStore, clock: FakeClock, claimed: AttemptedRollout) -> None:
+    clock.advance(101)
+
+
+async def fall_silent(store: LightningStore, clock: FakeClock, claimed: AttemptedRollout) -> None:
+    clock.advance(51)
+
+
+async def fail_by_hand(store: LightningStore, clock: FakeClock, claimed: AttemptedRollout) -> None:
+    await store.update_rollout(claimed.rollout_id, status="failed")
+
+
+async def call_off(store: LightningStore, clock: FakeClock, claimed: AttemptedRollout) -> None:
+    await store.cancel_rollouts([claimed.rollout_id])
+
+
+async def succeed(store: LightningStore, clock: FakeClock, claimed: AttemptedRollout) -> None:
+    await report(store, claimed, "succeeded")
+
+
+Ending = Callable[[LightningStore, FakeClock, AttemptedRollout], Awaitable[None]]
+ENDINGS: list[tuple[Ending, RolloutConfig, str | None]] = [
+    (fail, RolloutConfig(), "error"),
+    (take_too_long, RolloutConfig(timeout_seconds=100), "timeout"),
+    (fall_silent, RolloutConfig(unresponsive_seconds=50), "worker_lost"),
+    (fail_by_hand, RolloutConfig(), "error"),
+    (call_off, RolloutConfig(), "cancelled"),
+    (succeed, RolloutConfig(), None),
+]
+
+
+class EndReasonsContract(ContractBase):
+    """``end_reason`` and ``requeue_rollouts``."""
+
+    @pytest.mark.parametrize(("end", "config", "reason"), ENDINGS, ids=[end.__name__ for end, _, _ in ENDINGS])
+    async def test_x_end_reason_tells_why_it_did_not_succeed(
+        self, store: LightningStore, clock: FakeClock, end: Ending, config: RolloutConfig, reason: str | None
+    ) -> None:
+        queued = await store.enqueue_rollout("task", config=config)
+        assert queued.end_reason is None
+        claimed = await claim(store)
+        assert claimed.end_reason is None
+        await end(store, clock, claimed)
+        [found] = await store.query_rollouts()
+        assert found.end_reason == reason
+        [waited] = await store.wait_for_rollouts([claimed.rollout_id], timeout=0)
+        assert waited.end_reason == reason
+        if reason is not None:
+            assert await ids_of(store, end_reason_in=[reason]) == ["task"]
+
+    async def test_x_end_reason_comes_with_the_last_retry_only(self, store: LightningStore, clock: FakeClock) -> None:
+        await store.enqueue_rollout("task", config=retrying(2, timeout_seconds=100.0))
+        await report(store, await claim(store), "failed")
+        [waiting] = await store.query_rollouts()
+        assert (waiting.status, waiting.end_reason) == ("requeuing", None)
+        await claim(store)
+        clock.advance(101)
+        [ended] = await store.query_rollouts()
+        assert (ended.status, ended.end_reason) == ("failed", "timeout")
+
+    async def test_x_end_reason_goes_with_the_outcome(self, store: LightningStore) -> None:
+        await store.enqueue_rollout("task")
+        claimed = await claim(store)
+        await report(store, claimed, "failed")
+        await report(store, claimed, "succeeded")
+        [late] = await store.query_rollouts()
+        assert (late.status, late.end_reason) == ("succeeded", None)
+
+    async def test_x_requeued_rollouts_go_to_the_tail_with_one_attempt_more(self, store: LightningStore) -> None:
+        for name in ("a", "b", "c"):
+            await store.enqueue_rollout(name)
+        first, second = await claim(store), await claim(store)
+        await report(store, first, "failed")
+        await store.cancel_rollouts([second.rollout_id])
+        b, a = await store.requeue_rollouts([second.rollout_id, first.rollout_id])
+        assert [(one.input, one.status, one.end_reason) for one in (b, a)] == [
+            ("b", "requeuing", None),
+            ("a", "requeuing", None),
+        ]
+        assert isinstance(a, AttemptedRollout)
+        again = await store.dequeue_many_rollouts(limit=5)
+        assert [(one.input, one.attempt.sequence_id) for one in again] == [("c", 1), ("b", 2), ("a", 2)]
+        await report(store, again[2], "failed")
+        assert await ids_of(store, status_in=["failed"]) == ["a"]
+
+    async def test_x_requeue_leaves_others_alone(self, store: LightningStore) -> None:
+        queued = await store.enqueue_rollout("queued")
+        running = await store.start_rollout("running")
+        before = list(await store.query_rollouts())
+        assert await store.requeue_rollouts([running.rollout_id, queued.rollout_id, running.rollout_id]) == [
+            *before[::-1],
+            before[1],
+        ]
+        assert list(await store.query_rollouts()) == before
+        assert await store.requeue_rollouts([]) == []
+
+    async def test_x_an_unknown_id_requeues_nothing(self, store: LightningStore) -> None:
+        rollout = await store.enqueue_rollout("task")
+        await store.cancel_rollouts([rollout.rollout_id])
+        with pytest.raises(ValueError, match="ro-no not found"):
+            await store.requeue_rollouts([rollout.rollout_id, "ro-no"])
+        with pytest.raises((ValueError, TypeError), match="rollout_ids"):
+            await store.requeue_rollouts(rollout.rollout_id)
+        assert await store.dequeue_rollout() is None
+
+    @pytest.mark.parametrize("options", [{"strict": True}, {"final_outcomes": True}])
+    async def test_x_final_outcomes_may_be_requeued(self, clock: FakeClock, options: dict[str, Any]) -> None:
+        async with self.opened(clock, **options) as store:
+            rollout = await store.enqueue_rollout("task")
+            await store.cancel_rollouts([rollout.rollout_id])
+            await store.requeue_rollouts([rollout.rollout_id])
+            assert (await claim(store)).rollout_id == rollout.rollout_id
