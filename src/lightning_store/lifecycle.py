@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from lightning_store.model import AttemptStatus, EndReason, RolloutConfig, RolloutStatus
+from lightning_store.model import TIME_MAX_SECONDS, AttemptStatus, EndReason, RolloutConfig, RolloutStatus
 
 QUEUED: Final[frozenset[str]] = frozenset({"queuing", "requeuing"})
 """Rollout statuses that a dequeue hands out."""
@@ -17,6 +17,8 @@ REPORTED: Final[frozenset[str]] = frozenset({"failed", "succeeded"})
 """Attempt statuses that a worker reports at its end; after them it is idle."""
 
 
+RETRIES_COUNTED_MAX: Final = 64
+"""After so many retries the delay grows no more."""
 _FAILURES: Final[Mapping[str | None, EndReason]] = {"timeout": "timeout", "unresponsive": "worker_lost"}
 """Attempt statuses that say more of a failure than that there was one."""
 
@@ -36,6 +38,12 @@ def rollout_status_after(attempt_status: AttemptStatus, sequence_id: int, config
     if attempt_status in config.retry_condition and sequence_id < config.max_attempts:
         return "requeuing"
     return "failed"
+
+
+def retry_time(config: RolloutConfig, sequence_id: int, now: float) -> float | None:
+    """When a rollout whose attempt ``sequence_id`` has failed is back in the queue; None for at once."""
+    delay_seconds = config.retry_delay_seconds * config.retry_backoff ** min(sequence_id - 1, RETRIES_COUNTED_MAX)
+    return min(now + delay_seconds, TIME_MAX_SECONDS) if delay_seconds else None
 
 
 def end_reason(status: RolloutStatus, latest: AttemptStatus | None) -> EndReason | None:

@@ -181,6 +181,10 @@ class RolloutConfig(Arguments):
     """Attempts in all, the first included."""
     retry_condition: list[AttemptStatus] = Field(default_factory=list)
     """The attempt statuses that put the rollout back into the queue."""
+    retry_delay_seconds: Duration = 0.0
+    """How long a rollout waits before it is back in the queue for its first retry."""
+    retry_backoff: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)] = 1.0
+    """How many times as long it waits before each further retry."""
 
 
 EndReason = Literal["error", "timeout", "worker_lost", "cancelled"]

@@ -67,6 +67,11 @@ class RolloutRecord(NamedTuple):
         return self.queue_position is not None and self.status in QUEUED
 
     @property
+    def waits_to_retry(self) -> bool:
+        """Whether it is back in the queue when its ``deadline`` has passed."""
+        return self.queue_position is None and self.status in QUEUED
+
+    @property
     def payload_bytes(self) -> int:
         """Of its JSON texts, in memory."""
         return text_bytes(self.input_json) + text_bytes(self.metadata_json)

@@ -89,8 +89,14 @@ def known_attempt(view: View, rollout_id: str, attempt_id: str) -> AttemptRecord
 
 
 def expire(view: View, rollout_id: str) -> None:
-    """End the rollout's latest attempt if a deadline of it has passed; note the next deadline if none has."""
+    """End the rollout's latest attempt if a deadline of it has passed; note the next deadline if none has. A rollout
+    whose wait for its retry is over goes to the tail of the queue."""
     rollout = view.rollout(rollout_id)
+    if rollout is not None and rollout.waits_to_retry:
+        if rollout.deadline is not None and view.now > rollout.deadline:
+            view.put_rollout(rollout._replace(queue_position=view.next_queue_position(), deadline=None))
+            view.effects.queued.append(rollout_id)
+        return
     attempt = None if rollout is None else view.latest_attempt(rollout)
     if rollout is None or attempt is None:
         return
@@ -137,14 +143,16 @@ def _limits(view: View, status: RolloutStatus, config: RolloutConfig, latest: At
 
 def _put(view: View, rollout: RolloutRecord, latest: AttemptRecord | None, columns: dict[str, Any]) -> RolloutRecord:
     """Store ``columns`` of a rollout, and a deadline that is early enough: one that moves later is found out when the
-    former has come.
+    former has come. The deadline of one that waits for its retry stays as it is.
 
     Args:
         latest: The latest attempt, as it is from now on.
         columns: What is to change; nothing is stored if nothing changes.
     """
-    if latest is not None:
-        status, config = columns.get("status", rollout.status), columns.get("config", rollout.config)
+    status, position = columns.get("status", rollout.status), columns.get("queue_position", rollout.queue_position)
+    waits = status in lifecycle.QUEUED and position is None
+    if latest is not None and not waits:
+        config = columns.get("config", rollout.config)
         deadline, former = first_deadline(view, status, config, latest), rollout.deadline
         if deadline != former and (deadline is None or former is None or deadline < former):
             columns["deadline"] = deadline
@@ -310,13 +318,19 @@ def requeue(view: View, rollout_ids: Sequence[str]) -> list[RolloutRow]:
 
 
 def _status_columns(
-    view: View, rollout: RolloutRecord, status: RolloutStatus, *, keeps_place: bool = False
+    view: View,
+    rollout: RolloutRecord,
+    status: RolloutStatus,
+    *,
+    keeps_place: bool = False,
+    retry_time: float | None = None,
 ) -> dict[str, Any]:
     """The columns of a rollout that moves to ``status``, its place in the queue and among the completions among them
     (fact 5).
 
     Args:
         keeps_place: Whether a rollout that goes on without being claimed has its place again when it is put back.
+        retry_time: When a rollout that is put back is in the queue again; None for at once.
     """
     columns: dict[str, Any] = {"status": status}
     if status in lifecycle.TERMINAL:
@@ -331,7 +345,10 @@ def _status_columns(
         return columns
     if rollout.completion_position is not None:
         columns["completion_position"] = columns["completion_time"] = columns["end_reason"] = None
-    if status in lifecycle.QUEUED:
+    if status in lifecycle.QUEUED and retry_time is not None:
+        columns["queue_position"] = None
+        columns["deadline"] = retry_time
+    elif status in lifecycle.QUEUED:
         if rollout.queue_position is None:
             columns["queue_position"] = view.next_queue_position()
         view.effects.queued.append(rollout.rollout_id)
@@ -395,7 +412,8 @@ def _following_columns(view: View, rollout: RolloutRecord, latest: AttemptRecord
     status = lifecycle.rollout_status_after(latest.status, latest.sequence_id, rollout.config)
     if status == rollout.status and not (reported and status in lifecycle.TERMINAL):
         return {}
-    return _status_columns(view, rollout, status)
+    retry_time = lifecycle.retry_time(rollout.config, latest.sequence_id, view.now) if status == "requeuing" else None
+    return _status_columns(view, rollout, status, retry_time=retry_time)
 
 
 # --- Workers (facts 25 to 27) ----------------------------------------------------------------------------------------

@@ -173,8 +173,12 @@ class RolloutConfig(_message.Message):
     UNRESPONSIVE_FIELD_NUMBER: _builtins.int
     MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
     RETRY_CONDITION_FIELD_NUMBER: _builtins.int
+    RETRY_DELAY_FIELD_NUMBER: _builtins.int
+    RETRY_BACKOFF_FIELD_NUMBER: _builtins.int
     max_attempts: _builtins.int
     """Attempts in all, the first included. At least 1; absent: 1."""
+    retry_backoff: _builtins.float
+    """How many times as long it waits before each further retry: 1 to 100. Absent: 1."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """An attempt that runs longer ends as ATTEMPT_STATUS_TIMEOUT. Absent: no limit. Not negative."""
@@ -189,6 +193,10 @@ class RolloutConfig(_message.Message):
     def retry_condition(self) -> _containers.RepeatedScalarFieldContainer[Global___AttemptStatus.ValueType]:
         """The attempt statuses after which the rollout goes back into the queue, while attempts are left."""
 
+    @_builtins.property
+    def retry_delay(self) -> _duration_pb2.Duration:
+        """How long a rollout waits, in status requeuing, before it is back in the queue for its first retry. Absent: not at all."""
+
     def __init__(
         self,
         *,
@@ -196,14 +204,21 @@ class RolloutConfig(_message.Message):
         unresponsive: _duration_pb2.Duration | None = ...,
         max_attempts: _builtins.int | None = ...,
         retry_condition: _abc.Iterable[Global___AttemptStatus.ValueType] | None = ...,
+        retry_delay: _duration_pb2.Duration | None = ...,
+        retry_backoff: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "max_attempts", b"max_attempts", "timeout", b"timeout", "unresponsive", b"unresponsive"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "_retry_backoff", b"_retry_backoff", "max_attempts", b"max_attempts", "retry_backoff", b"retry_backoff", "retry_delay", b"retry_delay", "timeout", b"timeout", "unresponsive", b"unresponsive"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "max_attempts", b"max_attempts", "retry_condition", b"retry_condition", "timeout", b"timeout", "unresponsive", b"unresponsive"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "_retry_backoff", b"_retry_backoff", "max_attempts", b"max_attempts", "retry_backoff", b"retry_backoff", "retry_condition", b"retry_condition", "retry_delay", b"retry_delay", "timeout", b"timeout", "unresponsive", b"unresponsive"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_attempts: _TypeAlias = _typing.Literal["max_attempts"]  # noqa: Y015
     _WhichOneofArgType__max_attempts: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts"]  # noqa: Y015
+    _WhichOneofReturnType__retry_backoff: _TypeAlias = _typing.Literal["retry_backoff"]  # noqa: Y015
+    _WhichOneofArgType__retry_backoff: _TypeAlias = _typing.Literal["_retry_backoff", b"_retry_backoff"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_attempts) -> _WhichOneofReturnType__max_attempts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__retry_backoff) -> _WhichOneofReturnType__retry_backoff | None: ...
 
 Global___RolloutConfig: _TypeAlias = RolloutConfig  # noqa: Y015
 

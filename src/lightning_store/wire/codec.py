@@ -125,6 +125,8 @@ def config_to_proto(config: RolloutConfig) -> rollout_pb2.RolloutConfig:
         unresponsive=optional_duration_to_proto(config.unresponsive_seconds),
         max_attempts=config.max_attempts,
         retry_condition=[ATTEMPT_STATUS.to_proto(status, "retry_condition") for status in config.retry_condition],
+        retry_delay=optional_duration_to_proto(config.retry_delay_seconds or None),
+        retry_backoff=config.retry_backoff if config.retry_backoff != 1 else None,
     )
 
 
@@ -141,6 +143,10 @@ def config_from_proto(message: rollout_pb2.RolloutConfig, field: str) -> Rollout
         values["unresponsive_seconds"] = duration_from_proto(message.unresponsive, f"{field}.unresponsive")
     if message.HasField("max_attempts"):
         values["max_attempts"] = message.max_attempts
+    if message.HasField("retry_delay"):
+        values["retry_delay_seconds"] = duration_from_proto(message.retry_delay, f"{field}.retry_delay")
+    if message.HasField("retry_backoff"):
+        values["retry_backoff"] = message.retry_backoff
     return validated(RolloutConfig, values, field)
 
 

@@ -109,7 +109,14 @@ _ATTEMPT_COLUMNS: Final = {path: path for path in _COLUMN_READERS}
 
 
 def _config_to_proto(config: RolloutConfig) -> rollout_pb2.RolloutConfig:
-    key = (config.timeout_seconds, config.unresponsive_seconds, config.max_attempts, tuple(config.retry_condition))
+    key = (
+        config.timeout_seconds,
+        config.unresponsive_seconds,
+        config.max_attempts,
+        tuple(config.retry_condition),
+        config.retry_delay_seconds,
+        config.retry_backoff,
+    )
     return _known_config(*key)
 
 
@@ -119,12 +126,16 @@ def _known_config(
     unresponsive_seconds: float | None,
     max_attempts: int,
     retry_condition: tuple[AttemptStatus, ...],
+    retry_delay_seconds: float,
+    retry_backoff: float,
 ) -> rollout_pb2.RolloutConfig:
     config = RolloutConfig(
         timeout_seconds=timeout_seconds,
         unresponsive_seconds=unresponsive_seconds,
         max_attempts=max_attempts,
         retry_condition=list(retry_condition),
+        retry_delay_seconds=retry_delay_seconds,
+        retry_backoff=retry_backoff,
     )
     return config_to_proto(config)
 

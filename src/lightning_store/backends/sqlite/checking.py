@@ -142,11 +142,12 @@ RULES: Final = (
         """,
     ),
     _Rule(
-        "a queued rollout is in the queue, in its place",
+        "a queued rollout is in the queue, in its place, or waits for its retry",
         f"""
         SELECT r.rollout_id || ' (' || r.status || ')'
         FROM rollouts r LEFT JOIN queue q ON q.position = r.queue_position
         WHERE r.status IN ({_QUEUED}) AND q.rollout IS NOT r.number
+            AND (r.queue_position IS NOT NULL OR r.deadline IS NULL)
         """,
     ),
     _Rule(

@@ -213,9 +213,10 @@ def config_text(config: RolloutConfig) -> str | None:
     """None for the default."""
     if config == _DEFAULT_CONFIG:
         return None
-    return json.dumps(
-        [config.timeout_seconds, config.unresponsive_seconds, config.max_attempts, list(config.retry_condition)]
-    )
+    columns = [config.timeout_seconds, config.unresponsive_seconds, config.max_attempts, list(config.retry_condition)]
+    if config.retry_delay_seconds or config.retry_backoff != 1:
+        columns += [config.retry_delay_seconds, config.retry_backoff]
+    return json.dumps(columns)
 
 
 @lru_cache(maxsize=256)
@@ -223,12 +224,15 @@ def config_of(text: str | None) -> RolloutConfig:
     """Shared by the records that have the same: a config is never changed in place."""
     if text is None:
         return _DEFAULT_CONFIG
-    timeout_seconds, unresponsive_seconds, max_attempts, retry_condition = json.loads(text)
+    timeout_seconds, unresponsive_seconds, max_attempts, retry_condition, *delay = json.loads(text)
+    retry_delay_seconds, retry_backoff = delay or (0.0, 1.0)
     return RolloutConfig(
         timeout_seconds=timeout_seconds,
         unresponsive_seconds=unresponsive_seconds,
         max_attempts=max_attempts,
         retry_condition=retry_condition,
+        retry_delay_seconds=retry_delay_seconds,
+        retry_backoff=retry_backoff,
     )
 
 

@@ -32,6 +32,7 @@ from lightning_store.testing.contract.training import (
     FiltersContract,
     FinalOutcomesContract,
     IdempotencyKeysContract,
+    RetryDelaysContract,
 )
 from lightning_store.testing.contract.waiting import WaitingContract
 from lightning_store.testing.contract.waiting_for_any import WaitingForAnyContract
@@ -79,6 +80,7 @@ class StoreContract(
     IdempotencyKeysContract,
     FiltersContract,
     EndReasonsContract,
+    RetryDelaysContract,
     RequestIdsContract,
 ):
     """Every fact of the contract, to be run on any store::

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Literal, cast
 
@@ -17,7 +18,7 @@ from lightning_store.errors import (
 )
 from lightning_store.model import AttemptedRollout, AttemptStatus, EnqueueRolloutRequest, RolloutConfig, RolloutStatus
 from lightning_store.store import LightningStore
-from lightning_store.testing.clock import FakeClock
+from lightning_store.testing.clock import SAFETY_SECONDS, FakeClock
 from lightning_store.testing.contract.base import (
     ContractBase,
     claim,
@@ -503,3 +504,113 @@ class EndReasonsContract(ContractBase):
             await store.cancel_rollouts([rollout.rollout_id])
             await store.requeue_rollouts([rollout.rollout_id])
             assert (await claim(store)).rollout_id == rollout.rollout_id
+
+
+def patient(max_attempts: int = 4, **fields: Any) -> RolloutConfig:
+    """A config whose retries come after 10 seconds, then 20, then 40."""
+    return retrying(max_attempts, retry_delay_seconds=10.0, retry_backoff=2.0, **fields)
+
+
+class RetryDelaysContract(ContractBase):
+    """``retry_delay_seconds`` and ``retry_backoff``."""
+
+    async def test_x_delay_each_retry_waits_longer(self, store: LightningStore, clock: FakeClock) -> None:
+        await store.enqueue_rollout("task", config=patient())
+        for seconds in (10, 20, 40):
+            await report(store, await claim(store), "failed")
+            clock.advance(seconds)
+            [waiting] = await store.query_rollouts()
+            assert (waiting.status, waiting.end_reason) == ("requeuing", None)
+            assert await store.dequeue_rollout() is None
+            clock.advance(1)
+        last = await claim(store)
+        assert last.attempt.sequence_id == 4
+        assert (last.config.retry_delay_seconds, last.config.retry_backoff) == (10, 2)
+        await report(store, last, "failed")
+        assert await status_of(store, last) == "failed"
+
+    async def test_x_delay_it_goes_to_the_tail_when_it_is_over(self, store: LightningStore, clock: FakeClock) -> None:
+        await store.enqueue_rollout("a", config=patient())
+        await report(store, await claim(store), "failed")
+        await store.enqueue_rollout("b")
+        clock.advance(11)
+        await store.query_rollouts()
+        await store.enqueue_rollout("c")
+        assert [one.input for one in await store.dequeue_many_rollouts(limit=5)] == ["b", "a", "c"]
+
+    async def test_x_delay_a_claim_that_waits_gets_it(self, store: LightningStore, clock: FakeClock) -> None:
+        await store.enqueue_rollout("task", config=patient())
+        await report(store, await claim(store), "failed")
+        waiting = asyncio.create_task(store.dequeue_rollout(max_wait=15))
+        await clock.until_waiting(clock.now() + 15)
+        clock.advance(10.5)
+        claimed = await asyncio.wait_for(waiting, SAFETY_SECONDS)
+        assert claimed is not None
+        assert claimed.attempt.sequence_id == 2
+
+    async def test_x_delay_follows_a_deadline_too(self, store: LightningStore, clock: FakeClock) -> None:
+        await store.enqueue_rollout("task", config=patient(timeout_seconds=100.0))
+        await claim(store)
+        clock.advance(101)
+        assert await store.dequeue_rollout() is None
+        clock.advance(10.5)
+        assert (await claim(store)).attempt.sequence_id == 2
+
+    async def test_x_delay_outlasts_other_changes(self, store: LightningStore, clock: FakeClock) -> None:
+        await store.enqueue_rollout("task", config=patient())
+        claimed = await claim(store, "w")
+        await report(store, claimed, "failed")
+        await store.update_rollout(claimed.rollout_id, metadata={"x": 1})
+        await store.update_attempt(claimed.rollout_id, claimed.attempt.attempt_id, metadata={"x": 1})
+        await report(store, claimed, "failed")
+        await store.update_worker("w")
+        assert await store.dequeue_rollout() is None
+        clock.advance(10.5)
+        assert (await claim(store)).metadata == {"x": 1}
+        assert await store.dequeue_rollout() is None
+
+    @pytest.mark.parametrize("status", ["queuing", "requeuing"])
+    async def test_x_delay_ends_by_hand(self, store: LightningStore, clock: FakeClock, status: RolloutStatus) -> None:
+        await store.enqueue_rollout("task", config=patient())
+        claimed = await claim(store)
+        await report(store, claimed, "failed")
+        await store.update_rollout(claimed.rollout_id, status=status)
+        assert (await claim(store)).attempt.sequence_id == 2
+        clock.advance(60)
+        assert await store.dequeue_rollout() is None
+
+    async def test_x_delay_ends_with_the_rollout(self, store: LightningStore, clock: FakeClock) -> None:
+        for name in ("cancelled", "succeeded", "deleted", "started"):
+            await store.enqueue_rollout(name, config=patient())
+        one, two, three, four = await store.dequeue_many_rollouts(limit=4)
+        for claimed in (one, two, three, four):
+            await report(store, claimed, "failed")
+        await store.cancel_rollouts([one.rollout_id])
+        await report(store, two, "succeeded")
+        await store.delete_rollouts([three.rollout_id])
+        started = await store.start_attempt(four.rollout_id)
+        clock.advance(60)
+        assert await store.dequeue_rollout() is None
+        assert [one.status for one in await store.query_rollouts()] == ["cancelled", "succeeded", "preparing"]
+        await report(store, started, "succeeded")
+        assert await status_of(store, started) == "succeeded"
+
+    async def test_x_delay_a_span_revives_a_rollout_that_waits(self, store: LightningStore, clock: FakeClock) -> None:
+        await store.enqueue_rollout("task", config=patient(unresponsive_seconds=50.0))
+        claimed = await claim(store)
+        clock.advance(51)
+        assert await status_of(store, claimed) == "requeuing"
+        await store.add_span(make_span(claimed))
+        assert await status_of(store, claimed) == "running"
+        clock.advance(40)
+        assert await status_of(store, claimed) == "running"
+        assert await store.dequeue_rollout() is None
+        clock.advance(11)
+        assert await status_of(store, claimed) == "requeuing"
+
+    @pytest.mark.parametrize(
+        "bad", [{"retry_delay_seconds": -1}, {"retry_backoff": 0.5}, {"retry_backoff": 101}, {"retry_backoff": "x"}]
+    )
+    async def test_x_delay_that_is_not_legal_is_refused(self, store: LightningStore, bad: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            await store.enqueue_rollout("task", config=cast(Any, bad))
