@@ -194,6 +194,7 @@ def _request_of(new: NewRollout) -> EnqueueRolloutRequest:
         resources_id=new.resources_id,
         config=new.config,
         metadata=json_text.loads(new.metadata_json, "metadata"),
+        priority=new.priority,
     )
 
 
@@ -218,6 +219,7 @@ def _record_of(rollout: Rollout) -> RolloutRecord:
         config=rollout.config,
         metadata_json=None if rollout.metadata is None else json_text.dumps(rollout.metadata, "metadata"),
         end_reason=rollout.end_reason,
+        priority=rollout.priority,
     )
 
 

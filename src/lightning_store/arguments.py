@@ -32,9 +32,17 @@ def rollout_request(
     resources_id: str | None,
     config: RolloutConfig | None,
     metadata: Mapping[str, Any] | None,
+    priority: int = 0,
 ) -> EnqueueRolloutRequest:
     """The request of these arguments; pydantic.ValidationError where one is not legal."""
-    fields = {"input": input, "mode": mode, "resources_id": resources_id, "config": config, "metadata": metadata}
+    fields = {
+        "input": input,
+        "mode": mode,
+        "resources_id": resources_id,
+        "config": config,
+        "metadata": metadata,
+        "priority": priority,
+    }
     return _sendable(EnqueueRolloutRequest.model_validate(fields), "resources_id")
 
 

@@ -167,6 +167,10 @@ class Arguments(Model):
             raise explained(error, cls) from None
 
 
+PRIORITY_MAX: Final = 10_000
+"""The highest priority of a rollout, and less nothing the lowest."""
+
+
 class RolloutConfig(Arguments):
     """How long an attempt may take, and when a failed one is tried again."""
 
@@ -181,6 +185,8 @@ class RolloutConfig(Arguments):
     """Attempts in all, the first included."""
     retry_condition: list[AttemptStatus] = Field(default_factory=list)
     """The attempt statuses that put the rollout back into the queue."""
+    retry_position: Literal["head", "tail"] = "tail"
+    """Where in the queue a retry stands: before or after all others of its priority."""
     retry_delay_seconds: Duration = 0.0
     """How long a rollout waits before it is back in the queue for its first retry."""
     retry_backoff: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)] = 1.0
@@ -225,6 +231,8 @@ class Rollout(Model):
     metadata: dict[str, Any] | None = None
     end_reason: EndReason | None = None
     """Of one that is failed or cancelled: why."""
+    priority: int = 0
+    """Higher ones are claimed first."""
 
 
 class AttemptedRollout(Rollout):
@@ -250,6 +258,8 @@ class EnqueueRolloutRequest(Arguments):
     """None takes the latest resources at the time of the call."""
     config: RolloutConfig | None = None
     metadata: dict[str, Any] | None = None
+    priority: Annotated[int, Field(strict=True, ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
+    """Higher ones are claimed first."""
 
 
 class RolloutUpdate(Arguments):

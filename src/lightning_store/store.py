@@ -175,6 +175,8 @@ class LightningStore(ABC):
         resources_id: str | None = None,
         config: RolloutConfig | None = None,
         metadata: Mapping[str, Any] | None = None,
+        *,
+        priority: int = 0,
     ) -> Rollout:
         """Put one rollout at the tail of the queue.
 
@@ -185,6 +187,7 @@ class LightningStore(ABC):
                 not known is kept as given.
             config: Timeouts and retries; None for the defaults.
             metadata: A JSON object; None is stored as ``{}``.
+            priority: Rollouts of a higher priority are claimed before all others: -10,000 to 10,000.
 
         Returns:
             The rollout, queuing and without an attempt.

@@ -223,8 +223,10 @@ class LightningStoreClient(QueryMethods):
         resources_id: str | None = None,
         config: RolloutConfig | None = None,
         metadata: Mapping[str, Any] | None = None,
+        *,
+        priority: int = 0,
     ) -> Rollout:
-        new = _new_rollout(input, mode, resources_id, config, metadata)
+        new = _new_rollout(input, mode, resources_id, config, metadata, priority)
         if new.ByteSize() > BATCHED_BYTES_MAX:
             [queued] = await _enqueue(self._calls, [new])
         else:
@@ -619,5 +621,6 @@ def _new_rollout(
     resources_id: str | None,
     config: RolloutConfig | None,
     metadata: Mapping[str, Any] | None,
+    priority: int = 0,
 ) -> rollout_pb2.NewRollout:
-    return codec.new_rollout_to_proto(arguments.rollout_request(input, mode, resources_id, config, metadata))
+    return codec.new_rollout_to_proto(arguments.rollout_request(input, mode, resources_id, config, metadata, priority))

@@ -107,6 +107,8 @@ class SyncLightningStoreClient(SyncClientBase):
         resources_id: str | None = None,
         config: RolloutConfig | None = None,
         metadata: Mapping[str, Any] | None = None,
+        *,
+        priority: int = 0,
     ) -> Rollout:
         """Put one rollout at the tail of the queue.
 
@@ -114,7 +116,7 @@ class SyncLightningStoreClient(SyncClientBase):
         """
         return run_blocking(
             self._client.enqueue_rollout(
-                input=input, mode=mode, resources_id=resources_id, config=config, metadata=metadata
+                input=input, mode=mode, resources_id=resources_id, config=config, metadata=metadata, priority=priority
             )
         )
 

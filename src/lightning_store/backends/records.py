@@ -21,6 +21,8 @@ ATTEMPT_OVERHEAD_BYTES: Final = 800
 RESOURCES_OVERHEAD_BYTES: Final = 500
 WORKER_OVERHEAD_BYTES: Final = 500
 WIDEST_CHAR_BYTES: Final = 4
+POSITIONS_PER_BAND: Final = 1 << 48
+"""More rollouts than these are never queued."""
 
 
 def text_bytes(text: str | None) -> int:
@@ -61,6 +63,20 @@ class RolloutRecord(NamedTuple):
     fingerprint: str | None = None
     """Of a rollout that was queued under an idempotency key: tells its batch from any other."""
     end_reason: EndReason | None = None
+    priority: int = 0
+    queue_band: int = 0
+    """Comes before its position in the queue: lower ones are claimed first. It follows from the priority, and from
+    whether the rollout stands at the head for a retry."""
+
+    @property
+    def queue_place(self) -> tuple[int, int] | None:
+        """Orders the queue, in a transaction too, in which positions may be provisional."""
+        return None if self.queue_position is None else (self.queue_band, self.queue_position)
+
+    @property
+    def queue_key(self) -> int | None:
+        """Orders the queue, as one number, once the position is a real one."""
+        return None if self.queue_position is None else self.queue_band * POSITIONS_PER_BAND + self.queue_position
 
     @property
     def in_queue(self) -> bool:
@@ -69,7 +85,7 @@ class RolloutRecord(NamedTuple):
     @property
     def waits_to_retry(self) -> bool:
         """Whether it is back in the queue when its ``deadline`` has passed."""
-        return self.queue_position is None and self.status in QUEUED
+        return self.queue_position is None and self.status == "requeuing"
 
     @property
     def payload_bytes(self) -> int:
@@ -91,6 +107,7 @@ class NewRollout(NamedTuple):
     """None takes the latest resources at the time of the call."""
     config: RolloutConfig
     metadata_json: str
+    priority: int = 0
 
     @property
     def payload_bytes(self) -> int:

@@ -99,6 +99,7 @@ def _rollout_fields(record: RolloutRecord) -> dict[str, Any]:
         "config": RolloutConfig.model_validate(record.config),
         "metadata": _json(record.metadata_json, "metadata"),
         "end_reason": record.end_reason,
+        "priority": record.priority,
     }
 
 

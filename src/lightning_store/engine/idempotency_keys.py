@@ -26,6 +26,7 @@ def fingerprint_of(requests: Sequence[NewRollout]) -> str:
             json.loads(one.metadata_json),
             one.mode,
             one.resources_id,
+            one.priority,
             one.config.model_dump(mode="json", exclude_defaults=True),
         )
         for one in requests

@@ -94,7 +94,9 @@ def expire(view: View, rollout_id: str) -> None:
     rollout = view.rollout(rollout_id)
     if rollout is not None and rollout.waits_to_retry:
         if rollout.deadline is not None and view.now > rollout.deadline:
-            view.put_rollout(rollout._replace(queue_position=view.next_queue_position(), deadline=None))
+            band = queue_band(rollout.priority, at_head=rollout.config.retry_position == "head")
+            queue_position = view.next_queue_position()
+            view.put_rollout(rollout._replace(queue_position=queue_position, queue_band=band, deadline=None))
             view.effects.queued.append(rollout_id)
         return
     attempt = None if rollout is None else view.latest_attempt(rollout)
@@ -150,7 +152,7 @@ def _put(view: View, rollout: RolloutRecord, latest: AttemptRecord | None, colum
         columns: What is to change; nothing is stored if nothing changes.
     """
     status, position = columns.get("status", rollout.status), columns.get("queue_position", rollout.queue_position)
-    waits = status in lifecycle.QUEUED and position is None
+    waits = status == "requeuing" and position is None
     if latest is not None and not waits:
         config = columns.get("config", rollout.config)
         deadline, former = first_deadline(view, status, config, latest), rollout.deadline
@@ -182,7 +184,14 @@ def create(view: View, new: NewRollout, status: RolloutStatus, queue_position: i
         config=new.config,
         metadata_json=new.metadata_json,
         queue_position=queue_position,
+        priority=new.priority,
+        queue_band=queue_band(new.priority),
     )
+
+
+def queue_band(priority: int, *, at_head: bool = False) -> int:
+    """The part of the queue for rollouts of this priority, those at its head apart."""
+    return -2 * priority - at_head
 
 
 def check_resources(view: View, resources_id: str | None) -> None:
@@ -324,6 +333,7 @@ def _status_columns(
     *,
     keeps_place: bool = False,
     retry_time: float | None = None,
+    at_head: bool = False,
 ) -> dict[str, Any]:
     """The columns of a rollout that moves to ``status``, its place in the queue and among the completions among them
     (fact 5).
@@ -331,6 +341,7 @@ def _status_columns(
     Args:
         keeps_place: Whether a rollout that goes on without being claimed has its place again when it is put back.
         retry_time: When a rollout that is put back is in the queue again; None for at once.
+        at_head: Whether it stands before all others of its priority.
     """
     columns: dict[str, Any] = {"status": status}
     if status in lifecycle.TERMINAL:
@@ -351,6 +362,7 @@ def _status_columns(
     elif status in lifecycle.QUEUED:
         if rollout.queue_position is None:
             columns["queue_position"] = view.next_queue_position()
+            columns["queue_band"] = queue_band(rollout.priority, at_head=at_head)
         view.effects.queued.append(rollout.rollout_id)
     elif not keeps_place and rollout.queue_position is not None:
         columns["queue_position"] = None
@@ -413,7 +425,8 @@ def _following_columns(view: View, rollout: RolloutRecord, latest: AttemptRecord
     if status == rollout.status and not (reported and status in lifecycle.TERMINAL):
         return {}
     retry_time = lifecycle.retry_time(rollout.config, latest.sequence_id, view.now) if status == "requeuing" else None
-    return _status_columns(view, rollout, status, retry_time=retry_time)
+    at_head = status == "requeuing" and rollout.config.retry_position == "head"
+    return _status_columns(view, rollout, status, retry_time=retry_time, at_head=at_head)
 
 
 # --- Workers (facts 25 to 27) ----------------------------------------------------------------------------------------

@@ -176,8 +176,10 @@ class EngineStore(QueryMethods):
         resources_id: str | None = None,
         config: RolloutConfig | None = None,
         metadata: Mapping[str, Any] | None = None,
+        *,
+        priority: int = 0,
     ) -> Rollout:
-        new = _new_rollout(arguments.rollout_request(input, mode, resources_id, config, metadata))
+        new = _new_rollout(arguments.rollout_request(input, mode, resources_id, config, metadata, priority))
         [record] = await self.engine.execute(EnqueueRollouts([new]))
         return rollout_of(record)
 
@@ -450,6 +452,7 @@ def _new_rollout(request: EnqueueRolloutRequest, prefix: str = "") -> NewRollout
         resources_id=request.resources_id,
         config=request.config if request.config is not None else RolloutConfig(),
         metadata_json=json_text.dumps(request.metadata, f"{prefix}metadata") if request.metadata else "{}",
+        priority=request.priority,
     )
 
 

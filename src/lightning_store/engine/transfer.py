@@ -16,7 +16,7 @@ from lightning_store.backends.records import (
     WorkerRecord,
 )
 from lightning_store.engine import workers
-from lightning_store.engine.rules import first_deadline
+from lightning_store.engine.rules import first_deadline, queue_band
 from lightning_store.engine.view import View
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.queries import AttemptQuery, SpanQuery
@@ -157,6 +157,7 @@ def adopt_rollout(view: View, part: StoredRollout) -> bool:
             latest_attempt_id=None if latest is None else latest.attempt_id,
             end_reason=lifecycle.end_reason(rollout.status, None if latest is None else latest.status),
             queue_position=view.next_queue_position() if queued else None,
+            queue_band=queue_band(rollout.priority),
             completion_position=view.next_completion_position() if terminal else None,
             completion_time=view.now if terminal else None,
             deadline=None if latest is None else first_deadline(view, rollout.status, rollout.config, latest),

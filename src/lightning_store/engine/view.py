@@ -93,7 +93,7 @@ class View:
         self._queue: Iterator[str] | None = None
         self._next: str | None = None
         """What comes next in the queue that was loaded, if a claim has seen it and not taken it."""
-        self._queued: list[tuple[int, str]] = []
+        self._queued: list[tuple[tuple[int, int], str]] = []
         """The rollouts that this group put into the queue, a heap by place, with some that have left it since."""
         self._queue_rank = 0
         """How many of ``effects.queued`` are in that heap."""
@@ -196,35 +196,35 @@ class View:
                 return self._next
             self._next = None
 
-    def _queued_here(self) -> tuple[int, str] | None:
+    def _queued_here(self) -> tuple[tuple[int, int], str] | None:
         """The first of the rollouts that this group put into the queue, with its place. It may be an old one, in front
         of all others."""
         queued, rollouts = self._queued, self.changes.rollouts
         while self._queue_rank < len(self.effects.queued):
             rollout = rollouts[self.effects.queued[self._queue_rank]]
-            if rollout is not None and rollout.queue_position is not None:
-                heapq.heappush(queued, (rollout.queue_position, rollout.rollout_id))
+            if rollout is not None and rollout.queue_place is not None:
+                heapq.heappush(queued, (rollout.queue_place, rollout.rollout_id))
             self._queue_rank += 1
         while queued:
             place, rollout_id = queued[0]
             rollout = rollouts[rollout_id]
-            if rollout is not None and rollout.in_queue and rollout.queue_position == place:
+            if rollout is not None and rollout.in_queue and rollout.queue_place == place:
                 return queued[0]
             heapq.heappop(queued)
         return None
 
-    def _place(self, rollout_id: str) -> int:
+    def _place(self, rollout_id: str) -> tuple[int, int]:
         rollout = self.rollout(rollout_id)
         assert rollout is not None
-        assert rollout.queue_position is not None
-        return rollout.queue_position
+        assert rollout.queue_place is not None
+        return rollout.queue_place
 
     def _keeps_place(self, rollout_id: str) -> bool:
         """Whether a rollout that was in the queue and that this group changed still stands in the same place."""
         former, rollout = self.loaded.rollout(rollout_id), self.changes.rollouts[rollout_id]
         if former is None or rollout is None:
             return False
-        return rollout.in_queue and rollout.queue_position == former.queue_position
+        return rollout.in_queue and rollout.queue_place == former.queue_place
 
     # --- Changing ----------------------------------------------------------------------------------------------------
 

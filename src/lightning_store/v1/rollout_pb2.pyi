@@ -175,10 +175,13 @@ class RolloutConfig(_message.Message):
     RETRY_CONDITION_FIELD_NUMBER: _builtins.int
     RETRY_DELAY_FIELD_NUMBER: _builtins.int
     RETRY_BACKOFF_FIELD_NUMBER: _builtins.int
+    RETRY_AT_HEAD_FIELD_NUMBER: _builtins.int
     max_attempts: _builtins.int
     """Attempts in all, the first included. At least 1; absent: 1."""
     retry_backoff: _builtins.float
     """How many times as long it waits before each further retry: 1 to 100. Absent: 1."""
+    retry_at_head: _builtins.bool
+    """Whether a retry stands before all others of its priority in the queue, rather than after them."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """An attempt that runs longer ends as ATTEMPT_STATUS_TIMEOUT. Absent: no limit. Not negative."""
@@ -206,10 +209,11 @@ class RolloutConfig(_message.Message):
         retry_condition: _abc.Iterable[Global___AttemptStatus.ValueType] | None = ...,
         retry_delay: _duration_pb2.Duration | None = ...,
         retry_backoff: _builtins.float | None = ...,
+        retry_at_head: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "_retry_backoff", b"_retry_backoff", "max_attempts", b"max_attempts", "retry_backoff", b"retry_backoff", "retry_delay", b"retry_delay", "timeout", b"timeout", "unresponsive", b"unresponsive"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "_retry_backoff", b"_retry_backoff", "max_attempts", b"max_attempts", "retry_backoff", b"retry_backoff", "retry_condition", b"retry_condition", "retry_delay", b"retry_delay", "timeout", b"timeout", "unresponsive", b"unresponsive"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "_retry_backoff", b"_retry_backoff", "max_attempts", b"max_attempts", "retry_at_head", b"retry_at_head", "retry_backoff", b"retry_backoff", "retry_condition", b"retry_condition", "retry_delay", b"retry_delay", "timeout", b"timeout", "unresponsive", b"unresponsive"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_attempts: _TypeAlias = _typing.Literal["max_attempts"]  # noqa: Y015
     _WhichOneofArgType__max_attempts: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts"]  # noqa: Y015
@@ -306,6 +310,7 @@ class Rollout(_message.Message):
     METADATA_JSON_FIELD_NUMBER: _builtins.int
     LATEST_ATTEMPT_FIELD_NUMBER: _builtins.int
     END_REASON_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     rollout_id: _builtins.str
     """Unique in the store."""
     input_json: _builtins.str
@@ -322,6 +327,8 @@ class Rollout(_message.Message):
     """Why it did not succeed: "error" (its runner reported a failure, or nobody says), "timeout", "worker_lost" (its runner fell
     silent) or "cancelled". There may be more. Empty: it is not over, or succeeded.
     """
+    priority: _builtins.int
+    """Higher ones are claimed first."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it was enqueued or started."""
@@ -352,10 +359,11 @@ class Rollout(_message.Message):
         metadata_json: _builtins.str | None = ...,
         latest_attempt: Global___Attempt | None = ...,
         end_reason: _builtins.str = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_input_json", b"_input_json", "_metadata_json", b"_metadata_json", "_resources_id", b"_resources_id", "config", b"config", "end_time", b"end_time", "input_json", b"input_json", "latest_attempt", b"latest_attempt", "metadata_json", b"metadata_json", "resources_id", b"resources_id", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input_json", b"_input_json", "_metadata_json", b"_metadata_json", "_resources_id", b"_resources_id", "config", b"config", "end_reason", b"end_reason", "end_time", b"end_time", "input_json", b"input_json", "latest_attempt", b"latest_attempt", "metadata_json", b"metadata_json", "mode", b"mode", "resources_id", b"resources_id", "rollout_id", b"rollout_id", "start_time", b"start_time", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input_json", b"_input_json", "_metadata_json", b"_metadata_json", "_resources_id", b"_resources_id", "config", b"config", "end_reason", b"end_reason", "end_time", b"end_time", "input_json", b"input_json", "latest_attempt", b"latest_attempt", "metadata_json", b"metadata_json", "mode", b"mode", "priority", b"priority", "resources_id", b"resources_id", "rollout_id", b"rollout_id", "start_time", b"start_time", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__input_json: _TypeAlias = _typing.Literal["input_json"]  # noqa: Y015
     _WhichOneofArgType__input_json: _TypeAlias = _typing.Literal["_input_json", b"_input_json"]  # noqa: Y015
@@ -383,6 +391,7 @@ class NewRollout(_message.Message):
     RESOURCES_ID_FIELD_NUMBER: _builtins.int
     CONFIG_FIELD_NUMBER: _builtins.int
     METADATA_JSON_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     input_json: _builtins.str
     """The task itself: the text of any JSON value. Absent: null."""
     mode: Global___RolloutMode.ValueType
@@ -391,6 +400,8 @@ class NewRollout(_message.Message):
     """The resources that it is to use; kept as given, also when empty. Absent: the latest, or none where there are none."""
     metadata_json: _builtins.str
     """The text of a JSON object. Absent: an empty one."""
+    priority: _builtins.int
+    """Higher ones are claimed first: -10,000 to 10,000."""
     @_builtins.property
     def config(self) -> Global___RolloutConfig:
         """Absent: no limits, one attempt."""
@@ -403,10 +414,11 @@ class NewRollout(_message.Message):
         resources_id: _builtins.str | None = ...,
         config: Global___RolloutConfig | None = ...,
         metadata_json: _builtins.str | None = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_input_json", b"_input_json", "_metadata_json", b"_metadata_json", "_resources_id", b"_resources_id", "config", b"config", "input_json", b"input_json", "metadata_json", b"metadata_json", "resources_id", b"resources_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input_json", b"_input_json", "_metadata_json", b"_metadata_json", "_resources_id", b"_resources_id", "config", b"config", "input_json", b"input_json", "metadata_json", b"metadata_json", "mode", b"mode", "resources_id", b"resources_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input_json", b"_input_json", "_metadata_json", b"_metadata_json", "_resources_id", b"_resources_id", "config", b"config", "input_json", b"input_json", "metadata_json", b"metadata_json", "mode", b"mode", "priority", b"priority", "resources_id", b"resources_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__input_json: _TypeAlias = _typing.Literal["input_json"]  # noqa: Y015
     _WhichOneofArgType__input_json: _TypeAlias = _typing.Literal["_input_json", b"_input_json"]  # noqa: Y015

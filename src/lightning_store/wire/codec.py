@@ -71,6 +71,7 @@ def rollout_to_proto(rollout: Rollout) -> rollout_pb2.Rollout:
         metadata_json=optional_json_to_proto(rollout.metadata, "metadata"),
         latest_attempt=None if latest is None else attempt_to_proto(latest),
         end_reason=rollout.end_reason or "",
+        priority=rollout.priority,
     )
 
 
@@ -90,6 +91,7 @@ def rollout_from_proto(message: rollout_pb2.Rollout, field: str) -> Rollout:
         "config": RolloutConfig.model_validate(shared_config_from_proto(message.config, f"{field}.config")),  # a copy
         "metadata": metadata_from_proto(message, field),
         "end_reason": message.end_reason or None,
+        "priority": message.priority,
     }
     if not has("latest_attempt"):
         return construct(Rollout, values)
@@ -116,6 +118,7 @@ def new_rollout_to_proto(request: EnqueueRolloutRequest, prefix: str = "") -> ro
         resources_id=optional_text_to_proto(request.resources_id, f"{prefix}resources_id"),
         config=None if request.config is None else config_to_proto(request.config),
         metadata_json=optional_json_to_proto(request.metadata, f"{prefix}metadata"),
+        priority=request.priority,
     )
 
 
@@ -127,6 +130,7 @@ def config_to_proto(config: RolloutConfig) -> rollout_pb2.RolloutConfig:
         retry_condition=[ATTEMPT_STATUS.to_proto(status, "retry_condition") for status in config.retry_condition],
         retry_delay=optional_duration_to_proto(config.retry_delay_seconds or None),
         retry_backoff=config.retry_backoff if config.retry_backoff != 1 else None,
+        retry_at_head=config.retry_position == "head",
     )
 
 
@@ -135,7 +139,8 @@ def config_from_proto(message: rollout_pb2.RolloutConfig, field: str) -> Rollout
         "retry_condition": [
             ATTEMPT_STATUS.from_proto(status, f"{field}.retry_condition[{index}]")
             for index, status in enumerate(message.retry_condition)
-        ]
+        ],
+        "retry_position": "head" if message.retry_at_head else "tail",
     }
     if message.HasField("timeout"):
         values["timeout_seconds"] = duration_from_proto(message.timeout, f"{field}.timeout")

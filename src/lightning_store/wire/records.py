@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from lightning_store import json_text
 from lightning_store.backends.records import AttemptRecord, NewRollout, RolloutRecord, RolloutRow
-from lightning_store.model import AttemptStatus, RolloutConfig
+from lightning_store.model import PRIORITY_MAX, AttemptStatus, RolloutConfig
 from lightning_store.v1 import rollout_pb2
-from lightning_store.wire.checks import json_object
+from lightning_store.wire.checks import invalid, json_object
 from lightning_store.wire.codec import CONFIGS_MAX, config_to_proto, shared_config_from_proto
 from lightning_store.wire.enums import ATTEMPT_STATUS, ROLLOUT_STATUS, mode_from_proto, mode_to_proto
 from lightning_store.wire.requests import ATTEMPT_READERS, masked_fields
@@ -38,6 +38,7 @@ def rollout_record_to_proto(record: RolloutRecord, latest: AttemptRecord | None 
         metadata_json=_as_utf8(record.metadata_json),
         latest_attempt=None if latest is None else attempt_record_to_proto(latest),
         end_reason=record.end_reason or "",
+        priority=record.priority,
     )
     write_timestamp(message.start_time, record.start_time)
     write_timestamp(message.end_time, record.end_time)
@@ -82,7 +83,14 @@ def new_rollout_from_proto(message: rollout_pb2.NewRollout, field: str) -> NewRo
         resources_id=message.resources_id if message.HasField("resources_id") else None,
         config=shared_config_from_proto(message.config, f"{field}.config"),
         metadata_json=metadata_json,
+        priority=_priority(message.priority, f"{field}.priority"),
     )
+
+
+def _priority(priority: int, field: str) -> int:
+    if abs(priority) > PRIORITY_MAX:
+        raise invalid(field, f"is {priority}; it must be -{PRIORITY_MAX} to {PRIORITY_MAX}")
+    return priority
 
 
 def attempt_change_from_proto(
@@ -116,6 +124,7 @@ def _config_to_proto(config: RolloutConfig) -> rollout_pb2.RolloutConfig:
         tuple(config.retry_condition),
         config.retry_delay_seconds,
         config.retry_backoff,
+        config.retry_position,
     )
     return _known_config(*key)
 
@@ -128,6 +137,7 @@ def _known_config(
     retry_condition: tuple[AttemptStatus, ...],
     retry_delay_seconds: float,
     retry_backoff: float,
+    retry_position: Literal["head", "tail"],
 ) -> rollout_pb2.RolloutConfig:
     config = RolloutConfig(
         timeout_seconds=timeout_seconds,
@@ -136,6 +146,7 @@ def _known_config(
         retry_condition=list(retry_condition),
         retry_delay_seconds=retry_delay_seconds,
         retry_backoff=retry_backoff,
+        retry_position=retry_position,
     )
     return config_to_proto(config)
 

@@ -35,7 +35,7 @@ def stored_rollout_to_proto(part: StoredRollout) -> transfer_pb2.StoredRollout:
         attempts=map(attempt_record_to_proto, part.attempts),
         spans_before=part.spans_before,
         last_sequence_id=part.last_sequence,
-        queue_position=part.rollout.queue_position if part.rollout.in_queue else None,
+        queue_position=part.rollout.queue_key if part.rollout.in_queue else None,
         spans_evicted=part.rollout.spans_evicted,
         fingerprint=part.rollout.fingerprint,
     )
@@ -77,6 +77,7 @@ def _rollout_record(message: rollout_pb2.Rollout, field: str) -> RolloutRecord:
         status=rollout.status,
         config=rollout.config,
         metadata_json=message.metadata_json if message.HasField("metadata_json") else None,
+        priority=rollout.priority,
     )
 
 

@@ -129,7 +129,7 @@ _INDEXED: Final = ("rollout_id", "status")
 
 def _queue_place(record: RolloutRecord) -> int | None:
     """Where a rollout stands in the queue; None if it is not in it."""
-    return record.queue_position if record.in_queue else None
+    return record.queue_key if record.in_queue else None
 
 
 class MemoryBackend(Backend):
@@ -229,6 +229,8 @@ class MemoryData(Loaded):
         self._by_label: defaultdict[str, Blocks[_Rollout]] = defaultdict(Blocks)
         self._queue: Blocks[str] = Blocks()
         self._queue_position = 0
+        self._queue_tail = 0
+        """The last key by which a rollout was ever put at the end."""
         self._completed: Blocks[_Rollout] = Blocks()
         self._completion_position = 0
         self._deadlines = Deadlines()
@@ -382,7 +384,7 @@ class MemoryData(Loaded):
         if former.status != rollout.status:
             del self._by_status[former.status][entry.ordinal]
             self._by_status[rollout.status][entry.ordinal] = entry
-        if former.status != rollout.status or former.queue_position != rollout.queue_position:
+        if former.status != rollout.status or former.queue_place != rollout.queue_place:
             self._move_in_queue(rollout, _queue_place(former))
         if former.completion_position != rollout.completion_position:
             self._move_completion(entry, former.completion_position)
@@ -406,8 +408,9 @@ class MemoryData(Loaded):
         if former != place and former is not None:
             del self._queue[former]
         if former != place and place is not None:
-            if place > self._queue_position:
+            if place > self._queue_tail:
                 self._queue[place] = rollout.rollout_id
+                self._queue_tail = place
             else:
                 self._queue.insert(place, rollout.rollout_id)
         if rollout.queue_position is not None and rollout.queue_position > self._queue_position:

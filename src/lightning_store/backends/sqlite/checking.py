@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from lightning_store.backends.records import (
     ATTEMPT_OVERHEAD_BYTES,
+    POSITIONS_PER_BAND,
     RESOURCES_OVERHEAD_BYTES,
     ROLLOUT_OVERHEAD_BYTES,
     WORKER_OVERHEAD_BYTES,
@@ -41,6 +42,7 @@ def _statuses(statuses: Sequence[str]) -> str:
     return ", ".join(f"'{one}'" for one in statuses)
 
 
+_QUEUE_KEY: Final = f"r.queue_band * {POSITIONS_PER_BAND} + r.queue_position"
 _QUEUED, _TERMINAL, _ACTIVE = (_statuses(sorted(one)) for one in (QUEUED, TERMINAL, ACTIVE))
 
 
@@ -145,9 +147,9 @@ RULES: Final = (
         "a queued rollout is in the queue, in its place, or waits for its retry",
         f"""
         SELECT r.rollout_id || ' (' || r.status || ')'
-        FROM rollouts r LEFT JOIN queue q ON q.position = r.queue_position
+        FROM rollouts r LEFT JOIN queue q ON q.position = {_QUEUE_KEY}
         WHERE r.status IN ({_QUEUED}) AND q.rollout IS NOT r.number
-            AND (r.queue_position IS NOT NULL OR r.deadline IS NULL)
+            AND NOT (r.status = 'requeuing' AND r.queue_position IS NULL AND r.deadline IS NOT NULL)
         """,
     ),
     _Rule(
@@ -155,7 +157,7 @@ RULES: Final = (
         f"""
         SELECT 'position ' || q.position || coalesce(': ' || r.rollout_id || ' (' || r.status || ')', '')
         FROM queue q LEFT JOIN rollouts r ON r.number = q.rollout
-        WHERE r.status IS NULL OR r.status NOT IN ({_QUEUED}) OR r.queue_position IS NOT q.position
+        WHERE r.status IS NULL OR r.status NOT IN ({_QUEUED}) OR {_QUEUE_KEY} IS NOT q.position
         """,
     ),
     _Rule(

@@ -14,6 +14,8 @@ from lightning_store.backends.sqlite import rows
 from lightning_store.backends.sqlite.replies import ReplyIndex
 from lightning_store.backends.sqlite.rows import RolloutEntry, Totals
 
+QUEUE_START: Final = -(2**63)
+"""Comes before all keys of the queue."""
 STRETCH_SECONDS: Final = 0.002
 """How long the work of a transaction may hold the event loop at a stretch."""
 
@@ -56,8 +58,8 @@ class SqliteLoaded(LoadedRecords):
         self.attempt_numbers: dict[AttemptKey, int] = {}
         self.span_bytes: dict[str, int] = {}
         """Of the rollouts that are loaded."""
-        self.queue_tail = 0
-        """The position of the last of ``queued``."""
+        self.queue_tail = QUEUE_START
+        """The key of the last of ``queued``."""
 
     @property
     def last_queue_position(self) -> int:
@@ -132,8 +134,8 @@ def _load_queue(connection: Connection, needs: Needs, into: SqliteLoaded, named:
         rollout = entry.rollout
         _add_entry(entry, into, named)
         into.queued.append(rollout.rollout_id)
-        assert rollout.queue_position is not None
-        into.queue_tail = rollout.queue_position
+        assert rollout.queue_key is not None
+        into.queue_tail = rollout.queue_key
         taken += 1
         payload_bytes += rollout.payload_bytes
         if payload_bytes > needs.claim_bytes:

@@ -207,15 +207,27 @@ def rollout_columns(record: RolloutRecord) -> tuple[Any, ...]:
 
 
 _DEFAULT_CONFIG: Final = RolloutConfig()
+_LATER_DEFAULTS: Final[list[Any]] = [
+    _DEFAULT_CONFIG.retry_delay_seconds,
+    _DEFAULT_CONFIG.retry_backoff,
+    _DEFAULT_CONFIG.retry_position,
+]
+"""Of what the first formats do not have."""
 
 
 def config_text(config: RolloutConfig) -> str | None:
     """None for the default."""
     if config == _DEFAULT_CONFIG:
         return None
-    columns = [config.timeout_seconds, config.unresponsive_seconds, config.max_attempts, list(config.retry_condition)]
-    if config.retry_delay_seconds or config.retry_backoff != 1:
-        columns += [config.retry_delay_seconds, config.retry_backoff]
+    columns: list[Any] = [
+        config.timeout_seconds,
+        config.unresponsive_seconds,
+        config.max_attempts,
+        list(config.retry_condition),
+    ]
+    later = [config.retry_delay_seconds, config.retry_backoff, config.retry_position]
+    if later != _LATER_DEFAULTS:
+        columns += later
     return json.dumps(columns)
 
 
@@ -224,8 +236,8 @@ def config_of(text: str | None) -> RolloutConfig:
     """Shared by the records that have the same: a config is never changed in place."""
     if text is None:
         return _DEFAULT_CONFIG
-    timeout_seconds, unresponsive_seconds, max_attempts, retry_condition, *delay = json.loads(text)
-    retry_delay_seconds, retry_backoff = delay or (0.0, 1.0)
+    timeout_seconds, unresponsive_seconds, max_attempts, retry_condition, *later = json.loads(text)
+    retry_delay_seconds, retry_backoff, retry_position = later or _LATER_DEFAULTS
     return RolloutConfig(
         timeout_seconds=timeout_seconds,
         unresponsive_seconds=unresponsive_seconds,
@@ -233,6 +245,7 @@ def config_of(text: str | None) -> RolloutConfig:
         retry_condition=retry_condition,
         retry_delay_seconds=retry_delay_seconds,
         retry_backoff=retry_backoff,
+        retry_position=retry_position,
     )
 
 

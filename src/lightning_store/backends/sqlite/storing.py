@@ -144,8 +144,8 @@ class _Writer:
         queue, completions = [], []
         for one in former:
             record = records.get(one.rollout_id)
-            if one.in_queue and (record is None or not record.in_queue or record.queue_position != one.queue_position):
-                queue.append(one.queue_position)
+            if one.in_queue and (record is None or not record.in_queue or record.queue_place != one.queue_place):
+                queue.append(one.queue_key)
             if one.completion_position is not None and (
                 record is None or record.completion_position != one.completion_position
             ):
@@ -181,8 +181,8 @@ class _Writer:
             totals.completed += (record.completion_position is not None) - (
                 old is not None and old.completion_position is not None
             )
-            if record.in_queue and (old is None or not old.in_queue or old.queue_position != record.queue_position):
-                queue.append((record.queue_position, number))
+            if record.in_queue and (old is None or not old.in_queue or old.queue_place != record.queue_place):
+                queue.append((record.queue_key, number))
             if record.completion_position is not None and (
                 old is None or old.completion_position != record.completion_position
             ):

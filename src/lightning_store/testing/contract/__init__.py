@@ -32,6 +32,7 @@ from lightning_store.testing.contract.training import (
     FiltersContract,
     FinalOutcomesContract,
     IdempotencyKeysContract,
+    PrioritiesContract,
     RetryDelaysContract,
 )
 from lightning_store.testing.contract.waiting import WaitingContract
@@ -81,6 +82,7 @@ class StoreContract(
     FiltersContract,
     EndReasonsContract,
     RetryDelaysContract,
+    PrioritiesContract,
     RequestIdsContract,
 ):
     """Every fact of the contract, to be run on any store::

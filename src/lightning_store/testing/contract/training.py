@@ -614,3 +614,80 @@ class RetryDelaysContract(ContractBase):
     async def test_x_delay_that_is_not_legal_is_refused(self, store: LightningStore, bad: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match=next(iter(bad))):
             await store.enqueue_rollout("task", config=cast(Any, bad))
+
+
+async def inputs_in_queue(store: LightningStore) -> list[Any]:
+    """The inputs of what one claim gets, in the order of the queue."""
+    return [one.input for one in await store.dequeue_many_rollouts(limit=100)]
+
+
+class PrioritiesContract(ContractBase):
+    """``priority`` and ``retry_position``."""
+
+    async def test_x_priority_comes_before_order(self, store: LightningStore) -> None:
+        for name, priority in (("a", 0), ("b", 5), ("c", -1), ("d", 5), ("e", 10_000), ("f", -10_000), ("g", 0)):
+            queued = await store.enqueue_rollout(name, priority=priority)
+            assert queued.priority == priority
+        assert (await claim(store)).input == "e"
+        await store.enqueue_rollout("h", priority=6)
+        assert await inputs_in_queue(store) == ["h", "b", "d", "a", "g", "c", "f"]
+        assert [one.priority for one in await store.query_rollouts(sort_by="priority", limit=2)] == [-10_000, -1]
+
+    async def test_x_priority_within_a_batch(self, store: LightningStore) -> None:
+        many = [EnqueueRolloutRequest(input=number, priority=number % 3) for number in range(9)]
+        queued = await store.enqueue_many_rollouts(many)
+        assert [one.input for one in queued] == list(range(9))
+        assert await inputs_in_queue(store) == [2, 5, 8, 1, 4, 7, 0, 3, 6]
+
+    async def test_x_priority_of_many_is_kept_by_single_claims(self, store: LightningStore) -> None:
+        order = sorted(range(40), key=lambda number: (-(number * 7 % 5), number))
+        for number in range(40):
+            await store.enqueue_rollout(number, priority=number * 7 % 5)
+        assert [(await claim(store)).input for _ in range(40)] == order
+        assert await store.dequeue_rollout() is None
+
+    async def test_x_priority_stays_with_a_retry(self, store: LightningStore) -> None:
+        await store.enqueue_rollout("urgent", priority=1, config=retrying())
+        claimed = await claim(store)
+        for name, priority in (("a", 0), ("b", 1)):
+            await store.enqueue_rollout(name, priority=priority)
+        await report(store, claimed, "failed")
+        assert await inputs_in_queue(store) == ["b", "urgent", "a"]
+
+    @pytest.mark.parametrize("delay", [0, 10])
+    async def test_x_a_retry_may_stand_at_the_head(self, store: LightningStore, clock: FakeClock, delay: int) -> None:
+        config = retrying(3, retry_position="head", retry_delay_seconds=delay)
+        for name in ("a", "b"):
+            await store.enqueue_rollout(name, config=config)
+        first, second = await store.dequeue_many_rollouts(limit=2)
+        await store.enqueue_rollout("c")
+        await store.enqueue_rollout("urgent", priority=1)
+        for claimed in (second, first):
+            await report(store, claimed, "failed")
+            clock.advance(1)
+        clock.advance(delay)
+        assert await inputs_in_queue(store) == ["urgent", "b", "a", "c"]
+
+    async def test_x_a_rollout_put_back_by_hand_goes_to_the_tail_of_its_priority(self, store: LightningStore) -> None:
+        config = retrying(3, retry_position="head")
+        await store.enqueue_rollout("a", priority=1, config=config)
+        claimed = await claim(store)
+        for name, priority in (("b", 1), ("c", 0)):
+            await store.enqueue_rollout(name, priority=priority)
+        await store.cancel_rollouts([claimed.rollout_id])
+        await store.requeue_rollouts([claimed.rollout_id])
+        assert await inputs_in_queue(store) == ["b", "a", "c"]
+
+    async def test_x_priority_a_place_is_given_up_when_the_rollout_ends(self, store: LightningStore) -> None:
+        first, second, _ = [await store.enqueue_rollout(name, priority=2) for name in ("a", "b", "c")]
+        await store.cancel_rollouts([first.rollout_id])
+        await store.delete_rollouts([second.rollout_id])
+        assert await inputs_in_queue(store) == ["c"]
+
+    @pytest.mark.parametrize("bad", [10_001, -10_001, 1.5, "high", True, None])
+    async def test_x_priority_that_is_not_legal_is_refused(self, store: LightningStore, bad: Any) -> None:
+        with pytest.raises(ValueError, match="priority"):
+            await store.enqueue_rollout("task", priority=cast(Any, bad))
+        with pytest.raises(ValueError, match="retry_position"):
+            await store.enqueue_rollout("task", config=cast(Any, {"retry_position": bad}))
+        assert len(await store.query_rollouts()) == 0
