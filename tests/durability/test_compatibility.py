@@ -105,7 +105,8 @@ def test_a_file_of_an_older_format_is_backed_up_as_it_is_and_migrated(old_file, 
     assert migrate(copy) == formats
 
 
-def test_labels_and_reasons_are_made_of_what_older_formats_have(old_file):
+@pytest.mark.parametrize("old_file", FORMATS[:3], indirect=True, ids=lambda path: path.stem)
+def test_labels_and_reasons_are_made_of_what_formats_without_them_have(old_file):
     metadata = {"lightning.run": 'a "☃"\n\u0001', "lightning.step": 7, "lightning.on": True, "lightning.none": None}
     others = {"lightning.list": [1], "lightning.long": "x" * 600, "mine": "lightning."}
     with closing(sqlite3.connect(old_file)) as connection, connection:
