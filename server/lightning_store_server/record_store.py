@@ -234,4 +234,5 @@ def _attempt_record_of(attempt: Attempt) -> AttemptRecord:
         worker_id=attempt.worker_id,
         last_heartbeat_time=attempt.last_heartbeat_time,
         metadata_json=None if attempt.metadata is None else json_text.dumps(attempt.metadata, "metadata"),
+        counts=attempt.counts,
     )

@@ -24,9 +24,14 @@ def label_of(key: str, text: str) -> str | None:
     return label if label.isascii() or not any("\ud800" <= one <= "\udfff" for one in label) else None
 
 
+def may_have_labels(metadata_json: str) -> bool:
+    """Whether this metadata may have a key that begins with ``lightning.``: a quick look."""
+    return RESERVED_PREFIX in metadata_json or "\\" in metadata_json
+
+
 def labels_of(metadata_json: str | None) -> Sequence[str]:
     """The index entries of a rollout with this metadata."""
-    if metadata_json is None or ("lightning." not in metadata_json and "\\" not in metadata_json):
+    if metadata_json is None or not may_have_labels(metadata_json):
         return ()
     metadata = json.loads(metadata_json)
     labels = (label_of(key, member_text(value)) for key, value in metadata.items() if key.startswith(RESERVED_PREFIX))

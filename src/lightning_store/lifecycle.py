@@ -31,11 +31,20 @@ class Expiry(NamedTuple):
     status: AttemptStatus
 
 
-def rollout_status_after(attempt_status: AttemptStatus, sequence_id: int, config: RolloutConfig) -> RolloutStatus:
-    """The status of a rollout whose latest attempt, number ``sequence_id``, has ``attempt_status``."""
+def rollout_status_after(
+    attempt_status: AttemptStatus, counted: int, config: RolloutConfig, *, counts: bool = True
+) -> RolloutStatus:
+    """The status of a rollout whose latest attempt has ``attempt_status``.
+
+    Args:
+        attempt_status: Of the latest attempt.
+        counted: How many attempts there were, without those that do not count.
+        config: Says after what there is a retry.
+        counts: Whether the latest attempt counts. A failure that does not is always tried again.
+    """
     if attempt_status == "preparing" or attempt_status == "running" or attempt_status == "succeeded":
         return attempt_status
-    if attempt_status in config.retry_condition and sequence_id < config.max_attempts:
+    if not counts or (attempt_status in config.retry_condition and counted < config.max_attempts):
         return "requeuing"
     return "failed"
 

@@ -168,6 +168,9 @@ class Arguments(Model):
 
 
 PRIORITY_MAX: Final = 10_000
+Priority = Annotated[int, Field(strict=True, ge=-PRIORITY_MAX, le=PRIORITY_MAX)]
+RetryPosition = Literal["head", "tail"]
+RetryBackoff = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)]
 """The highest priority of a rollout, and less nothing the lowest."""
 
 
@@ -185,11 +188,11 @@ class RolloutConfig(Arguments):
     """Attempts in all, the first included."""
     retry_condition: list[AttemptStatus] = Field(default_factory=list)
     """The attempt statuses that put the rollout back into the queue."""
-    retry_position: Literal["head", "tail"] = "tail"
+    retry_position: RetryPosition = "tail"
     """Where in the queue a retry stands: before or after all others of its priority."""
     retry_delay_seconds: Duration = 0.0
     """How long a rollout waits before it is back in the queue for its first retry."""
-    retry_backoff: Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)] = 1.0
+    retry_backoff: RetryBackoff = 1.0
     """How many times as long it waits before each further retry."""
 
 
@@ -212,6 +215,8 @@ class Attempt(Model):
     last_heartbeat_time: Time | None = None
     """The last sign of life: a span, the worker's heartbeat, or a time given to ``update_attempt``."""
     metadata: dict[str, Any] | None = None
+    counts: bool = True
+    """Whether it is one of the ``max_attempts``."""
 
 
 class Rollout(Model):
@@ -258,7 +263,7 @@ class EnqueueRolloutRequest(Arguments):
     """None takes the latest resources at the time of the call."""
     config: RolloutConfig | None = None
     metadata: dict[str, Any] | None = None
-    priority: Annotated[int, Field(strict=True, ge=-PRIORITY_MAX, le=PRIORITY_MAX)] = 0
+    priority: Priority = 0
     """Higher ones are claimed first."""
 
 
@@ -280,6 +285,7 @@ class AttemptUpdate(Arguments):
     worker_id: str | None = None
     last_heartbeat_time: Time | None = None
     metadata: dict[str, Any] | None = None
+    counts: Annotated[bool, Field(strict=True)] = True
 
 
 def given(**fields: Any) -> dict[str, Any]:

@@ -672,6 +672,8 @@ class LightningStore(ABC):
         worker_id: str | None | Unset = UNSET,
         last_heartbeat_time: float | None | Unset = UNSET,
         metadata: Mapping[str, Any] | None | Unset = UNSET,
+        *,
+        counts: bool | Unset = UNSET,
     ) -> Attempt:
         """Set fields of an attempt (facts 10 to 16). UNSET leaves one alone.
 
@@ -687,6 +689,7 @@ class LightningStore(ABC):
             worker_id: Who runs it; None clears it.
             last_heartbeat_time: In seconds since the epoch; None clears it.
             metadata: Replaced as a whole, not merged; None clears it.
+            counts: Whether the attempt is one of ``max_attempts``. A failure that is not is always tried again.
 
         Returns:
             The attempt as it is then.

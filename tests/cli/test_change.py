@@ -65,6 +65,34 @@ def scene(run) -> Iterator[Scene]:
 # --- enqueue ---------------------------------------------------------------------------------------------------------
 
 
+def test_enqueue_for_trainers_and_choose_by_label_and_reason(scene) -> None:
+    command = (
+        "enqueue",
+        "1",
+        "2",
+        "--metadata",
+        "lightning.run=run-8",
+        "--priority",
+        "5",
+        "--idempotency-key",
+        "step-1",
+    )
+    ids = scene.say(*command).split()
+    assert scene.say(*command).split() == ids
+    late = scene.say("enqueue", "3", "--metadata", "lightning.run=run-8").strip()
+    store = scene.store
+    claimed = asyncio.run(store.dequeue_rollout("runner-3"))
+    assert (claimed.rollout_id, claimed.priority) == (ids[0], 5)
+    asyncio.run(store.update_attempt(ids[0], "latest", status="timeout"))
+    table = scene.say("rollouts", "--label", "run=run-8")
+    assert re.findall(r"ro-[\w-]+", table) == [*ids, late]
+    assert "failed (timeout)" in table
+    failed = scene.say("rollouts", "--label", "lightning.run=run-8", "--end-reason", "timeout", "--json")
+    assert [one["rollout_id"] for one in json.loads(failed)["items"]] == ids[:1]
+    assert scene.say("cancel", "--label", "run=run-8") == "cancelled 2 rollouts\n"
+    assert "has no value" in scene.error("cancel", "--label", "run", code=2)
+
+
 def test_enqueue(scene) -> None:
     flags = ("--mode", "val", "--metadata", "a=1", "--metadata", "b=x", "--attempts", "3")
     ids = scene.say("enqueue", '{"question": "6 * 7"}', "null", *flags).split()

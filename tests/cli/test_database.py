@@ -44,11 +44,14 @@ def test_check_tells_what_is_wrong(run: Run, database: str) -> None:
         connection.execute("DELETE FROM queue")
     result = run("check", "--database", database)
     assert result.exit_code == 1
-    assert re.match(r"violated: a queued rollout is in the queue, in its place: ro-\w+ \(queuing\)\n$", result.stdout)
+    assert re.match(
+        r"violated: a queued rollout is in the queue, in its place, or waits for its retry: ro-\w+ \(queuing\)\n$",
+        result.stdout,
+    )
     result = run("check", "--database", database, "--json", "--quick")
     assert result.exit_code == 1
     [violation] = json.loads(result.stdout)["violations"]
-    assert violation["rule"] == "a queued rollout is in the queue, in its place"
+    assert violation["rule"] == "a queued rollout is in the queue, in its place, or waits for its retry"
 
 
 def test_vacuum_and_migrate(run: Run, database: str) -> None:

@@ -12,13 +12,13 @@ CREATE TABLE attempts (
     status TEXT NOT NULL,
     worker_id TEXT,
     last_heartbeat_time REAL,
-    metadata_json TEXT,
+    metadata_json TEXT, counts INTEGER NOT NULL DEFAULT 1,
     UNIQUE (rollout, attempt_id)
 );
-INSERT INTO "attempts" VALUES(1,1,'at-acbcd896',1,1700000007.0,1700000007.0,'succeeded','w-1',1700000007.0,NULL);
-INSERT INTO "attempts" VALUES(2,2,'at-65decb38',1,1700000008.0,1700000008.0,'failed','w-2',1700000008.0,NULL);
-INSERT INTO "attempts" VALUES(3,3,'at-f497781c',1,1700000009.0,NULL,'running','w-3',1700000010.0,NULL);
-INSERT INTO "attempts" VALUES(4,7,'at-31b5fdf8',1,1700000010.0,NULL,'preparing',NULL,NULL,NULL);
+INSERT INTO "attempts" VALUES(1,1,'at-acbcd896',1,1700000007.0,1700000007.0,'succeeded','w-1',1700000007.0,NULL,1);
+INSERT INTO "attempts" VALUES(2,2,'at-65decb38',1,1700000008.0,1700000008.0,'failed','w-2',1700000008.0,NULL,1);
+INSERT INTO "attempts" VALUES(3,3,'at-f497781c',1,1700000009.0,NULL,'running','w-3',1700000010.0,NULL,1);
+INSERT INTO "attempts" VALUES(4,7,'at-31b5fdf8',1,1700000010.0,NULL,'preparing',NULL,NULL,NULL,1);
 CREATE TABLE completions (
     position INTEGER PRIMARY KEY,
     rollout INTEGER NOT NULL
@@ -124,15 +124,15 @@ CREATE TABLE rollouts (
     spans_evicted INTEGER NOT NULL,
     last_sequence INTEGER NOT NULL DEFAULT 0,
     span_bytes INTEGER NOT NULL DEFAULT 0
-, fingerprint TEXT, end_reason TEXT, priority INTEGER NOT NULL DEFAULT 0, queue_band INTEGER NOT NULL DEFAULT 0);
-INSERT INTO "rollouts" VALUES(1,'ro-3b81f1a359fc','succeeded',NULL,'rs-e0f250ab5197',NULL,1700000001.0,1700000007.0,'at-acbcd896',NULL,1,1700000007.0,NULL,0,2,1950,NULL,NULL,0,0);
-INSERT INTO "rollouts" VALUES(2,'ro-026d5d8f376f','requeuing','train','rs-e0f250ab5197','[1000000000.0, 1000000000.0, 3, ["failed", "timeout"]]',1700000002.0,NULL,'at-65decb38',7,NULL,NULL,NULL,0,2,1950,NULL,NULL,0,0);
-INSERT INTO "rollouts" VALUES(3,'ro-a24f119203e5','running',NULL,'rs-e0f250ab5197','[1000000000.0, 1000000000.0, 3, ["failed", "timeout"]]',1700000003.0,NULL,'at-f497781c',NULL,NULL,NULL,2700000009.0,0,2,1950,NULL,NULL,0,0);
-INSERT INTO "rollouts" VALUES(4,'ro-68e078cd7fce','queuing','train','rs-e0f250ab5197','[1000000000.0, 1000000000.0, 3, ["failed", "timeout"]]',1700000004.0,NULL,NULL,4,NULL,NULL,NULL,0,0,0,NULL,NULL,0,0);
-INSERT INTO "rollouts" VALUES(5,'ro-5067552afdfe','queuing',NULL,'rs-e0f250ab5197','[1000000000.0, 1000000000.0, 3, ["failed", "timeout"]]',1700000005.0,NULL,NULL,5,NULL,NULL,NULL,0,0,0,NULL,NULL,0,0);
-INSERT INTO "rollouts" VALUES(6,'ro-854df1a19d44','queuing','train','rs-e0f250ab5197','[1000000000.0, 1000000000.0, 3, ["failed", "timeout"]]',1700000006.0,NULL,NULL,6,NULL,NULL,NULL,0,0,0,NULL,NULL,0,0);
-INSERT INTO "rollouts" VALUES(7,'ro-f28ecc6fd4c0','cancelled',NULL,'rs-e0f250ab5197',NULL,1700000010.0,1700000010.0,'at-31b5fdf8',NULL,2,1700000010.0,NULL,0,0,0,NULL,'cancelled',0,0);
-INSERT INTO "rollouts" VALUES(8,'ro-ad451848930b','queuing',NULL,'rs-e0f250ab5197',NULL,1700000010.0,NULL,NULL,8,NULL,NULL,NULL,0,0,0,NULL,NULL,0,0);
+, fingerprint TEXT, end_reason TEXT, priority INTEGER NOT NULL DEFAULT 0, queue_band INTEGER NOT NULL DEFAULT 0, uncounted_attempts INTEGER NOT NULL DEFAULT 0);
+INSERT INTO "rollouts" VALUES(1,'ro-3b81f1a359fc','succeeded',NULL,'rs-e0f250ab5197',NULL,1700000001.0,1700000007.0,'at-acbcd896',NULL,1,1700000007.0,NULL,0,2,1950,NULL,NULL,0,0,0);
+INSERT INTO "rollouts" VALUES(2,'ro-026d5d8f376f','requeuing','train','rs-e0f250ab5197','[1000000000.0, 1000000000.0, 3, ["failed", "timeout"]]',1700000002.0,NULL,'at-65decb38',7,NULL,NULL,NULL,0,2,1950,NULL,NULL,0,0,0);
+INSERT INTO "rollouts" VALUES(3,'ro-a24f119203e5','running',NULL,'rs-e0f250ab5197','[1000000000.0, 1000000000.0, 3, ["failed", "timeout"]]',1700000003.0,NULL,'at-f497781c',NULL,NULL,NULL,2700000009.0,0,2,1950,NULL,NULL,0,0,0);
+INSERT INTO "rollouts" VALUES(4,'ro-68e078cd7fce','queuing','train','rs-e0f250ab5197','[1000000000.0, 1000000000.0, 3, ["failed", "timeout"]]',1700000004.0,NULL,NULL,4,NULL,NULL,NULL,0,0,0,NULL,NULL,0,0,0);
+INSERT INTO "rollouts" VALUES(5,'ro-5067552afdfe','queuing',NULL,'rs-e0f250ab5197','[1000000000.0, 1000000000.0, 3, ["failed", "timeout"]]',1700000005.0,NULL,NULL,5,NULL,NULL,NULL,0,0,0,NULL,NULL,0,0,0);
+INSERT INTO "rollouts" VALUES(6,'ro-854df1a19d44','queuing','train','rs-e0f250ab5197','[1000000000.0, 1000000000.0, 3, ["failed", "timeout"]]',1700000006.0,NULL,NULL,6,NULL,NULL,NULL,0,0,0,NULL,NULL,0,0,0);
+INSERT INTO "rollouts" VALUES(7,'ro-f28ecc6fd4c0','cancelled',NULL,'rs-e0f250ab5197',NULL,1700000010.0,1700000010.0,'at-31b5fdf8',NULL,2,1700000010.0,NULL,0,0,0,NULL,'cancelled',0,0,0);
+INSERT INTO "rollouts" VALUES(8,'ro-ad451848930b','queuing',NULL,'rs-e0f250ab5197',NULL,1700000010.0,NULL,NULL,8,NULL,NULL,NULL,0,0,0,NULL,NULL,0,0,0);
 CREATE TABLE spans (
     number INTEGER PRIMARY KEY,
     rollout INTEGER NOT NULL,

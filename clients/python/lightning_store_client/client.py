@@ -428,10 +428,17 @@ class LightningStoreClient(QueryMethods):
         worker_id: str | None | Unset = UNSET,
         last_heartbeat_time: float | None | Unset = UNSET,
         metadata: Mapping[str, Any] | None | Unset = UNSET,
+        *,
+        counts: bool | Unset = UNSET,
     ) -> Attempt:
-        update = AttemptUpdate(
-            **given(status=status, worker_id=worker_id, last_heartbeat_time=last_heartbeat_time, metadata=metadata)
+        fields = given(
+            status=status,
+            worker_id=worker_id,
+            last_heartbeat_time=last_heartbeat_time,
+            metadata=metadata,
+            counts=counts,
         )
+        update = AttemptUpdate(**fields)
         await self.flush_spans()
         request = requests.update_attempt_to_proto(new_request_id(), rollout_id, attempt_id, update)
         return codec.attempt_from_proto((await self._calls.unary("UpdateAttempt", request)).attempt, "attempt")

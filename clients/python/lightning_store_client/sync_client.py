@@ -448,6 +448,8 @@ class SyncLightningStoreClient(SyncClientBase):
         worker_id: str | None | Unset = UNSET,
         last_heartbeat_time: float | None | Unset = UNSET,
         metadata: Mapping[str, Any] | None | Unset = UNSET,
+        *,
+        counts: bool | Unset = UNSET,
     ) -> Attempt:
         """Set fields of an attempt (facts 10 to 16). UNSET leaves one alone.
 
@@ -461,6 +463,7 @@ class SyncLightningStoreClient(SyncClientBase):
                 worker_id=worker_id,
                 last_heartbeat_time=last_heartbeat_time,
                 metadata=metadata,
+                counts=counts,
             )
         )
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_args
 import click
 
 from lightning_store.lifecycle import QUEUED, TERMINAL
-from lightning_store.model import EnqueueRolloutRequest, Rollout, RolloutConfig, RolloutMode
+from lightning_store.model import PRIORITY_MAX, EnqueueRolloutRequest, Rollout, RolloutConfig, RolloutMode
 from lightning_store_client import LightningStoreClient
 from lightning_store_server.cli.options import Whole
 from lightning_store_server.cli.selecting import Pair, Selection, parse_pair, selecting
@@ -39,6 +39,18 @@ def dry_run(command: F) -> F:
     help="A member of their metadata; may be given several times.",
 )
 @click.option("--attempts", "max_attempts", type=Whole(1), default=1, show_default=True, help="Attempts in all.")
+@click.option(
+    "--priority",
+    type=Whole(-PRIORITY_MAX, PRIORITY_MAX),
+    default=0,
+    show_default=True,
+    help="Higher ones are claimed first.",
+)
+@click.option(
+    "--idempotency-key",
+    metavar="TEXT",
+    help="Names these rollouts: enqueued again under it, they are there once, and their ids are printed.",
+)
 @dry_run
 def enqueue(
     inputs: tuple[str, ...],
@@ -51,6 +63,8 @@ def enqueue(
     resources_id: str | None,
     metadata: tuple[Pair, ...],
     max_attempts: int,
+    priority: int,
+    idempotency_key: str | None,
     dry_run: bool,
 ) -> None:
     """Put rollouts at the tail of the queue: one for each INPUT, which is JSON. All of them, or on any error none.
@@ -74,12 +88,15 @@ def enqueue(
             resources_id=resources_id,
             config=config,
             metadata={pair.path: pair.value for pair in metadata} or None,
+            priority=priority,
         )
         for text in texts
     ]
     if dry_run:
         return say("would enqueue", [], len(requests), as_json)
-    queued = ask(server, timeout, lambda client: client.enqueue_many_rollouts(requests))
+    queued = ask(
+        server, timeout, lambda client: client.enqueue_many_rollouts(requests, idempotency_key=idempotency_key)
+    )
     if as_json:
         return echo_json(list(queued))
     for rollout in queued:

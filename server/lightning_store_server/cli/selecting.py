@@ -17,7 +17,16 @@ from typing import Any, NamedTuple, TypeVar, get_args
 import click
 
 from lightning_store.clock import SystemClock
-from lightning_store.model import PaginatedResult, Rollout, RolloutFilters, RolloutMode, RolloutStatus, SortOrder
+from lightning_store.labels import RESERVED_PREFIX
+from lightning_store.model import (
+    EndReason,
+    PaginatedResult,
+    Rollout,
+    RolloutFilters,
+    RolloutMode,
+    RolloutStatus,
+    SortOrder,
+)
 from lightning_store_client import LightningStoreClient
 from lightning_store_server.cli.options import parse_time, setting
 
@@ -43,6 +52,8 @@ class Selection:
     modes: tuple[RolloutMode, ...] = ()
     metadata: tuple[Pair, ...] = ()
     workers: tuple[str, ...] = ()
+    labels: tuple[Pair, ...] = ()
+    reasons: tuple[EndReason, ...] = ()
     since: float | None = None
     until: float | None = None
 
@@ -62,6 +73,8 @@ class Selection:
         return RolloutFilters(
             mode_in=self.modes or None,
             worker_id_in=self.workers or None,
+            metadata_equals={f"{RESERVED_PREFIX}{one.path}": one.value for one in self.labels} or None,
+            end_reason_in=self.reasons or None,
             start_time_min=None if self.since is None else max(0.0, self.since),
             start_time_max=None if self.until is None else max(0.0, math.nextafter(self.until, math.inf)),
         )
@@ -143,6 +156,21 @@ def selecting(*, variables: bool = True) -> Callable[[F], F]:
                     help="Only rollouts whose latest attempt it has.",
                 ),
                 flag(
+                    "--label",
+                    "labels",
+                    metavar="KEY=VALUE",
+                    multiple=True,
+                    callback=lambda _, __, texts: tuple(map(parse_label, texts)),
+                    help="Only rollouts whose metadata has lightning.KEY with this value, for which there is an index.",
+                ),
+                flag(
+                    "--end-reason",
+                    "reasons",
+                    type=click.Choice(get_args(EndReason)),
+                    multiple=True,
+                    help="Only rollouts that failed or were cancelled for this reason.",
+                ),
+                flag(
                     "--since",
                     metavar="TIME",
                     callback=_moment,
@@ -183,6 +211,14 @@ def parse_pair(text: str) -> Pair:
         return Pair(path, json.loads(value), value)
     except ValueError:
         return Pair(path, value, value)
+
+
+def parse_label(text: str) -> Pair:
+    """The same with a value, for a key that may leave out its prefix."""
+    pair = parse_pair(text)
+    if pair.text is None:
+        raise click.BadParameter(f"{text!r} has no value; give KEY=VALUE")
+    return pair._replace(path=pair.path.removeprefix(RESERVED_PREFIX))
 
 
 def has_member(metadata: Mapping[str, Any] | None, pair: Pair) -> bool:

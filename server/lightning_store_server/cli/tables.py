@@ -63,6 +63,8 @@ STYLES: Final = {
     "requeuing": "yellow",
 }
 
+TOLD_BY_STATUS = (None, "error", "cancelled")
+
 Cell = str | Text
 
 
@@ -95,6 +97,12 @@ def styled(word: str) -> Text:
     return Text(clip(word), style=STYLES.get(word, ""))
 
 
+def outcome(rollout: Rollout) -> Text:
+    """The status, with what it does not say of why."""
+    text = styled(rollout.status)
+    return text if rollout.end_reason in TOLD_BY_STATUS else text.append(f" ({rollout.end_reason})")
+
+
 # --- Tables ----------------------------------------------------------------------------------------------------------
 
 
@@ -123,7 +131,7 @@ def rollouts_table(
         reward = (rewards or {}).get(rollout.rollout_id)
         table.add_row(
             clip(rollout.rollout_id),
-            styled(rollout.status),
+            outcome(rollout),
             rollout.mode or "",
             f"{0 if attempt is None else attempt.sequence_id}/{rollout.config.max_attempts}",
             when(rollout.start_time, now, dates),
@@ -267,7 +275,7 @@ def rollout_tree(rollout: Rollout, attempts: Sequence[Attempt], spans: Sequence[
         line(
             "rollout",
             clip(rollout.rollout_id),
-            styled(rollout.status),
+            outcome(rollout),
             "" if reward is None else f"reward {reward:.4g}",
             f"created {moment(rollout.start_time, now)}",
             f"ended {length} later" if length else "",

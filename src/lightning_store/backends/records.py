@@ -67,6 +67,8 @@ class RolloutRecord(NamedTuple):
     queue_band: int = 0
     """Comes before its position in the queue: lower ones are claimed first. It follows from the priority, and from
     whether the rollout stands at the head for a retry."""
+    uncounted_attempts: int = 0
+    """How many of its attempts do not count."""
 
     @property
     def queue_place(self) -> tuple[int, int] | None:
@@ -108,6 +110,8 @@ class NewRollout(NamedTuple):
     config: RolloutConfig
     metadata_json: str
     priority: int = 0
+    idempotency_key: str | None = None
+    """As its metadata have it."""
 
     @property
     def payload_bytes(self) -> int:
@@ -127,6 +131,8 @@ class AttemptRecord(NamedTuple):
     worker_id: str | None
     last_heartbeat_time: float | None
     metadata_json: str | None
+    counts: bool = True
+    """Whether it is one of the ``max_attempts``."""
 
     @property
     def payload_bytes(self) -> int:

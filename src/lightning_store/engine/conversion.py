@@ -53,6 +53,7 @@ def attempt_of(record: AttemptRecord) -> Attempt:
         "worker_id": record.worker_id,
         "last_heartbeat_time": record.last_heartbeat_time,
         "metadata": _json(record.metadata_json, "metadata"),
+        "counts": record.counts,
     }
     return construct(Attempt, fields)
 

@@ -7,6 +7,7 @@ An operation is a value. The executor asks it for its needs, has it decide on a 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
@@ -97,13 +98,15 @@ class EnqueueRollouts(Operation[list[RolloutRecord]]):
     def add_needs(self, needs: Needs) -> None:
         for one in self.new:
             _need_resources(needs, one)
-        if self.idempotency_key is not None:
-            needs.rollouts.update(keyed_ids(self.idempotency_key, len(self.new)))
+        keys = Counter(self.idempotency_key or one.idempotency_key for one in self.new)
+        for key, count in keys.items():
+            if key is not None:
+                needs.rollouts.update(keyed_ids(key, count))
 
     def decide(self, view: View) -> list[RolloutRecord]:
         if self.idempotency_key is not None:
             return rules.enqueue_once(view, self.new, self.idempotency_key)
-        return rules.enqueue(view, self.new)
+        return rules.enqueue_each(view, self.new)
 
     @property
     def size_bytes(self) -> int:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
-from lightning_store import lifecycle
+from lightning_store import lifecycle, reserved
 from lightning_store.backends.matching import matches
 from lightning_store.backends.records import (
     AttemptRecord,
@@ -209,6 +210,21 @@ def enqueue_once(view: View, requests: Sequence[NewRollout], key: str) -> list[R
     return stored or enqueue(view, requests, ids, fingerprint)
 
 
+def enqueue_each(view: View, requests: Sequence[NewRollout]) -> list[RolloutRecord]:
+    """The same where the metadata of some have a key: those that have the same are one batch."""
+    batches: dict[str, list[NewRollout]] = {}
+    for new in requests:
+        if new.idempotency_key is not None:
+            batches.setdefault(new.idempotency_key, []).append(new)
+    if not batches:
+        return enqueue(view, requests)
+    keyed = {key: iter(enqueue_once(view, batch, key)) for key, batch in batches.items()}
+    queued: list[RolloutRecord] = []
+    for new in requests:
+        queued += enqueue(view, [new]) if new.idempotency_key is None else islice(keyed[new.idempotency_key], 1)
+    return queued
+
+
 def enqueue(
     view: View, requests: Sequence[NewRollout], ids: Sequence[str] = (), fingerprint: str | None = None
 ) -> list[RolloutRecord]:
@@ -228,6 +244,9 @@ def enqueue(
 
 def start_rollout(view: View, new: NewRollout, worker_id: str | None) -> Claim:
     """A new rollout that skips the queue, with its first attempt."""
+    if new.idempotency_key is not None:
+        message = "a rollout that skips the queue takes no lightning.idempotency_key; enqueue it"
+        raise InvalidArgumentError(message, field="metadata")
     check_resources(view, new.resources_id)
     return begin_attempt(view, create(view, new, "preparing"), worker_id)
 
@@ -396,9 +415,16 @@ def update_attempt(
     if latest is None:
         raise NoAttemptsError.of(rollout_id)
     former = latest if attempt_id == "latest" else known_attempt(view, rollout_id, attempt_id)
+    counts = reserved.counts_of(columns.get("metadata_json"))
+    if counts is not None:
+        columns = {"counts": counts, **columns}
     updated = former._replace(**columns) if columns else former
     if status is not None:
         updated = _moved(view, updated, status)
+    if updated.counts != former.counts:
+        uncounted = rollout.uncounted_attempts + former.counts - updated.counts
+        rollout = rollout._replace(uncounted_attempts=uncounted)
+        view.put_rollout(rollout)
     _change_attempt(view, rollout, former, updated, reported=status is not None)
     return updated
 
@@ -421,7 +447,8 @@ def _following_columns(view: View, rollout: RolloutRecord, latest: AttemptRecord
     """What changes of a rollout when its latest attempt has changed (facts 10 and 12)."""
     if view.policy.outcomes_are_final and rollout.status in lifecycle.TERMINAL:
         return {}
-    status = lifecycle.rollout_status_after(latest.status, latest.sequence_id, rollout.config)
+    counted = latest.sequence_id - rollout.uncounted_attempts
+    status = lifecycle.rollout_status_after(latest.status, counted, rollout.config, counts=latest.counts)
     if status == rollout.status and not (reported and status in lifecycle.TERMINAL):
         return {}
     retry_time = lifecycle.retry_time(rollout.config, latest.sequence_id, view.now) if status == "requeuing" else None

@@ -75,6 +75,7 @@ from lightning_store.queries import (
     cancelled_where,
 )
 from lightning_store.query_methods import QueryMethods
+from lightning_store.reserved import with_reserved
 from lightning_store.rollout_feed import NOW, RolloutFeed
 from lightning_store.spans.document import encode
 from lightning_store.store import LightningStoreCapabilities, LightningStoreStatistics
@@ -362,12 +363,19 @@ class EngineStore(QueryMethods):
         worker_id: str | None | Unset = UNSET,
         last_heartbeat_time: float | None | Unset = UNSET,
         metadata: Mapping[str, Any] | None | Unset = UNSET,
+        *,
+        counts: bool | Unset = UNSET,
     ) -> Attempt:
         arguments.check_id("rollout_id", rollout_id)
         arguments.check_id("attempt_id", attempt_id)
-        update = AttemptUpdate(
-            **given(status=status, worker_id=worker_id, last_heartbeat_time=last_heartbeat_time, metadata=metadata)
+        fields = given(
+            status=status,
+            worker_id=worker_id,
+            last_heartbeat_time=last_heartbeat_time,
+            metadata=metadata,
+            counts=counts,
         )
+        update = AttemptUpdate(**fields)
         arguments.check_text("worker_id", update.worker_id)
         columns = {name: getattr(update, name) for name in update.model_fields_set - {"status", "metadata"}}
         columns |= _json_columns(update, "metadata")
@@ -446,7 +454,7 @@ def _page(query: Query[Any], rows: Rows[Any], convert: Callable[[Any], Any]) -> 
 
 
 def _new_rollout(request: EnqueueRolloutRequest, prefix: str = "") -> NewRollout:
-    return NewRollout(
+    new = NewRollout(
         input_json=json_text.dumps(request.input, f"{prefix}input"),
         mode=request.mode,
         resources_id=request.resources_id,
@@ -454,6 +462,7 @@ def _new_rollout(request: EnqueueRolloutRequest, prefix: str = "") -> NewRollout
         metadata_json=json_text.dumps(request.metadata, f"{prefix}metadata") if request.metadata else "{}",
         priority=request.priority,
     )
+    return with_reserved(new)
 
 
 def _json_columns(update: RolloutUpdate | AttemptUpdate, *fields: str) -> dict[str, str | None]:

@@ -158,6 +158,7 @@ def adopt_rollout(view: View, part: StoredRollout) -> bool:
             end_reason=lifecycle.end_reason(rollout.status, None if latest is None else latest.status),
             queue_position=view.next_queue_position() if queued else None,
             queue_band=queue_band(rollout.priority),
+            uncounted_attempts=sum(not one.counts for one in part.attempts),
             completion_position=view.next_completion_position() if terminal else None,
             completion_time=view.now if terminal else None,
             deadline=None if latest is None else first_deadline(view, rollout.status, rollout.config, latest),

@@ -241,6 +241,7 @@ class Attempt(_message.Message):
     WORKER_ID_FIELD_NUMBER: _builtins.int
     LAST_HEARTBEAT_TIME_FIELD_NUMBER: _builtins.int
     METADATA_JSON_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
     rollout_id: _builtins.str
     """The rollout that it executes."""
     attempt_id: _builtins.str
@@ -253,6 +254,8 @@ class Attempt(_message.Message):
     """The runner that holds it. Absent: none is known."""
     metadata_json: _builtins.str
     """The text of a JSON object. Absent: none."""
+    counts: _builtins.bool
+    """Whether it is one of RolloutConfig.max_attempts. Absent: it is."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it was claimed or started."""
@@ -277,15 +280,20 @@ class Attempt(_message.Message):
         worker_id: _builtins.str | None = ...,
         last_heartbeat_time: _timestamp_pb2.Timestamp | None = ...,
         metadata_json: _builtins.str | None = ...,
+        counts: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_metadata_json", b"_metadata_json", "_worker_id", b"_worker_id", "end_time", b"end_time", "last_heartbeat_time", b"last_heartbeat_time", "metadata_json", b"metadata_json", "start_time", b"start_time", "worker_id", b"worker_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_counts", b"_counts", "_metadata_json", b"_metadata_json", "_worker_id", b"_worker_id", "counts", b"counts", "end_time", b"end_time", "last_heartbeat_time", b"last_heartbeat_time", "metadata_json", b"metadata_json", "start_time", b"start_time", "worker_id", b"worker_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_metadata_json", b"_metadata_json", "_worker_id", b"_worker_id", "attempt_id", b"attempt_id", "end_time", b"end_time", "last_heartbeat_time", b"last_heartbeat_time", "metadata_json", b"metadata_json", "rollout_id", b"rollout_id", "sequence_id", b"sequence_id", "start_time", b"start_time", "status", b"status", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_counts", b"_counts", "_metadata_json", b"_metadata_json", "_worker_id", b"_worker_id", "attempt_id", b"attempt_id", "counts", b"counts", "end_time", b"end_time", "last_heartbeat_time", b"last_heartbeat_time", "metadata_json", b"metadata_json", "rollout_id", b"rollout_id", "sequence_id", b"sequence_id", "start_time", b"start_time", "status", b"status", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__counts: _TypeAlias = _typing.Literal["counts"]  # noqa: Y015
+    _WhichOneofArgType__counts: _TypeAlias = _typing.Literal["_counts", b"_counts"]  # noqa: Y015
     _WhichOneofReturnType__metadata_json: _TypeAlias = _typing.Literal["metadata_json"]  # noqa: Y015
     _WhichOneofArgType__metadata_json: _TypeAlias = _typing.Literal["_metadata_json", b"_metadata_json"]  # noqa: Y015
     _WhichOneofReturnType__worker_id: _TypeAlias = _typing.Literal["worker_id"]  # noqa: Y015
     _WhichOneofArgType__worker_id: _TypeAlias = _typing.Literal["_worker_id", b"_worker_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__counts) -> _WhichOneofReturnType__counts | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata_json) -> _WhichOneofReturnType__metadata_json | None: ...
     @_typing.overload
@@ -1206,12 +1214,15 @@ class AttemptUpdate(_message.Message):
     WORKER_ID_FIELD_NUMBER: _builtins.int
     LAST_HEARTBEAT_TIME_FIELD_NUMBER: _builtins.int
     METADATA_JSON_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
     status: Global___AttemptStatus.ValueType
     """Cannot be cleared: unspecified is refused."""
     worker_id: _builtins.str
     """Absent: none."""
     metadata_json: _builtins.str
     """The text of a JSON object, which replaces the old one whole. Absent: none."""
+    counts: _builtins.bool
+    """Whether it is one of RolloutConfig.max_attempts. A failure that is not is always tried again. Cannot be cleared."""
     @_builtins.property
     def last_heartbeat_time(self) -> _timestamp_pb2.Timestamp:
         """Absent: none."""
@@ -1223,15 +1234,20 @@ class AttemptUpdate(_message.Message):
         worker_id: _builtins.str | None = ...,
         last_heartbeat_time: _timestamp_pb2.Timestamp | None = ...,
         metadata_json: _builtins.str | None = ...,
+        counts: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_metadata_json", b"_metadata_json", "_worker_id", b"_worker_id", "last_heartbeat_time", b"last_heartbeat_time", "metadata_json", b"metadata_json", "worker_id", b"worker_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_counts", b"_counts", "_metadata_json", b"_metadata_json", "_worker_id", b"_worker_id", "counts", b"counts", "last_heartbeat_time", b"last_heartbeat_time", "metadata_json", b"metadata_json", "worker_id", b"worker_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_metadata_json", b"_metadata_json", "_worker_id", b"_worker_id", "last_heartbeat_time", b"last_heartbeat_time", "metadata_json", b"metadata_json", "status", b"status", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_counts", b"_counts", "_metadata_json", b"_metadata_json", "_worker_id", b"_worker_id", "counts", b"counts", "last_heartbeat_time", b"last_heartbeat_time", "metadata_json", b"metadata_json", "status", b"status", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__counts: _TypeAlias = _typing.Literal["counts"]  # noqa: Y015
+    _WhichOneofArgType__counts: _TypeAlias = _typing.Literal["_counts", b"_counts"]  # noqa: Y015
     _WhichOneofReturnType__metadata_json: _TypeAlias = _typing.Literal["metadata_json"]  # noqa: Y015
     _WhichOneofArgType__metadata_json: _TypeAlias = _typing.Literal["_metadata_json", b"_metadata_json"]  # noqa: Y015
     _WhichOneofReturnType__worker_id: _TypeAlias = _typing.Literal["worker_id"]  # noqa: Y015
     _WhichOneofArgType__worker_id: _TypeAlias = _typing.Literal["_worker_id", b"_worker_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__counts) -> _WhichOneofReturnType__counts | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata_json) -> _WhichOneofReturnType__metadata_json | None: ...
     @_typing.overload

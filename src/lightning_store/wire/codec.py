@@ -179,6 +179,7 @@ def attempt_to_proto(attempt: Attempt) -> rollout_pb2.Attempt:
         worker_id=attempt.worker_id,
         last_heartbeat_time=optional_timestamp_to_proto(attempt.last_heartbeat_time),
         metadata_json=optional_json_to_proto(attempt.metadata, "metadata"),
+        counts=None if attempt.counts else False,
     )
 
 
@@ -194,6 +195,7 @@ def attempt_from_proto(message: rollout_pb2.Attempt, field: str) -> Attempt:
         "worker_id": message.worker_id if message.HasField("worker_id") else None,
         "last_heartbeat_time": _optional_time(message, "last_heartbeat_time", field),
         "metadata": metadata_from_proto(message, field),
+        "counts": message.counts if message.HasField("counts") else True,
     }
     return construct(Attempt, values)
 

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, NamedTuple
 from lightning_store import json_text
 from lightning_store.backends.records import AttemptRecord, NewRollout, RolloutRecord, RolloutRow
 from lightning_store.model import PRIORITY_MAX, AttemptStatus, RolloutConfig
+from lightning_store.reserved import with_reserved
 from lightning_store.v1 import rollout_pb2
 from lightning_store.wire.checks import invalid, json_object
 from lightning_store.wire.codec import CONFIGS_MAX, config_to_proto, shared_config_from_proto
@@ -57,6 +58,7 @@ def attempt_record_to_proto(record: AttemptRecord) -> rollout_pb2.Attempt:
         status=ATTEMPT_STATUS.to_proto(record.status, "status"),
         worker_id=record.worker_id,
         metadata_json=_as_utf8(record.metadata_json),
+        counts=None if record.counts else False,
     )
     write_timestamp(message.start_time, record.start_time)
     write_timestamp(message.end_time, record.end_time)
@@ -77,7 +79,7 @@ def new_rollout_from_proto(message: rollout_pb2.NewRollout, field: str) -> NewRo
     if message.HasField("metadata_json"):
         metadata_json = message.metadata_json
         json_object(metadata_json, f"{field}.metadata_json")
-    return NewRollout(
+    new = NewRollout(
         input_json=input_json,
         mode=mode_from_proto(message.mode, f"{field}.mode"),
         resources_id=message.resources_id if message.HasField("resources_id") else None,
@@ -85,6 +87,7 @@ def new_rollout_from_proto(message: rollout_pb2.NewRollout, field: str) -> NewRo
         metadata_json=metadata_json,
         priority=_priority(message.priority, f"{field}.priority"),
     )
+    return with_reserved(new)
 
 
 def _priority(priority: int, field: str) -> int:

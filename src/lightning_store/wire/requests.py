@@ -63,6 +63,7 @@ _ATTEMPT_PATHS: Final[Mapping[str, str]] = {
     "worker_id": "worker_id",
     "last_heartbeat_time": "last_heartbeat_time",
     "metadata_json": "metadata",
+    "counts": "counts",
 }
 """Paths of a mask over AttemptUpdate, each with the field of the model."""
 
@@ -104,6 +105,7 @@ def update_attempt_to_proto(
         worker_id=optional_text_to_proto(update.worker_id, "worker_id"),
         last_heartbeat_time=optional_timestamp_to_proto(update.last_heartbeat_time),
         metadata_json=optional_json_to_proto(update.metadata, "metadata"),
+        counts=update.counts if "counts" in given else None,
     )
     if "status" in given:
         message.status = enums.ATTEMPT_STATUS.to_proto(update.status, "status")
@@ -139,6 +141,12 @@ def _config_of(update: rollout_pb2.RolloutUpdate, field: str) -> Any:
     return config_from_proto(update.config, field)
 
 
+def _counts_of(update: rollout_pb2.AttemptUpdate, field: str) -> bool:
+    if not update.HasField("counts"):
+        raise invalid(field, "is in the mask, but missing; it cannot be cleared")
+    return update.counts
+
+
 def _heartbeat_of(update: rollout_pb2.AttemptUpdate, field: str) -> float | None:
     if not update.HasField("last_heartbeat_time"):
         return None
@@ -159,6 +167,7 @@ ATTEMPT_READERS: Final[Mapping[str, Callable[[rollout_pb2.AttemptUpdate, str], A
     "worker_id": lambda update, field: update.worker_id if update.HasField("worker_id") else None,
     "last_heartbeat_time": _heartbeat_of,
     "metadata_json": lambda update, field: metadata_from_proto(update, "update"),
+    "counts": _counts_of,
 }
 
 # --- Which attempt ---------------------------------------------------------------------------------------------------

@@ -93,6 +93,7 @@ def _attempt_record(message: rollout_pb2.Attempt, field: str) -> AttemptRecord:
         worker_id=attempt.worker_id,
         last_heartbeat_time=attempt.last_heartbeat_time,
         metadata_json=message.metadata_json if message.HasField("metadata_json") else None,
+        counts=attempt.counts,
     )
 
 

@@ -187,6 +187,14 @@ RULES: Final = (
         """,
     ),
     _Rule(
+        "a rollout knows how many of its attempts do not count",
+        """
+        SELECT r.rollout_id FROM rollouts r WHERE r.uncounted_attempts <> (
+            SELECT count(*) FROM attempts a WHERE a.rollout = r.number AND NOT a.counts
+        )
+        """,
+    ),
+    _Rule(
         "a rollout names its latest attempt, if it has any",
         """
         SELECT r.rollout_id FROM rollouts r WHERE r.latest_attempt_id IS NOT (

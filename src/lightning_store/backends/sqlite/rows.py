@@ -188,7 +188,7 @@ def rollout_entry(row: tuple[Any, ...]) -> RolloutEntry:
     attempt = None
     if row[_AFTER] is not None:
         assert rollout.latest_attempt_id is not None
-        attempt = AttemptRecord(rollout.rollout_id, rollout.latest_attempt_id, *row[_AFTER + 1 :])
+        attempt = attempt_of((None, None, rollout.rollout_id, rollout.latest_attempt_id, *row[_AFTER + 1 :]))
     return RolloutEntry(row[0], row[1], row[2], rollout, row[_AFTER], attempt)
 
 
@@ -251,7 +251,7 @@ def config_of(text: str | None) -> RolloutConfig:
 
 _SELECT_ATTEMPTS: Final = """
     SELECT a.number, a.rollout, r.rollout_id, a.attempt_id, a.sequence_id, a.start_time, a.end_time, a.status,
-        a.worker_id, a.last_heartbeat_time, a.metadata_json
+        a.worker_id, a.last_heartbeat_time, a.metadata_json, a.counts
     FROM {}
 """
 SELECT_ATTEMPTS_BY_KEY: Final = "WITH keys (rollout_id, attempt_id) AS (VALUES (?*))" + _SELECT_ATTEMPTS.format(
@@ -265,17 +265,17 @@ SELECT_ATTEMPTS_BY_NUMBER: Final = _SELECT_ATTEMPTS.format(
 
 def attempt_of(row: tuple[Any, ...]) -> AttemptRecord:
     """Of a row of one of these statements."""
-    return AttemptRecord._make(row[2:])
+    return AttemptRecord._make((*row[2:-1], bool(row[-1])))
 
 
 INSERT_ATTEMPT: Final = """
     INSERT INTO attempts (sequence_id, start_time, end_time, status, worker_id, last_heartbeat_time, metadata_json,
-        number, rollout, attempt_id)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+        counts, number, rollout, attempt_id)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 UPDATE_ATTEMPT: Final = """
     UPDATE attempts SET sequence_id = ?, start_time = ?, end_time = ?, status = ?, worker_id = ?,
-        last_heartbeat_time = ?, metadata_json = ?
+        last_heartbeat_time = ?, metadata_json = ?, counts = ?
     WHERE number = ?
 """
 

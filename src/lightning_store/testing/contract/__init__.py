@@ -33,7 +33,9 @@ from lightning_store.testing.contract.training import (
     FinalOutcomesContract,
     IdempotencyKeysContract,
     PrioritiesContract,
+    ReservedMetadataContract,
     RetryDelaysContract,
+    UncountedAttemptsContract,
 )
 from lightning_store.testing.contract.waiting import WaitingContract
 from lightning_store.testing.contract.waiting_for_any import WaitingForAnyContract
@@ -83,6 +85,8 @@ class StoreContract(
     EndReasonsContract,
     RetryDelaysContract,
     PrioritiesContract,
+    ReservedMetadataContract,
+    UncountedAttemptsContract,
     RequestIdsContract,
 ):
     """Every fact of the contract, to be run on any store::

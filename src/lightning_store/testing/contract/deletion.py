@@ -169,7 +169,8 @@ class DeletionContract(ContractBase):
     async def test_x_delete_refuses_another_type(self, store: LightningStore, argument: str, value: Any) -> None:
         [one] = await many_ended(store, 1)
         with pytest.raises(TypeError, match=argument):
-            await store.delete_rollouts(**{"older_than": 0, argument: value})
+            arguments: dict[str, Any] = {"older_than": 0, argument: value}
+            await store.delete_rollouts(**arguments)
         assert await remaining(store) == [one]
 
     async def test_x_delete_any_number_by_id(self, store: LightningStore) -> None:

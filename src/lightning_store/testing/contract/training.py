@@ -691,3 +691,99 @@ class PrioritiesContract(ContractBase):
         with pytest.raises(ValueError, match="retry_position"):
             await store.enqueue_rollout("task", config=cast(Any, {"retry_position": bad}))
         assert len(await store.query_rollouts()) == 0
+
+
+class UncountedAttemptsContract(ContractBase):
+    """``counts=False``, and the reserved member of metadata that stands for it."""
+
+    @pytest.mark.parametrize("how", [{"counts": False}, {"metadata": {"lightning.counts": False}}])
+    async def test_x_counts_a_failure_that_does_not_is_tried_again(
+        self, store: LightningStore, how: dict[str, Any]
+    ) -> None:
+        await store.enqueue_rollout("task", config=RolloutConfig(max_attempts=2, retry_condition=["failed"]))
+        for _ in range(2):
+            lost = await claim(store)
+            for _ in range(2):  # said twice, it counts once
+                attempt = await store.update_attempt(lost.rollout_id, lost.attempt.attempt_id, status="failed", **how)
+                assert (attempt.status, attempt.counts) == ("failed", False)
+                assert await status_of(store, lost) == "requeuing"
+        await report(store, await claim(store), "failed")
+        last = await claim(store)
+        assert (last.attempt.sequence_id, last.attempt.counts) == (4, True)
+        await report(store, last, "failed")
+        assert await status_of(store, last) == "failed"
+        attempts = await store.query_attempts(last.rollout_id)
+        assert [one.counts for one in attempts] == [False, False, True, True]
+
+    async def test_x_counts_needs_no_retry_condition_and_is_taken_back(self, store: LightningStore) -> None:
+        await store.enqueue_rollout("task")
+        claimed = await claim(store)
+        ids = (claimed.rollout_id, claimed.attempt.attempt_id)
+        await store.update_attempt(*ids, status="failed", counts=False)
+        assert await status_of(store, claimed) == "requeuing"
+        assert (await store.update_attempt(*ids, status="failed", counts=True)).counts
+        assert await status_of(store, claimed) == "failed"
+        assert (await store.update_attempt(*ids, status="succeeded", counts=False)).counts is False
+        assert await status_of(store, claimed) == "succeeded"
+
+    @pytest.mark.parametrize("bad", [{"counts": None}, {"counts": "no"}, {"metadata": {"lightning.counts": 0}}])
+    async def test_x_counts_that_is_no_boolean_is_refused(self, store: LightningStore, bad: dict[str, Any]) -> None:
+        claimed = await store.start_rollout("task")
+        with pytest.raises(ValueError, match="counts"):
+            await store.update_attempt(claimed.rollout_id, "latest", status="failed", **bad)
+        assert await status_of(store, claimed) == "preparing"
+
+
+class ReservedMetadataContract(ContractBase):
+    """Members of metadata that stand for arguments."""
+
+    async def test_x_reserved_keys_queue_each_batch_once(self, store: LightningStore) -> None:
+        def keyed(*keys: str | None) -> list[EnqueueRolloutRequest]:
+            return [
+                EnqueueRolloutRequest(input=n, metadata=None if key is None else {"lightning.idempotency_key": key})
+                for n, key in enumerate(keys)
+            ]
+
+        batch = keyed("a", None, "b", "a")
+        first = [one.rollout_id for one in await store.enqueue_many_rollouts(batch)]
+        again = [one.rollout_id for one in await store.enqueue_many_rollouts(batch)]
+        assert [one for one in first if one in again] == [first[0], *first[2:]]
+        assert again[1] not in first
+        single = await store.enqueue_rollout("c", metadata={"lightning.idempotency_key": "c"})
+        assert await store.enqueue_rollout("c", metadata={"lightning.idempotency_key": "c"}) == single
+        with pytest.raises(IdempotencyKeyReusedError):
+            await store.enqueue_many_rollouts(keyed("new", "c"))
+        assert (await store.statistics())["total_rollouts"] == 6
+        argument = await store.enqueue_many_rollouts(keyed("a"), idempotency_key="the argument counts")
+        assert argument[0].rollout_id not in first
+
+    async def test_x_reserved_members_stand_for_arguments_that_are_not_given(self, store: LightningStore) -> None:
+        metadata = {
+            "lightning.priority": 3,
+            "lightning.retry_position": "head",
+            "lightning.retry_delay_seconds": 5,
+            "lightning.retry_backoff": 2,
+        }
+        config = RolloutConfig(max_attempts=2, retry_backoff=3)
+        for made in (
+            await store.enqueue_rollout("task", config=config, metadata=metadata),
+            await store.start_rollout("task", config=config, metadata=metadata),
+        ):
+            assert (made.priority, made.config.max_attempts, made.metadata) == (3, 2, metadata)
+            assert (made.config.retry_position, made.config.retry_delay_seconds) == ("head", 5)
+            assert made.config.retry_backoff == 3
+        assert (await store.enqueue_rollout("task", metadata=metadata, priority=-1)).priority == -1
+        assert config == RolloutConfig(max_attempts=2, retry_backoff=3)
+
+    @pytest.mark.parametrize(
+        ("key", "value"),
+        [("priority", 10_001), ("priority", "high"), ("retry_position", "front"), ("idempotency_key", "")],
+    )
+    async def test_x_reserved_members_that_are_not_legal_are_refused(
+        self, store: LightningStore, key: str, value: Any
+    ) -> None:
+        with pytest.raises(ValueError, match=f"lightning.{key}"):
+            await store.enqueue_rollout("task", metadata={f"lightning.{key}": value})
+        with pytest.raises(ValueError, match="lightning.idempotency_key"):
+            await store.start_rollout("task", metadata={"lightning.idempotency_key": "key"})
+        assert (await store.statistics())["total_rollouts"] == 0

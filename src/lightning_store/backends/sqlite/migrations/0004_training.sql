@@ -5,6 +5,8 @@ ALTER TABLE rollouts ADD COLUMN fingerprint TEXT;
 ALTER TABLE rollouts ADD COLUMN end_reason TEXT;
 ALTER TABLE rollouts ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE rollouts ADD COLUMN queue_band INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE rollouts ADD COLUMN uncounted_attempts INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE attempts ADD COLUMN counts INTEGER NOT NULL DEFAULT 1;
 UPDATE rollouts SET end_reason = CASE status WHEN 'cancelled' THEN 'cancelled' ELSE coalesce((
     SELECT CASE a.status WHEN 'timeout' THEN 'timeout' WHEN 'unresponsive' THEN 'worker_lost' END
     FROM attempts a WHERE a.rollout = rollouts.number AND a.attempt_id = rollouts.latest_attempt_id

@@ -1,0 +1,80 @@
+"""Members of metadata that stand for arguments, for programs whose interface has no name for these.
+
+They count when a rollout is made or an attempt is updated, where the argument itself is not given.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lightning_store.backends.records import NewRollout
+from lightning_store.errors import InvalidArgumentError
+from lightning_store.labels import RESERVED_PREFIX, may_have_labels
+from lightning_store.model import Duration, ModelT, Priority, RetryBackoff, RetryPosition, RolloutConfig
+
+
+class _Reserved(BaseModel):
+    """Each of them is ``lightning.`` and the name of its field."""
+
+    model_config = ConfigDict(alias_generator=RESERVED_PREFIX.__add__)
+
+
+class _OfRollout(_Reserved):
+    idempotency_key: Annotated[str, Field(strict=True, min_length=1)] | None = None
+    priority: Priority = 0
+    retry_position: RetryPosition = "tail"
+    retry_delay_seconds: Duration = 0.0
+    retry_backoff: RetryBackoff = 1.0
+
+
+class _OfAttempt(_Reserved):
+    counts: Annotated[bool, Field(strict=True)] | None = None
+
+
+_CONFIG: Final = _OfRollout.model_fields.keys() & RolloutConfig.model_fields
+_DEFAULT: Final = RolloutConfig()
+
+
+def with_reserved(new: NewRollout) -> NewRollout:
+    """The rollout with what its metadata say.
+
+    Raises:
+        InvalidArgumentError: One of these members is not legal.
+    """
+    said = _read(_OfRollout, new.metadata_json)
+    if said is None:
+        return new
+    config = {
+        name: getattr(said, name)
+        for name in _CONFIG & said.model_fields_set
+        if getattr(new.config, name) == getattr(_DEFAULT, name)
+    }
+    return new._replace(
+        config=new.config.model_copy(update=config) if config else new.config,
+        priority=new.priority or said.priority,
+        idempotency_key=said.idempotency_key,
+    )
+
+
+def counts_of(metadata_json: str | None) -> bool | None:
+    """Whether an attempt with this metadata counts; None if they do not say.
+
+    Raises:
+        InvalidArgumentError: What they say is not legal.
+    """
+    said = _read(_OfAttempt, metadata_json)
+    return None if said is None else said.counts
+
+
+def _read(model: type[ModelT], metadata_json: str | None) -> ModelT | None:
+    if metadata_json is None or not may_have_labels(metadata_json):
+        return None
+    try:
+        said = model.model_validate(json.loads(metadata_json))
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)[0]
+        raise InvalidArgumentError(f"metadata: {found['loc'][0]}: {found['msg']}", field="metadata") from None
+    return said if said.model_fields_set else None
