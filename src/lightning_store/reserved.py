@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Final
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from lightning_store.backends.records import NewRollout
 from lightning_store.errors import InvalidArgumentError
@@ -16,13 +16,9 @@ from lightning_store.labels import RESERVED_PREFIX, may_have_labels
 from lightning_store.model import Duration, ModelT, Priority, RetryBackoff, RetryPosition, RolloutConfig
 
 
-class _Reserved(BaseModel):
-    """Each of them is ``lightning.`` and the name of its field."""
+class _OfRollout(BaseModel):
+    """Of a new rollout: each is ``lightning.`` and the name of its field."""
 
-    model_config = ConfigDict(alias_generator=RESERVED_PREFIX.__add__)
-
-
-class _OfRollout(_Reserved):
     idempotency_key: Annotated[str, Field(strict=True, min_length=1)] | None = None
     priority: Priority = 0
     retry_position: RetryPosition = "tail"
@@ -30,7 +26,9 @@ class _OfRollout(_Reserved):
     retry_backoff: RetryBackoff = 1.0
 
 
-class _OfAttempt(_Reserved):
+class _OfAttempt(BaseModel):
+    """Of an attempt, likewise."""
+
     counts: Annotated[bool, Field(strict=True)] | None = None
 
 
@@ -72,9 +70,12 @@ def counts_of(metadata_json: str | None) -> bool | None:
 def _read(model: type[ModelT], metadata_json: str | None) -> ModelT | None:
     if metadata_json is None or not may_have_labels(metadata_json):
         return None
+    metadata = json.loads(metadata_json)
+    labels = {key.removeprefix(RESERVED_PREFIX): metadata[key] for key in metadata if key.startswith(RESERVED_PREFIX)}
     try:
-        said = model.model_validate(json.loads(metadata_json))
+        said = model.model_validate(labels)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)[0]
-        raise InvalidArgumentError(f"metadata: {found['loc'][0]}: {found['msg']}", field="metadata") from None
+        message = f"metadata: {RESERVED_PREFIX}{found['loc'][0]}: {found['msg']}"
+        raise InvalidArgumentError(message, field="metadata") from None
     return said if said.model_fields_set else None

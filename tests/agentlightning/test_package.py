@@ -15,6 +15,8 @@ from tests.agentlightning.forks import in_fork
 def test_public_names():
     assert lightning_store_agentlightning.__all__ == [
         "AdaptedStore",
+        "CalledOffError",
+        "CancellableLitAgentRunner",
         "GrpcExecutionStrategy",
         "GrpcLightningStore",
         "InProcessLightningStore",

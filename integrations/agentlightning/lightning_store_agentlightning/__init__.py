@@ -3,6 +3,7 @@
 * :class:`GrpcLightningStore`: the store behind a server, for every process of a training run.
 * :class:`InProcessLightningStore`: the store in this process, in memory or in a database.
 * :class:`GrpcExecutionStrategy`: the algorithm serves its store, runner processes are clients of it.
+* :class:`CancellableLitAgentRunner`: a runner whose agent stops when its rollout is called off.
 * :class:`AdaptedStore`: any ``lightning_store.LightningStore`` as an ``agentlightning.LightningStore``.
 
 ``docs/agent_lightning.md`` tells how to use them.
@@ -18,6 +19,14 @@ except ImportError as error:
 from lightning_store_agentlightning.adapter import AdaptedStore
 from lightning_store_agentlightning.in_process import InProcessLightningStore
 from lightning_store_agentlightning.remote import GrpcLightningStore
+from lightning_store_agentlightning.runner import CalledOffError, CancellableLitAgentRunner
 from lightning_store_agentlightning.strategy import GrpcExecutionStrategy
 
-__all__ = ["AdaptedStore", "GrpcExecutionStrategy", "GrpcLightningStore", "InProcessLightningStore"]
+__all__ = [
+    "AdaptedStore",
+    "CalledOffError",
+    "CancellableLitAgentRunner",
+    "GrpcExecutionStrategy",
+    "GrpcLightningStore",
+    "InProcessLightningStore",
+]
