@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOOK_SECONDS: Final = 10.0
-"""How often a runner looks whether another attempt has taken the place of its own. A cancellation it hears of at once."""
+"""How often a runner looks whether another attempt has taken the place of its own. Of an end it hears at once."""
 
 
 class CalledOffError(Exception):
@@ -49,9 +49,10 @@ class CancellableLitAgentRunner(agl.LitAgentRunner[T]):
 
     async def _run(self, work: Awaitable[RolloutRawResult], rollout: agl.AttemptedRollout) -> RolloutRawResult:
         """What ``work`` returns. CalledOffError if the rollout is called off before that."""
+        scope = asyncio.timeout(None)
         async with asyncio.TaskGroup() as tasks:
             try:
-                async with asyncio.timeout(None) as scope:
+                async with scope:
                     watching = tasks.create_task(self._watch(rollout, scope))
                     try:
                         return await work

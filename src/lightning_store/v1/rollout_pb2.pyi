@@ -407,7 +407,10 @@ class NewRollout(_message.Message):
     resources_id: _builtins.str
     """The resources that it is to use; kept as given, also when empty. Absent: the latest, or none where there are none."""
     metadata_json: _builtins.str
-    """The text of a JSON object. Absent: an empty one."""
+    """The text of a JSON object. Absent: an empty one. Members that begin with "lightning." have an index. Some of them stand for
+    arguments that are not given: lightning.idempotency_key, lightning.priority, lightning.retry_position ("head" or "tail"),
+    lightning.retry_delay_seconds, lightning.retry_backoff.
+    """
     priority: _builtins.int
     """Higher ones are claimed first: -10,000 to 10,000."""
     @_builtins.property
@@ -1220,7 +1223,7 @@ class AttemptUpdate(_message.Message):
     worker_id: _builtins.str
     """Absent: none."""
     metadata_json: _builtins.str
-    """The text of a JSON object, which replaces the old one whole. Absent: none."""
+    """The text of a JSON object, which replaces the old one whole. Absent: none. lightning.counts stands for counts."""
     counts: _builtins.bool
     """Whether it is one of RolloutConfig.max_attempts. A failure that is not is always tried again. Cannot be cleared."""
     @_builtins.property
