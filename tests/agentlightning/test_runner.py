@@ -72,11 +72,12 @@ def test_a_failure_of_the_agent_is_reported(make_store):
     async def program():
         store = make_store()
         await store.add_resources(RESOURCES)
-        rollout = await store.enqueue_rollout("task")
-        runner = CancellableLitAgentRunner[str](NoTracer(), max_rollouts=1)
+        runner = CancellableLitAgentRunner[str](NoTracer())
         runner.init(Broken())
         runner.init_worker(0, store)
-        await runner.iter()
-        assert (await store.get_rollout_by_id(rollout.rollout_id)).status == "failed"
+        with pytest.raises(TimeoutError, match="its own"):
+            await runner.step("task")
+        [rollout] = await store.query_rollouts()
+        assert rollout.status == "failed"
 
     asyncio.run(asyncio.wait_for(program(), SAFETY_SECONDS))

@@ -50,17 +50,16 @@ class CancellableLitAgentRunner(agl.LitAgentRunner[T]):
     async def _run(self, work: Awaitable[RolloutRawResult], rollout: agl.AttemptedRollout) -> RolloutRawResult:
         """What ``work`` returns. CalledOffError if the rollout is called off before that."""
         scope = asyncio.timeout(None)
-        async with asyncio.TaskGroup() as tasks:
-            try:
-                async with scope:
-                    watching = tasks.create_task(self._watch(rollout, scope))
-                    try:
-                        return await work
-                    finally:
-                        watching.cancel()
-            except TimeoutError:
-                if not scope.expired():
-                    raise
+        watching = asyncio.create_task(self._watch(rollout, scope))
+        try:
+            async with scope:
+                return await work
+        except TimeoutError:
+            if not scope.expired():
+                raise
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
         self._called_off.add((rollout.rollout_id, rollout.attempt.attempt_id))
         raise CalledOffError(f"attempt {rollout.attempt.attempt_id} of rollout {rollout.rollout_id} was called off")
 
