@@ -35,7 +35,7 @@ def test_the_masks_know_every_field():
     rollout = RolloutUpdate(input=1, mode=None, resources_id=None, status="failed", config=RolloutConfig(), metadata={})
     mask = requests.update_rollout_to_proto("q", "r", rollout).update_mask
     assert set(mask.paths) == {field.name for field in rollout_pb2.RolloutUpdate.DESCRIPTOR.fields}
-    attempt = AttemptUpdate(status="failed", worker_id=None, last_heartbeat_time=1.0, metadata=None)
+    attempt = AttemptUpdate(status="failed", worker_id=None, last_heartbeat_time=1.0, metadata=None, counts=False)
     mask = requests.update_attempt_to_proto("q", "r", "a", attempt).update_mask
     assert set(mask.paths) == {field.name for field in rollout_pb2.AttemptUpdate.DESCRIPTOR.fields}
 
