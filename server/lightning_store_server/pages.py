@@ -57,16 +57,23 @@ async def first_page(listing: Listing[Reply], request: Any, limits: PageLimits) 
     return cast(Reply, with_rows(reply, listing.rows_field, rows))
 
 
-async def all_pages(listing: Listing[Any], request: Any, limits: PageLimits) -> AsyncIterator[StreamQueryResponse]:
-    """The whole result, taken at one moment, as one reply after another; at least one, for the total."""
+def all_pages(listing: Listing[Any], request: Any, limits: PageLimits) -> AsyncIterator[StreamQueryResponse]:
+    """The whole result of a List request, as ``stream_rows`` has it."""
     if request.page_token:
         message = "page_token is for the List methods; a stream has the whole result, so leave it empty"
         raise InvalidArgumentError(message, field="page_token")
     rows_max = page_window(request, limits.rows).page_rows
-    result = await listing.run(listing.query_of(request))
+    return stream_rows(listing, listing.query_of(request), PageLimits(rows_max, limits.bytes))
+
+
+async def stream_rows(
+    listing: Listing[Any], query: Query[Any], limits: PageLimits
+) -> AsyncIterator[StreamQueryResponse]:
+    """All rows of a query, taken at one moment, as one reply after another; at least one, for the total."""
+    result = await listing.run(query)
     if not result.items:
         yield StreamQueryResponse(total=result.total)
-    async for rows in batches(listing.encode, result.items, PageLimits(rows_max, limits.bytes)):
+    async for rows in batches(listing.encode, result.items, limits):
         yield with_rows(StreamQueryResponse(total=result.total), listing.rows_field, rows)
 
 

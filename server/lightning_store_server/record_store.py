@@ -28,7 +28,7 @@ from lightning_store.errors import SpansRejectedError, StoreError, UnsupportedEr
 from lightning_store.in_memory import InMemoryLightningStore
 from lightning_store.model import Attempt, AttemptedRollout, EnqueueRolloutRequest, Rollout, Span
 from lightning_store.outcomes import SpanOutcome, add_legal
-from lightning_store.queries import RolloutQuery, SpanQuery
+from lightning_store.queries import RolloutQuery, SpanBatchQuery, SpanQuery
 from lightning_store.spans.document import decode, encode
 from lightning_store.sqlite_store import SqliteEngineStore
 from lightning_store.store import LightningStore
@@ -61,6 +61,8 @@ class RecordStore(Protocol):
     async def query_rollouts(self, query: RolloutQuery) -> Rows[RolloutRow]: ...
 
     async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]: ...
+
+    async def query_many_spans(self, query: SpanBatchQuery) -> Rows[SpanRecord]: ...
 
     async def export_page(self, selection: Selection, begin: Place) -> Page: ...
 
@@ -163,6 +165,11 @@ class _Adapter:
     async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
         result = await self._store.query_spans(**query.arguments())
         return Rows([encode(span) for span in result], result.total)
+
+    async def query_many_spans(self, query: SpanBatchQuery) -> Rows[SpanRecord]:
+        found = await self._store.query_many_spans(**query.arguments())
+        records = [encode(span) for spans in found.values() for span in spans]
+        return Rows(records, len(records))
 
     async def export_page(self, selection: Selection, begin: Place) -> Page:
         threaded, engine = self._behind_threads()

@@ -36,7 +36,7 @@ from lightning_store_server.config import ServerConfig
 from lightning_store_server.feeds import FeedRuns
 from lightning_store_server.interceptors import Context, seconds_left
 from lightning_store_server.otlp.rejections import Rejections
-from lightning_store_server.pages import Listing, PageLimits, all_pages, batches, first_page
+from lightning_store_server.pages import Listing, PageLimits, all_pages, batches, first_page, stream_rows
 from lightning_store_server.record_store import records_of
 
 T = TypeVar("T")
@@ -76,6 +76,13 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             queries.list_spans_from_proto,
             self._records.query_spans,
             lambda record: spans.span_record_to_proto(record).SerializeToString(),
+        )
+        self._span_batches = Listing(
+            "spans",
+            StreamQueryResponse,
+            queries.span_batch_from_proto,
+            self._records.query_many_spans,
+            self._span_rows.encode,
         )
         self._resources = Listing(
             "resources",
@@ -247,7 +254,12 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     async def StreamQuery(self, request: StreamQueryRequest, context: Context) -> AsyncIterator[StreamQueryResponse]:
         kind = request.WhichOneof("query")
         if kind is None:
-            raise InvalidArgumentError("query is missing; give one of the List requests", field="query")
+            raise InvalidArgumentError("query is missing; give one of the requests", field="query")
+        if kind == "span_batch":
+            query = queries.span_batch_from_proto(request.span_batch)
+            async for reply in stream_rows(self._span_batches, query, self._limits):
+                yield reply
+            return
         listings: dict[str, Listing[Any]] = {
             listing.rows_field: listing
             for listing in (self._rollouts, self._attempts, self._span_rows, self._resources, self._workers)

@@ -51,6 +51,7 @@ class ForwardingStore(LightningStore):
     query_rollouts = _forwarded(LightningStore.query_rollouts)
     query_attempts = _forwarded(LightningStore.query_attempts)
     query_spans = _forwarded(LightningStore.query_spans)
+    query_many_spans = _forwarded(LightningStore.query_many_spans)
     query_resources = _forwarded(LightningStore.query_resources)
     query_workers = _forwarded(LightningStore.query_workers)
     get_rollout_by_id = _forwarded(LightningStore.get_rollout_by_id)

@@ -237,6 +237,30 @@ class SpanQuery(Query[Span]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SpanBatchQuery(Query[Span]):
+    """Arguments of ``query_many_spans``. The order is given: by rollout as they are named, then by sequence id."""
+
+    model = Span
+    unordered = frozenset(Span.model_fields)
+    lists = ("rollout_ids", "name_in", "attributes")
+
+    rollout_ids: Sequence[str]
+    """Each counts once."""
+    attempt: Literal["latest"] | None = "latest"
+    name_in: Sequence[str] | None = None
+    attributes: Sequence[str] | None = None
+
+    def _given_filters(self) -> Sequence[Filter | None]:
+        object.__setattr__(self, "rollout_ids", tuple(distinct_ids(self.rollout_ids)))
+        if self.attempt not in ("latest", None):
+            message = f"attempt is {self.attempt!r}; give 'latest', or None for all attempts"
+            raise InvalidArgumentError(message, field="attempt")
+        _texts("attributes", self.attributes)
+        names = _texts("name_in", self.name_in)
+        return (None if names is None else Filter("name", "in", frozenset(map(column_text, names))),)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ResourcesQuery(Query[ResourcesUpdate]):
     """Arguments of ``query_resources``."""
 
@@ -275,16 +299,21 @@ def _one_of(
     column: str, argument: str, values: Sequence[str | None] | None, legal: frozenset[Any] | None = None
 ) -> Filter | None:
     """The filter "``column`` is one of ``values``"; None where the caller gave none."""
-    if values is None:
+    wanted = _texts(argument, values, nullable=legal is not None and None in legal)
+    if wanted is None:
         return None
-    if isinstance(values, str):
-        raise InvalidTypeError(f"{argument} is the text {values!r}; give a list", field=argument)
-    nullable = legal is not None and None in legal
-    wanted = frozenset(value if value is None and nullable else _text(argument, value) for value in values)
     if legal is not None and not wanted <= legal:
         unknown, known = (", ".join(sorted(map(repr, names))) for names in (wanted - legal, legal))
         raise InvalidArgumentError(f"{argument} has {unknown}; give some of {known}", field=argument)
     return Filter(column, "in", wanted)
+
+
+def _texts(argument: str, values: Sequence[str | None] | None, *, nullable: bool = False) -> frozenset[Any] | None:
+    if values is None:
+        return None
+    if isinstance(values, str):
+        raise InvalidTypeError(f"{argument} is the text {values!r}; give a list", field=argument)
+    return frozenset(value if value is None and nullable else _text(argument, value) for value in values)
 
 
 def _members(argument: str, members: Mapping[str, Any] | None) -> Filter | None:

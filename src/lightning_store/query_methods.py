@@ -19,7 +19,15 @@ from lightning_store.model import (
     Worker,
     WorkerStatus,
 )
-from lightning_store.queries import AttemptQuery, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
+from lightning_store.queries import (
+    AttemptQuery,
+    Query,
+    ResourcesQuery,
+    RolloutQuery,
+    SpanBatchQuery,
+    SpanQuery,
+    WorkerQuery,
+)
 from lightning_store.store import LightningStore
 
 RowT = TypeVar("RowT")
@@ -122,6 +130,20 @@ class QueryMethods(LightningStore):
             sort_order=sort_order,
         )
         return await self.run_query(query)
+
+    async def query_many_spans(
+        self,
+        rollout_ids: Sequence[str],
+        attempt: Literal["latest"] | None = "latest",
+        *,
+        name_in: Sequence[str] | None = None,
+        attributes: Sequence[str] | None = None,
+    ) -> dict[str, list[Span]]:
+        query = SpanBatchQuery(rollout_ids=rollout_ids, attempt=attempt, name_in=name_in, attributes=attributes)
+        found: dict[str, list[Span]] = {rollout_id: [] for rollout_id in query.rollout_ids}
+        for span in await self.run_query(query):
+            found[span.rollout_id].append(span)
+        return found
 
     async def query_resources(
         self,

@@ -474,6 +474,35 @@ class LightningStore(ABC):
             SpansEvictedError: A RuntimeError. The spans were dropped to free memory.
         """
 
+    async def query_many_spans(
+        self,
+        rollout_ids: Sequence[str],
+        attempt: Literal["latest"] | None = "latest",
+        *,
+        name_in: Sequence[str] | None = None,
+        attributes: Sequence[str] | None = None,
+    ) -> dict[str, list[Span]]:
+        """The spans of a batch of rollouts in one call, all taken at one moment.
+
+        Args:
+            rollout_ids: The rollouts.
+            attempt: Only the spans of each rollout's "latest" attempt, even if that has none; None for all attempts.
+            name_in: Only those with one of these names.
+            attributes: Which attributes to read. The spans then have their ids, name, status, times, and those of
+                these attributes that they have; all else is left out as if it had never been there. None reads whole
+                spans.
+
+        Returns:
+            For each rollout, in the order given, its spans by sequence number; none for one that is not known.
+
+        Raises:
+            ValueError: An argument is not legal. Strict mode: a rollout is not known.
+            TypeError: An argument is no list of texts.
+            SpansEvictedError: A RuntimeError. The spans of a rollout were dropped to free memory.
+            UnsupportedError: This store cannot.
+        """
+        raise UnsupportedError(f"{type(self).__name__} reads no batches of spans; use query_spans")
+
     @abstractmethod
     async def query_resources(
         self,

@@ -46,6 +46,7 @@ from lightning_store.queries import (
     Query,
     ResourcesQuery,
     RolloutQuery,
+    SpanBatchQuery,
     SpanQuery,
     WorkerQuery,
     cancelled_where,
@@ -83,20 +84,30 @@ WAIT_SECONDS_MAX = 20.0
 class _Listing(NamedTuple):
     """How one kind of query goes over the wire."""
 
-    rpc: str
+    rpc: str | None
+    """The List method; None where there is none."""
+    kind: str
+    """The field of StreamQueryRequest."""
     rows: str
-    """The field of the reply, and of the messages of StreamQuery."""
+    """The field of the replies."""
     to_proto: Callable[[Any], Any]
     read: Callable[[Any, str], Any]
     """One row."""
 
 
 _LISTINGS: Final[Mapping[type[Query[Any]], _Listing]] = {
-    RolloutQuery: _Listing("ListRollouts", "rollouts", queries.list_rollouts_to_proto, codec.rollout_from_proto),
-    AttemptQuery: _Listing("ListAttempts", "attempts", queries.list_attempts_to_proto, codec.attempt_from_proto),
-    SpanQuery: _Listing("ListSpans", "spans", queries.list_spans_to_proto, spans.span_from_proto),
-    ResourcesQuery: _Listing("ListResources", "resources", queries.list_resources_to_proto, codec.resources_from_proto),
-    WorkerQuery: _Listing("ListWorkers", "workers", queries.list_workers_to_proto, codec.worker_from_proto),
+    RolloutQuery: _Listing(
+        "ListRollouts", "rollouts", "rollouts", queries.list_rollouts_to_proto, codec.rollout_from_proto
+    ),
+    AttemptQuery: _Listing(
+        "ListAttempts", "attempts", "attempts", queries.list_attempts_to_proto, codec.attempt_from_proto
+    ),
+    SpanQuery: _Listing("ListSpans", "spans", "spans", queries.list_spans_to_proto, spans.span_from_proto),
+    SpanBatchQuery: _Listing(None, "span_batch", "spans", queries.span_batch_to_proto, spans.span_from_proto),
+    ResourcesQuery: _Listing(
+        "ListResources", "resources", "resources", queries.list_resources_to_proto, codec.resources_from_proto
+    ),
+    WorkerQuery: _Listing("ListWorkers", "workers", "workers", queries.list_workers_to_proto, codec.worker_from_proto),
 }
 
 
@@ -334,9 +345,9 @@ class LightningStoreClient(QueryMethods):
         """All rows of a query, taken at one moment: in one reply, or streamed if one cannot hold them."""
         listing = _LISTINGS[type(query)]
         request = listing.to_proto(query)
-        pages = [await self._calls.unary(listing.rpc, request)]
-        if pages[0].next_page_token:
-            pages = await self._calls.stream("StreamQuery", StreamQueryRequest(**{listing.rows: request}))
+        pages = [] if listing.rpc is None else [await self._calls.unary(listing.rpc, request)]
+        if not pages or pages[0].next_page_token:
+            pages = await self._calls.stream("StreamQuery", StreamQueryRequest(**{listing.kind: request}))
             if not pages:
                 raise InternalError("StreamQuery: the server's answer ended before its first message")
         messages = [row for page in pages for row in getattr(page, listing.rows)[:]]

@@ -290,6 +290,24 @@ class SyncLightningStoreClient(SyncClientBase):
             )
         )
 
+    def query_many_spans(
+        self,
+        rollout_ids: Sequence[str],
+        attempt: Literal["latest"] | None = "latest",
+        *,
+        name_in: Sequence[str] | None = None,
+        attributes: Sequence[str] | None = None,
+    ) -> dict[str, list[Span]]:
+        """The spans of a batch of rollouts in one call, all taken at one moment.
+
+        See :meth:`lightning_store.store.LightningStore.query_many_spans`.
+        """
+        return run_blocking(
+            self._client.query_many_spans(
+                rollout_ids=rollout_ids, attempt=attempt, name_in=name_in, attributes=attributes
+            )
+        )
+
     def query_resources(
         self,
         *,

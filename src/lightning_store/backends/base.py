@@ -44,7 +44,7 @@ from lightning_store.backends.records import (
     WorkerRecord,
 )
 from lightning_store.errors import ResourceExhaustedError
-from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
+from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanBatchQuery, SpanQuery, WorkerQuery
 
 T = TypeVar("T")
 
@@ -339,6 +339,13 @@ class Snapshot(ABC):
     @abstractmethod
     async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
         """Spans of the attempt ``query.attempt_id``; of all attempts if that is None."""
+
+    @abstractmethod
+    async def query_many_spans(
+        self, query: SpanBatchQuery, attempts: Sequence[tuple[str, str | None]]
+    ) -> Rows[SpanRecord]:
+        """Whole spans that pass the filters of ``query``, of these attempts: each a rollout that exists and its attempt,
+        or None for all of its attempts. In their order, and by sequence id within a rollout."""
 
     @abstractmethod
     async def query_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]:

@@ -11,6 +11,7 @@ import math
 from collections.abc import AsyncGenerator, Collection, Coroutine, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 from lightning_store.backends.base import Backend, DiskUse, Rows, Snapshot
@@ -49,8 +50,10 @@ from lightning_store.engine.workers import last_seen
 from lightning_store.errors import RolloutNotFoundError, SpansEvictedError
 from lightning_store.lifecycle import TERMINAL
 from lightning_store.memory_limits import MemoryLimits
+from lightning_store.model import LazyRows
 from lightning_store.outcomes import SpanOutcome
-from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
+from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanBatchQuery, SpanQuery, WorkerQuery
+from lightning_store.spans.document import project
 
 logger = logging.getLogger(__name__)
 
@@ -233,6 +236,27 @@ class Engine:
             return await snapshot.query_spans(replace(query, attempt_id=row.attempt.attempt_id))
 
         return await self._executor.read(select)
+
+    async def query_many_spans(self, query: SpanBatchQuery) -> Rows[SpanRecord]:
+        """Spans of many rollouts, still encoded. SpansEvictedError if those of one were dropped."""
+
+        async def select(snapshot: Snapshot) -> Rows[SpanRecord]:
+            attempts: list[tuple[str, str | None]] = []
+            for rollout_id, row in zip(query.rollout_ids, await snapshot.rollouts(query.rollout_ids), strict=True):
+                if row is None:
+                    self._refuse_if_strict(rollout_id)
+                elif row.rollout.spans_evicted:
+                    raise SpansEvictedError.of(rollout_id)
+                elif query.attempt is None:
+                    attempts.append((rollout_id, None))
+                elif row.attempt is not None:
+                    attempts.append((rollout_id, row.attempt.attempt_id))
+            return await snapshot.query_many_spans(query, attempts)
+
+        found = await self._executor.read(select)
+        if query.attributes is None:
+            return found
+        return Rows(LazyRows(found.items, partial(project, attributes=frozenset(query.attributes))), found.total)
 
     async def query_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]:
         return await self._executor.read(lambda snapshot: snapshot.query_resources(query))

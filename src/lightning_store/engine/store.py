@@ -70,6 +70,7 @@ from lightning_store.queries import (
     Query,
     ResourcesQuery,
     RolloutQuery,
+    SpanBatchQuery,
     SpanQuery,
     WorkerQuery,
     cancelled_where,
@@ -275,6 +276,8 @@ class EngineStore(QueryMethods):
                 return _page(query, await engine.query_attempts(query), attempt_of)
             case SpanQuery():
                 return _page(query, await engine.query_spans(query), span_of)
+            case SpanBatchQuery():
+                return _page(query, await engine.query_many_spans(query), span_of)
             case ResourcesQuery():
                 return _page(query, await engine.query_resources(query), resources_of)
             case WorkerQuery():

@@ -11,7 +11,7 @@ reader calls :func:`decode`. Whatever :func:`encode` returns or :func:`validate`
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import accumulate
 from typing import Any, Final, cast
 
@@ -39,6 +39,19 @@ FINDINGS_MAX: Final = 5
 """Problems of one document that an error lists."""
 ID_FIELDS: Final = ("rollout_id", "attempt_id", "trace_id", "span_id", "parent_id")
 """Fields by which spans are looked up, so that every database has to hold them."""
+
+PROJECTED: Final = (
+    "rollout_id",
+    "attempt_id",
+    "trace_id",
+    "span_id",
+    "parent_id",
+    "name",
+    "start_time",
+    "end_time",
+    "status",
+)
+"""Members that a span keeps when only some of its attributes are read."""
 
 _COUNTER: Final[TypeAdapter[int]] = TypeAdapter(Counter)
 _LONG_NUMBER: Final = re.compile(rb"[-0-9][0-9]{%d}" % DIGITS_MAX)
@@ -251,6 +264,28 @@ def decode(document: bytes | str, sequence_id: int, field: str = "document_json"
     if span.model_extra and EXACT in span.model_extra:
         return Span.model_validate({**_restored(text, field), "sequence_id": sequence_id})
     return span
+
+
+def project(record: SpanRecord, attributes: Collection[str]) -> SpanRecord:
+    """Reduce a stored span to some of its attributes.
+
+    Args:
+        record: The span.
+        attributes: The attributes to keep.
+
+    Returns:
+        The record with a document that has the ids, name, times and status of the span, and these attributes.
+    """
+    members = from_json(record.document)
+    unusual = EXACT in members
+    if unusual:
+        members = _restored(record.document, "document_json")
+    kept = {name: members[name] for name in PROJECTED if name in members}
+    kept["attributes"] = {name: value for name, value in members.get("attributes", {}).items() if name in attributes}
+    document = b"" if unusual else to_json(kept)
+    if unusual or _has_constant(document):  # a number beyond the range of a double
+        return encode_fields({**kept, "sequence_id": record.sequence_id or 0})
+    return record._replace(document=document)
 
 
 def _restored(document: bytes, field: str) -> dict[str, Any]:

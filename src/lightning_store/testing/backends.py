@@ -39,7 +39,7 @@ from lightning_store.clock import Clock
 from lightning_store.engine.policy import Fence, Policy
 from lightning_store.engine.store import EngineStore
 from lightning_store.memory_limits import MemoryLimits
-from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
+from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanBatchQuery, SpanQuery, WorkerQuery
 
 T = TypeVar("T")
 
@@ -256,6 +256,11 @@ class _SuspendingSnapshot(Snapshot):
 
     async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
         return await self._read("query_spans", lambda inner: inner.query_spans(query))
+
+    async def query_many_spans(
+        self, query: SpanBatchQuery, attempts: Sequence[tuple[str, str | None]]
+    ) -> Rows[SpanRecord]:
+        return await self._read("query_many_spans", lambda inner: inner.query_many_spans(query, attempts))
 
     async def query_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]:
         return await self._read("query_resources", lambda inner: inner.query_resources(query))

@@ -28,7 +28,7 @@ from lightning_store.v1 import span_pb2 as lightning__store_dot_v1_dot_span__pb2
 from lightning_store.v1 import worker_pb2 as lightning__store_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1elightning_store/v1/query.proto\x12\x12lightning_store.v1\x1a\"lightning_store/v1/resources.proto\x1a lightning_store/v1/rollout.proto\x1a\x1dlightning_store/v1/span.proto\x1a\x1flightning_store/v1/worker.proto\"\xc8\x02\n\x12StreamQueryRequest\x12;\n\x08rollouts\x18\x01 \x01(\x0b\x32\'.lightning_store.v1.ListRolloutsRequestH\x00\x12;\n\x08\x61ttempts\x18\x02 \x01(\x0b\x32\'.lightning_store.v1.ListAttemptsRequestH\x00\x12\x35\n\x05spans\x18\x03 \x01(\x0b\x32$.lightning_store.v1.ListSpansRequestH\x00\x12=\n\tresources\x18\x04 \x01(\x0b\x32(.lightning_store.v1.ListResourcesRequestH\x00\x12\x39\n\x07workers\x18\x05 \x01(\x0b\x32&.lightning_store.v1.ListWorkersRequestH\x00\x42\x07\n\x05query\"\x8a\x02\n\x13StreamQueryResponse\x12-\n\x08rollouts\x18\x01 \x03(\x0b\x32\x1b.lightning_store.v1.Rollout\x12-\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x1b.lightning_store.v1.Attempt\x12\'\n\x05spans\x18\x03 \x03(\x0b\x32\x18.lightning_store.v1.Span\x12\x30\n\tresources\x18\x04 \x03(\x0b\x32\x1d.lightning_store.v1.Resources\x12+\n\x07workers\x18\x05 \x03(\x0b\x32\x1a.lightning_store.v1.Worker\x12\r\n\x05total\x18\x06 \x01(\x03\x42=Z;lightning-store-grpc/go/lightning_store/v1;lightningstorev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1elightning_store/v1/query.proto\x12\x12lightning_store.v1\x1a\"lightning_store/v1/resources.proto\x1a lightning_store/v1/rollout.proto\x1a\x1dlightning_store/v1/span.proto\x1a\x1flightning_store/v1/worker.proto\"\x84\x03\n\x12StreamQueryRequest\x12;\n\x08rollouts\x18\x01 \x01(\x0b\x32\'.lightning_store.v1.ListRolloutsRequestH\x00\x12;\n\x08\x61ttempts\x18\x02 \x01(\x0b\x32\'.lightning_store.v1.ListAttemptsRequestH\x00\x12\x35\n\x05spans\x18\x03 \x01(\x0b\x32$.lightning_store.v1.ListSpansRequestH\x00\x12=\n\tresources\x18\x04 \x01(\x0b\x32(.lightning_store.v1.ListResourcesRequestH\x00\x12\x39\n\x07workers\x18\x05 \x01(\x0b\x32&.lightning_store.v1.ListWorkersRequestH\x00\x12:\n\nspan_batch\x18\x06 \x01(\x0b\x32$.lightning_store.v1.SpanBatchRequestH\x00\x42\x07\n\x05query\"\x8a\x02\n\x13StreamQueryResponse\x12-\n\x08rollouts\x18\x01 \x03(\x0b\x32\x1b.lightning_store.v1.Rollout\x12-\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x1b.lightning_store.v1.Attempt\x12\'\n\x05spans\x18\x03 \x03(\x0b\x32\x18.lightning_store.v1.Span\x12\x30\n\tresources\x18\x04 \x03(\x0b\x32\x1d.lightning_store.v1.Resources\x12+\n\x07workers\x18\x05 \x03(\x0b\x32\x1a.lightning_store.v1.Worker\x12\r\n\x05total\x18\x06 \x01(\x03\x42=Z;lightning-store-grpc/go/lightning_store/v1;lightningstorev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,7 +37,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z;lightning-store-grpc/go/lightning_store/v1;lightningstorev1'
   _globals['_STREAMQUERYREQUEST']._serialized_start=189
-  _globals['_STREAMQUERYREQUEST']._serialized_end=517
-  _globals['_STREAMQUERYRESPONSE']._serialized_start=520
-  _globals['_STREAMQUERYRESPONSE']._serialized_end=786
+  _globals['_STREAMQUERYREQUEST']._serialized_end=577
+  _globals['_STREAMQUERYRESPONSE']._serialized_start=580
+  _globals['_STREAMQUERYRESPONSE']._serialized_end=846
 # @@protoc_insertion_point(module_scope)

@@ -33,6 +33,7 @@ class StreamQueryRequest(_message.Message):
     SPANS_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
+    SPAN_BATCH_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def rollouts(self) -> _rollout_pb2.ListRolloutsRequest:
         """Rollouts."""
@@ -53,6 +54,10 @@ class StreamQueryRequest(_message.Message):
     def workers(self) -> _worker_pb2.ListWorkersRequest:
         """Workers."""
 
+    @_builtins.property
+    def span_batch(self) -> _span_pb2.SpanBatchRequest:
+        """Spans of many rollouts; they come as spans. There is no List method for them."""
+
     def __init__(
         self,
         *,
@@ -61,12 +66,13 @@ class StreamQueryRequest(_message.Message):
         spans: _span_pb2.ListSpansRequest | None = ...,
         resources: _resources_pb2.ListResourcesRequest | None = ...,
         workers: _worker_pb2.ListWorkersRequest | None = ...,
+        span_batch: _span_pb2.SpanBatchRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "query", b"query", "resources", b"resources", "rollouts", b"rollouts", "spans", b"spans", "workers", b"workers"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "query", b"query", "resources", b"resources", "rollouts", b"rollouts", "span_batch", b"span_batch", "spans", b"spans", "workers", b"workers"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "query", b"query", "resources", b"resources", "rollouts", b"rollouts", "spans", b"spans", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "query", b"query", "resources", b"resources", "rollouts", b"rollouts", "span_batch", b"span_batch", "spans", b"spans", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["rollouts", "attempts", "spans", "resources", "workers"]  # noqa: Y015
+    _WhichOneofReturnType_query: _TypeAlias = _typing.Literal["rollouts", "attempts", "spans", "resources", "workers", "span_batch"]  # noqa: Y015
     _WhichOneofArgType_query: _TypeAlias = _typing.Literal["query", b"query"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_query) -> _WhichOneofReturnType_query | None: ...
 

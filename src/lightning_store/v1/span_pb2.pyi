@@ -524,6 +524,50 @@ class ListSpansRequest(_message.Message):
 Global___ListSpansRequest: _TypeAlias = ListSpansRequest  # noqa: Y015
 
 @_typing.final
+class SpanBatchRequest(_message.Message):
+    """Requests spans of many rollouts, for StreamQuery."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_IDS_FIELD_NUMBER: _builtins.int
+    ALL_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    NAME_IN_FIELD_NUMBER: _builtins.int
+    ATTRIBUTES_FIELD_NUMBER: _builtins.int
+    all_attempts: _builtins.bool
+    """False: only the spans of each rollout's newest attempt, even if that has none. True: those of all attempts."""
+    @_builtins.property
+    def rollout_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The rollouts. Their spans come in this order, those of one rollout by sequence id. Ids that are not known are left out; on
+        a strict server they are ROLLOUT_NOT_FOUND.
+        """
+
+    @_builtins.property
+    def name_in(self) -> _common_pb2.StringSet:
+        """Only spans with one of these names. Absent: no filter."""
+
+    @_builtins.property
+    def attributes(self) -> _common_pb2.StringSet:
+        """The attributes to read. The documents then have the ids, name, times and status of the span, and of its attributes only
+        these. Absent: whole documents.
+        """
+
+    def __init__(
+        self,
+        *,
+        rollout_ids: _abc.Iterable[_builtins.str] | None = ...,
+        all_attempts: _builtins.bool = ...,
+        name_in: _common_pb2.StringSet | None = ...,
+        attributes: _common_pb2.StringSet | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attributes", b"attributes", "name_in", b"name_in"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["all_attempts", b"all_attempts", "attributes", b"attributes", "name_in", b"name_in", "rollout_ids", b"rollout_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SpanBatchRequest: _TypeAlias = SpanBatchRequest  # noqa: Y015
+
+@_typing.final
 class ListSpansResponse(_message.Message):
     """One page of spans."""
 

@@ -8,7 +8,15 @@ from typing import Any, Final, TypeVar, cast
 
 from lightning_store.errors import InvalidTypeError
 from lightning_store.model import EndReason, RolloutFilters, RolloutMode, RolloutStatus, WorkerStatus
-from lightning_store.queries import AttemptQuery, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
+from lightning_store.queries import (
+    AttemptQuery,
+    Query,
+    ResourcesQuery,
+    RolloutQuery,
+    SpanBatchQuery,
+    SpanQuery,
+    WorkerQuery,
+)
 from lightning_store.text import column_text
 from lightning_store.v1 import common_pb2, resources_pb2, rollout_pb2, span_pb2, worker_pb2
 from lightning_store.wire import enums
@@ -110,6 +118,26 @@ def list_spans_from_proto(request: span_pb2.ListSpansRequest) -> SpanQuery:
         filter_logic=enums.filter_logic_from_proto(request.filter_logic, "filter_logic"),
         **filters,
         **_ordering(request),
+    )
+
+
+def span_batch_to_proto(query: SpanBatchQuery) -> span_pb2.SpanBatchRequest:
+    names = None if query.name_in is None else list(map(column_text, query.name_in))
+    return span_pb2.SpanBatchRequest(
+        rollout_ids=[text_to_proto(rollout_id, "rollout_ids") for rollout_id in query.rollout_ids],
+        all_attempts=query.attempt is None,
+        name_in=None if names is None else texts_to_proto(names, "name_in"),
+        attributes=None if query.attributes is None else texts_to_proto(query.attributes, "attributes"),
+    )
+
+
+def span_batch_from_proto(request: span_pb2.SpanBatchRequest) -> SpanBatchQuery:
+    has = request.HasField
+    return SpanBatchQuery(
+        rollout_ids=[required_text(one, f"rollout_ids[{index}]") for index, one in enumerate(request.rollout_ids)],
+        attempt=None if request.all_attempts else "latest",
+        name_in=list(request.name_in.values) if has("name_in") else None,
+        attributes=list(request.attributes.values) if has("attributes") else None,
     )
 
 

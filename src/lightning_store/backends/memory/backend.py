@@ -22,7 +22,7 @@ from lightning_store.backends.base import (
     Snapshot,
     Transaction,
 )
-from lightning_store.backends.memory.filtering import is_plain, page_of_all, select
+from lightning_store.backends.memory.filtering import is_plain, matches, page_of_all, select
 from lightning_store.backends.memory.indices import SLACK, Blocks, Deadlines, Shards
 from lightning_store.backends.memory.replies import Replies
 from lightning_store.backends.records import (
@@ -43,7 +43,7 @@ from lightning_store.ids import new_hex
 from lightning_store.labels import label_of, labels_of
 from lightning_store.lifecycle import TERMINAL
 from lightning_store.model import TIME_MAX_SECONDS
-from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
+from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanBatchQuery, SpanQuery, WorkerQuery
 
 REPLAY_WINDOW_SECONDS: Final = 600.0
 """How long a reply is kept: well beyond the time over which a client retries."""
@@ -561,6 +561,14 @@ class MemoryData(Loaded):
             spans = [span for span in spans if span.attempt_id == query.attempt_id]
         return select(spans, query)
 
+    def list_many_spans(self, query: SpanBatchQuery, attempts: Sequence[tuple[str, str | None]]) -> Rows[SpanRecord]:
+        found: list[SpanRecord] = []
+        for rollout_id, attempt_id in attempts:
+            spans = self._rollouts[rollout_id].spans.values()
+            wanted = [one for one in spans if attempt_id in (None, one.attempt_id) and matches(one, query)]
+            found += sorted(wanted, key=attrgetter("sequence_id"))
+        return Rows(found, len(found))
+
     def list_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]:
         return select(self._resources.values(), query)
 
@@ -636,6 +644,11 @@ class _Snapshot(Snapshot):
 
     async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
         return self._data.list_spans(query)
+
+    async def query_many_spans(
+        self, query: SpanBatchQuery, attempts: Sequence[tuple[str, str | None]]
+    ) -> Rows[SpanRecord]:
+        return self._data.list_many_spans(query, attempts)
 
     async def query_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]:
         return self._data.list_resources(query)

@@ -53,7 +53,7 @@ from lightning_store.backends.sqlite.rows import Totals
 from lightning_store.backends.sqlite.storing import Written
 from lightning_store.errors import InvalidArgumentError, ResourceExhaustedError, StoreUnavailableError
 from lightning_store.model import TIME_MAX_SECONDS
-from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
+from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanBatchQuery, SpanQuery, WorkerQuery
 
 T = TypeVar("T")
 
@@ -457,6 +457,11 @@ class _Snapshot(Snapshot):
         if self._read(reading.span_bytes, query.rollout_id) <= LOOK_UP_BYTES_MAX:
             return self._read(reading.query_spans, query)
         return await self._read_in_thread(reading.query_spans, query)
+
+    async def query_many_spans(
+        self, query: SpanBatchQuery, attempts: Sequence[tuple[str, str | None]]
+    ) -> Rows[SpanRecord]:
+        return await self._read_in_thread(reading.query_many_spans, query, attempts)
 
     async def query_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]:
         return await self._read_in_thread(reading.query_resources, query)

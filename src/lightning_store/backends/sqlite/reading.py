@@ -24,7 +24,16 @@ from lightning_store.backends.sqlite import rows
 from lightning_store.backends.sqlite.loading import expendable, has_passed, overdue
 from lightning_store.backends.sqlite.spool import Spool
 from lightning_store.labels import label_of
-from lightning_store.queries import AttemptQuery, Filter, Query, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
+from lightning_store.queries import (
+    AttemptQuery,
+    Filter,
+    Query,
+    ResourcesQuery,
+    RolloutQuery,
+    SpanBatchQuery,
+    SpanQuery,
+    WorkerQuery,
+)
 
 T = TypeVar("T")
 
@@ -165,6 +174,17 @@ def query_spans(connection: Connection, query: SpanQuery) -> Rows[SpanRecord]:
     return _select(connection, _SPANS, query, which)
 
 
+def query_many_spans(
+    connection: Connection, query: SpanBatchQuery, attempts: Sequence[tuple[str, str | None]]
+) -> Rows[SpanRecord]:
+    where, parameters = _where(_SPANS, query, {})
+    statement = f"{rows.SELECT_SPAN_NUMBERS} AND {where} ORDER BY k.place, t.sequence_id, t.number"
+    keys = [(place, *key) for place, key in enumerate(attempts)]
+    found = rows.select_values(connection, statement, keys, 3, parameters)
+    numbers = [number for some in found for (number,) in some]
+    return Rows(_records(connection, _SPANS, numbers), len(numbers))
+
+
 def query_resources(connection: Connection, query: ResourcesQuery) -> Rows[ResourcesRecord]:
     return _select(connection, _RESOURCES, query, {})
 
@@ -182,11 +202,16 @@ def _select(connection: Connection, table: _Table[T], query: Query[Any], which: 
     total = len(numbers)
     if query.limit >= 0 or query.offset:
         [[total]] = rows.fetch(connection, f"SELECT count(*) FROM {table.source} WHERE {where}", parameters)
+    return Rows(_records(connection, table, numbers), total)
+
+
+def _records(connection: Connection, table: _Table[T], numbers: Sequence[int]) -> Sequence[T]:
+    """The records of the rows with these numbers, in their order."""
     chunks = _rows_by_number(connection, table.statement, numbers)
     if len(numbers) <= CHUNK_ROWS:
-        return Rows([table.record(row) for chunk in chunks for row in chunk], total)
+        return [table.record(row) for chunk in chunks for row in chunk]
     _, _, path = connection.execute("PRAGMA database_list").fetchone()
-    return Rows(Spool(chunks, CHUNK_ROWS, table.record, os.path.dirname(path)), total)
+    return Spool(chunks, CHUNK_ROWS, table.record, os.path.dirname(path))
 
 
 def _rows_by_number(

@@ -115,13 +115,14 @@ def select_in(connection: Connection, statement: str, keys: Iterable[Any]) -> It
 
 
 def select_values(
-    connection: Connection, statement: str, keys: Iterable[tuple[Any, ...]], width: int
+    connection: Connection, statement: str, keys: Iterable[tuple[Any, ...]], width: int, more: Sequence[Any] = ()
 ) -> Iterator[Sequence[tuple[Any, ...]]]:
-    """The rows of a statement with ``VALUES (?*)``, each key a tuple of ``width``, a chunk of keys at a time."""
+    """The rows of a statement with ``VALUES (?*)``, each key a tuple of ``width``, a chunk of keys at a time. ``more``
+    are the parameters that follow."""
     nothing = (None,) * width
     for size, chunk in chunks(list(keys)):
         parameters = [one for key in chunk for one in (key or nothing)]
-        yield fetch(connection, _with_values(statement, size, width), parameters)
+        yield fetch(connection, _with_values(statement, size, width), [*parameters, *more])
 
 
 def execute_in(connection: Connection, statement: str, keys: Iterable[Any]) -> Iterator[int]:
@@ -291,6 +292,13 @@ SELECT_SPANS_BY_NUMBER: Final = """
         s.sequence_id, s.document
     FROM spans s CROSS JOIN attempts a ON a.number = s.attempt CROSS JOIN rollouts r ON r.number = s.rollout
     WHERE s.number IN (?*)
+"""
+SELECT_SPAN_NUMBERS: Final = """
+    WITH keys (place, rollout_id, attempt_id) AS (VALUES (?*))
+    SELECT t.number
+    FROM keys k CROSS JOIN rollouts r ON r.rollout_id = k.rollout_id
+    CROSS JOIN spans t ON t.rollout = r.number CROSS JOIN attempts a ON a.number = t.attempt
+    WHERE (k.attempt_id IS NULL OR a.attempt_id = k.attempt_id)
 """
 INSERT_SPAN: Final = """
     INSERT INTO spans (number, rollout, attempt, trace_id, span_id, parent_id, name, start_time, end_time, sequence_id,

@@ -84,6 +84,8 @@ class MemoryContract(ContractBase):
                 await store.query_spans(first.rollout_id)
             with pytest.raises(SpansEvictedError):
                 await store.query_spans(first.rollout_id, "latest", name="step")
+            with pytest.raises(SpansEvictedError):
+                await store.query_many_spans([first.rollout_id])
 
     async def test_f32_an_evicted_rollout_goes_on(self, clock: FakeClock) -> None:
         async with self.opened(clock, **self.LIMITS) as store:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -286,6 +287,80 @@ class SpanQueriesContract(ContractBase):
     async def test_f23_spans_paged(self, store: LightningStore, traced: AttemptedRollout) -> None:
         page = await store.query_spans(traced.rollout_id, name_contains="l", limit=1, offset=1)
         assert (names(page), page.limit, page.offset, page.total) == (["Call"], 1, 1, 3)
+
+    async def test_x_spans_of_a_batch(self, store: LightningStore, clock: FakeClock) -> None:
+        one, other, untraced = [await store.start_rollout(name) for name in ("one", "other", "untraced")]
+        former = make_span(one, 1)
+        await store.add_span(former)
+        retry = await store.start_attempt(one.rollout_id)
+        late, odd, act = make_span(retry, 9), make_span(retry, 5, name="a\ud800"), make_span(other, 1, name="act")
+        await store.add_many_spans([late, odd, act])
+        ids = [other.rollout_id, untraced.rollout_id, "ro-x", one.rollout_id, other.rollout_id]
+        other_id, untraced_id, _, one_id, _ = ids
+
+        assert list((await store.query_many_spans(ids)).items()) == [
+            (other_id, [act]),
+            (untraced_id, []),
+            ("ro-x", []),
+            (one_id, [odd, late]),
+        ]
+        assert (await store.query_many_spans(ids, None))[one_id] == [former, odd, late]
+        named = await store.query_many_spans(ids[:4], name_in=["act", "a\ud800", "no"])
+        assert named == {other_id: [act], untraced_id: [], "ro-x": [], one_id: [odd]}
+        assert await store.query_many_spans([one_id], name_in=[]) == {one_id: []}
+        assert await store.query_many_spans([]) == {}
+
+    async def test_x_spans_of_a_batch_with_some_of_their_attributes(self, store: LightningStore) -> None:
+        started = await store.start_rollout("task")
+        ids = [1, 2, 3]
+        whole = make_span(
+            started,
+            1,
+            parent_id=f"{9:016x}",
+            start_time=1.0,
+            end_time=2.5,
+            status={"status_code": "ERROR", "description": "late"},
+            attributes={"tokens": ids, "prompt": "x" * 100, "big": 10**400, "reward": {"value": 0.5}},
+            events=[{"name": "event"}],
+            resource={"attributes": {"host": "h"}},
+            kind="CLIENT",
+            more=True,
+        )
+        exact = make_span(started, 2, name="\ud800", attributes={"tokens": [math.nan, b"x"], "inf": math.inf})
+        await store.add_many_spans([whole, exact])
+        kept = {"parent_id", "start_time", "end_time", "status"}
+        read = await store.query_many_spans([started.rollout_id], attributes=["tokens", "reward", "inf", "no"])
+        first, second = read[started.rollout_id]
+        assert first == make_span(
+            started, 1, **whole.model_dump(include=kept), attributes={"tokens": ids, "reward": {"value": 0.5}}
+        )
+        assert second.name == "\ud800"
+        assert math.isnan(second.attributes["tokens"][0])
+        assert (second.attributes["tokens"][1], second.attributes["inf"]) == (b"x", math.inf)
+        [[bare, _]] = (await store.query_many_spans([started.rollout_id], attributes=[])).values()
+        assert bare == make_span(started, 1, **whole.model_dump(include=kept))
+
+    @pytest.mark.parametrize(
+        ("wrong", "error"),
+        [
+            ({"rollout_ids": "ro-1"}, TypeError),
+            ({"rollout_ids": [""]}, ValueError),
+            ({"attempt": "at-1"}, ValueError),
+            ({"name_in": "step"}, TypeError),
+            ({"attributes": "reward"}, TypeError),
+            ({"attributes": [1]}, TypeError),
+        ],
+        ids=str,
+    )
+    async def test_x_no_batch_of_spans(
+        self, store: LightningStore, wrong: dict[str, Any], error: type[Exception]
+    ) -> None:
+        with pytest.raises(error):
+            await store.query_many_spans(**({"rollout_ids": ["ro-1"]} | wrong))
+
+    async def test_x_a_batch_of_an_unknown_rollout_is_refused_when_strict(self, strict_store: LightningStore) -> None:
+        with pytest.raises(ValueError, match="ro-x"):
+            await strict_store.query_many_spans(["ro-x"])
 
 
 class OtherQueriesContract(ContractBase):

@@ -9,7 +9,7 @@ import pytest
 
 from lightning_store.backends.base import Backend
 from lightning_store.backends.records import RolloutRow, WorkerRecord
-from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
+from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanBatchQuery, SpanQuery, WorkerQuery
 from lightning_store.testing.contract.backend.base import (
     NOW,
     BackendContractBase,
@@ -232,6 +232,30 @@ class ListsContract(BackendContractBase):
             assert "".join(str(one.sequence_id) for one in page.items) == expected
             nothing = await snapshot.query_spans(SpanQuery(rollout_id="no", **arguments))
             assert (list(nothing.items), nothing.total) == ([], 0)
+
+    async def test_x_read_spans_of_a_batch(self, backend: Backend) -> None:
+        await store(
+            backend,
+            *running("ro-1", "at-1"),
+            attempt_record("ro-1", "at-2", 2),
+            span_record("ro-1", "at-2", 4, name="Step"),
+            span_record("ro-1", "at-1", 3),
+            *(span_record("ro-1", "at-1", number) for number in (2, 1)),
+            *running("ro-2", "at-1"),
+            *(span_record("ro-2", "at-1", number) for number in range(10, 310)),
+        )
+        async with backend.snapshot() as snapshot:
+
+            async def numbers(*attempts: tuple[str, str | None], **arguments: Any) -> list[int | None]:
+                query = SpanBatchQuery(rollout_ids=[rollout_id for rollout_id, _ in attempts], **arguments)
+                rows = await snapshot.query_many_spans(query, attempts)
+                assert rows.total == len(rows.items)
+                return [one.sequence_id for one in rows.items]
+
+            assert await numbers(("ro-2", "at-1"), ("ro-1", "at-1")) == [*range(10, 310), 1, 2, 3]
+            assert await numbers(("ro-1", None)) == [1, 2, 3, 4]
+            assert await numbers(("ro-1", None), ("ro-2", None), name_in=["Step", "no"]) == [4]
+            assert await numbers() == []
 
     async def test_x_read_lists_of_resources(self, backend: Backend) -> None:
         records = [resources_record(f"rs-{name}", version) for name, version in (("b", 3), ("a", 2), ("c", 1))]
