@@ -29,6 +29,7 @@ from lightning_store.spans.document import (
     decode,
     document_schema,
     encode,
+    project,
     validate,
 )
 from lightning_store.spans.exact import DEPTH_MAX
@@ -705,6 +706,52 @@ def test_what_the_server_takes_every_reader_can_decode(members: dict[str, Any], 
     span = decode(document, 1)
     assert encode(span)._replace(document=record.document) == record
     assert_same(again(span), span)
+
+
+# --- Some of the attributes ------------------------------------------------------------------------------------------
+
+
+TRICKY = st.text(st.sampled_from('[]01,."\\\\u05bé '), max_size=12)
+ARRAYS = st.lists(
+    st.integers(-(10**30), 10**30)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TRICKY
+    | st.lists(st.integers(), max_size=3)
+)
+
+
+@given(st.dictionaries(TRICKY, ARRAYS | TRICKY, max_size=5), st.sets(TRICKY, max_size=3), TRICKY, st.booleans())
+def test_a_span_is_reduced_to_some_of_its_attributes(
+    attributes: dict[str, Any], wanted: set[str], name: str, escape: bool
+):
+    fields = {**SMALLEST, "name": name, "attributes": attributes}
+    text = json.dumps({**fields, "kind": "CLIENT", "events": [{"name": "event"}]}, ensure_ascii=escape)
+    for one in (encode(Span.model_validate({**fields, "sequence_id": 3})), validate(text, 3)):
+        wanted |= set(list(attributes)[:2])
+        reduced = project(one, wanted)
+        assert validate(reduced.document, 3) == reduced
+        kept = {key: value for key, value in attributes.items() if key in wanted}
+        assert_same(decode(reduced.document, 3), a_span(name=name, attributes=kept))
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        r'"attributes": {"a": "\u005b0]", "b": [7]}',
+        r'"attributes": {"a": "[\u0030]", "b": [7]}',
+        r'"attributes": {"a": 1, "\u0061": "[ 0 ]", "b": [[1, 2 ], [ ]]}',
+        r'"attributes": {"a": 1e999, "b": [-1e999]}',
+        r'"attributes": {"a": "x", "b": "y"}, "$exact": {"/attributes/a": {"utf16": "2AA="}}, "kind": null',
+        r'"status": {"status_code": "OK", "more": [1]}, "start_time": 1, "attributes": {"c": 1}',
+        r'"attributes": {"c": 1}, "attributes": {"a": [1.50, 1E2], "c": 2}',
+    ],
+)
+def test_a_reduced_span_has_what_a_reader_finds_in_the_whole(members: str):
+    record = validate(with_text(members), 3)
+    whole, reduced = decode(record.document, 3), decode(project(record, {"a", "b"}).document, 3)
+    assert reduced.attributes == {key: value for key, value in whole.attributes.items() if key != "c"}
+    assert (reduced.status, reduced.start_time, reduced.name) == (whole.status, whole.start_time, whole.name)
+    assert reduced.model_extra == {}
 
 
 # --- The schema ------------------------------------------------------------------------------------------------------

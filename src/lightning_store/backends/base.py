@@ -344,8 +344,8 @@ class Snapshot(ABC):
     async def query_many_spans(
         self, query: SpanBatchQuery, attempts: Sequence[tuple[str, str | None]]
     ) -> Rows[SpanRecord]:
-        """Whole spans that pass the filters of ``query``, of these attempts: each a rollout that exists and its attempt,
-        or None for all of its attempts. In their order, and by sequence id within a rollout."""
+        """Whole spans of these attempts that pass the filters of ``query``, in this order and by sequence id. Each is
+        the id of a rollout that exists, and that of an attempt or None for all of its attempts."""
 
     @abstractmethod
     async def query_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]:
