@@ -60,6 +60,7 @@ class StoreMetrics(Collector):
         self._queued = counters("rollouts_queued", "Rollouts that were put into the queue, also again.")
         self._spans = counters("spans_stored", "Spans that were stored.")
         self._span_bytes = counters("span_bytes_stored", "Bytes of spans that were stored.")
+        self._dropped = counters("spans_dropped", "Spans that were not stored for their names.")
         self._evicted = counters("rollouts_evicted", "Rollouts whose spans were dropped for want of room.")
         self._begun = counters("attempts_begun", "Attempts that were begun: first ones and retries.", ["kind"])
         self._attempts = counters("attempts_ended", "Attempts that ended, by outcome.", ["status"])
@@ -91,6 +92,7 @@ class StoreMetrics(Collector):
                 (self._queued, details.rollouts_queued),
                 (self._spans, details.spans),
                 (self._span_bytes, details.span_bytes),
+                (self._dropped, details.spans_dropped),
             ):
                 if amount:
                     counters.add(amount)

@@ -130,6 +130,7 @@ def test_thresholds_reach_the_store(run, server, monkeypatch) -> None:
         *("--eviction-memory-threshold", "0.5", "--safe-memory-threshold", "1000B", "--memory-limit", "8GiB"),
         *("--replay-window", "60", "--replay-entries-max", "10", "--worker-timeout", "7", "--retain-workers", "0"),
         *("--final-outcomes", "--fence-attempts", "refuse"),
+        *("--drop-spans", "openai.embeddings, http.GET,"),
     )
     assert result.exit_code == 0
     assert given == {
@@ -143,6 +144,7 @@ def test_thresholds_reach_the_store(run, server, monkeypatch) -> None:
         "memory_limit": 8 * 1024**3,
         "retain_finished_seconds": None,
         "retain_finished_count": None,
+        "drop_spans": ("openai.embeddings", "http.GET"),
         "replay_window_seconds": 60.0,
         "replay_entries_max": 10,
     }

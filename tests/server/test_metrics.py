@@ -14,10 +14,15 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from lightning_store import InMemoryLightningStore, RolloutConfig
+from lightning_store import InMemoryLightningStore, RolloutConfig, Span
+from lightning_store.spans.labels import ATTEMPT_ID, ROLLOUT_ID
 from lightning_store.sqlite_store import SqliteEngineStore
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.v1 import rollout_pb2, server_pb2
@@ -126,6 +131,38 @@ def test_repeated_requests_are_counted(measured):
     found = scrape(measured)
     assert found("lightning_store_replies_recorded_total") == 1
     assert found("lightning_store_replies_replayed_total") == 2
+
+
+def test_spans_of_no_interest_are_signs_of_life_and_counted_and_not_stored(serve):
+    served = serve(InMemoryLightningStore(drop_spans=["noise", "a\ud800"]), http_port=0)
+    asyncio.run(_noisy(served))
+    found = scrape(served)
+    assert found("lightning_store_spans_dropped_total") == 4
+    assert found("lightning_store_spans_stored_total") == 1
+
+
+async def _noisy(served):
+    async with LightningStoreClient(served.server.endpoint) as client:
+        started = await client.start_rollout("task")
+        ids = {"rollout_id": started.rollout_id, "attempt_id": started.attempt.attempt_id, "trace_id": "1" * 32}
+        noise = Span(**ids, sequence_id=5, span_id="1" * 16, name="noise")
+        assert [await client.add_span(noise), await client.add_span(noise)] == [noise, noise]
+        assert (await client.get_rollout_by_id(started.rollout_id)).status == "running"
+        odd = noise.model_copy(update={"name": "a\udfff", "sequence_id": 6})
+        kept = noise.model_copy(update={"name": "act", "sequence_id": 9})
+        assert await client.add_many_spans([odd, kept]) == [odd, kept]
+        assert await client.get_next_span_sequence_id(started.rollout_id, ids["attempt_id"]) == 10
+        await asyncio.to_thread(_export, served, {ROLLOUT_ID: ids["rollout_id"], ATTEMPT_ID: ids["attempt_id"]})
+        assert [span.name for span in await client.query_spans(started.rollout_id)] == ["act"]
+
+
+def _export(served, labels):
+    resource = Resource.create(labels)
+    provider = TracerProvider(resource=resource)
+    exporter = OTLPSpanExporter(served.server.otlp_traces_endpoint())
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    provider.get_tracer("test").start_span("noise").end()
+    provider.shutdown()
 
 
 def test_no_id_becomes_a_label(measured):

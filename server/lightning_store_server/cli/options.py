@@ -149,6 +149,15 @@ def span_of_time(flag: str, *names: str, help: str, default: str | None = None) 
     return setting(flag, *names, help=help, default=default, callback=parse, metavar="TIME")
 
 
+def names(flag: str, *others: str, help: str) -> Callable[[F], F]:
+    """A setting that is a list of names, with commas between them."""
+
+    def parse(_: click.Context, __: click.Parameter, value: str | None) -> tuple[str, ...]:
+        return () if value is None else tuple(filter(None, map(str.strip, value.split(","))))
+
+    return setting(flag, *others, help=help, callback=parse, metavar="NAME[,NAME]")
+
+
 def database(flag: str, *names: str, help: str) -> Callable[[F], F]:
     """A setting that says where a store keeps its data: the path of a SQLite database, or None for memory."""
 

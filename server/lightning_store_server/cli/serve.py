@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any, Final, NoReturn, get_args
 
 import click
@@ -34,6 +35,7 @@ from lightning_store_server.cli.options import (
     Retention,
     Whole,
     database,
+    names,
     optional_size,
     retention,
     seconds,
@@ -238,6 +240,10 @@ Exit codes:
     help="Delete finished rollouts with all that belongs to them: keep so many, those that ended last (10000), or each"
     " for so long (3600s, 15m, 12h, 7d). Without it they are kept until somebody deletes them.",
 )
+@names(
+    "--drop-spans",
+    help="Do not store spans with these names. They begin their attempt and keep it alive as others do.",
+)
 @seconds(
     "--worker-timeout",
     "worker_timeout_seconds",
@@ -288,6 +294,7 @@ def serve(
     safe_memory_threshold: float | int | None,
     memory_limit: float | int | None,
     retain_finished: Retention,
+    drop_spans: Sequence[str],
     replay_window_seconds: float,
     replay_entries_max: int,
     log_level: str,
@@ -315,6 +322,7 @@ def serve(
             "worker_retention_seconds": worker_retention_seconds or None,
             "retain_finished_seconds": retain_finished.seconds,
             "retain_finished_count": retain_finished.count,
+            "drop_spans": drop_spans,
             "replay_window_seconds": replay_window_seconds,
             "replay_entries_max": replay_entries_max,
         }

@@ -604,6 +604,7 @@ def _details(
         rollouts_queued=len(view.effects.queued),
         spans=len(changes.spans),
         span_bytes=sum(size_bytes for _, size_bytes in changes.spans.values()) if changes.spans else 0,
+        spans_dropped=len(view.effects.dropped),
         begun=transitions.begun,
         ended_attempts=transitions.ended_attempts,
         ended_rollouts=transitions.ended_rollouts,

@@ -55,6 +55,8 @@ class TransactionDetails(NamedTuple):
     rollouts_queued: int
     spans: int
     span_bytes: int
+    spans_dropped: int
+    """Spans that were not stored for their names."""
     begun: Sequence[AttemptBegun]
     ended_attempts: Sequence[AttemptEnded]
     ended_rollouts: Sequence[RolloutEnded]

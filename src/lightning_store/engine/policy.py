@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from lightning_store.errors import InvalidArgumentError
+from lightning_store.errors import InvalidArgumentError, InvalidTypeError
+from lightning_store.text import column_text
 
 Fence = Literal["off", "refuse", "keep"]
 """What becomes of the spans of an attempt that was cancelled or superseded: they count as any, are refused, or are kept
@@ -33,6 +35,8 @@ class Policy:
     """A rollout is deleted when it has been terminal for longer. None: it is not."""
     retain_finished_count: int | None = None
     """So many terminal rollouts are kept, those that ended last. None: all of them."""
+    drop_spans: Collection[str] = ()
+    """Spans with these names count as any, and are not stored."""
 
     def __post_init__(self) -> None:
         if self.fence_attempts not in get_args(Fence):
@@ -47,6 +51,9 @@ class Policy:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InvalidArgumentError(f"{name} is {value}; give more than 0, or None to keep all", field=name)
+        if isinstance(self.drop_spans, str):
+            raise InvalidTypeError(f"drop_spans is the text {self.drop_spans!r}; give a list", field="drop_spans")
+        object.__setattr__(self, "drop_spans", frozenset(map(column_text, self.drop_spans)))
 
     @property
     def outcomes_are_final(self) -> bool:

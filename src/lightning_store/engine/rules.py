@@ -628,7 +628,10 @@ def _add_span(view: View, span: SpanRecord, size_bytes: int, last: dict[str, int
         span = span._replace(sequence_id=number)
     elif number > (last.get(span.rollout_id) or view.last_sequence(span.rollout_id)):
         last[span.rollout_id] = number
-    view.insert_span(key, span, size_bytes)
+    if span.name in view.policy.drop_spans:
+        view.drop_span(key)
+    else:
+        view.insert_span(key, span, size_bytes)
     return number
 
 

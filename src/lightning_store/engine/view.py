@@ -24,7 +24,7 @@ _ABSENT: Final[Any] = object()
 class Effects:
     """What a transaction did that somebody may be waiting for."""
 
-    __slots__ = ("deleted", "ended", "queued")
+    __slots__ = ("deleted", "dropped", "ended", "queued")
 
     def __init__(self) -> None:
         self.ended: list[str] = []
@@ -33,6 +33,8 @@ class Effects:
         """The rollouts that were deleted."""
         self.queued: list[str] = []
         """The rollouts that were put into the queue."""
+        self.dropped: dict[SpanKey, None] = {}
+        """The spans that were not stored for their names."""
 
 
 class Mark(NamedTuple):
@@ -261,6 +263,10 @@ class View:
     def insert_span(self, key: SpanKey, span: SpanRecord, size_bytes: int) -> None:
         """A new one, whose ``sequence_id`` is set. Its rollout's span counter is set apart."""
         self._set(self.changes.spans, key, (span, size_bytes))
+
+    def drop_span(self, key: SpanKey) -> None:
+        """Note that a new one is not stored."""
+        self._set(self.effects.dropped, key, None)
 
     def set_last_sequence(self, rollout_id: str, number: int) -> None:
         self._set(self.changes.sequences, rollout_id, number)
