@@ -488,9 +488,9 @@ class LightningStore(ABC):
             rollout_ids: The rollouts.
             attempt: Only the spans of each rollout's "latest" attempt, even if that has none; None for all attempts.
             name_in: Only those with one of these names.
-            attributes: Which attributes to read. The spans then have their ids, name, status, times, and those of
-                these attributes that they have; all else is left out as if it had never been there. None reads whole
-                spans.
+            attributes: Which attributes to read; ``"gen_ai.*"`` is all those whose names begin with ``gen_ai.``. The
+                spans then have their ids, name, status, times, and these attributes; all else is left out as if it
+                had never been there. None reads whole spans.
 
         Returns:
             For each rollout, in the order given, its spans by sequence number; none for one that is not known.

@@ -26,6 +26,7 @@ from lightning_store.json_text import DIGITS_MAX
 from lightning_store.model import TIME_MAX_SECONDS, Event, Span
 from lightning_store.spans.document import (
     ID_FIELDS,
+    attribute_filter,
     decode,
     document_schema,
     encode,
@@ -728,10 +729,16 @@ def test_a_span_is_reduced_to_some_of_its_attributes(
     text = json.dumps({**fields, "kind": "CLIENT", "events": [{"name": "event"}]}, ensure_ascii=escape)
     for one in (encode(Span.model_validate({**fields, "sequence_id": 3})), validate(text, 3)):
         wanted |= set(list(attributes)[:2])
-        reduced = project(one, wanted)
+        reduced = project(one, attribute_filter(wanted))
         assert validate(reduced.document, 3) == reduced
         kept = {key: value for key, value in attributes.items() if key in wanted}
         assert_same(decode(reduced.document, 3), a_span(name=name, attributes=kept))
+
+
+def test_attributes_are_chosen_by_name_and_by_what_they_are_below():
+    chosen = attribute_filter(["a", "b.*", "*", "c*"])
+    named = ["a", "a.b", "b", "b.", "b.c.d", "bc", "*", "c*", "cd", ""]
+    assert [name for name in named if chosen(name)] == ["a", "b.", "b.c.d", "*", "c*"]
 
 
 @pytest.mark.parametrize(
@@ -748,7 +755,7 @@ def test_a_span_is_reduced_to_some_of_its_attributes(
 )
 def test_a_reduced_span_has_what_a_reader_finds_in_the_whole(members: str):
     record = validate(with_text(members), 3)
-    whole, reduced = decode(record.document, 3), decode(project(record, {"a", "b"}).document, 3)
+    whole, reduced = decode(record.document, 3), decode(project(record, attribute_filter(["a", "b"])).document, 3)
     assert reduced.attributes == {key: value for key, value in whole.attributes.items() if key != "c"}
     assert (reduced.status, reduced.start_time, reduced.name) == (whole.status, whole.start_time, whole.name)
     assert reduced.model_extra == {}

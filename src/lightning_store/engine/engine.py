@@ -11,7 +11,6 @@ import math
 from collections.abc import AsyncGenerator, Collection, Coroutine, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 from lightning_store.backends.base import Backend, DiskUse, Rows, Snapshot
@@ -53,7 +52,7 @@ from lightning_store.memory_limits import MemoryLimits
 from lightning_store.model import LazyRows
 from lightning_store.outcomes import SpanOutcome
 from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanBatchQuery, SpanQuery, WorkerQuery
-from lightning_store.spans.document import project
+from lightning_store.spans.document import attribute_filter, project
 
 logger = logging.getLogger(__name__)
 
@@ -256,7 +255,8 @@ class Engine:
         found = await self._executor.read(select)
         if query.attributes is None:
             return found
-        return Rows(LazyRows(found.items, partial(project, attributes=frozenset(query.attributes))), found.total)
+        chosen = attribute_filter(query.attributes)
+        return Rows(LazyRows(found.items, lambda record: project(record, chosen)), found.total)
 
     async def query_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]:
         return await self._executor.read(lambda snapshot: snapshot.query_resources(query))

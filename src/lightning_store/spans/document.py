@@ -11,7 +11,7 @@ reader calls :func:`decode`. Whatever :func:`encode` returns or :func:`validate`
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from itertools import accumulate
 from typing import Any, Final, cast
 
@@ -269,14 +269,28 @@ def decode(document: bytes | str, sequence_id: int, field: str = "document_json"
     return span
 
 
-def project(record: SpanRecord, attributes: Collection[str]) -> SpanRecord:
+def attribute_filter(names: Collection[str]) -> Callable[[str], bool]:
+    """Choose attributes by name.
+
+    Args:
+        names: Names; one that ends with ``.*`` is that of all attributes below it.
+
+    Returns:
+        Whether an attribute of this name is chosen.
+    """
+    prefixes = tuple(name.removesuffix("*") for name in names if name.endswith(".*"))
+    exact = frozenset(names)
+    return lambda name: name in exact or name.startswith(prefixes)
+
+
+def project(record: SpanRecord, chosen: Callable[[str], bool]) -> SpanRecord:
     """Reduce a stored span to some of its attributes.
 
     Arrays of numbers, most of what trainers store, are copied as text: reading and writing them takes twice as long.
 
     Args:
         record: The span.
-        attributes: The attributes to keep.
+        chosen: Whether to keep an attribute of this name.
 
     Returns:
         The record with a document that has the ids, name, times and status of the span, and these attributes.
@@ -290,32 +304,33 @@ def project(record: SpanRecord, attributes: Collection[str]) -> SpanRecord:
     def put_back(text: bytes) -> bytes:
         return _PLACEHOLDER.sub(lambda place: arrays[int(place[1])], text)
 
+    def is_chosen(name: str) -> bool:
+        return chosen(put_back(name.encode()).decode() if "[" in name else name)
+
     short = _NUMBERS.sub(put_aside, record.document)
     if b"\\u00" in short:  # once read, an escaped bracket or digit looks like a placeholder
-        return _project_unusual(record, attributes)
+        return _project_unusual(record, chosen)
     members = from_json(short)
     if EXACT in members:
-        return _project_unusual(record, attributes)
-    names = members.get("attributes", ())
-    wanted = {name for name in names if (put_back(name.encode()).decode() if "[" in name else name) in attributes}
-    document = to_json(_projected(members, wanted))
+        return _project_unusual(record, chosen)
+    document = to_json(_projected(members, is_chosen))
     if _has_constant(document):  # for a number beyond the range of a double
-        return _project_unusual(record, attributes)
+        return _project_unusual(record, chosen)
     return record._replace(document=put_back(document))
 
 
-def _projected(members: Mapping[str, Any], attributes: Collection[str]) -> dict[str, Any]:
+def _projected(members: Mapping[str, Any], chosen: Callable[[str], bool]) -> dict[str, Any]:
     kept = {name: members[name] for name in PROJECTED if name in members}
-    kept["attributes"] = {name: value for name, value in members.get("attributes", {}).items() if name in attributes}
+    kept["attributes"] = {name: value for name, value in members.get("attributes", {}).items() if chosen(name)}
     return kept
 
 
-def _project_unusual(record: SpanRecord, attributes: Collection[str]) -> SpanRecord:
+def _project_unusual(record: SpanRecord, chosen: Callable[[str], bool]) -> SpanRecord:
     """The same, value by value."""
     members = from_json(record.document)
     if EXACT in members:
         members = _restored(record.document, "document_json")
-    kept = _projected(members, attributes)
+    kept = _projected(members, chosen)
     return encode(Span.model_validate({**kept, "sequence_id": record.sequence_id or 0}))
 
 
