@@ -70,11 +70,12 @@ _ATTRIBUTES: Final[dict[str, Any]] = {
 
 _VOCABULARY: Final = 151_936
 """Token ids are below this, spread over it: those of a model like the one that the span names."""
-_TOKENS: Final[dict[str, Any]] = {
+TOKENS: Final[dict[str, Any]] = {
     "prompt_token_ids": [number * 7_919 % _VOCABULARY for number in range(PROMPT_TOKENS)],
     "response_token_ids": [number * 104_729 % _VOCABULARY for number in range(RESPONSE_TOKENS)],
     "logprobs": [-(number * 7_919 % 9_973) / 3_001 for number in range(RESPONSE_TOKENS)],
 }
+"""The attributes of a trainer's span that a trainer learns from."""
 
 
 def span_fields(rollout_id: str, attempt_id: str, number: int) -> dict[str, Any]:
@@ -106,7 +107,7 @@ def span_fields(rollout_id: str, attempt_id: str, number: int) -> dict[str, Any]
 def trainer_span_fields(rollout_id: str, attempt_id: str, number: int) -> dict[str, Any]:
     """The same with what a trainer learns from: the ids of prompt and response, and the logprobs of the response."""
     fields = span_fields(rollout_id, attempt_id, number)
-    return {**fields, "attributes": {**_ATTRIBUTES, **_TOKENS}}
+    return {**fields, "attributes": {**_ATTRIBUTES, **TOKENS}}
 
 
 def _context(span_id: str) -> dict[str, Any]:

@@ -73,6 +73,7 @@ TARGETS: Final[Sequence[Target]] = (
     Target("query_rollouts", "calls_per_second", "times", 5),
     Target("trainer_add_span", "calls_per_second", "times", 5),
     Target("trainer_query_spans", "calls_per_second", "times", 5),
+    Target("trainer_query_batch", "client_cpu_us", "at most", 100_000),
     Target("add_many_spans_otlp", "calls_per_second", "times", 5),
     Target("lifecycle", "calls_per_second", "times", 30, callers=64),
     *(Target(cell, "calls_per_second", "times", 2, transport="process") for cell in _IN_PROCESS),

@@ -6,11 +6,12 @@ makes one call with one item. It checks each answer, cheaply: a call that did no
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import itertools
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -18,6 +19,7 @@ from benchmarks.reference import (
     ANSWER,
     OUTPUT_TOKENS,
     RESPONSE_TOKENS,
+    TOKENS,
     rollout_input,
     span_fields,
     trainer_span_fields,
@@ -33,6 +35,9 @@ ROLLOUTS_A_QUERY: Final = 1_000
 SPANS_A_LIFECYCLE: Final = 4
 TRAINER_SPANS: Final = 2
 """What a call of a trainer's cell stores or reads."""
+BATCH_ROLLOUTS: Final = 128
+BATCH_SPANS: Final = 3
+"""Of each rollout of a batch."""
 ATTEMPTS_AT_WORK: Final = 256
 """Attempts that spans and sequence numbers are spread over: as many runners at work."""
 QUERIED_ROLLOUTS: Final = 32
@@ -92,6 +97,8 @@ class Workload(ABC):
 
     consumes: ClassVar[bool] = True
     """Whether an item is good for one call only; otherwise all items are gone through in turn, without end."""
+    callers_max: ClassVar[int | None] = None
+    """More callers than so many are not measured. None: any number."""
     items_max: ClassVar[int] = 20_000
     """Items at hand for a round at most; when they are used up the round ends."""
 
@@ -316,6 +323,29 @@ class TrainerQuerySpans(Workload):
             _expect(len(ids) == RESPONSE_TOKENS, "query_spans", f"{len(ids)} of {RESPONSE_TOKENS} token ids")
 
 
+class TrainerQueryBatch(Workload):
+    """The tokens of a batch of 128 rollouts that have three trainer's spans each, all decoded"""
+
+    consumes = False
+    callers_max = 1
+
+    async def make(self, count: int) -> Sequence[Any]:
+        claimed = await self.subject.claim(BATCH_ROLLOUTS)
+        for attempt in claimed:
+            await self.store.add_many_spans([self.subject.new_trainer_span(attempt) for _ in range(BATCH_SPANS)])
+        return [[attempt.rollout_id for attempt in claimed]]
+
+    async def call(self, item: Any, caller: int) -> None:
+        if hasattr(self.store, "query_many_spans"):
+            read: Iterable[Sequence[Span]] = (await self.store.query_many_spans(item, attributes=list(TOKENS))).values()
+        else:
+            read = await asyncio.gather(*(self.store.query_spans(rollout_id, "latest") for rollout_id in item))
+        tokens = [span.attributes["response_token_ids"] for spans in read for span in spans]
+        found = sum(map(len, tokens))
+        expected = BATCH_ROLLOUTS * BATCH_SPANS * RESPONSE_TOKENS
+        _expect(found == expected, "query_many_spans", f"{found} of {expected} token ids")
+
+
 class Lifecycle(Workload):
     """A rollout from queue to outcome: enqueue, dequeue, 4 x add_span, update_attempt, get, query_spans; spans read"""
 
@@ -368,5 +398,6 @@ WORKLOADS: Final[dict[str, type[Workload]]] = {
     "query_rollouts": QueryRollouts,
     "trainer_add_span": TrainerAddSpan,
     "trainer_query_spans": TrainerQuerySpans,
+    "trainer_query_batch": TrainerQueryBatch,
     "lifecycle": Lifecycle,
 }

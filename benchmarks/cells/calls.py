@@ -69,7 +69,8 @@ async def run(bench: Bench, cell: str, transport: Transport) -> None:
         return
     async with bench.opened(transport, bench.options.sides) as opened:
         for callers in bench.options.callers or (CALLERS if transport == "wire" else CALLERS[:1]):
-            if (cell, callers) in bench.options.left_out:
+            callers_max = WORKLOADS[cell].callers_max or callers
+            if (cell, callers) in bench.options.left_out or callers > callers_max:
                 continue
             outcomes = await measure(opened, cell, callers, bench.options.rounds, bench.options.seconds)
             for one in opened:

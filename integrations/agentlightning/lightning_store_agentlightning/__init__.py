@@ -5,6 +5,7 @@
 * :class:`GrpcExecutionStrategy`: the algorithm serves its store, runner processes are clients of it.
 * :class:`CancellableLitAgentRunner`: a runner whose agent stops when its rollout is called off.
 * :class:`AdaptedStore`: any ``lightning_store.LightningStore`` as an ``agentlightning.LightningStore``.
+* :class:`FastTracerTraceToTriplet`, :class:`FastLlmProxyTraceToTriplet`: Agent Lightning's adapters in less time.
 
 ``docs/agent_lightning.md`` tells how to use them.
 """
@@ -21,11 +22,14 @@ from lightning_store_agentlightning.in_process import InProcessLightningStore
 from lightning_store_agentlightning.remote import GrpcLightningStore
 from lightning_store_agentlightning.runner import CalledOffError, CancellableLitAgentRunner
 from lightning_store_agentlightning.strategy import GrpcExecutionStrategy
+from lightning_store_agentlightning.triplets import FastLlmProxyTraceToTriplet, FastTracerTraceToTriplet
 
 __all__ = [
     "AdaptedStore",
     "CalledOffError",
     "CancellableLitAgentRunner",
+    "FastLlmProxyTraceToTriplet",
+    "FastTracerTraceToTriplet",
     "GrpcExecutionStrategy",
     "GrpcLightningStore",
     "InProcessLightningStore",

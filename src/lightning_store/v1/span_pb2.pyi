@@ -547,7 +547,7 @@ class SpanBatchRequest(_message.Message):
 
     @_builtins.property
     def attributes(self) -> _common_pb2.StringSet:
-        """The attributes to read. The documents then have the ids, name, times and status of the span, and of its attributes only
+        """The attributes to read, by name; gen_ai.* stands for all those whose names begin with "gen_ai.". The documents then have the ids, name, times and status of the span, and of its attributes only
         these. Absent: whole documents.
         """
 
