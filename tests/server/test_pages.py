@@ -193,6 +193,15 @@ def test_a_stream_equals_the_query_in_process(tiny, kind):
     asyncio.run(scenario())
 
 
+def test_each_message_of_a_batch_keeps_the_limits(tiny):
+    batch = span_pb2.SpanBatchRequest(rollout_ids=["ro-no", tiny.rollout_id], all_attempts=True)
+    replies = tiny.served.call("StreamQuery", query_pb2.StreamQueryRequest(span_batch=batch))
+    assert rows_of("spans", replies) == rows_of("spans", tiny.stream("spans"))
+    assert {reply.total for reply in replies} == {ROWS}
+    assert max(len(reply.spans) for reply in replies) <= 3
+    assert all(len(reply.spans) == 1 or reply.ByteSize() <= 200 for reply in replies)
+
+
 # --- Waits -----------------------------------------------------------------------------------------------------------
 
 

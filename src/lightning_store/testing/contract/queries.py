@@ -355,8 +355,9 @@ class SpanQueriesContract(ContractBase):
     async def test_x_no_batch_of_spans(
         self, store: LightningStore, wrong: dict[str, Any], error: type[Exception]
     ) -> None:
+        arguments: dict[str, Any] = {"rollout_ids": ["ro-1"]} | wrong
         with pytest.raises(error):
-            await store.query_many_spans(**({"rollout_ids": ["ro-1"]} | wrong))
+            await store.query_many_spans(**arguments)
 
     async def test_x_a_batch_of_an_unknown_rollout_is_refused_when_strict(self, strict_store: LightningStore) -> None:
         with pytest.raises(ValueError, match="ro-x"):
