@@ -43,8 +43,8 @@ def test_the_file_may_be_named_by_a_variable(run, write):
     "settings",
     [
         'database = "sqlite:a b.db"\ndisk-limit = "3GiB"\nretain-finished = "12h"\ndrop-spans = "a b,c"',
-        'retain-finished = 500\neviction-memory-threshold = 0.5\nmemory-limit = "8MiB"',
-        'retain-workers = "0"\nmax-message-bytes = 1000000\nqueued-bytes-max = "2GiB"\nlog-format = "json"\naccess_log = true',
+        'retain-finished = 500\neviction-memory-threshold = 0.5\nmemory-limit = "8MiB"\nretain-workers = "0"',
+        'max-message-bytes = 1000000\nqueued-bytes-max = "2GiB"\nlog-format = "json"\naccess_log = true',
         "otlp-http-port = 4318",
     ],
 )

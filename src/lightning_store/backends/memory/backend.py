@@ -22,7 +22,8 @@ from lightning_store.backends.base import (
     Snapshot,
     Transaction,
 )
-from lightning_store.backends.memory.filtering import is_plain, matches, page_of_all, select
+from lightning_store.backends.matching import matches
+from lightning_store.backends.memory.filtering import is_plain, page_of_all, select
 from lightning_store.backends.memory.indices import SLACK, Blocks, Deadlines, Shards
 from lightning_store.backends.memory.replies import Replies
 from lightning_store.backends.records import (
