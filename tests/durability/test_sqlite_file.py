@@ -53,8 +53,8 @@ FAILING_SYNC = """
         return real(file);
     }
 """
-"""Fails once when there is a file by the name of SYNC_FAULT, and one time in SYNC_FAILS_EVERY: not each so many-th, since
-a database that is opened again takes about as many syncs, and may then meet the failing one each time."""
+"""Fails once when there is a file by the name of SYNC_FAULT, and one time in SYNC_FAILS_EVERY. (Each so many-th would
+do harm of its own: opening a database again takes about as many syncs, and may then meet the failing one each time.)"""
 PROGRAMS = Path(__file__).with_name("programs.py")
 
 
