@@ -18,6 +18,8 @@
     │   ├── NotJsonError                          a payload holds what JSON cannot hold
     │   └── UnsortableFieldError                  sort_by names a field that has no order
     ├── SpansEvictedError (RuntimeError)          the spans were dropped to free memory
+    ├── UnauthenticatedError (PermissionError)    no token, or none that counts
+    ├── PermissionDeniedError (PermissionError)   the token's role does not suffice
     ├── ResourceExhaustedError (RuntimeError)     a limit is reached; try again later
     ├── StoreUnavailableError (ConnectionError)   the server cannot be reached or is shutting down
     ├── StoreTimeoutError (TimeoutError)          the deadline passed before an answer came
@@ -198,6 +200,18 @@ class SpansEvictedError(StoreError, RuntimeError):
             "read spans sooner or raise eviction_memory_threshold"
         )
         return cls(message, rollout_id=rollout_id)
+
+
+class UnauthenticatedError(StoreError, PermissionError):
+    """The server asks for a token, and there is none with the call, or not one that counts."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDeniedError(StoreError, PermissionError):
+    """The token does not allow the call. ``details["role"]`` is the least role that does, if it is a matter of roles."""
+
+    reason = "PERMISSION_DENIED"
 
 
 class ResourceExhaustedError(StoreError, RuntimeError):

@@ -28,6 +28,7 @@ ERRORS = [
     "MessageTooLargeError",
     "NoAttemptsError",
     "NotJsonError",
+    "PermissionDeniedError",
     "RequestIdReusedError",
     "ResourceExhaustedError",
     "ResourcesNotFoundError",
@@ -37,6 +38,7 @@ ERRORS = [
     "StoreError",
     "StoreTimeoutError",
     "StoreUnavailableError",
+    "UnauthenticatedError",
     "UnsortableFieldError",
     "UnsupportedError",
 ]

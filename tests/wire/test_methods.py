@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 from google.protobuf.message_factory import GetMessageClass
 
 from lightning_store.v1 import service_pb2
-from lightning_store.wire.methods import BY_PATH, METHODS, REPLIES, REQUESTS, SERVICE, SESSION, Repeat
+from lightning_store.wire.methods import BY_PATH, METHODS, REPLIES, REQUESTS, SERVICE, SESSION, Repeat, Role
 
+ROOT = Path(__file__).parent.parent.parent
+ROLES = {role.value for role in Role}
 RPCS = service_pb2.DESCRIPTOR.services_by_name["LightningStoreService"].methods_by_name
 
 
@@ -44,3 +49,23 @@ def test_each_method_has_its_request_and_its_reply(name):
 
 def test_those_of_all_methods_and_of_no_others_are_known():
     assert REQUESTS.keys() == REPLIES.keys() == METHODS.keys()
+
+
+def test_the_comments_of_the_rpcs_and_the_documentation_name_the_role_that_each_method_needs():
+    proto = (ROOT / "proto" / "lightning_store" / "v1" / "service.proto").read_text(encoding="utf-8")
+    commented = re.findall(r"^  // Role: (.+)\.\n  rpc (\w+)\(", proto, re.MULTILINE)
+    assert {rpc: role for role, rpc in commented} == {
+        **{name: method.role.value for name, method in METHODS.items()},
+        SESSION: "that of each call",
+    }
+
+    rows = re.findall(r"^\| `(\w+)` \| (.+) \|$", (ROOT / "docs" / "wire.md").read_text(encoding="utf-8"), re.MULTILINE)
+    documented = {name: role for role, names in rows if role in ROLES for name in names.split(", ")}
+    own = {name: method.role.value for name, method in METHODS.items()}
+    assert documented == {**own, "OTLP's Export": "runner"}
+
+
+def test_each_role_may_do_what_those_before_it_may():
+    ranked = [Role.READER, Role.RUNNER, Role.ALGORITHM, Role.ADMIN]
+    for rank, role in enumerate(ranked):
+        assert [role.suffices_for(needed) for needed in ranked] == [True] * (rank + 1) + [False] * (3 - rank)

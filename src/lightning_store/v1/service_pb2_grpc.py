@@ -46,6 +46,16 @@ class LightningStoreServiceStub(object):
     before and arrives later gets them too, and does nothing.
     LWW: changes something, and the last write wins; repeating it does no harm.
 
+    Roles
+
+    A server that knows tokens takes a call only with one, in the metadata authorization: Bearer TOKEN. A token has one role, and
+    each method names the least one that may call it. Each role may do what those before it may:
+
+    reader: read. API keys and the like in resources come masked.
+    runner: claim rollouts, heartbeats, and spans and outcomes of the attempts that its workers hold.
+    algorithm: enqueue, start, change and cancel rollouts; publish resources; export.
+    admin: delete and import.
+
     Values
 
     Fields that end in _json hold JSON text (RFC 8259, and NaN, Infinity and -Infinity as numbers), with integers of up to
@@ -79,12 +89,15 @@ class LightningStoreServiceStub(object):
     RESOURCE_EXHAUSTED (RESOURCE_EXHAUSTED): a limit is reached; google.rpc.RetryInfo says when to try again, if known.
     UNAVAILABLE (UNAVAILABLE): the server drains or cannot reach its data. Nothing was changed; try again.
     DEADLINE_EXCEEDED (DEADLINE_EXCEEDED), CANCELLED (CANCELLED): the call ended before its answer came.
+    UNAUTHENTICATED (UNAUTHENTICATED): there is no token with the call, or not one that counts.
+    PERMISSION_DENIED (PERMISSION_DENIED): the token's role does not suffice, and the metadata has the role that does; or a
+    runner reports on an attempt that none of its workers holds.
     UNSUPPORTED (UNIMPLEMENTED): the store behind the server does not offer this.
     STORE_ERROR (UNKNOWN): an error that a store of somebody else's raised.
     INTERNAL (INTERNAL): a fault of the server; the metadata has an incident_id, which is in its log beside the cause.
 
-    Any call can end with INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED or INTERNAL; any
-    ONCE call also with REQUEST_ID_REUSED. The methods below name only what else can happen.
+    Any call can end with INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED, UNAVAILABLE,
+    DEADLINE_EXCEEDED, CANCELLED or INTERNAL; any ONCE call also with REQUEST_ID_REUSED. The methods below name only what else can happen.
 
     Pages
 
@@ -290,6 +303,16 @@ class LightningStoreServiceServicer(object):
     before and arrives later gets them too, and does nothing.
     LWW: changes something, and the last write wins; repeating it does no harm.
 
+    Roles
+
+    A server that knows tokens takes a call only with one, in the metadata authorization: Bearer TOKEN. A token has one role, and
+    each method names the least one that may call it. Each role may do what those before it may:
+
+    reader: read. API keys and the like in resources come masked.
+    runner: claim rollouts, heartbeats, and spans and outcomes of the attempts that its workers hold.
+    algorithm: enqueue, start, change and cancel rollouts; publish resources; export.
+    admin: delete and import.
+
     Values
 
     Fields that end in _json hold JSON text (RFC 8259, and NaN, Infinity and -Infinity as numbers), with integers of up to
@@ -323,12 +346,15 @@ class LightningStoreServiceServicer(object):
     RESOURCE_EXHAUSTED (RESOURCE_EXHAUSTED): a limit is reached; google.rpc.RetryInfo says when to try again, if known.
     UNAVAILABLE (UNAVAILABLE): the server drains or cannot reach its data. Nothing was changed; try again.
     DEADLINE_EXCEEDED (DEADLINE_EXCEEDED), CANCELLED (CANCELLED): the call ended before its answer came.
+    UNAUTHENTICATED (UNAUTHENTICATED): there is no token with the call, or not one that counts.
+    PERMISSION_DENIED (PERMISSION_DENIED): the token's role does not suffice, and the metadata has the role that does; or a
+    runner reports on an attempt that none of its workers holds.
     UNSUPPORTED (UNIMPLEMENTED): the store behind the server does not offer this.
     STORE_ERROR (UNKNOWN): an error that a store of somebody else's raised.
     INTERNAL (INTERNAL): a fault of the server; the metadata has an incident_id, which is in its log beside the cause.
 
-    Any call can end with INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED or INTERNAL; any
-    ONCE call also with REQUEST_ID_REUSED. The methods below name only what else can happen.
+    Any call can end with INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED, UNAVAILABLE,
+    DEADLINE_EXCEEDED, CANCELLED or INTERNAL; any ONCE call also with REQUEST_ID_REUSED. The methods below name only what else can happen.
 
     Pages
 
@@ -339,6 +365,8 @@ class LightningStoreServiceServicer(object):
 
     def GetServerInfo(self, request, context):
         """READ. Version, rules and limits of the server. They stay the same while the server runs.
+
+        Role: reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -346,6 +374,8 @@ class LightningStoreServiceServicer(object):
 
     def GetStatistics(self, request, context):
         """READ. Counts of what is stored, and the memory limits where there are any.
+
+        Role: reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -355,6 +385,8 @@ class LightningStoreServiceServicer(object):
         """ONCE. Makes a rollout that skips the queue, with its first attempt, in status preparing.
 
         A resources_id that is not known is kept as given; a strict server refuses it with RESOURCES_NOT_FOUND.
+
+        Role: algorithm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -365,6 +397,8 @@ class LightningStoreServiceServicer(object):
 
         A resources_id that is not known is kept as given; a strict server refuses it with RESOURCES_NOT_FOUND.
         IDEMPOTENCY_KEY_REUSED.
+
+        Role: algorithm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -376,6 +410,8 @@ class LightningStoreServiceServicer(object):
         No rollout is handed out twice, however many callers there are. An empty reply means that nothing is queued now, which
         is not an error. It is remembered only if the call was marked as a retry: until then each retry looks again. The
         worker, if given, is recorded as having asked, and as busy with the last rollout that it got.
+
+        Role: runner.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -386,6 +422,8 @@ class LightningStoreServiceServicer(object):
         leaves the queue if it is in it.
 
         ROLLOUT_NOT_FOUND.
+
+        Role: algorithm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -393,6 +431,8 @@ class LightningStoreServiceServicer(object):
 
     def GetRollout(self, request, context):
         """READ. One rollout with its newest attempt; an absent field if the id is not known.
+
+        Role: reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -402,6 +442,8 @@ class LightningStoreServiceServicer(object):
         """READ. The newest attempt of a rollout; an absent field if it has none or is not known.
 
         ROLLOUT_NOT_FOUND on a strict server, if the rollout is not known.
+
+        Role: reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -409,6 +451,8 @@ class LightningStoreServiceServicer(object):
 
     def GetResources(self, request, context):
         """READ. The present version of one id's resources; an absent field if the id is not known.
+
+        Role: reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -416,6 +460,8 @@ class LightningStoreServiceServicer(object):
 
     def GetLatestResources(self, request, context):
         """READ. The resources that were added or updated last; an absent field if there are none.
+
+        Role: reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -423,6 +469,8 @@ class LightningStoreServiceServicer(object):
 
     def GetWorker(self, request, context):
         """READ. One worker; an absent field if it was never mentioned.
+
+        Role: reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -432,6 +480,8 @@ class LightningStoreServiceServicer(object):
         """READ. A page of the rollouts that match, each with its newest attempt.
 
         UNSORTABLE_FIELD for a sort_by without an order, such as input.
+
+        Role: reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -441,6 +491,8 @@ class LightningStoreServiceServicer(object):
         """READ. A page of the attempts of one rollout; none for a rollout that is not known.
 
         UNSORTABLE_FIELD. ROLLOUT_NOT_FOUND on a strict server.
+
+        Role: reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -450,6 +502,8 @@ class LightningStoreServiceServicer(object):
         """READ. A page of the spans of one rollout that match; none for a rollout that is not known.
 
         SPANS_EVICTED if they were dropped to free memory. UNSORTABLE_FIELD. ROLLOUT_NOT_FOUND on a strict server.
+
+        Role: reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -459,6 +513,8 @@ class LightningStoreServiceServicer(object):
         """READ. A page of the resources that match, each in its present version.
 
         UNSORTABLE_FIELD.
+
+        Role: reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -468,6 +524,8 @@ class LightningStoreServiceServicer(object):
         """READ. A page of the workers that match.
 
         UNSORTABLE_FIELD.
+
+        Role: reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -479,6 +537,8 @@ class LightningStoreServiceServicer(object):
 
         A single row that is larger than the limit is a message of its own. Errors as in the List method of the query, all
         before the first message; a page_token is refused.
+
+        Role: reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -490,6 +550,8 @@ class LightningStoreServiceServicer(object):
         A terminal status stamps end_time and wakes who waits; queuing or requeuing puts the rollout into the queue.
         Cancelling touches neither attempt nor worker. Every transition is allowed, except that a strict server lets a
         terminal rollout go only back into the queue (INVALID_TRANSITION). ROLLOUT_NOT_FOUND.
+
+        Role: algorithm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -500,6 +562,8 @@ class LightningStoreServiceServicer(object):
         Their runners learn of it with their next heartbeat.
 
         ROLLOUT_NOT_FOUND.
+
+        Role: algorithm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -510,6 +574,8 @@ class LightningStoreServiceServicer(object):
         others stay as they are.
 
         ROLLOUT_NOT_FOUND.
+
+        Role: algorithm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -518,6 +584,8 @@ class LightningStoreServiceServicer(object):
     def DeleteRollouts(self, request, context):
         """ONCE. Deletes rollouts with their attempts and spans, to free what they take. Late reports on them are refused with
         ROLLOUT_NOT_FOUND, and who waits for them is told as if they had never been there.
+
+        Role: admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -529,6 +597,8 @@ class LightningStoreServiceServicer(object):
         Preparing, running and succeeded pass through to the rollout; failed, timeout and unresponsive put it back into the
         queue if its config asks for a retry and attempts are left, and fail it otherwise. A report on an older attempt is
         recorded and leaves the rollout alone. ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, NO_ATTEMPTS.
+
+        Role: runner.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -540,6 +610,8 @@ class LightningStoreServiceServicer(object):
         Stores spans and tells the outcome of each one. A span refreshes its attempt's heartbeat and moves a preparing attempt
         to running. Outcomes may be rejected for ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, MESSAGE_TOO_LARGE and
         INVALID_ARGUMENT; then all other spans are stored nevertheless.
+
+        Role: runner.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -550,6 +622,8 @@ class LightningStoreServiceServicer(object):
         repeat. All or nothing.
 
         ROLLOUT_NOT_FOUND.
+
+        Role: runner.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -557,6 +631,8 @@ class LightningStoreServiceServicer(object):
 
     def AddResources(self, request, context):
         """ONCE. Publishes resources under a new id, as version 1. They become the latest.
+
+        Role: algorithm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -566,6 +642,8 @@ class LightningStoreServiceServicer(object):
         """ONCE. Replaces the resources of an id: version + 1, and now the latest.
 
         An id that is not known is created at version 1; a strict server refuses it with RESOURCES_NOT_FOUND.
+
+        Role: algorithm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -574,6 +652,8 @@ class LightningStoreServiceServicer(object):
     def UpdateWorker(self, request, context):
         """LWW. A worker's heartbeat, at the server's clock. It keeps the attempt that the worker holds alive, and records a
         worker that is new.
+
+        Role: runner.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -585,6 +665,8 @@ class LightningStoreServiceServicer(object):
         not known are left out at once.
 
         ROLLOUT_NOT_FOUND on a strict server.
+
+        Role: reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -597,6 +679,8 @@ class LightningStoreServiceServicer(object):
         A rollout that is put back into the queue and ends again is told again, and so is one whose outcome changes. One that
         was put back before its completion was told, is not told until it ends anew. CURSOR_UNKNOWN. ROLLOUT_NOT_FOUND on a
         strict server.
+
+        Role: reader.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -606,6 +690,8 @@ class LightningStoreServiceServicer(object):
         """READ, for operators. A page of rollouts with all that belongs to them, as ImportRollouts takes them.
 
         UNSUPPORTED where the store behind the server does not offer it.
+
+        Role: algorithm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -621,6 +707,8 @@ class LightningStoreServiceServicer(object):
         that is stored.
 
         UNSUPPORTED where the store behind the server does not offer it.
+
+        Role: admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -630,6 +718,8 @@ class LightningStoreServiceServicer(object):
         """Any number of calls of the other methods, but those that stream, over one stream: what a call costs beside its own work
         is shared by all that come at once. Each is what it would be by itself: its class, its errors and its request_id are the
         same. A stream that ends leaves calls without an answer; they may be sent again on another.
+
+        Role: that of each call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -638,6 +728,8 @@ class LightningStoreServiceServicer(object):
     def ReleaseWorker(self, request, context):
         """LWW. A worker ends: it holds nothing from now on, and its status is unknown until it asks for work again. An attempt that it
         held goes on, and is given up at its deadlines unless its outcome is reported.
+
+        Role: runner.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -647,6 +739,8 @@ class LightningStoreServiceServicer(object):
         """ONCE. Deletes workers: all that there are, or on any error none. One that is mentioned again has a new record.
 
         IN_USE for a worker that holds an attempt which is not over.
+
+        Role: admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -656,6 +750,8 @@ class LightningStoreServiceServicer(object):
         """ONCE. Deletes resources: all that there are, or on any error none. Rollouts that name them keep the id, and find nothing.
 
         IN_USE for the latest resources, which new rollouts get.
+
+        Role: admin.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -861,6 +957,16 @@ class LightningStoreService(object):
     before and arrives later gets them too, and does nothing.
     LWW: changes something, and the last write wins; repeating it does no harm.
 
+    Roles
+
+    A server that knows tokens takes a call only with one, in the metadata authorization: Bearer TOKEN. A token has one role, and
+    each method names the least one that may call it. Each role may do what those before it may:
+
+    reader: read. API keys and the like in resources come masked.
+    runner: claim rollouts, heartbeats, and spans and outcomes of the attempts that its workers hold.
+    algorithm: enqueue, start, change and cancel rollouts; publish resources; export.
+    admin: delete and import.
+
     Values
 
     Fields that end in _json hold JSON text (RFC 8259, and NaN, Infinity and -Infinity as numbers), with integers of up to
@@ -894,12 +1000,15 @@ class LightningStoreService(object):
     RESOURCE_EXHAUSTED (RESOURCE_EXHAUSTED): a limit is reached; google.rpc.RetryInfo says when to try again, if known.
     UNAVAILABLE (UNAVAILABLE): the server drains or cannot reach its data. Nothing was changed; try again.
     DEADLINE_EXCEEDED (DEADLINE_EXCEEDED), CANCELLED (CANCELLED): the call ended before its answer came.
+    UNAUTHENTICATED (UNAUTHENTICATED): there is no token with the call, or not one that counts.
+    PERMISSION_DENIED (PERMISSION_DENIED): the token's role does not suffice, and the metadata has the role that does; or a
+    runner reports on an attempt that none of its workers holds.
     UNSUPPORTED (UNIMPLEMENTED): the store behind the server does not offer this.
     STORE_ERROR (UNKNOWN): an error that a store of somebody else's raised.
     INTERNAL (INTERNAL): a fault of the server; the metadata has an incident_id, which is in its log beside the cause.
 
-    Any call can end with INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED or INTERNAL; any
-    ONCE call also with REQUEST_ID_REUSED. The methods below name only what else can happen.
+    Any call can end with INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED, UNAVAILABLE,
+    DEADLINE_EXCEEDED, CANCELLED or INTERNAL; any ONCE call also with REQUEST_ID_REUSED. The methods below name only what else can happen.
 
     Pages
 

@@ -47,6 +47,16 @@ class LightningStoreServiceStub:
     before and arrives later gets them too, and does nothing.
     LWW: changes something, and the last write wins; repeating it does no harm.
 
+    Roles
+
+    A server that knows tokens takes a call only with one, in the metadata authorization: Bearer TOKEN. A token has one role, and
+    each method names the least one that may call it. Each role may do what those before it may:
+
+    reader: read. API keys and the like in resources come masked.
+    runner: claim rollouts, heartbeats, and spans and outcomes of the attempts that its workers hold.
+    algorithm: enqueue, start, change and cancel rollouts; publish resources; export.
+    admin: delete and import.
+
     Values
 
     Fields that end in _json hold JSON text (RFC 8259, and NaN, Infinity and -Infinity as numbers), with integers of up to
@@ -80,12 +90,15 @@ class LightningStoreServiceStub:
     RESOURCE_EXHAUSTED (RESOURCE_EXHAUSTED): a limit is reached; google.rpc.RetryInfo says when to try again, if known.
     UNAVAILABLE (UNAVAILABLE): the server drains or cannot reach its data. Nothing was changed; try again.
     DEADLINE_EXCEEDED (DEADLINE_EXCEEDED), CANCELLED (CANCELLED): the call ended before its answer came.
+    UNAUTHENTICATED (UNAUTHENTICATED): there is no token with the call, or not one that counts.
+    PERMISSION_DENIED (PERMISSION_DENIED): the token's role does not suffice, and the metadata has the role that does; or a
+    runner reports on an attempt that none of its workers holds.
     UNSUPPORTED (UNIMPLEMENTED): the store behind the server does not offer this.
     STORE_ERROR (UNKNOWN): an error that a store of somebody else's raised.
     INTERNAL (INTERNAL): a fault of the server; the metadata has an incident_id, which is in its log beside the cause.
 
-    Any call can end with INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED or INTERNAL; any
-    ONCE call also with REQUEST_ID_REUSED. The methods below name only what else can happen.
+    Any call can end with INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED, UNAVAILABLE,
+    DEADLINE_EXCEEDED, CANCELLED or INTERNAL; any ONCE call also with REQUEST_ID_REUSED. The methods below name only what else can happen.
 
     Pages
 
@@ -99,19 +112,29 @@ class LightningStoreServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> LightningStoreServiceAsyncStub: ...
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_server_pb2.GetServerInfoRequest, _server_pb2.GetServerInfoResponse]
-    """READ. Version, rules and limits of the server. They stay the same while the server runs."""
+    """READ. Version, rules and limits of the server. They stay the same while the server runs.
+
+    Role: reader.
+    """
     GetStatistics: _grpc.UnaryUnaryMultiCallable[_server_pb2.GetStatisticsRequest, _server_pb2.GetStatisticsResponse]
-    """READ. Counts of what is stored, and the memory limits where there are any."""
+    """READ. Counts of what is stored, and the memory limits where there are any.
+
+    Role: reader.
+    """
     StartRollout: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.StartRolloutRequest, _rollout_pb2.StartRolloutResponse]
     """ONCE. Makes a rollout that skips the queue, with its first attempt, in status preparing.
 
     A resources_id that is not known is kept as given; a strict server refuses it with RESOURCES_NOT_FOUND.
+
+    Role: algorithm.
     """
     EnqueueRollouts: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.EnqueueRolloutsRequest, _rollout_pb2.EnqueueRolloutsResponse]
     """ONCE. Puts rollouts at the tail of the queue in the order given: all of them, or on any error none.
 
     A resources_id that is not known is kept as given; a strict server refuses it with RESOURCES_NOT_FOUND.
     IDEMPOTENCY_KEY_REUSED.
+
+    Role: algorithm.
     """
     DequeueRollouts: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.DequeueRolloutsRequest, _rollout_pb2.DequeueRolloutsResponse]
     """ONCE, long poll if asked. Claims rollouts from the head of the queue, each with a new attempt in status preparing.
@@ -119,50 +142,78 @@ class LightningStoreServiceStub:
     No rollout is handed out twice, however many callers there are. An empty reply means that nothing is queued now, which
     is not an error. It is remembered only if the call was marked as a retry: until then each retry looks again. The
     worker, if given, is recorded as having asked, and as busy with the last rollout that it got.
+
+    Role: runner.
     """
     StartAttempt: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.StartAttemptRequest, _rollout_pb2.StartAttemptResponse]
     """ONCE. Begins a new attempt of a rollout, whatever its status and however many attempts its config allows. The rollout
     leaves the queue if it is in it.
 
     ROLLOUT_NOT_FOUND.
+
+    Role: algorithm.
     """
     GetRollout: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.GetRolloutRequest, _rollout_pb2.GetRolloutResponse]
-    """READ. One rollout with its newest attempt; an absent field if the id is not known."""
+    """READ. One rollout with its newest attempt; an absent field if the id is not known.
+
+    Role: reader.
+    """
     GetLatestAttempt: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.GetLatestAttemptRequest, _rollout_pb2.GetLatestAttemptResponse]
     """READ. The newest attempt of a rollout; an absent field if it has none or is not known.
 
     ROLLOUT_NOT_FOUND on a strict server, if the rollout is not known.
+
+    Role: reader.
     """
     GetResources: _grpc.UnaryUnaryMultiCallable[_resources_pb2.GetResourcesRequest, _resources_pb2.GetResourcesResponse]
-    """READ. The present version of one id's resources; an absent field if the id is not known."""
+    """READ. The present version of one id's resources; an absent field if the id is not known.
+
+    Role: reader.
+    """
     GetLatestResources: _grpc.UnaryUnaryMultiCallable[_resources_pb2.GetLatestResourcesRequest, _resources_pb2.GetLatestResourcesResponse]
-    """READ. The resources that were added or updated last; an absent field if there are none."""
+    """READ. The resources that were added or updated last; an absent field if there are none.
+
+    Role: reader.
+    """
     GetWorker: _grpc.UnaryUnaryMultiCallable[_worker_pb2.GetWorkerRequest, _worker_pb2.GetWorkerResponse]
-    """READ. One worker; an absent field if it was never mentioned."""
+    """READ. One worker; an absent field if it was never mentioned.
+
+    Role: reader.
+    """
     ListRollouts: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.ListRolloutsRequest, _rollout_pb2.ListRolloutsResponse]
     """READ. A page of the rollouts that match, each with its newest attempt.
 
     UNSORTABLE_FIELD for a sort_by without an order, such as input.
+
+    Role: reader.
     """
     ListAttempts: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.ListAttemptsRequest, _rollout_pb2.ListAttemptsResponse]
     """READ. A page of the attempts of one rollout; none for a rollout that is not known.
 
     UNSORTABLE_FIELD. ROLLOUT_NOT_FOUND on a strict server.
+
+    Role: reader.
     """
     ListSpans: _grpc.UnaryUnaryMultiCallable[_span_pb2.ListSpansRequest, _span_pb2.ListSpansResponse]
     """READ. A page of the spans of one rollout that match; none for a rollout that is not known.
 
     SPANS_EVICTED if they were dropped to free memory. UNSORTABLE_FIELD. ROLLOUT_NOT_FOUND on a strict server.
+
+    Role: reader.
     """
     ListResources: _grpc.UnaryUnaryMultiCallable[_resources_pb2.ListResourcesRequest, _resources_pb2.ListResourcesResponse]
     """READ. A page of the resources that match, each in its present version.
 
     UNSORTABLE_FIELD.
+
+    Role: reader.
     """
     ListWorkers: _grpc.UnaryUnaryMultiCallable[_worker_pb2.ListWorkersRequest, _worker_pb2.ListWorkersResponse]
     """READ. A page of the workers that match.
 
     UNSORTABLE_FIELD.
+
+    Role: reader.
     """
     StreamQuery: _grpc.UnaryStreamMultiCallable[_query_pb2.StreamQueryRequest, _query_pb2.StreamQueryResponse]
     """READ. The whole result of one List query as a single snapshot, in as many messages as it takes to keep each below the
@@ -170,6 +221,8 @@ class LightningStoreServiceStub:
 
     A single row that is larger than the limit is a message of its own. Errors as in the List method of the query, all
     before the first message; a page_token is refused.
+
+    Role: reader.
     """
     UpdateRollout: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.UpdateRolloutRequest, _rollout_pb2.UpdateRolloutResponse]
     """ONCE. Sets fields of a rollout.
@@ -177,22 +230,30 @@ class LightningStoreServiceStub:
     A terminal status stamps end_time and wakes who waits; queuing or requeuing puts the rollout into the queue.
     Cancelling touches neither attempt nor worker. Every transition is allowed, except that a strict server lets a
     terminal rollout go only back into the queue (INVALID_TRANSITION). ROLLOUT_NOT_FOUND.
+
+    Role: algorithm.
     """
     CancelRollouts: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.CancelRolloutsRequest, _rollout_pb2.CancelRolloutsResponse]
     """ONCE. Ends rollouts as cancelled: all of them, or on any error none. Those that are terminal already stay as they are.
     Their runners learn of it with their next heartbeat.
 
     ROLLOUT_NOT_FOUND.
+
+    Role: algorithm.
     """
     RequeueRollouts: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.RequeueRolloutsRequest, _rollout_pb2.RequeueRolloutsResponse]
     """ONCE. Puts terminal rollouts back to the tail of the queue, in status requeuing: all of them, or on any error none. The
     others stay as they are.
 
     ROLLOUT_NOT_FOUND.
+
+    Role: algorithm.
     """
     DeleteRollouts: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.DeleteRolloutsRequest, _rollout_pb2.DeleteRolloutsResponse]
     """ONCE. Deletes rollouts with their attempts and spans, to free what they take. Late reports on them are refused with
     ROLLOUT_NOT_FOUND, and who waits for them is told as if they had never been there.
+
+    Role: admin.
     """
     UpdateAttempt: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.UpdateAttemptRequest, _rollout_pb2.UpdateAttemptResponse]
     """ONCE. Sets fields of an attempt, and derives the status of its rollout anew if the attempt is the newest.
@@ -200,6 +261,8 @@ class LightningStoreServiceStub:
     Preparing, running and succeeded pass through to the rollout; failed, timeout and unresponsive put it back into the
     queue if its config asks for a retry and attempts are left, and fail it otherwise. A report on an older attempt is
     recorded and leaves the rollout alone. ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, NO_ATTEMPTS.
+
+    Role: runner.
     """
     AddSpans: _grpc.UnaryUnaryMultiCallable[_span_pb2.AddSpansRequest, _span_pb2.AddSpansResponse]
     """ONCE, and safe by nature too: a span whose key is stored already is reported as a duplicate and changes nothing.
@@ -207,23 +270,34 @@ class LightningStoreServiceStub:
     Stores spans and tells the outcome of each one. A span refreshes its attempt's heartbeat and moves a preparing attempt
     to running. Outcomes may be rejected for ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, MESSAGE_TOO_LARGE and
     INVALID_ARGUMENT; then all other spans are stored nevertheless.
+
+    Role: runner.
     """
     AllocateSpanSequenceIds: _grpc.UnaryUnaryMultiCallable[_span_pb2.AllocateSpanSequenceIdsRequest, _span_pb2.AllocateSpanSequenceIdsResponse]
     """ONCE. Allocates span numbers: one counter a rollout, shared by its attempts: 1, 2, 3, and so on, with no gap and no
     repeat. All or nothing.
 
     ROLLOUT_NOT_FOUND.
+
+    Role: runner.
     """
     AddResources: _grpc.UnaryUnaryMultiCallable[_resources_pb2.AddResourcesRequest, _resources_pb2.AddResourcesResponse]
-    """ONCE. Publishes resources under a new id, as version 1. They become the latest."""
+    """ONCE. Publishes resources under a new id, as version 1. They become the latest.
+
+    Role: algorithm.
+    """
     UpdateResources: _grpc.UnaryUnaryMultiCallable[_resources_pb2.UpdateResourcesRequest, _resources_pb2.UpdateResourcesResponse]
     """ONCE. Replaces the resources of an id: version + 1, and now the latest.
 
     An id that is not known is created at version 1; a strict server refuses it with RESOURCES_NOT_FOUND.
+
+    Role: algorithm.
     """
     UpdateWorker: _grpc.UnaryUnaryMultiCallable[_worker_pb2.UpdateWorkerRequest, _worker_pb2.UpdateWorkerResponse]
     """LWW. A worker's heartbeat, at the server's clock. It keeps the attempt that the worker holds alive, and records a
     worker that is new.
+
+    Role: runner.
     """
     WaitForRollouts: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.WaitForRolloutsRequest, _rollout_pb2.WaitForRolloutsResponse]
     """READ, long poll. Waits until all the rollouts are terminal (or one, if asked) or the wait is over, whichever comes
@@ -231,6 +305,8 @@ class LightningStoreServiceStub:
     not known are left out at once.
 
     ROLLOUT_NOT_FOUND on a strict server.
+
+    Role: reader.
     """
     WatchRollouts: _grpc.UnaryStreamMultiCallable[_rollout_pb2.WatchRolloutsRequest, _rollout_pb2.WatchRolloutsResponse]
     """READ. Tells of rollouts as they become terminal, those first that are terminal already, each completion once and in
@@ -239,11 +315,15 @@ class LightningStoreServiceStub:
     A rollout that is put back into the queue and ends again is told again, and so is one whose outcome changes. One that
     was put back before its completion was told, is not told until it ends anew. CURSOR_UNKNOWN. ROLLOUT_NOT_FOUND on a
     strict server.
+
+    Role: reader.
     """
     ExportRollouts: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.ExportRolloutsRequest, _transfer_pb2.ExportRolloutsResponse]
     """READ, for operators. A page of rollouts with all that belongs to them, as ImportRollouts takes them.
 
     UNSUPPORTED where the store behind the server does not offer it.
+
+    Role: algorithm.
     """
     ImportRollouts: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.ImportRolloutsRequest, _transfer_pb2.ImportRolloutsResponse]
     """ONCE, for operators; and safe by nature too: what is stored already stays as it is. Stores rollouts, resources and workers
@@ -255,25 +335,35 @@ class LightningStoreServiceStub:
     that is stored.
 
     UNSUPPORTED where the store behind the server does not offer it.
+
+    Role: admin.
     """
     Session: _grpc.StreamStreamMultiCallable[_session_pb2.SessionRequest, _session_pb2.SessionResponse]
     """Any number of calls of the other methods, but those that stream, over one stream: what a call costs beside its own work
     is shared by all that come at once. Each is what it would be by itself: its class, its errors and its request_id are the
     same. A stream that ends leaves calls without an answer; they may be sent again on another.
+
+    Role: that of each call.
     """
     ReleaseWorker: _grpc.UnaryUnaryMultiCallable[_worker_pb2.ReleaseWorkerRequest, _worker_pb2.ReleaseWorkerResponse]
     """LWW. A worker ends: it holds nothing from now on, and its status is unknown until it asks for work again. An attempt that it
     held goes on, and is given up at its deadlines unless its outcome is reported.
+
+    Role: runner.
     """
     DeleteWorkers: _grpc.UnaryUnaryMultiCallable[_worker_pb2.DeleteWorkersRequest, _worker_pb2.DeleteWorkersResponse]
     """ONCE. Deletes workers: all that there are, or on any error none. One that is mentioned again has a new record.
 
     IN_USE for a worker that holds an attempt which is not over.
+
+    Role: admin.
     """
     DeleteResources: _grpc.UnaryUnaryMultiCallable[_resources_pb2.DeleteResourcesRequest, _resources_pb2.DeleteResourcesResponse]
     """ONCE. Deletes resources: all that there are, or on any error none. Rollouts that name them keep the id, and find nothing.
 
     IN_USE for the latest resources, which new rollouts get.
+
+    Role: admin.
     """
 
 @_typing.type_check_only
@@ -291,6 +381,16 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     before and arrives later gets them too, and does nothing.
     LWW: changes something, and the last write wins; repeating it does no harm.
 
+    Roles
+
+    A server that knows tokens takes a call only with one, in the metadata authorization: Bearer TOKEN. A token has one role, and
+    each method names the least one that may call it. Each role may do what those before it may:
+
+    reader: read. API keys and the like in resources come masked.
+    runner: claim rollouts, heartbeats, and spans and outcomes of the attempts that its workers hold.
+    algorithm: enqueue, start, change and cancel rollouts; publish resources; export.
+    admin: delete and import.
+
     Values
 
     Fields that end in _json hold JSON text (RFC 8259, and NaN, Infinity and -Infinity as numbers), with integers of up to
@@ -324,12 +424,15 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     RESOURCE_EXHAUSTED (RESOURCE_EXHAUSTED): a limit is reached; google.rpc.RetryInfo says when to try again, if known.
     UNAVAILABLE (UNAVAILABLE): the server drains or cannot reach its data. Nothing was changed; try again.
     DEADLINE_EXCEEDED (DEADLINE_EXCEEDED), CANCELLED (CANCELLED): the call ended before its answer came.
+    UNAUTHENTICATED (UNAUTHENTICATED): there is no token with the call, or not one that counts.
+    PERMISSION_DENIED (PERMISSION_DENIED): the token's role does not suffice, and the metadata has the role that does; or a
+    runner reports on an attempt that none of its workers holds.
     UNSUPPORTED (UNIMPLEMENTED): the store behind the server does not offer this.
     STORE_ERROR (UNKNOWN): an error that a store of somebody else's raised.
     INTERNAL (INTERNAL): a fault of the server; the metadata has an incident_id, which is in its log beside the cause.
 
-    Any call can end with INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED or INTERNAL; any
-    ONCE call also with REQUEST_ID_REUSED. The methods below name only what else can happen.
+    Any call can end with INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED, UNAVAILABLE,
+    DEADLINE_EXCEEDED, CANCELLED or INTERNAL; any ONCE call also with REQUEST_ID_REUSED. The methods below name only what else can happen.
 
     Pages
 
@@ -340,19 +443,29 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_server_pb2.GetServerInfoRequest, _server_pb2.GetServerInfoResponse]  # type: ignore[assignment]
-    """READ. Version, rules and limits of the server. They stay the same while the server runs."""
+    """READ. Version, rules and limits of the server. They stay the same while the server runs.
+
+    Role: reader.
+    """
     GetStatistics: _aio.UnaryUnaryMultiCallable[_server_pb2.GetStatisticsRequest, _server_pb2.GetStatisticsResponse]  # type: ignore[assignment]
-    """READ. Counts of what is stored, and the memory limits where there are any."""
+    """READ. Counts of what is stored, and the memory limits where there are any.
+
+    Role: reader.
+    """
     StartRollout: _aio.UnaryUnaryMultiCallable[_rollout_pb2.StartRolloutRequest, _rollout_pb2.StartRolloutResponse]  # type: ignore[assignment]
     """ONCE. Makes a rollout that skips the queue, with its first attempt, in status preparing.
 
     A resources_id that is not known is kept as given; a strict server refuses it with RESOURCES_NOT_FOUND.
+
+    Role: algorithm.
     """
     EnqueueRollouts: _aio.UnaryUnaryMultiCallable[_rollout_pb2.EnqueueRolloutsRequest, _rollout_pb2.EnqueueRolloutsResponse]  # type: ignore[assignment]
     """ONCE. Puts rollouts at the tail of the queue in the order given: all of them, or on any error none.
 
     A resources_id that is not known is kept as given; a strict server refuses it with RESOURCES_NOT_FOUND.
     IDEMPOTENCY_KEY_REUSED.
+
+    Role: algorithm.
     """
     DequeueRollouts: _aio.UnaryUnaryMultiCallable[_rollout_pb2.DequeueRolloutsRequest, _rollout_pb2.DequeueRolloutsResponse]  # type: ignore[assignment]
     """ONCE, long poll if asked. Claims rollouts from the head of the queue, each with a new attempt in status preparing.
@@ -360,50 +473,78 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     No rollout is handed out twice, however many callers there are. An empty reply means that nothing is queued now, which
     is not an error. It is remembered only if the call was marked as a retry: until then each retry looks again. The
     worker, if given, is recorded as having asked, and as busy with the last rollout that it got.
+
+    Role: runner.
     """
     StartAttempt: _aio.UnaryUnaryMultiCallable[_rollout_pb2.StartAttemptRequest, _rollout_pb2.StartAttemptResponse]  # type: ignore[assignment]
     """ONCE. Begins a new attempt of a rollout, whatever its status and however many attempts its config allows. The rollout
     leaves the queue if it is in it.
 
     ROLLOUT_NOT_FOUND.
+
+    Role: algorithm.
     """
     GetRollout: _aio.UnaryUnaryMultiCallable[_rollout_pb2.GetRolloutRequest, _rollout_pb2.GetRolloutResponse]  # type: ignore[assignment]
-    """READ. One rollout with its newest attempt; an absent field if the id is not known."""
+    """READ. One rollout with its newest attempt; an absent field if the id is not known.
+
+    Role: reader.
+    """
     GetLatestAttempt: _aio.UnaryUnaryMultiCallable[_rollout_pb2.GetLatestAttemptRequest, _rollout_pb2.GetLatestAttemptResponse]  # type: ignore[assignment]
     """READ. The newest attempt of a rollout; an absent field if it has none or is not known.
 
     ROLLOUT_NOT_FOUND on a strict server, if the rollout is not known.
+
+    Role: reader.
     """
     GetResources: _aio.UnaryUnaryMultiCallable[_resources_pb2.GetResourcesRequest, _resources_pb2.GetResourcesResponse]  # type: ignore[assignment]
-    """READ. The present version of one id's resources; an absent field if the id is not known."""
+    """READ. The present version of one id's resources; an absent field if the id is not known.
+
+    Role: reader.
+    """
     GetLatestResources: _aio.UnaryUnaryMultiCallable[_resources_pb2.GetLatestResourcesRequest, _resources_pb2.GetLatestResourcesResponse]  # type: ignore[assignment]
-    """READ. The resources that were added or updated last; an absent field if there are none."""
+    """READ. The resources that were added or updated last; an absent field if there are none.
+
+    Role: reader.
+    """
     GetWorker: _aio.UnaryUnaryMultiCallable[_worker_pb2.GetWorkerRequest, _worker_pb2.GetWorkerResponse]  # type: ignore[assignment]
-    """READ. One worker; an absent field if it was never mentioned."""
+    """READ. One worker; an absent field if it was never mentioned.
+
+    Role: reader.
+    """
     ListRollouts: _aio.UnaryUnaryMultiCallable[_rollout_pb2.ListRolloutsRequest, _rollout_pb2.ListRolloutsResponse]  # type: ignore[assignment]
     """READ. A page of the rollouts that match, each with its newest attempt.
 
     UNSORTABLE_FIELD for a sort_by without an order, such as input.
+
+    Role: reader.
     """
     ListAttempts: _aio.UnaryUnaryMultiCallable[_rollout_pb2.ListAttemptsRequest, _rollout_pb2.ListAttemptsResponse]  # type: ignore[assignment]
     """READ. A page of the attempts of one rollout; none for a rollout that is not known.
 
     UNSORTABLE_FIELD. ROLLOUT_NOT_FOUND on a strict server.
+
+    Role: reader.
     """
     ListSpans: _aio.UnaryUnaryMultiCallable[_span_pb2.ListSpansRequest, _span_pb2.ListSpansResponse]  # type: ignore[assignment]
     """READ. A page of the spans of one rollout that match; none for a rollout that is not known.
 
     SPANS_EVICTED if they were dropped to free memory. UNSORTABLE_FIELD. ROLLOUT_NOT_FOUND on a strict server.
+
+    Role: reader.
     """
     ListResources: _aio.UnaryUnaryMultiCallable[_resources_pb2.ListResourcesRequest, _resources_pb2.ListResourcesResponse]  # type: ignore[assignment]
     """READ. A page of the resources that match, each in its present version.
 
     UNSORTABLE_FIELD.
+
+    Role: reader.
     """
     ListWorkers: _aio.UnaryUnaryMultiCallable[_worker_pb2.ListWorkersRequest, _worker_pb2.ListWorkersResponse]  # type: ignore[assignment]
     """READ. A page of the workers that match.
 
     UNSORTABLE_FIELD.
+
+    Role: reader.
     """
     StreamQuery: _aio.UnaryStreamMultiCallable[_query_pb2.StreamQueryRequest, _query_pb2.StreamQueryResponse]  # type: ignore[assignment]
     """READ. The whole result of one List query as a single snapshot, in as many messages as it takes to keep each below the
@@ -411,6 +552,8 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
 
     A single row that is larger than the limit is a message of its own. Errors as in the List method of the query, all
     before the first message; a page_token is refused.
+
+    Role: reader.
     """
     UpdateRollout: _aio.UnaryUnaryMultiCallable[_rollout_pb2.UpdateRolloutRequest, _rollout_pb2.UpdateRolloutResponse]  # type: ignore[assignment]
     """ONCE. Sets fields of a rollout.
@@ -418,22 +561,30 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     A terminal status stamps end_time and wakes who waits; queuing or requeuing puts the rollout into the queue.
     Cancelling touches neither attempt nor worker. Every transition is allowed, except that a strict server lets a
     terminal rollout go only back into the queue (INVALID_TRANSITION). ROLLOUT_NOT_FOUND.
+
+    Role: algorithm.
     """
     CancelRollouts: _aio.UnaryUnaryMultiCallable[_rollout_pb2.CancelRolloutsRequest, _rollout_pb2.CancelRolloutsResponse]  # type: ignore[assignment]
     """ONCE. Ends rollouts as cancelled: all of them, or on any error none. Those that are terminal already stay as they are.
     Their runners learn of it with their next heartbeat.
 
     ROLLOUT_NOT_FOUND.
+
+    Role: algorithm.
     """
     RequeueRollouts: _aio.UnaryUnaryMultiCallable[_rollout_pb2.RequeueRolloutsRequest, _rollout_pb2.RequeueRolloutsResponse]  # type: ignore[assignment]
     """ONCE. Puts terminal rollouts back to the tail of the queue, in status requeuing: all of them, or on any error none. The
     others stay as they are.
 
     ROLLOUT_NOT_FOUND.
+
+    Role: algorithm.
     """
     DeleteRollouts: _aio.UnaryUnaryMultiCallable[_rollout_pb2.DeleteRolloutsRequest, _rollout_pb2.DeleteRolloutsResponse]  # type: ignore[assignment]
     """ONCE. Deletes rollouts with their attempts and spans, to free what they take. Late reports on them are refused with
     ROLLOUT_NOT_FOUND, and who waits for them is told as if they had never been there.
+
+    Role: admin.
     """
     UpdateAttempt: _aio.UnaryUnaryMultiCallable[_rollout_pb2.UpdateAttemptRequest, _rollout_pb2.UpdateAttemptResponse]  # type: ignore[assignment]
     """ONCE. Sets fields of an attempt, and derives the status of its rollout anew if the attempt is the newest.
@@ -441,6 +592,8 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     Preparing, running and succeeded pass through to the rollout; failed, timeout and unresponsive put it back into the
     queue if its config asks for a retry and attempts are left, and fail it otherwise. A report on an older attempt is
     recorded and leaves the rollout alone. ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, NO_ATTEMPTS.
+
+    Role: runner.
     """
     AddSpans: _aio.UnaryUnaryMultiCallable[_span_pb2.AddSpansRequest, _span_pb2.AddSpansResponse]  # type: ignore[assignment]
     """ONCE, and safe by nature too: a span whose key is stored already is reported as a duplicate and changes nothing.
@@ -448,23 +601,34 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     Stores spans and tells the outcome of each one. A span refreshes its attempt's heartbeat and moves a preparing attempt
     to running. Outcomes may be rejected for ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, MESSAGE_TOO_LARGE and
     INVALID_ARGUMENT; then all other spans are stored nevertheless.
+
+    Role: runner.
     """
     AllocateSpanSequenceIds: _aio.UnaryUnaryMultiCallable[_span_pb2.AllocateSpanSequenceIdsRequest, _span_pb2.AllocateSpanSequenceIdsResponse]  # type: ignore[assignment]
     """ONCE. Allocates span numbers: one counter a rollout, shared by its attempts: 1, 2, 3, and so on, with no gap and no
     repeat. All or nothing.
 
     ROLLOUT_NOT_FOUND.
+
+    Role: runner.
     """
     AddResources: _aio.UnaryUnaryMultiCallable[_resources_pb2.AddResourcesRequest, _resources_pb2.AddResourcesResponse]  # type: ignore[assignment]
-    """ONCE. Publishes resources under a new id, as version 1. They become the latest."""
+    """ONCE. Publishes resources under a new id, as version 1. They become the latest.
+
+    Role: algorithm.
+    """
     UpdateResources: _aio.UnaryUnaryMultiCallable[_resources_pb2.UpdateResourcesRequest, _resources_pb2.UpdateResourcesResponse]  # type: ignore[assignment]
     """ONCE. Replaces the resources of an id: version + 1, and now the latest.
 
     An id that is not known is created at version 1; a strict server refuses it with RESOURCES_NOT_FOUND.
+
+    Role: algorithm.
     """
     UpdateWorker: _aio.UnaryUnaryMultiCallable[_worker_pb2.UpdateWorkerRequest, _worker_pb2.UpdateWorkerResponse]  # type: ignore[assignment]
     """LWW. A worker's heartbeat, at the server's clock. It keeps the attempt that the worker holds alive, and records a
     worker that is new.
+
+    Role: runner.
     """
     WaitForRollouts: _aio.UnaryUnaryMultiCallable[_rollout_pb2.WaitForRolloutsRequest, _rollout_pb2.WaitForRolloutsResponse]  # type: ignore[assignment]
     """READ, long poll. Waits until all the rollouts are terminal (or one, if asked) or the wait is over, whichever comes
@@ -472,6 +636,8 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     not known are left out at once.
 
     ROLLOUT_NOT_FOUND on a strict server.
+
+    Role: reader.
     """
     WatchRollouts: _aio.UnaryStreamMultiCallable[_rollout_pb2.WatchRolloutsRequest, _rollout_pb2.WatchRolloutsResponse]  # type: ignore[assignment]
     """READ. Tells of rollouts as they become terminal, those first that are terminal already, each completion once and in
@@ -480,11 +646,15 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     A rollout that is put back into the queue and ends again is told again, and so is one whose outcome changes. One that
     was put back before its completion was told, is not told until it ends anew. CURSOR_UNKNOWN. ROLLOUT_NOT_FOUND on a
     strict server.
+
+    Role: reader.
     """
     ExportRollouts: _aio.UnaryUnaryMultiCallable[_transfer_pb2.ExportRolloutsRequest, _transfer_pb2.ExportRolloutsResponse]  # type: ignore[assignment]
     """READ, for operators. A page of rollouts with all that belongs to them, as ImportRollouts takes them.
 
     UNSUPPORTED where the store behind the server does not offer it.
+
+    Role: algorithm.
     """
     ImportRollouts: _aio.UnaryUnaryMultiCallable[_transfer_pb2.ImportRolloutsRequest, _transfer_pb2.ImportRolloutsResponse]  # type: ignore[assignment]
     """ONCE, for operators; and safe by nature too: what is stored already stays as it is. Stores rollouts, resources and workers
@@ -496,25 +666,35 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     that is stored.
 
     UNSUPPORTED where the store behind the server does not offer it.
+
+    Role: admin.
     """
     Session: _aio.StreamStreamMultiCallable[_session_pb2.SessionRequest, _session_pb2.SessionResponse]  # type: ignore[assignment]
     """Any number of calls of the other methods, but those that stream, over one stream: what a call costs beside its own work
     is shared by all that come at once. Each is what it would be by itself: its class, its errors and its request_id are the
     same. A stream that ends leaves calls without an answer; they may be sent again on another.
+
+    Role: that of each call.
     """
     ReleaseWorker: _aio.UnaryUnaryMultiCallable[_worker_pb2.ReleaseWorkerRequest, _worker_pb2.ReleaseWorkerResponse]  # type: ignore[assignment]
     """LWW. A worker ends: it holds nothing from now on, and its status is unknown until it asks for work again. An attempt that it
     held goes on, and is given up at its deadlines unless its outcome is reported.
+
+    Role: runner.
     """
     DeleteWorkers: _aio.UnaryUnaryMultiCallable[_worker_pb2.DeleteWorkersRequest, _worker_pb2.DeleteWorkersResponse]  # type: ignore[assignment]
     """ONCE. Deletes workers: all that there are, or on any error none. One that is mentioned again has a new record.
 
     IN_USE for a worker that holds an attempt which is not over.
+
+    Role: admin.
     """
     DeleteResources: _aio.UnaryUnaryMultiCallable[_resources_pb2.DeleteResourcesRequest, _resources_pb2.DeleteResourcesResponse]  # type: ignore[assignment]
     """ONCE. Deletes resources: all that there are, or on any error none. Rollouts that name them keep the id, and find nothing.
 
     IN_USE for the latest resources, which new rollouts get.
+
+    Role: admin.
     """
 
 class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -531,6 +711,16 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     before and arrives later gets them too, and does nothing.
     LWW: changes something, and the last write wins; repeating it does no harm.
 
+    Roles
+
+    A server that knows tokens takes a call only with one, in the metadata authorization: Bearer TOKEN. A token has one role, and
+    each method names the least one that may call it. Each role may do what those before it may:
+
+    reader: read. API keys and the like in resources come masked.
+    runner: claim rollouts, heartbeats, and spans and outcomes of the attempts that its workers hold.
+    algorithm: enqueue, start, change and cancel rollouts; publish resources; export.
+    admin: delete and import.
+
     Values
 
     Fields that end in _json hold JSON text (RFC 8259, and NaN, Infinity and -Infinity as numbers), with integers of up to
@@ -564,12 +754,15 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     RESOURCE_EXHAUSTED (RESOURCE_EXHAUSTED): a limit is reached; google.rpc.RetryInfo says when to try again, if known.
     UNAVAILABLE (UNAVAILABLE): the server drains or cannot reach its data. Nothing was changed; try again.
     DEADLINE_EXCEEDED (DEADLINE_EXCEEDED), CANCELLED (CANCELLED): the call ended before its answer came.
+    UNAUTHENTICATED (UNAUTHENTICATED): there is no token with the call, or not one that counts.
+    PERMISSION_DENIED (PERMISSION_DENIED): the token's role does not suffice, and the metadata has the role that does; or a
+    runner reports on an attempt that none of its workers holds.
     UNSUPPORTED (UNIMPLEMENTED): the store behind the server does not offer this.
     STORE_ERROR (UNKNOWN): an error that a store of somebody else's raised.
     INTERNAL (INTERNAL): a fault of the server; the metadata has an incident_id, which is in its log beside the cause.
 
-    Any call can end with INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED or INTERNAL; any
-    ONCE call also with REQUEST_ID_REUSED. The methods below name only what else can happen.
+    Any call can end with INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, RESOURCE_EXHAUSTED, UNAVAILABLE,
+    DEADLINE_EXCEEDED, CANCELLED or INTERNAL; any ONCE call also with REQUEST_ID_REUSED. The methods below name only what else can happen.
 
     Pages
 
@@ -584,7 +777,10 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _server_pb2.GetServerInfoRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_server_pb2.GetServerInfoResponse, _abc.Awaitable[_server_pb2.GetServerInfoResponse]]:
-        """READ. Version, rules and limits of the server. They stay the same while the server runs."""
+        """READ. Version, rules and limits of the server. They stay the same while the server runs.
+
+        Role: reader.
+        """
 
     @_abc_1.abstractmethod
     def GetStatistics(
@@ -592,7 +788,10 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _server_pb2.GetStatisticsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_server_pb2.GetStatisticsResponse, _abc.Awaitable[_server_pb2.GetStatisticsResponse]]:
-        """READ. Counts of what is stored, and the memory limits where there are any."""
+        """READ. Counts of what is stored, and the memory limits where there are any.
+
+        Role: reader.
+        """
 
     @_abc_1.abstractmethod
     def StartRollout(
@@ -603,6 +802,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """ONCE. Makes a rollout that skips the queue, with its first attempt, in status preparing.
 
         A resources_id that is not known is kept as given; a strict server refuses it with RESOURCES_NOT_FOUND.
+
+        Role: algorithm.
         """
 
     @_abc_1.abstractmethod
@@ -615,6 +816,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
 
         A resources_id that is not known is kept as given; a strict server refuses it with RESOURCES_NOT_FOUND.
         IDEMPOTENCY_KEY_REUSED.
+
+        Role: algorithm.
         """
 
     @_abc_1.abstractmethod
@@ -628,6 +831,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         No rollout is handed out twice, however many callers there are. An empty reply means that nothing is queued now, which
         is not an error. It is remembered only if the call was marked as a retry: until then each retry looks again. The
         worker, if given, is recorded as having asked, and as busy with the last rollout that it got.
+
+        Role: runner.
         """
 
     @_abc_1.abstractmethod
@@ -640,6 +845,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         leaves the queue if it is in it.
 
         ROLLOUT_NOT_FOUND.
+
+        Role: algorithm.
         """
 
     @_abc_1.abstractmethod
@@ -648,7 +855,10 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _rollout_pb2.GetRolloutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_rollout_pb2.GetRolloutResponse, _abc.Awaitable[_rollout_pb2.GetRolloutResponse]]:
-        """READ. One rollout with its newest attempt; an absent field if the id is not known."""
+        """READ. One rollout with its newest attempt; an absent field if the id is not known.
+
+        Role: reader.
+        """
 
     @_abc_1.abstractmethod
     def GetLatestAttempt(
@@ -659,6 +869,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """READ. The newest attempt of a rollout; an absent field if it has none or is not known.
 
         ROLLOUT_NOT_FOUND on a strict server, if the rollout is not known.
+
+        Role: reader.
         """
 
     @_abc_1.abstractmethod
@@ -667,7 +879,10 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _resources_pb2.GetResourcesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.GetResourcesResponse, _abc.Awaitable[_resources_pb2.GetResourcesResponse]]:
-        """READ. The present version of one id's resources; an absent field if the id is not known."""
+        """READ. The present version of one id's resources; an absent field if the id is not known.
+
+        Role: reader.
+        """
 
     @_abc_1.abstractmethod
     def GetLatestResources(
@@ -675,7 +890,10 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _resources_pb2.GetLatestResourcesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.GetLatestResourcesResponse, _abc.Awaitable[_resources_pb2.GetLatestResourcesResponse]]:
-        """READ. The resources that were added or updated last; an absent field if there are none."""
+        """READ. The resources that were added or updated last; an absent field if there are none.
+
+        Role: reader.
+        """
 
     @_abc_1.abstractmethod
     def GetWorker(
@@ -683,7 +901,10 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _worker_pb2.GetWorkerRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_worker_pb2.GetWorkerResponse, _abc.Awaitable[_worker_pb2.GetWorkerResponse]]:
-        """READ. One worker; an absent field if it was never mentioned."""
+        """READ. One worker; an absent field if it was never mentioned.
+
+        Role: reader.
+        """
 
     @_abc_1.abstractmethod
     def ListRollouts(
@@ -694,6 +915,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """READ. A page of the rollouts that match, each with its newest attempt.
 
         UNSORTABLE_FIELD for a sort_by without an order, such as input.
+
+        Role: reader.
         """
 
     @_abc_1.abstractmethod
@@ -705,6 +928,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """READ. A page of the attempts of one rollout; none for a rollout that is not known.
 
         UNSORTABLE_FIELD. ROLLOUT_NOT_FOUND on a strict server.
+
+        Role: reader.
         """
 
     @_abc_1.abstractmethod
@@ -716,6 +941,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """READ. A page of the spans of one rollout that match; none for a rollout that is not known.
 
         SPANS_EVICTED if they were dropped to free memory. UNSORTABLE_FIELD. ROLLOUT_NOT_FOUND on a strict server.
+
+        Role: reader.
         """
 
     @_abc_1.abstractmethod
@@ -727,6 +954,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """READ. A page of the resources that match, each in its present version.
 
         UNSORTABLE_FIELD.
+
+        Role: reader.
         """
 
     @_abc_1.abstractmethod
@@ -738,6 +967,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """READ. A page of the workers that match.
 
         UNSORTABLE_FIELD.
+
+        Role: reader.
         """
 
     @_abc_1.abstractmethod
@@ -751,6 +982,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
 
         A single row that is larger than the limit is a message of its own. Errors as in the List method of the query, all
         before the first message; a page_token is refused.
+
+        Role: reader.
         """
 
     @_abc_1.abstractmethod
@@ -764,6 +997,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         A terminal status stamps end_time and wakes who waits; queuing or requeuing puts the rollout into the queue.
         Cancelling touches neither attempt nor worker. Every transition is allowed, except that a strict server lets a
         terminal rollout go only back into the queue (INVALID_TRANSITION). ROLLOUT_NOT_FOUND.
+
+        Role: algorithm.
         """
 
     @_abc_1.abstractmethod
@@ -776,6 +1011,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         Their runners learn of it with their next heartbeat.
 
         ROLLOUT_NOT_FOUND.
+
+        Role: algorithm.
         """
 
     @_abc_1.abstractmethod
@@ -788,6 +1025,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         others stay as they are.
 
         ROLLOUT_NOT_FOUND.
+
+        Role: algorithm.
         """
 
     @_abc_1.abstractmethod
@@ -798,6 +1037,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_rollout_pb2.DeleteRolloutsResponse, _abc.Awaitable[_rollout_pb2.DeleteRolloutsResponse]]:
         """ONCE. Deletes rollouts with their attempts and spans, to free what they take. Late reports on them are refused with
         ROLLOUT_NOT_FOUND, and who waits for them is told as if they had never been there.
+
+        Role: admin.
         """
 
     @_abc_1.abstractmethod
@@ -811,6 +1052,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         Preparing, running and succeeded pass through to the rollout; failed, timeout and unresponsive put it back into the
         queue if its config asks for a retry and attempts are left, and fail it otherwise. A report on an older attempt is
         recorded and leaves the rollout alone. ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, NO_ATTEMPTS.
+
+        Role: runner.
         """
 
     @_abc_1.abstractmethod
@@ -824,6 +1067,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         Stores spans and tells the outcome of each one. A span refreshes its attempt's heartbeat and moves a preparing attempt
         to running. Outcomes may be rejected for ROLLOUT_NOT_FOUND, ATTEMPT_NOT_FOUND, MESSAGE_TOO_LARGE and
         INVALID_ARGUMENT; then all other spans are stored nevertheless.
+
+        Role: runner.
         """
 
     @_abc_1.abstractmethod
@@ -836,6 +1081,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         repeat. All or nothing.
 
         ROLLOUT_NOT_FOUND.
+
+        Role: runner.
         """
 
     @_abc_1.abstractmethod
@@ -844,7 +1091,10 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _resources_pb2.AddResourcesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_resources_pb2.AddResourcesResponse, _abc.Awaitable[_resources_pb2.AddResourcesResponse]]:
-        """ONCE. Publishes resources under a new id, as version 1. They become the latest."""
+        """ONCE. Publishes resources under a new id, as version 1. They become the latest.
+
+        Role: algorithm.
+        """
 
     @_abc_1.abstractmethod
     def UpdateResources(
@@ -855,6 +1105,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """ONCE. Replaces the resources of an id: version + 1, and now the latest.
 
         An id that is not known is created at version 1; a strict server refuses it with RESOURCES_NOT_FOUND.
+
+        Role: algorithm.
         """
 
     @_abc_1.abstractmethod
@@ -865,6 +1117,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_worker_pb2.UpdateWorkerResponse, _abc.Awaitable[_worker_pb2.UpdateWorkerResponse]]:
         """LWW. A worker's heartbeat, at the server's clock. It keeps the attempt that the worker holds alive, and records a
         worker that is new.
+
+        Role: runner.
         """
 
     @_abc_1.abstractmethod
@@ -878,6 +1132,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         not known are left out at once.
 
         ROLLOUT_NOT_FOUND on a strict server.
+
+        Role: reader.
         """
 
     @_abc_1.abstractmethod
@@ -892,6 +1148,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         A rollout that is put back into the queue and ends again is told again, and so is one whose outcome changes. One that
         was put back before its completion was told, is not told until it ends anew. CURSOR_UNKNOWN. ROLLOUT_NOT_FOUND on a
         strict server.
+
+        Role: reader.
         """
 
     @_abc_1.abstractmethod
@@ -903,6 +1161,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """READ, for operators. A page of rollouts with all that belongs to them, as ImportRollouts takes them.
 
         UNSUPPORTED where the store behind the server does not offer it.
+
+        Role: algorithm.
         """
 
     @_abc_1.abstractmethod
@@ -920,6 +1180,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         that is stored.
 
         UNSUPPORTED where the store behind the server does not offer it.
+
+        Role: admin.
         """
 
     @_abc_1.abstractmethod
@@ -931,6 +1193,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """Any number of calls of the other methods, but those that stream, over one stream: what a call costs beside its own work
         is shared by all that come at once. Each is what it would be by itself: its class, its errors and its request_id are the
         same. A stream that ends leaves calls without an answer; they may be sent again on another.
+
+        Role: that of each call.
         """
 
     @_abc_1.abstractmethod
@@ -941,6 +1205,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_worker_pb2.ReleaseWorkerResponse, _abc.Awaitable[_worker_pb2.ReleaseWorkerResponse]]:
         """LWW. A worker ends: it holds nothing from now on, and its status is unknown until it asks for work again. An attempt that it
         held goes on, and is given up at its deadlines unless its outcome is reported.
+
+        Role: runner.
         """
 
     @_abc_1.abstractmethod
@@ -952,6 +1218,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """ONCE. Deletes workers: all that there are, or on any error none. One that is mentioned again has a new record.
 
         IN_USE for a worker that holds an attempt which is not over.
+
+        Role: admin.
         """
 
     @_abc_1.abstractmethod
@@ -963,6 +1231,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """ONCE. Deletes resources: all that there are, or on any error none. Rollouts that name them keep the id, and find nothing.
 
         IN_USE for the latest resources, which new rollouts get.
+
+        Role: admin.
         """
 
 def add_LightningStoreServiceServicer_to_server(servicer: LightningStoreServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

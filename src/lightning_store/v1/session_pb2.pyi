@@ -164,6 +164,11 @@ class SessionResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REPLIES_FIELD_NUMBER: _builtins.int
+    MOVING_ON_FIELD_NUMBER: _builtins.int
+    moving_on: _builtins.bool
+    """Make further calls on another stream. Those that are under way are answered on this one, which the caller ends when they
+    are; a server that waits in vain for that refuses further calls with UNAVAILABLE.
+    """
     @_builtins.property
     def replies(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionReply]:
         """In the order in which they ended."""
@@ -172,10 +177,11 @@ class SessionResponse(_message.Message):
         self,
         *,
         replies: _abc.Iterable[Global___SessionReply] | None = ...,
+        moving_on: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["replies", b"replies"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["moving_on", b"moving_on", "replies", b"replies"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

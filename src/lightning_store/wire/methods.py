@@ -1,4 +1,4 @@
-"""The table of RPCs: what a client may repeat, and how long it waits.
+"""The table of RPCs: what a client may repeat, how long it waits, and which role may call them.
 
 The client's call funnel and the server's interceptors read it. A method that is not in it is never retried.
 """
@@ -39,12 +39,34 @@ class Repeat(Enum):
     """Nothing, but the last write wins: one that waited behind retries may be out of date, and is better dropped."""
 
 
+class Role(Enum):
+    """What the holder of a token may do. Each role may do what those before it may."""
+
+    READER = "reader"
+    """Read."""
+    RUNNER = "runner"
+    """Claim rollouts, send heartbeats, and report on the attempts that its workers hold."""
+    ALGORITHM = "algorithm"
+    """Enqueue, change and cancel rollouts, and publish resources."""
+    ADMIN = "admin"
+    """Delete and import."""
+
+    def suffices_for(self, needed: Role) -> bool:
+        """Whether a holder of this role may do what asks for ``needed``."""
+        return _RANKS[self] >= _RANKS[needed]
+
+
+_RANKS: Final[Mapping[Role, int]] = {role: rank for rank, role in enumerate(Role)}
+
+
 @dataclass(frozen=True, slots=True)
 class Method:
     """One RPC."""
 
     name: str
     repeat: Repeat
+    role: Role
+    """The least one that may call it."""
     deadline_seconds: float = 30.0
     """Default for all attempts of one call together. A long poll adds what it waits."""
     wait_field: str = ""
@@ -77,38 +99,38 @@ _READ: Final = (
     "ListSpans",
     "ListResources",
     "ListWorkers",
-    "ExportRollouts",
 )
-_ONCE: Final = (
-    "StartRollout",
-    "EnqueueRollouts",
-    "StartAttempt",
-    "UpdateRollout",
-    "CancelRollouts",
-    "RequeueRollouts",
-    "DeleteRollouts",
-    "UpdateAttempt",
-    "AddSpans",
-    "AllocateSpanSequenceIds",
-    "AddResources",
-    "UpdateResources",
-    "ImportRollouts",
-    "DeleteWorkers",
-    "DeleteResources",
-)
+_ONCE: Final[Mapping[str, Role]] = {
+    "StartRollout": Role.ALGORITHM,
+    "EnqueueRollouts": Role.ALGORITHM,
+    "StartAttempt": Role.ALGORITHM,
+    "UpdateRollout": Role.ALGORITHM,
+    "CancelRollouts": Role.ALGORITHM,
+    "RequeueRollouts": Role.ALGORITHM,
+    "DeleteRollouts": Role.ADMIN,
+    "UpdateAttempt": Role.RUNNER,
+    "AddSpans": Role.RUNNER,
+    "AllocateSpanSequenceIds": Role.RUNNER,
+    "AddResources": Role.ALGORITHM,
+    "UpdateResources": Role.ALGORITHM,
+    "ImportRollouts": Role.ADMIN,
+    "DeleteWorkers": Role.ADMIN,
+    "DeleteResources": Role.ADMIN,
+}
 
 METHODS: Final[Mapping[str, Method]] = MappingProxyType(
     {
         method.name: method
         for method in (
-            *(Method(name, Repeat.READ) for name in _READ),
-            *(Method(name, Repeat.ONCE) for name in _ONCE),
-            Method("DequeueRollouts", Repeat.ONCE, wait_field="max_wait"),
-            Method("UpdateWorker", Repeat.LWW, deadline_seconds=10.0),
-            Method("ReleaseWorker", Repeat.LWW, deadline_seconds=10.0),
-            Method("StreamQuery", Repeat.READ, deadline_seconds=300.0, streams=True),
-            Method("WaitForRollouts", Repeat.READ, wait_field="wait"),
-            Method("WatchRollouts", Repeat.READ, deadline_seconds=300.0, streams=True),
+            *(Method(name, Repeat.READ, Role.READER) for name in _READ),
+            *(Method(name, Repeat.ONCE, role) for name, role in _ONCE.items()),
+            Method("DequeueRollouts", Repeat.ONCE, Role.RUNNER, wait_field="max_wait"),
+            Method("UpdateWorker", Repeat.LWW, Role.RUNNER, deadline_seconds=10.0),
+            Method("ReleaseWorker", Repeat.LWW, Role.RUNNER, deadline_seconds=10.0),
+            Method("ExportRollouts", Repeat.READ, Role.ALGORITHM),
+            Method("StreamQuery", Repeat.READ, Role.READER, deadline_seconds=300.0, streams=True),
+            Method("WaitForRollouts", Repeat.READ, Role.READER, wait_field="wait"),
+            Method("WatchRollouts", Repeat.READ, Role.READER, deadline_seconds=300.0, streams=True),
         )
     }
 )
@@ -128,7 +150,7 @@ REPLIES: Final[Mapping[str, type[Message]]] = MappingProxyType(
 )
 """The class of each method's reply."""
 
-TRACE_EXPORT: Final = Method("Export", Repeat.ONCE, service=TRACE_SERVICE)
+TRACE_EXPORT: Final = Method("Export", Repeat.ONCE, Role.RUNNER, service=TRACE_SERVICE)
 """Has no request id: a span that is sent again is known by its rollout, attempt and span id."""
 
 BY_PATH: Final[Mapping[str, Method]] = MappingProxyType(
