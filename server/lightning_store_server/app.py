@@ -24,10 +24,12 @@ from lightning_store.sqlite_store import SqliteEngineStore
 from lightning_store.store import LightningStore
 from lightning_store.v1 import service_pb2_grpc
 from lightning_store.wire.methods import SERVICE, TRACE_SERVICE
+from lightning_store_server.access import Access
 from lightning_store_server.admission import Admission
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.health import HealthServicer
 from lightning_store_server.interceptors import (
+    AccessInterceptor,
     AdmissionInterceptor,
     DeadlineInterceptor,
     ErrorInterceptor,
@@ -36,7 +38,9 @@ from lightning_store_server.interceptors import (
 )
 from lightning_store_server.observers import CallObserver, log_call
 from lightning_store_server.otlp.ingest import TraceIngest, add_trace_service
+from lightning_store_server.sessions import PATH as SESSION_PATH
 from lightning_store_server.sessions import SessionServicer
+from lightning_store_server.tls import ServerTls
 from lightning_store_server.tracing import tracing_of
 
 if TYPE_CHECKING:
@@ -57,13 +61,18 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 class GrpcServer:
-    """Serves a store on the event loop that starts it. Starts and stops once."""
+    """Serves a store on the event loop that starts it. Starts and stops once.
+
+    InvalidArgumentError if the tokens or the certificate cannot be read.
+    """
 
     def __init__(self, store: LightningStore, config: ServerConfig) -> None:
         self._store = store
         self._config = config
         self._admission = Admission(config)
-        self._servicer = SessionServicer(store, config, self._admission)
+        self._tls = tls_of(config)
+        self._access = access_of(config)
+        self._servicer = SessionServicer(store, config, self._admission, self._access)
         self._ingest = TraceIngest(store)
         self._servicer.rejections = self._ingest.rejections
         self._health = HealthServicer()
@@ -100,7 +109,7 @@ class GrpcServer:
             package = (error.name or "").partition(".")[0]
             message = f"HTTP needs the package {package}: pip install {package}"
             raise ImportError(message, name=package) from error
-        http = HttpSide(self._config, self._ingest, self._admission)
+        http = HttpSide(self._config, self._ingest, self._admission, self._access, self._tls)
         if self._config.metrics:
             self._measure(http)
         if self._tracing is not None:
@@ -133,9 +142,9 @@ class GrpcServer:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         _add_reflection(server)
         if self._config.unix_path is None:
-            self.bound_port = _bind(server, self._config)
+            self.bound_port = _bind(server, self._config, self._tls)
         else:
-            _bind_unix(server, self._config.unix_path)
+            _bind_unix(server, self._config.unix_path, self._tls)
         await server.start()
         await self._health.set(SERVICE, SERVING)
         self._server = server
@@ -144,7 +153,10 @@ class GrpcServer:
         """The outermost first: the log sees the status that the errors were mapped to."""
         observers: list[MethodInterceptor] = [ObserverInterceptor(self._observers)] if self._observers else []
         deadline = DeadlineInterceptor(self._config.wait_seconds_max)
-        return [*observers, ErrorInterceptor(), deadline, AdmissionInterceptor(self._admission)]
+        access: list[MethodInterceptor] = []
+        if self._access is not None:
+            access.append(AccessInterceptor(self._access, public=(health.SERVICE_NAME,), own=(SESSION_PATH,)))
+        return [*observers, ErrorInterceptor(), *access, deadline, AdmissionInterceptor(self._admission)]
 
     async def stop(self, grace_seconds: float | None = None) -> bool:
         """Drain: health turns NOT_SERVING, waits end as UNAVAILABLE, the other calls get ``grace_seconds`` to finish
@@ -174,14 +186,26 @@ class GrpcServer:
             await self._server.wait_for_termination()
 
 
-def _bind(server: grpc.aio.Server, config: ServerConfig) -> int:
+def tls_of(config: ServerConfig) -> ServerTls | None:
+    """What the server speaks TLS with, if it does. InvalidArgumentError if that cannot be read."""
+    if config.tls_cert is None or config.tls_key is None:
+        return None
+    return ServerTls(config.tls_cert, config.tls_key, config.tls_client_ca)
+
+
+def access_of(config: ServerConfig) -> Access | None:
+    """Who may make calls; None for everybody. InvalidArgumentError if the tokens cannot be read."""
+    return None if config.auth_tokens is None else Access(config.auth_tokens)
+
+
+def _bind(server: grpc.aio.Server, config: ServerConfig, tls: ServerTls | None) -> int:
     """Listen on every address of the host. OSError if one is taken: gRPC itself would be content with another."""
     port = config.port
     bound = False
     for family, host in _addresses(config.host):
         address = f"[{host}]" if family is socket.AF_INET6 else host
         try:
-            port = server.add_insecure_port(f"{address}:{port}")
+            port = _add_port(server, f"{address}:{port}", tls)
             bound = True
         except RuntimeError:
             cause = _why_not(family, host, port)
@@ -192,7 +216,7 @@ def _bind(server: grpc.aio.Server, config: ServerConfig) -> int:
     return port
 
 
-def _bind_unix(server: grpc.aio.Server, path: str) -> None:
+def _bind_unix(server: grpc.aio.Server, path: str, tls: ServerTls | None) -> None:
     """Listen on a Unix domain socket. OSError if another server does, or if it cannot be made: gRPC itself would remove
     a socket that is in use."""
     path = os.path.abspath(path)
@@ -203,7 +227,7 @@ def _bind_unix(server: grpc.aio.Server, path: str) -> None:
             if probe.connect_ex(path) == 0:
                 raise OSError(errno.EADDRINUSE, f"cannot listen on {path}: another server does")
     try:
-        server.add_insecure_port(f"unix://{path}")
+        _add_port(server, f"unix://{path}", tls)
     except RuntimeError:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             try:
@@ -212,6 +236,11 @@ def _bind_unix(server: grpc.aio.Server, path: str) -> None:
                 raise OSError(error.errno, f"cannot listen on {path}: {error.strerror}") from None
             os.unlink(path)
         raise OSError(errno.EADDRINUSE, f"cannot listen on {path}") from None
+
+
+def _add_port(server: grpc.aio.Server, address: str, tls: ServerTls | None) -> int:
+    """RuntimeError if it cannot be listened on."""
+    return server.add_insecure_port(address) if tls is None else server.add_secure_port(address, tls.for_grpc())
 
 
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:

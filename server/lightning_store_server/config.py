@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class ServerConfig:
     """Settings of the server. ValueError if they contradict each other."""
 
     host: str = DEFAULT_HOST
-    """Address to listen on. There is no authentication: listen beyond loopback only on a network that you trust."""
+    """Address to listen on. One beyond loopback asks for tokens or certificates of clients, or for ``insecure``."""
     port: int = DEFAULT_PORT
     """0 takes any free port."""
     unix_path: str | None = None
@@ -51,6 +52,20 @@ class ServerConfig:
     """Port for HTTP (probes, metrics, spans as OTLP), on the same host; 0 takes any free one. None: not offered."""
     http_cors_origins: tuple[str, ...] = ()
     """Origins, like ``https://example.org``, whose pages may call the HTTP side from a browser."""
+    http_allowed_hosts: tuple[str, ...] = ()
+    """Names by which the HTTP side may be called, beside ``localhost`` and addresses. They are checked on loopback
+    without tokens, where any page in a browser could have a name of its own lead here."""
+    auth_tokens: str | None = None
+    """File of the tokens of those who may make calls. None: everybody may do everything."""
+    tls_cert: str | None = None
+    """PEM file with the server's certificate, and those that it was issued by. None: no TLS."""
+    tls_key: str | None = None
+    """PEM file with the key of that certificate."""
+    tls_client_ca: str | None = None
+    """PEM file with the authorities whose certificates callers must show. None: they need none."""
+    insecure: bool = False
+    """Whether everybody on the network may do everything: a server beyond loopback that asks for nothing is refused
+    otherwise."""
     max_message_bytes: int = 64 * MIB
     """The largest request that is taken. gRPC's own default is 4 MiB, less than one long trajectory."""
     calls_max: int = 10_000
@@ -94,6 +109,7 @@ class ServerConfig:
         if self.unix_path is not None and len(os.path.abspath(self.unix_path).encode()) > UNIX_PATH_BYTES_MAX:
             message = f"unix_path is {self.unix_path!r}; the path of a socket has {UNIX_PATH_BYTES_MAX} bytes at most"
             raise InvalidArgumentError(message, field="unix_path")
+        self._check_access()
         for name in POSITIVE:
             if not getattr(self, name) > 0:
                 raise InvalidArgumentError(f"{name} is {getattr(self, name)}; give more than 0", field=name)
@@ -107,6 +123,34 @@ class ServerConfig:
                 raise InvalidArgumentError(message, field="http_cors_origins")
         if not self.grace_seconds >= 0:
             raise InvalidArgumentError(f"grace_seconds is {self.grace_seconds}; give 0 or more", field="grace_seconds")
+
+    def _check_access(self) -> None:
+        if (self.tls_cert is None) is not (self.tls_key is None):
+            raise InvalidArgumentError("give both tls_cert and tls_key, or neither", field="tls_cert")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            message = "tls_client_ca asks callers for certificates, and without tls_cert there is no TLS"
+            raise InvalidArgumentError(message, field="tls_client_ca")
+        if not (self.is_local or self.asks_who_calls or self.insecure):
+            message = (
+                f"host is {self.host!r}, and everybody who can reach it could do everything: give --auth-tokens or "
+                "--tls-client-ca, or --insecure on a network where that is as it should be"
+            )
+            raise InvalidArgumentError(message, field="host")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the server listens for callers on this machine alone."""
+        if self.unix_path is not None and self.http_port is None:
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost" or self.host.endswith(".localhost")
+
+    @property
+    def asks_who_calls(self) -> bool:
+        """Whether not everybody may do everything."""
+        return self.auth_tokens is not None or self.tls_client_ca is not None
 
     def channel_options(self) -> list[tuple[str, int]]:
         """The settings that gRPC itself acts on."""

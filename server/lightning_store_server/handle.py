@@ -26,7 +26,8 @@ class LightningStoreServer(ForwardingStore):
     """Serves ``store`` over gRPC, and is a store itself.
 
     In the process that made it, its methods call ``store`` directly. Forked or pickled into another process, it is a
-    client of itself: the same methods go over the wire to the process that serves.
+    client of itself: the same methods go over the wire to the process that serves. Where that asks for a token or
+    speaks TLS, the client takes its own from the environment.
 
     The server has an event loop and a thread of its own, so it goes on serving whatever the caller's loop does. A store
     that is not thread safe is called from one more thread only (``LightningStoreThreaded``).
@@ -162,7 +163,8 @@ class LightningStoreServer(ForwardingStore):
         port = self._bound_http_port or self._config.http_port
         if port == 0:
             raise RuntimeError("the server has no port for OTLP yet: start it first, or give a port other than 0")
-        return f"http://{self._address(port)}/v1/traces"
+        scheme = "http" if self._config.tls_cert is None else "https"
+        return f"{scheme}://{self._address(port)}/v1/traces"
 
     async def _forward(self, method: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         return await getattr(self._target(), method)(*args, **kwargs)
@@ -175,7 +177,7 @@ class LightningStoreServer(ForwardingStore):
         if self._store is not None and os.getpid() == self._owner_pid:
             return self._store
         if self._client is None:
-            self._client = LightningStoreClient(self.endpoint)
+            self._client = LightningStoreClient(self.endpoint, tls=None if self._config.tls_cert else False)
         return self._client
 
     def __getstate__(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -18,9 +18,16 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError, Message
 
-from lightning_store.errors import InvalidArgumentError, StoreError, StoreTimeoutError, StoreUnavailableError
+from lightning_store.errors import (
+    InvalidArgumentError,
+    StoreError,
+    StoreTimeoutError,
+    StoreUnavailableError,
+    UnauthenticatedError,
+)
 from lightning_store.wire.errors import as_store_error, to_status
 from lightning_store.wire.methods import BY_PATH, Method, Repeat
+from lightning_store_server.access import Access, bearer_digest, note_caller
 from lightning_store_server.admission import WAITS, Admission, Slot
 from lightning_store_server.observers import CallDetails, CallObserver
 
@@ -228,6 +235,54 @@ class ErrorInterceptor(CallInterceptor):
             await abort(method, context, error)
 
 
+class AccessInterceptor(CallInterceptor):
+    """Lets in calls of those who may make them.
+
+    Args:
+        access: Knows who may.
+        public: Services that are for everyone.
+        own: Paths of methods that see to it themselves.
+    """
+
+    def __init__(self, access: Access, public: Collection[str], own: Collection[str]) -> None:
+        super().__init__()
+        self._access = access
+        self._public = public
+        self._own = own
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        method = handler_call_details.method
+        # Beside the methods of the table there are those of services such as reflection: they need a token of any role.
+        if method not in BY_PATH and method not in self._own and method.split("/")[1] not in self._public:
+            try:
+                self._access.caller(bearer_digest(handler_call_details.invocation_metadata))
+            except UnauthenticatedError as error:
+                return _refusing(method, error)
+        return await super().intercept_service(continuation, handler_call_details)
+
+    async def handle(self, method: str, behaviour: Behaviour, request: Any, context: Context) -> Any:
+        caller = self._access.caller(bearer_digest(context.invocation_metadata() or ()))
+        observed = _observed.get()
+        if observed is not None:
+            observed.caller = caller.name
+        caller.admit(BY_PATH[method], len(request))
+        note_caller(caller)  # in this call's own task
+        return await behaviour(request, context)
+
+
+def _refusing(method: str, error: StoreError) -> Handler:
+    """What ends each call, of whatever kind, with this error."""
+
+    async def refuse(_: Any, context: Context) -> None:
+        await abort(method, context, error)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
 class DeadlineInterceptor(CallInterceptor):
     """Ends a call whose caller set no deadline at the default of its method."""
 
@@ -254,7 +309,7 @@ class DeadlineInterceptor(CallInterceptor):
 class ObservedCall:
     """``with ObservedCall(observers, method, peer) as observed: …`` tells observers in the end how the call went."""
 
-    __slots__ = ("_metadata", "_method", "_observers", "_peer", "_started", "code", "request_id")
+    __slots__ = ("_metadata", "_method", "_observers", "_peer", "_started", "caller", "code", "request_id")
 
     def __init__(self, observers: Sequence[CallObserver], method: str, peer: str, metadata: Any = ()) -> None:
         self._observers = observers
@@ -265,6 +320,7 @@ class ObservedCall:
         self.code: Any = None
         """A status code or its number; None, or 0, ended well."""
         self.request_id = ""
+        self.caller = ""
 
     def __enter__(self) -> ObservedCall:
         self._started = time.perf_counter()
@@ -274,7 +330,7 @@ class ObservedCall:
         seconds = time.perf_counter() - self._started
         cancelled = exc_type is not None and issubclass(exc_type, asyncio.CancelledError)
         code = "CANCELLED" if cancelled else _code_name(self.code)
-        details = CallDetails(self._method, code, seconds, self._peer, self.request_id, self._metadata)
+        details = CallDetails(self._method, code, seconds, self._peer, self.request_id, self._metadata, self.caller)
         for observe in self._observers:
             observe(details)
 

@@ -24,6 +24,8 @@ class CallDetails(NamedTuple):
     """Empty if it has none."""
     metadata: Any = ()
     """What came along with it, as pairs; with a call of a session, what came with the session."""
+    caller: str = ""
+    """The name of the token; empty if there is none."""
 
 
 class HttpDetails(NamedTuple):
@@ -39,6 +41,7 @@ class HttpDetails(NamedTuple):
     peer: str
     headers: Any = ()
     """Pairs of text."""
+    caller: str = ""
 
 
 CallObserver: TypeAlias = Callable[[CallDetails], object]
@@ -53,9 +56,11 @@ def log_call(details: CallDetails) -> None:
         "duration_ms": round(details.seconds * 1000, 3),
         "peer": details.peer,
     }
-    access_logger.info("%s %s %.3f ms %s", *call.values(), extra={"call": {**call, "request_id": details.request_id}})
+    more = {"request_id": details.request_id, **({"caller": details.caller} if details.caller else {})}
+    access_logger.info("%s %s %.3f ms %s", *call.values(), extra={"call": {**call, **more}})
 
 
 def log_http(details: HttpDetails) -> None:
     """The same for a request over HTTP."""
-    log_call(CallDetails(f"{details.method} {details.path}", str(details.status), details.seconds, details.peer))
+    method = f"{details.method} {details.path}"
+    log_call(CallDetails(method, str(details.status), details.seconds, details.peer, caller=details.caller))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import version
@@ -14,6 +15,7 @@ from lightning_store.engine.idempotency import request_scope
 from lightning_store.engine.operations import EnqueueRollouts, StartAttempt, StartRollout, UpdateAttempt
 from lightning_store.engine.transfer import Place, Selection
 from lightning_store.errors import InvalidArgumentError, StoreError, StoreUnavailableError
+from lightning_store.masking import masked
 from lightning_store.model import AttemptedRollout, CompletedRollout, Rollout, Worker
 from lightning_store.outcomes import add_legal
 from lightning_store.rollout_feed import NOW, begun_feed
@@ -32,6 +34,7 @@ from lightning_store.wire.checks import require, required_text
 from lightning_store.wire.errors import write_span_outcome
 from lightning_store.wire.frames import with_rows
 from lightning_store.wire.methods import ACCEPTED_METADATA, METHODS, REPEATED_METADATA, Method
+from lightning_store_server.access import audit, caller_now
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.feeds import FeedRuns
 from lightning_store_server.interceptors import Context, seconds_left
@@ -89,7 +92,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             resources.ListResourcesResponse,
             queries.list_resources_from_proto,
             lambda query: store.query_resources(**query.arguments()),
-            lambda row: codec.resources_to_proto(row).SerializeToString(),
+            lambda row: _shown(codec.resources_to_proto(row)).SerializeToString(),
         )
         self._workers = Listing(
             "workers",
@@ -159,6 +162,9 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     async def DequeueRollouts(
         self, request: rollout.DequeueRolloutsRequest, context: Context
     ) -> rollout.DequeueRolloutsResponse:
+        caller = caller_now()
+        if caller is not None:
+            caller.require_worker(_worker_id(request))
         limit = min(requests.dequeue_limit_from_proto(request), CLAIMS_MAX)
         wait = requests.dequeue_wait_from_proto(request, self._wait_seconds(context))
         if limit == 0:
@@ -179,7 +185,14 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     # --- Spans -------------------------------------------------------------------------------------------------------
 
     async def AddSpans(self, request: span.AddSpansRequest, context: Context) -> span.AddSpansResponse:
+        caller = caller_now()
+        if caller is not None:
+            caller.check_spans()
+            caller.take_spans(len(request.spans))
         read = [_span_record(message, f"spans[{index}]") for index, message in enumerate(request.spans)]
+        if caller is not None:
+            held = [(one.rollout_id, one.attempt_id) for one in read if isinstance(one, SpanRecord)]
+            await caller.require_held(self._store, held)
         with _once(request, context):
             outcomes = await add_legal(read, self._records.add_spans)
         reply = span.AddSpansResponse()
@@ -197,6 +210,9 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             )
             for i, key in enumerate(request.keys)
         ]
+        caller = caller_now()
+        if caller is not None:
+            await caller.require_held(self._store, keys)
         with _once(request, context):
             numbers = await self._store.get_many_span_sequence_ids(keys)
         return span.AllocateSpanSequenceIdsResponse(sequence_ids=numbers)
@@ -217,13 +233,14 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self, request: resources.GetResourcesRequest, context: Context
     ) -> resources.GetResourcesResponse:
         found = await self._store.get_resources_by_id(required_text(request.resources_id, "resources_id"))
-        return resources.GetResourcesResponse(resources=None if found is None else codec.resources_to_proto(found))
+        shown = None if found is None else _shown(codec.resources_to_proto(found))
+        return resources.GetResourcesResponse(resources=shown)
 
     async def GetLatestResources(
         self, request: resources.GetLatestResourcesRequest, context: Context
     ) -> resources.GetLatestResourcesResponse:
         found = await self._store.get_latest_resources()
-        latest = None if found is None else codec.resources_to_proto(found)
+        latest = None if found is None else _shown(codec.resources_to_proto(found))
         return resources.GetLatestResourcesResponse(resources=latest)
 
     async def GetWorker(self, request: worker.GetWorkerRequest, context: Context) -> worker.GetWorkerResponse:
@@ -301,6 +318,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         which = selections.deletion_from_proto(request)
         with _once(request, context):
             deleted = await self._store.delete_rollouts(**which)
+        audit("deleted rollouts", deleted)
         return rollout.DeleteRolloutsResponse(rollout_ids=deleted)
 
     async def UpdateAttempt(
@@ -309,6 +327,11 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         rollout_id = required_text(request.rollout_id, "rollout_id")
         attempt_id = requests.attempt_from_request(request)
         columns, status = records.attempt_change_from_proto(request)
+        caller = caller_now()
+        if caller is not None:
+            await caller.require_held(self._store, [(rollout_id, attempt_id)])
+            if columns.get("worker_id") is not None:
+                caller.require_worker(columns["worker_id"])
         with _once(request, context):
             updated = await self._records.execute(UpdateAttempt(rollout_id, attempt_id, columns, status))
         return rollout.UpdateAttemptResponse(attempt=records.attempt_record_to_proto(updated))
@@ -333,7 +356,8 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     async def UpdateWorker(self, request: worker.UpdateWorkerRequest, context: Context) -> worker.UpdateWorkerResponse:
         stats = requests.heartbeat_from_proto(request)
         given = {} if stats is None else {"heartbeat_stats": stats}
-        updated = await self._store.update_worker(required_text(request.worker_id, "worker_id"), **given)
+        worker_id = _own_worker_id(request)
+        updated = await self._store.update_worker(worker_id, **given)
         return worker.UpdateWorkerResponse(
             worker=codec.worker_to_proto(updated), assignment=await self._assignment(updated)
         )
@@ -341,7 +365,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     async def ReleaseWorker(
         self, request: worker.ReleaseWorkerRequest, context: Context
     ) -> worker.ReleaseWorkerResponse:
-        released = await self._store.release_worker(required_text(request.worker_id, "worker_id"))
+        released = await self._store.release_worker(_own_worker_id(request))
         return worker.ReleaseWorkerResponse(worker=None if released is None else codec.worker_to_proto(released))
 
     async def DeleteWorkers(
@@ -349,14 +373,18 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     ) -> worker.DeleteWorkersResponse:
         ids = [required_text(one, f"worker_ids[{i}]") for i, one in enumerate(request.worker_ids)]
         with _once(request, context):
-            return worker.DeleteWorkersResponse(worker_ids=await self._store.delete_workers(ids))
+            deleted = await self._store.delete_workers(ids)
+        audit("deleted workers", deleted)
+        return worker.DeleteWorkersResponse(worker_ids=deleted)
 
     async def DeleteResources(
         self, request: resources.DeleteResourcesRequest, context: Context
     ) -> resources.DeleteResourcesResponse:
         ids = [required_text(one, f"resources_ids[{i}]") for i, one in enumerate(request.resources_ids)]
         with _once(request, context):
-            return resources.DeleteResourcesResponse(resources_ids=await self._store.delete_resources(ids))
+            deleted = await self._store.delete_resources(ids)
+        audit("deleted resources", deleted)
+        return resources.DeleteResourcesResponse(resources_ids=deleted)
 
     async def _assignment(self, of: Worker) -> worker.AssignmentState.ValueType:
         """What became of the attempt that a worker holds."""
@@ -396,6 +424,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         workers = [transfers.worker_record_from_proto(one, f"workers[{i}]") for i, one in enumerate(request.workers)]
         with _once(request, context):
             done = await self._records.import_rollouts(rollouts, resources_, workers)
+        audit("imported", **done.imported._asdict())
         return transfer.ImportRolloutsResponse(
             imported=transfer.TransferCounts(**done.imported._asdict()),
             present=transfer.TransferCounts(**done.present._asdict()),
@@ -531,3 +560,21 @@ def _fingerprint(request: Any) -> str:
 def _worker_id(request: Any) -> str | None:
     """The worker's id; None where it is absent or empty."""
     return request.worker_id or None
+
+
+def _own_worker_id(request: Any) -> str:
+    """The id of the worker that a request is about. PermissionDeniedError if its caller may not be that worker."""
+    worker_id = required_text(request.worker_id, "worker_id")
+    caller = caller_now()
+    if caller is not None:
+        caller.require_worker(worker_id)
+    return worker_id
+
+
+def _shown(message: resources.Resources) -> resources.Resources:
+    """Resources as the caller may see them."""
+    caller = caller_now()
+    if caller is not None and not caller.sees_secrets:
+        for name, text in message.resources_json.items():
+            message.resources_json[name] = json.dumps(masked(json.loads(text)), ensure_ascii=False)
+    return message

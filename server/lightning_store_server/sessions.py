@@ -12,14 +12,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 
-from lightning_store.errors import InvalidArgumentError, StoreUnavailableError, UnsupportedError
+from lightning_store.errors import InvalidArgumentError, StoreError, StoreUnavailableError, UnsupportedError
 from lightning_store.store import LightningStore
 from lightning_store.text import clipped, printable
 from lightning_store.v1.session_pb2 import CallStatus, SessionCall, SessionRequest, SessionResponse
@@ -34,6 +34,7 @@ from lightning_store.wire.methods import (
     Method,
     Repeat,
 )
+from lightning_store_server.access import Access, Caller, bearer_digest, note_caller
 from lightning_store_server.admission import WAITS, Admission, Slot
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.interceptors import (
@@ -61,13 +62,19 @@ SEVERAL_TURNS: Final = frozenset(
 METHOD_CHARS_MAX: Final = 100
 """Characters of an unknown method's name that are logged and told."""
 PATH: Final = f"/{SERVICE}/{SESSION}"
+Judge: TypeAlias = Callable[[], Caller]
+"""Who makes the calls of a session, as of now; UnauthenticatedError once the token counts no longer."""
 
 
 class SessionServicer(StoreServicer):
     """The service with its sessions."""
 
-    def __init__(self, store: LightningStore, config: ServerConfig, admission: Admission) -> None:
+    def __init__(
+        self, store: LightningStore, config: ServerConfig, admission: Admission, access: Access | None = None
+    ) -> None:
+        """``access`` knows who may make calls; None for everybody."""
         super().__init__(store, config)
+        self._access = access
         self._calls = _Calls(
             {name: self._rpc(method) for name, method in METHODS.items() if not method.streams},
             admission,
@@ -101,7 +108,15 @@ class SessionServicer(StoreServicer):
             observe = partial(
                 ObservedCall, self.call_observers, peer=context.peer(), metadata=context.invocation_metadata()
             )
-        session = _Session(self._calls, partial(write, context), observe)
+        judge = None
+        if self._access is not None:
+            try:
+                digest = bearer_digest(context.invocation_metadata() or ())
+                self._access.caller(digest)
+            except StoreError as error:
+                await abort(PATH, context, error)
+            judge = partial(self._access.caller, digest)
+        session = _Session(self._calls, partial(write, context), observe, judge)
         self._sessions.add(session)
         if self._draining:
             session.take_no_more()
@@ -161,11 +176,17 @@ class _Calls:
         except InvalidArgumentError:  # with which it fails at once
             return True
 
-    async def make(self, call: SessionCall, observed: ObservedCall | None = None) -> _Ended:
+    async def make(self, call: SessionCall, judge: Judge | None, observed: ObservedCall | None = None) -> _Ended:
         """Its end, whatever that is. CancelledError only if nobody waits for it any more."""
         slot = None
         try:
             rpc = self._rpc(call.method)
+            if judge is not None:
+                caller = judge()
+                if observed is not None:
+                    observed.caller = caller.name
+                caller.admit(rpc.method, len(call.request))
+                note_caller(caller)
             request = rpc.decode(call.request)
             if observed is not None:
                 observed.request_id = getattr(request, "request_id", "")
@@ -211,10 +232,12 @@ class _Session:
         calls: _Calls,
         write: Callable[[SessionResponse], Coroutine[Any, Any, None]],
         observe: Callable[[str], ObservedCall] | None,
+        judge: Judge | None = None,
     ) -> None:
         self._calls = calls
         self._write = write
         self._observe = observe
+        self._judge = judge
         self._under_way: dict[int, asyncio.Task[None]] = {}
         self._ended: list[_Ended] = []
         """Whose replies are to be sent next."""
@@ -300,9 +323,9 @@ class _Session:
 
     async def _make(self, call: SessionCall) -> _Ended:
         if self._observe is None:
-            return await self._calls.make(call)
+            return await self._calls.make(call, self._judge)
         with self._observe(_name_of(call)) as observed:
-            ended = await self._calls.make(call, observed)
+            ended = await self._calls.make(call, self._judge, observed)
             observed.code = 0 if ended.error is None else ended.error.code
         return ended
 

@@ -209,7 +209,7 @@ class UnauthenticatedError(StoreError, PermissionError):
 
 
 class PermissionDeniedError(StoreError, PermissionError):
-    """The token does not allow the call. ``details["role"]`` is the least role that does, if it is a matter of roles."""
+    """The token does not allow the call. ``details["role"]`` is the least role that does, where it is one."""
 
     reason = "PERMISSION_DENIED"
 

@@ -53,13 +53,17 @@ def server(monkeypatch: pytest.MonkeyPatch) -> type[FakeServer]:
 
 
 def test_signal_drains_and_ends_with_0(run, server) -> None:
-    result = run("serve", "--host", "0.0.0.0", "--strict", "--wait-max", "7", "--access-log", "--keepalive", "9")
+    result = run(
+        "serve", "--host", "0.0.0.0", "--insecure", "--strict", "--wait-max", "7", "--access-log", "--keepalive", "9"
+    )
     assert result.exit_code == 0
     [line] = result.stdout.splitlines()
     assert line.startswith("lightning-store-grpc serving on 0.0.0.0:4242 (memory store, strict, version ")
     assert "SIGTERM: draining; calls under way have 10 s" in result.stderr
     assert server.keeps_freed_memory
-    assert server.config == ServerConfig(host="0.0.0.0", wait_seconds_max=7.0, access_log=True, keepalive_seconds=9.0)
+    assert server.config == ServerConfig(
+        host="0.0.0.0", insecure=True, wait_seconds_max=7.0, access_log=True, keepalive_seconds=9.0
+    )
 
 
 def test_the_ready_line_tells_where_otlp_is_taken(run, server) -> None:

@@ -214,7 +214,8 @@ def test_resources(show, show_json, served) -> None:
 
 
 def test_one_set_of_resources(show, show_json, served) -> None:
-    update = show_json("resources", served.resources_id)
+    assert "sk-hidden" not in str(show_json("resources")) + str(show_json("resources", served.resources_id))
+    update = show_json("resources", served.resources_id, "--show-secrets")
     assert update["resources"]["llm"]["api_key"] == "sk-hidden"
     assert update["resources"]["policy"]["bias"] == "NaN"
     table = show("resources", served.resources_id)

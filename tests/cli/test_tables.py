@@ -101,8 +101,9 @@ def test_rewards_are_shown_in_short() -> None:
 
 def test_secrets_of_resources_are_hidden() -> None:
     resource = Resource.model_validate({"resource_type": "x", "api_key": "sk-1", "max_tokens": 5, "nothing": None})
-    assert dict(tables.public_fields(resource)) == {"api_key": "(set; shown by --json)", "max_tokens": "5"}
-    assert list(tables.public_fields(Resource(resource_type="bare"))) == [("", "")]
+    assert dict(tables.shown_fields(resource, show_secrets=False)) == {"api_key": "********", "max_tokens": "5"}
+    assert dict(tables.shown_fields(resource, show_secrets=True)) == {"api_key": "sk-1", "max_tokens": "5"}
+    assert list(tables.shown_fields(Resource(resource_type="bare"), show_secrets=False)) == [("", "")]
 
 
 @pytest.mark.parametrize(

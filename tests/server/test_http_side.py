@@ -74,7 +74,7 @@ def statuses(answers):
 
 
 def get(path, *lines):
-    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: x", *lines, "", ""]).encode()
+    return "\r\n".join([f"GET {path} HTTP/1.1", "Host: localhost", *lines, "", ""]).encode()
 
 
 # --- Probes ----------------------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ async def test_what_a_peer_sends_is_repeated_without_control_characters():
 
 # --- Senders that mean no good ---------------------------------------------------------------------------------------
 
-POST = b"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-protobuf\r\n"
+POST = b"POST /v1/traces HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/x-protobuf\r\n"
 
 
 @pytest.mark.parametrize(
@@ -203,12 +203,12 @@ POST = b"POST /v1/traces HTTP/1.1\r\nHost: x\r\nContent-Type: application/x-prot
         (POST + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffffffff\r\n", "400"),
         (POST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nab", "408"),
         (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 5000 + b"\r\n", "431"),
-        (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", "431"),
+        (b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", "431"),
         (b"GET / HTTP/1.1\r\n\r\n", "400"),  # no Host
-        (b"GET / HTTP/1.1\r\nHost: x\r\n folded: y\r\n\r\n", "404"),
-        (b"GET / HTTP/1.1\r\nHost: x\r\nA b: y\r\n\r\n", "400"),
-        (b"GET /\x00 HTTP/1.1\r\nHost: x\r\n\r\n", "400"),
-        (b"GET / HTTP/9.9\r\nHost: x\r\n\r\n", "505"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n folded: y\r\n\r\n", "421"),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nA b: y\r\n\r\n", "400"),
+        (b"GET /\x00 HTTP/1.1\r\nHost: localhost\r\n\r\n", "400"),
+        (b"GET / HTTP/9.9\r\nHost: localhost\r\n\r\n", "505"),
         (b"\r\n\r\n\r\n", "400"),
         (b"\x00" * 50, "400"),
     ],
@@ -274,7 +274,7 @@ async def test_the_rest_of_a_refused_body_is_dropped_for_a_moment_only():
     async with listening(linger_seconds=0.05) as (side, port):
         side.note_started()
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\nx")
+        writer.write(b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\nx")
         assert statuses(await asyncio.wait_for(reader.read(), SAFETY_SECONDS)) == ["404"]
         writer.close()
 

@@ -11,7 +11,7 @@ import threading
 import psutil
 import pytest
 
-from lightning_store import InMemoryLightningStore
+from lightning_store import InMemoryLightningStore, InvalidArgumentError
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store_client import LightningStoreClient
 from lightning_store_server import LightningStoreServer, ServerConfig
@@ -62,21 +62,37 @@ def test_any_free_port():
     ],
 )
 def test_endpoint_is_for_clients_on_the_same_machine(host, endpoint):
-    assert LightningStoreServer(InMemoryLightningStore(), host).endpoint == endpoint
+    config = ServerConfig(insecure=True)
+    assert LightningStoreServer(InMemoryLightningStore(), host, config=config).endpoint == endpoint
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "localhost"])
 def test_listens_on_other_hosts_too(host):
     async def scenario():
-        async with LightningStoreServer(InMemoryLightningStore(), host, 0) as server:
+        async with LightningStoreServer(
+            InMemoryLightningStore(), host, 0, config=ServerConfig(insecure=True)
+        ) as server:
             assert await reachable(server)
 
     asyncio.run(scenario())
 
 
 def test_an_own_port_beats_the_one_in_the_config():
-    server = LightningStoreServer(InMemoryLightningStore(), "127.0.0.1", 4999, config=ServerConfig(host="::", port=1))
+    config = ServerConfig(host="::1", port=1)
+    server = LightningStoreServer(InMemoryLightningStore(), "127.0.0.1", 4999, config=config)
     assert server.endpoint == "127.0.0.1:4999"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "store.example.org", "10.0.0.1"])
+def test_who_listens_beyond_loopback_says_who_may_call(host):
+    with pytest.raises(InvalidArgumentError, match="give --auth-tokens or --tls-client-ca, or --insecure"):
+        ServerConfig(host=host)
+    with pytest.raises(InvalidArgumentError, match="everybody who can reach it"):
+        ServerConfig(host=host, tls_cert="cert.pem", tls_key="key.pem")
+    ServerConfig(host=host, insecure=True)
+    ServerConfig(host=host, auth_tokens="tokens.json")
+    ServerConfig(host=host, tls_cert="cert.pem", tls_key="key.pem", tls_client_ca="ca.pem")
+    ServerConfig(host=host, unix_path="store.sock")
 
 
 @pytest.mark.parametrize(

@@ -598,7 +598,7 @@ async def say(port, *parts):
 
 
 def head(*lines):
-    return "\r\n".join(["POST /v1/traces HTTP/1.1", "Host: x", *lines, "", ""]).encode()
+    return "\r\n".join(["POST /v1/traces HTTP/1.1", "Host: localhost", *lines, "", ""]).encode()
 
 
 EMPTY = head("Content-Type: application/x-protobuf", "Content-Length: 0")

@@ -12,7 +12,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from lightning_store import InMemoryLightningStore
 from lightning_store.testing import SAFETY_SECONDS
-from lightning_store_server import LightningStoreServer
+from lightning_store_server import LightningStoreServer, ServerConfig
 
 pytestmark = pytest.mark.asyncio
 
@@ -20,8 +20,9 @@ NOT_OF_THIS_MACHINE = "192.0.2.1"
 """Reserved for documentation: no machine has it."""
 
 
-def make_server(host: str, port: int = 0) -> LightningStoreServer:
-    return LightningStoreServer(InMemoryLightningStore(), host=host, port=port)
+def make_server(host: str, port: int = 0, *, insecure: bool = False) -> LightningStoreServer:
+    config = ServerConfig(insecure=insecure)
+    return LightningStoreServer(InMemoryLightningStore(), host=host, port=port, config=config)
 
 
 async def refusal(server: LightningStoreServer) -> OSError:
@@ -72,7 +73,7 @@ async def test_a_host_that_was_refused_leaves_no_address_taken():
 
 
 async def test_an_address_of_another_machine_is_refused():
-    error = await refusal(make_server(NOT_OF_THIS_MACHINE))
+    error = await refusal(make_server(NOT_OF_THIS_MACHINE, insecure=True))
     assert error.errno == errno.EADDRNOTAVAIL
     assert f"cannot listen on {NOT_OF_THIS_MACHINE}:0" in str(error)
 
@@ -82,7 +83,7 @@ async def test_a_host_that_has_no_address_is_refused(monkeypatch: pytest.MonkeyP
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    error = await refusal(make_server("store.invalid"))
+    error = await refusal(make_server("store.invalid", insecure=True))
     assert error.errno == errno.EADDRNOTAVAIL
     assert "cannot listen on store.invalid: no such host or address (Name or service not known)" in str(error)
 

@@ -43,11 +43,11 @@ def call_of(id_, method, request=b"", **fields):
 class Stream:
     """A session as a client sees it."""
 
-    def __init__(self, stub):
+    def __init__(self, stub, metadata=()):
         self._outbox: queue.SimpleQueue[SessionRequest | None] = queue.SimpleQueue()
         self._ids = itertools.count(1)
         self._arrived = deque()
-        self.rpc = stub.Session(iter(self._outbox.get, None), timeout=SAFETY_SECONDS)
+        self.rpc = stub.Session(iter(self._outbox.get, None), timeout=SAFETY_SECONDS, metadata=metadata)
 
     def send(self, *calls, cancel=()):
         """One message."""

@@ -19,6 +19,7 @@ from lightning_store.errors import (
     ResourceExhaustedError,
     StoreError,
     StoreUnavailableError,
+    UnauthenticatedError,
 )
 from lightning_store.ids import new_hex
 from lightning_store.v1.server_pb2 import GetServerInfoRequest
@@ -246,6 +247,8 @@ class Calls:
                 continue
             except (grpc.RpcError, StoreError) as error:
                 failure = self._failure(error)
+            if isinstance(failure, UnauthenticatedError) and self._connector.look_again():
+                continue
             if isinstance(failure, ResourceExhaustedError):
                 # It was not looked at, so it is not known what became of an attempt whose reply was lost before.
                 final = unanswered or failure

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import sys
 import threading
@@ -20,13 +21,18 @@ from typing import Any, Final
 import grpc
 from grpc_health.v1 import health_pb2_grpc
 
-from lightning_store.errors import StoreTimeoutError
+from lightning_store.clock import Clock
+from lightning_store.errors import InvalidArgumentError, StoreTimeoutError
 from lightning_store.v1 import service_pb2_grpc
+from lightning_store.watched_files import WatchedFiles
 from lightning_store.wire.methods import METHODS, REPLIES, SERVICE, SESSION
+from lightning_store_client.credentials import Credentials, Shown, TokenInterceptor, bearer
 from lightning_store_client.endpoint import Target, refuse_gevent, target_of
 from lightning_store_client.grpc_internals import MessageStream, hide_from_fork_handlers, show_to_fork_handlers
 from lightning_store_client.session import Session, SessionUnsupported
 from lightning_store_client.streams import Replies, now, warn_of_grpc
+
+logger = logging.getLogger("lightning_store_client")
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -65,14 +71,25 @@ CLOSED_LOOP_SECONDS: Final = 1.0
 class Connection:
     """One process's channel to a server and the stubs on it."""
 
-    def __init__(self, endpoint: str, target: Target) -> None:
+    def __init__(self, endpoint: str, target: Target, shown: Shown) -> None:
         self._endpoint = endpoint
-        self.channel = grpc.insecure_channel(target.name, options=[*OPTIONS, *target.options])
+        options = [*OPTIONS, *target.options]
+        self.channel = (
+            grpc.insecure_channel(target.name, options=options)
+            if shown.tls is None
+            else grpc.secure_channel(target.name, shown.tls, options=options)
+        )
         _gate.stand_before_grpc()
+        _gate.connections.add(self)
+        self._metadata: Metadata = () if shown.token is None else (bearer(shown.token),)
+        """Of every call."""
+        self._calls: grpc.Channel = self.channel
+        if shown.token is not None:
+            self._calls = grpc.intercept_channel(self.channel, TokenInterceptor(bearer(shown.token)))
         # gRPC's fork handlers hold on to every channel that was not closed. At exit that is well: collecting one then
         # waits for the ends of its calls, which gRPC's threads can no longer tell.
         weakref.finalize(self, hide_from_fork_handlers, self.channel).atexit = False
-        self.stub = service_pb2_grpc.LightningStoreServiceStub(self.channel)
+        self.stub = service_pb2_grpc.LightningStoreServiceStub(self._calls)
         self.has_sessions = True
         """Whether the server offers them, as far as is known."""
         self._session: Session | None = None
@@ -85,7 +102,7 @@ class Connection:
         """What makes a call of a method that is not streaming by itself, from the serialized request."""
         made = self._methods.get(rpc)
         if made is None:
-            made = self.channel.unary_unary(METHODS[rpc].path, None, REPLIES[rpc].FromString)
+            made = self._calls.unary_unary(METHODS[rpc].path, None, REPLIES[rpc].FromString)
             self._methods[rpc] = made
         return made
 
@@ -107,7 +124,8 @@ class Connection:
 
     def _open_session(self) -> Session:
         with _gate.lock:
-            session = Session(_begin_stream(self.channel, f"/{SERVICE}/{SESSION}"), self._endpoint)
+            stream = _begin_stream(self.channel, f"/{SERVICE}/{SESSION}", self._metadata)
+            session = Session(stream, self._endpoint)
             _gate.sessions.add(session)
         # Its thread would keep it alive, and so the connection, for ever.
         if self._closing_session is not None:
@@ -115,6 +133,12 @@ class Connection:
         self._closing_session = weakref.finalize(self, _close_forgotten, session)
         self._closing_session.atexit = False
         return session
+
+    def retire(self) -> None:
+        """End the session when its calls have ended. The channel ends when nobody holds it any more."""
+        session = self._session
+        if session is not None:
+            session.retire()
 
     def close(self) -> None:
         """Calls that are under way end as cancelled."""
@@ -132,10 +156,20 @@ def _close_forgotten(session: Session) -> None:
 
 
 class Connector:
-    """Makes the connection when it is first needed, anew in each process. Pickles as the endpoint alone."""
+    """Makes the connection when it is first needed, anew in each process, and when a file of its credentials has
+    changed. Pickles as its arguments.
 
-    def __init__(self, endpoint: str) -> None:
+    Args:
+        endpoint: Where the server is.
+        credentials: What it is shown. InvalidArgumentError if its files cannot be read.
+        clock: Tells when to look at the files.
+    """
+
+    def __init__(self, endpoint: str, credentials: Credentials, clock: Clock | None = None) -> None:
         self.endpoint = endpoint
+        self._credentials = credentials
+        self._clock = clock
+        credentials.read()  # what is wrong with them is best told at once
         self._reset()
         with _gate.lock:
             _connectors.add(self)
@@ -144,21 +178,41 @@ class Connector:
         self._lock = threading.Lock()
         self.connection: Connection | None = None
         self._closed = False
+        files = self._credentials.files
+        self._files = WatchedFiles(files, self._clock) if files else None
 
     def get(self) -> Connection:
         """This process's connection. RuntimeError after ``close``; StoreUnavailableError if no host is known."""
         connection = self.connection
-        if connection is not None:
+        if connection is not None and (self._files is None or not self._files.changed() or not self._renew()):
             return connection
         with self._lock:
             if self._closed:
                 raise RuntimeError(f"the client of {self.endpoint} is closed; make a new one")
             if self.connection is None:
                 refuse_gevent()
-                target = target_of(self.endpoint)
+                target, shown = target_of(self.endpoint), self._credentials.read()
                 with _gate.lock:
-                    self.connection = Connection(self.endpoint, target)
+                    self.connection = Connection(self.endpoint, target, shown)
             return self.connection
+
+    def look_again(self) -> bool:
+        """Whether the next call is made with other credentials, since their files have just changed."""
+        return self._files is not None and self._files.changed(at_once=True) and self._renew()
+
+    def _renew(self) -> bool:
+        """Have the next call connect anew; those that are under way end as they would have. False, and a warning, if
+        the files do not hold what they should: then all stays as it is."""
+        try:
+            self._credentials.read()
+        except InvalidArgumentError as error:
+            logger.warning("%s: the credentials stay as they were: %s", self.endpoint, error)
+            return False
+        with self._lock:
+            connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.retire()
+        return True
 
     @property
     def closed(self) -> bool:
@@ -175,17 +229,15 @@ class Connector:
 
     def after_fork(self) -> None:
         """In the child: forget the parent's connection and whatever another thread held locked."""
-        if self.connection is not None:
-            _inherited.append(self.connection)
         closed = self._closed
         self._reset()
         self._closed = closed
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"endpoint": self.endpoint}
+        return {"endpoint": self.endpoint, "credentials": self._credentials}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["endpoint"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
 
 _connectors: weakref.WeakSet[Connector] = weakref.WeakSet()
@@ -215,6 +267,8 @@ class _ForkGate:
 
     def _reset(self) -> None:
         self.lock = threading.RLock()
+        self.connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+        """Of this process, those that others have replaced included."""
         self.sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         """To leave gRPC while this process forks."""
         self.streams: weakref.WeakSet[Replies] = weakref.WeakSet()
@@ -271,6 +325,7 @@ class _ForkGate:
         self.lock.release()
 
     def _in_child(self) -> None:
+        _inherited.extend(self.connections)
         self._reset()
         for connector in list(_connectors):
             connector.after_fork()
@@ -312,8 +367,7 @@ class _Nudging:
 
 
 def _open_channels() -> list[grpc.Channel]:
-    connections = [connector.connection for connector in list(_connectors)]
-    return [connection.channel for connection in connections if connection is not None]
+    return [connection.channel for connection in list(_gate.connections)]
 
 
 _gate = _ForkGate()
@@ -339,10 +393,10 @@ def _closed_error(error: ValueError) -> RuntimeError:
     return RuntimeError(f"the client is closed: {error}")
 
 
-def _begin_stream(channel: grpc.Channel, method: str) -> MessageStream:
+def _begin_stream(channel: grpc.Channel, method: str, metadata: Metadata) -> MessageStream:
     """RuntimeError if the channel is closed. SessionUnsupported if this release of gRPC has not what it takes."""
     try:
-        return MessageStream(channel, method)
+        return MessageStream(channel, method, metadata)
     except ValueError as error:
         raise _closed_error(error) from None
     except (AttributeError, TypeError) as error:

@@ -63,6 +63,7 @@ from lightning_store.wire.codec import ServerInfo
 from lightning_store_client.batcher import BATCHED_BYTES_MAX, Batcher
 from lightning_store_client.calls import HEALTH_TIMEOUT_SECONDS, Calls, new_request_id
 from lightning_store_client.channel import MAX_MESSAGE_BYTES, Connector
+from lightning_store_client.credentials import Credentials
 from lightning_store_client.endpoint import checked_endpoint
 from lightning_store_client.retry import RetryPolicy
 from lightning_store_client.rounds import Rounds
@@ -128,6 +129,16 @@ class LightningStoreClient(QueryMethods):
     :param retry_delays: seconds before the second attempt, the third, …; empty for no retries
     :param health_retry_delays: seconds between probes of the server's health before each further attempt
     :param max_message_bytes: the largest request to send; the server has a limit of its own
+    :param token: what the server knows the caller by; None takes ``LIGHTNING_STORE_TOKEN``. Without TLS it can be read
+        on its way
+    :param token_file: a file that holds the token; None takes ``LIGHTNING_STORE_TOKEN_FILE``
+    :param tls: True to speak TLS with a server whose certificate an authority issued that gRPC knows, or the path of a
+        PEM file with the authorities to trust; None takes ``LIGHTNING_STORE_TLS_CA``, or ``LIGHTNING_STORE_TLS=1``
+    :param tls_client_cert: PEM file with the client's own certificate, for a server that asks for one; None takes
+        ``LIGHTNING_STORE_TLS_CLIENT_CERT``
+    :param tls_client_key: that with its key; None takes ``LIGHTNING_STORE_TLS_CLIENT_KEY``
+
+    The files are looked at once a second, while calls are made; when one has changed, the next call connects anew.
     """
 
     def __init__(
@@ -138,11 +149,17 @@ class LightningStoreClient(QueryMethods):
         retry_delays: Sequence[float] = (1.0, 2.0, 5.0),
         health_retry_delays: Sequence[float] = (0.1, 0.2, 0.5),
         max_message_bytes: int = MAX_MESSAGE_BYTES,
+        token: str | None = None,
+        token_file: str | None = None,
+        tls: bool | str | None = None,
+        tls_client_cert: str | None = None,
+        tls_client_key: str | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.endpoint = checked_endpoint(endpoint)
-        self._connector = Connector(endpoint)
         self._clock: Clock = clock if clock is not None else SystemClock()
+        credentials = Credentials(token, token_file, tls, tls_client_cert, tls_client_key)
+        self._connector = Connector(endpoint, credentials, clock)
         if max_message_bytes <= 0:
             message = f"max_message_bytes is {max_message_bytes}; give more than 0"
             raise InvalidArgumentError(message, field="max_message_bytes")

@@ -33,6 +33,9 @@ class Target(NamedTuple):
 def checked_endpoint(endpoint: str) -> str:
     """``endpoint`` itself. InvalidArgumentError unless it has one of the forms of this module."""
     text = str(endpoint)
+    if "@" in text and not text.startswith(UNIX):
+        message = "endpoint has an @: a token is not taken from an address, which gets into logs; give it as token"
+        raise InvalidArgumentError(message, field="endpoint")
     if text.startswith(UNIX):
         path = text.removeprefix(UNIX)
         if not path.startswith("/") or path.endswith("/") or not path.isprintable():

@@ -72,12 +72,12 @@ class MessageStream:
     itself: two thirds of the latency, and half of the CPU.
     """
 
-    def __init__(self, channel: grpc.Channel, method: str) -> None:
+    def __init__(self, channel: grpc.Channel, method: str, metadata: tuple[tuple[str, str], ...] = ()) -> None:
         """Begin the call of ``method``, "/service/Method". ValueError if the channel is closed; AttributeError or
         TypeError if this release of gRPC has not what it takes."""
         self._lock = threading.RLock()  # sending may be the work of a finalizer, in a thread that holds it
         opening = (
-            _cygrpc.SendInitialMetadataOperation(None, NO_FLAGS),
+            _cygrpc.SendInitialMetadataOperation(metadata or None, NO_FLAGS),
             _cygrpc.ReceiveInitialMetadataOperation(NO_FLAGS),
             _cygrpc.ReceiveMessageOperation(NO_FLAGS),
             _cygrpc.ReceiveStatusOnClientOperation(NO_FLAGS),

@@ -61,6 +61,11 @@ class SyncLightningStoreClient(SyncClientBase):
         retry_delays: Sequence[float] = (1.0, 2.0, 5.0),
         health_retry_delays: Sequence[float] = (0.1, 0.2, 0.5),
         max_message_bytes: int = 67108864,
+        token: str | None = None,
+        token_file: str | None = None,
+        tls: bool | str | None = None,
+        tls_client_cert: str | None = None,
+        tls_client_key: str | None = None,
         clock: Clock | None = None,
     ) -> None:
         super().__init__(
@@ -70,6 +75,11 @@ class SyncLightningStoreClient(SyncClientBase):
                 retry_delays=retry_delays,
                 health_retry_delays=health_retry_delays,
                 max_message_bytes=max_message_bytes,
+                token=token,
+                token_file=token_file,
+                tls=tls,
+                tls_client_cert=tls_client_cert,
+                tls_client_key=tls_client_key,
                 clock=clock,
             )
         )

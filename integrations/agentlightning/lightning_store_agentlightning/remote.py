@@ -52,7 +52,8 @@ class GrpcLightningStore(AdaptedStore):
     :param otlp_traces_endpoint: see :class:`AdaptedStore`; for a server that runs with ``--otlp-http-port``
     :param clock: for tests
     :param options: those of :class:`lightning_store_client.LightningStoreClient`: ``timeout``, ``retry_delays``,
-        ``health_retry_delays``, ``max_message_bytes``
+        ``health_retry_delays``, ``max_message_bytes``, ``token``, ``token_file``, ``tls``, ``tls_client_cert``,
+        ``tls_client_key``
     """
 
     def __init__(

@@ -45,14 +45,15 @@ class GrpcExecutionStrategy(ExecutionStrategy):
 
     :param role: None takes the variable ``AGL_CURRENT_ROLE``, else ``"both"``
     :param server_host: address to listen on, and for runners to connect to; None takes ``AGL_SERVER_HOST``, else
-        ``localhost``. There is no authentication: listen beyond loopback only on a network that you trust.
+        ``localhost``. One beyond loopback asks for tokens in ``server_config``, or for its ``insecure=True``
     :param server_port: None takes ``AGL_SERVER_PORT``, else 4747
     :param n_runners: runner processes on this machine
     :param graceful_timeout: seconds between the stop event and SIGINT
     :param terminate_timeout: seconds between each two further steps
     :param allowed_exit_codes: of runners that ended well
     :param dequeue_wait: seconds that a runner's request for work waits for it, see :class:`GrpcLightningStore`
-    :param server_config: all other settings of the server
+    :param server_config: all other settings of the server. Runners take their token and what they need for its TLS from
+        the environment, see :class:`lightning_store_client.LightningStoreClient`
     """
 
     alias = "grpc"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from lightning_store_server.cli import PROGRAM, change, database, delete, serve, show, transfer, watch
+from lightning_store_server.cli import PROGRAM, change, database, delete, serve, show, token, transfer, watch
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -38,5 +38,6 @@ for command in (
     database.migrate,
     transfer.export,
     transfer.import_,
+    token.token,
 ):
     root.add_command(command)

@@ -25,8 +25,10 @@ from lightning_store_server.app import (
     WORKER_TIMEOUT_SECONDS,
     Durability,
     GrpcServer,
+    access_of,
     memory_store,
     sqlite_store,
+    tls_of,
 )
 from lightning_store_server.cli import PROGRAM
 from lightning_store_server.cli.exit_codes import ExitCode, exit_code_of
@@ -69,7 +71,7 @@ Exit codes:
   73  the database cannot be written: its file or its folder can only be read
   74  the disk of the database is full, or it fails
   75  stopped, but calls were cut: they outlasted --grace, or a second signal came
-  78  settings that contradict each other, or a database of a newer version
+  78  settings that contradict each other, tokens or certificates that cannot be read, or a database of a newer version
 """
 
 
@@ -88,7 +90,7 @@ Exit codes:
 )
 @click.option("--print-config", is_flag=True, help="Print the settings in force as such a file, and end.")
 @click.option("--check", is_flag=True, help="Check the settings, and end: 0 if they are legal.")
-@setting("--host", default=DEFAULTS.host, help="Address to listen on. There is no authentication.")
+@setting("--host", default=DEFAULTS.host, help="Address to listen on.")
 @setting("--port", type=Whole(0, 65535), default=DEFAULTS.port, help="Port; 0 takes any free one.")
 @setting(
     "--unix",
@@ -112,6 +114,26 @@ Exit codes:
     metavar="ORIGIN",
     help="Let pages of this origin (https://example.org) call the HTTP side from a browser. May be repeated.",
 )
+@setting(
+    "--http-allowed-host",
+    "http_allowed_hosts",
+    multiple=True,
+    metavar="NAME",
+    help="Let the HTTP side be called by this name, on loopback without tokens. May be repeated.",
+)
+@setting(
+    "--auth-tokens",
+    metavar="FILE",
+    help="Take calls only with a token of this file, which `token create` makes.",
+)
+@setting("--tls-cert", metavar="FILE", help="Speak TLS, on gRPC and on HTTP, with this certificate (PEM).")
+@setting("--tls-key", metavar="FILE", help="The key of that certificate (PEM, without a password).")
+@setting(
+    "--tls-client-ca",
+    metavar="FILE",
+    help="Take only connections of callers with a certificate that an authority in this file issued (PEM).",
+)
+@switch("--insecure", help="Listen beyond loopback though everybody who can reach it may do everything.")
 @setting(
     "--metrics/--no-metrics",
     default=DEFAULTS.metrics,
@@ -337,10 +359,10 @@ def serve(
             _refuse_limits_of_disk(disk)
             what = "memory store, strict" if strict else "memory store"
             held = memory_store(**common, **limits)
-            code = _say_legal() if check else asyncio.run(run(held, config, what))
+            code = _check(config) if check else asyncio.run(run(held, config, what))
         elif check:
             _refuse_limits_of_memory(limits)
-            code = _say_legal()
+            code = _check(config)
         else:
             _refuse_limits_of_memory(limits)
             what = "SQLite store, strict" if strict else "SQLite store"
@@ -348,15 +370,17 @@ def serve(
                 code = asyncio.run(run(store, config, what))
     except StoreError as error:
         code = exit_code_of(error)
-        contradiction = code is ExitCode.CONFIG and isinstance(error, InvalidArgumentError)
-        logger.error("%s%s", "the settings contradict each other: " if contradiction else "", error)
+        settings_at_fault = code is ExitCode.CONFIG and isinstance(error, InvalidArgumentError)
+        logger.error("%s%s", "the settings cannot be served: " if settings_at_fault else "", error)
     except Exception:
         logger.exception("internal failure")
         code = ExitCode.SOFTWARE
     sys.exit(code)
 
 
-def _say_legal() -> ExitCode:
+def _check(config: ServerConfig) -> ExitCode:
+    access_of(config)
+    tls_of(config)
     click.echo("the settings are legal")
     return ExitCode.STOPPED
 

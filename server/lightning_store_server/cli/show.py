@@ -13,16 +13,17 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from lightning_store.errors import (
-    InvalidArgumentError,
     SpansEvictedError,
     StoreError,
     StoreTimeoutError,
     StoreUnavailableError,
 )
+from lightning_store.masking import masked
 from lightning_store.model import (
     Attempt,
     AttemptedRollout,
     PaginatedResult,
+    ResourcesUpdate,
     Rollout,
     SortOrder,
     Span,
@@ -30,8 +31,8 @@ from lightning_store.model import (
     WorkerStatus,
 )
 from lightning_store_client import LightningStoreClient
-from lightning_store_client.endpoint import checked_endpoint
-from lightning_store_server.cli.options import DEFAULT_SERVER, Whole, seconds, setting, switch
+from lightning_store_server.cli.connecting import client_of, on_any_server
+from lightning_store_server.cli.options import Whole, seconds, setting, switch
 from lightning_store_server.cli.selecting import Selection, selecting
 
 T = TypeVar("T")
@@ -40,15 +41,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 ROLLOUT_ORDERS = ("rollout_id", "start_time", "end_time", "mode", "resources_id", "status")
 
 
-def endpoint(_: click.Context, __: click.Parameter, text: str) -> str:
-    """``text`` if it is HOST:PORT; click.BadParameter otherwise."""
-    try:
-        return checked_endpoint(text)
-    except InvalidArgumentError as error:
-        raise click.BadParameter(str(error)) from None
-
-
-SERVER = setting("--server", default=DEFAULT_SERVER, callback=endpoint, metavar="ADDRESS", help="The server to ask.")
 HEALTH_SECONDS = 2.0
 REWARDED_MAX = 200
 """Rows for which rewards are looked up."""
@@ -60,7 +52,7 @@ def on_server(command: F) -> F:
     """The flags of each command that asks a server and shows the answer."""
     timeout = seconds("--timeout", min_open=True, default=10.0, help="Give up after this long.")
     as_json = switch("--json", "as_json", help="Print the whole answer as one JSON document.")
-    return SERVER(timeout(as_json(command)))
+    return on_any_server(timeout(as_json(command)))
 
 
 def paged(command: F) -> F:
@@ -71,7 +63,7 @@ def paged(command: F) -> F:
 
 
 @click.command()
-@SERVER
+@on_any_server
 @seconds("--timeout", min_open=True, default=HEALTH_SECONDS, help="Give up after this long.")
 @switch("--json", "as_json", help="Print the answer as one JSON document.")
 def health(server: str, timeout: float, as_json: bool) -> None:
@@ -230,26 +222,40 @@ def workers(
 @click.argument("resources_id", metavar="[ID]", required=False)
 @on_server
 @paged
-def resources(resources_id: str | None, server: str, timeout: float, as_json: bool, limit: int, offset: int) -> None:
+@switch("--show-secrets", help="Show keys and passwords, which are masked otherwise.")
+def resources(
+    resources_id: str | None,
+    server: str,
+    timeout: float,
+    as_json: bool,
+    limit: int,
+    offset: int,
+    show_secrets: bool,
+) -> None:
     """List the sets of resources, or show the one with this ID."""
+    shown = jsonable if show_secrets else _masked
     if resources_id is None:
         page = ask(server, timeout, lambda client: client.query_resources(limit=limit, offset=offset))
-        return show_page(page, as_json, "resources")
+        return show_page(page, as_json, "resources", shown)
     found = ask(server, timeout, lambda client: client.get_resources_by_id(resources_id))
     if found is None:
         raise click.ClickException(f"the store at {server} has no resources {resources_id!r}")
     if as_json:
-        return echo_json(found)
+        return echo_json(shown(found))
     from lightning_store_server.cli import tables
 
-    return tables.show(*tables.resources_detail(found, tables.now()))
+    return tables.show(*tables.resources_detail(found, tables.now(), show_secrets=show_secrets))
+
+
+def _masked(update: ResourcesUpdate) -> object:
+    return masked(jsonable(update))
 
 
 def ask(server: str, timeout: float, question: Callable[[LightningStoreClient], Awaitable[T]]) -> T:
     """The answer of the store at ``server``, or one clear line and exit code 1. Nothing is tried twice."""
 
     async def session() -> T:
-        async with LightningStoreClient(server, timeout=timeout, retry_delays=(), health_retry_delays=()) as client:
+        async with client_of(server, timeout=timeout, retry_delays=(), health_retry_delays=()) as client:
             return await question(client)
 
     try:
@@ -260,10 +266,17 @@ def ask(server: str, timeout: float, question: Callable[[LightningStoreClient], 
         raise click.ClickException(f"the store at {server} refused: {error}") from None
 
 
-def show_page(page: PaginatedResult[Any], as_json: bool, kind: str, **more: Any) -> None:
-    """Print one page of ``kind``: rollouts, workers or resources."""
+def show_page(
+    page: PaginatedResult[Any],
+    as_json: bool,
+    kind: str,
+    shown: Callable[[Any], object] = lambda row: row,
+    **more: Any,
+) -> None:
+    """Print one page of ``kind``: rollouts, workers or resources. As JSON each row is what ``shown`` makes of it."""
     if as_json:
-        return echo_json({"total": page.total, "limit": page.limit, "offset": page.offset, "items": list(page)})
+        items = [shown(row) for row in page]
+        return echo_json({"total": page.total, "limit": page.limit, "offset": page.offset, "items": items})
     from lightning_store_server.cli import tables
 
     table = tables.PAGE_TABLES[kind](page, tables.now(), dates=tables.has_dates(), **more)

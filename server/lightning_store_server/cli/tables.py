@@ -14,6 +14,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from lightning_store.clock import SystemClock
+from lightning_store.masking import masked
 from lightning_store.model import (
     Attempt,
     AttemptedRollout,
@@ -26,6 +27,7 @@ from lightning_store.model import (
     Worker,
 )
 from lightning_store_server.cli.text import age, byte_size, clip, duration, moment, short_json
+from lightning_store_server.tokens import Token
 
 WIDTH_WITHOUT_TERMINAL: Final = 160
 """Columns where the output goes into a file or a pipe."""
@@ -37,8 +39,6 @@ DATES_WIDTH_MIN: Final = 120
 """A terminal with so many columns shows moments with their dates, a narrower one as ages."""
 VALUE_MAX: Final = 40
 """Characters of an attribute's value in the tree."""
-SECRETS: Final = ("api_key", "token", "password", "secret")
-"""Fields of resources whose name ends so are not shown to people; JSON has them."""
 REWARDS: Final = ("reward", "score")
 """Attributes with such a word in their name are shown beside their span."""
 
@@ -170,6 +170,20 @@ def resources_table(page: Sequence[ResourcesUpdate], now: float, *, dates: bool 
     return table
 
 
+def tokens_table(tokens: Sequence[Token], now: float) -> Table:
+    table = table_of("TOKEN", "ROLE", "STATE", "CREATED", wide="MAY")
+    for token in tokens:
+        state = "revoked" if token.revoked is not None else "counts" if token.counts_at(now) else "expired"
+        if state == "counts" and token.expires is not None:
+            state = f"counts until {token.expires:%Y-%m-%d %H:%M}"
+        limits = token.limits.model_dump(exclude_none=True)
+        may = [f"{value:g} {name.replace('_per_second', '/s')}" for name, value in limits.items()]
+        if token.workers:
+            may.insert(0, f"as {', '.join(token.workers)}")
+        table.add_row(token.name, token.role.value, state, f"{token.created:%Y-%m-%d %H:%M}", clip("; ".join(may)))
+    return table
+
+
 PAGE_TABLES: Final[Mapping[str, Callable[..., Table]]] = {
     "rollouts": rollouts_table,
     "workers": workers_table,
@@ -188,26 +202,25 @@ def page_note(page: PaginatedResult[Any], kind: str) -> str:
     return f"{page.offset + 1} to {until} of {page.total} {kind}{more}"
 
 
-def resources_detail(update: ResourcesUpdate, now: float) -> list[RenderableType]:
+def resources_detail(update: ResourcesUpdate, now: float, *, show_secrets: bool = False) -> list[RenderableType]:
     """One set of resources: a line on the set, a table of what is in it."""
     head = line(clip(update.resources_id), f"version {update.version}, updated {moment(update.update_time, now)}")
     table = table_of("NAME", "TYPE", "FIELD", wide="VALUE")
     for name, resource in sorted(update.resources.items()):
         label, kind = clip(name), clip(resource.resource_type)
-        for field, value in public_fields(resource):
+        for field, value in shown_fields(resource, show_secrets=show_secrets):
             table.add_row(label, kind, clip(field), value)
             label = kind = ""
     return [head, table]
 
 
-def public_fields(resource: Resource) -> Iterator[tuple[str, str]]:
+def shown_fields(resource: Resource, *, show_secrets: bool) -> Iterator[tuple[str, str]]:
     """Each field with a value, in short; a resource without any gives one empty pair."""
     fields = resource.model_dump(exclude={"resource_type"}, exclude_none=True)
     if not fields:
         yield "", ""
-    for key, value in fields.items():
-        hidden = key.lower().endswith(SECRETS)
-        yield key, "(set; shown by --json)" if hidden else short_json(value)
+    for key, value in (fields if show_secrets else masked(fields)).items():
+        yield key, short_json(value)
 
 
 def statistics_table(server: str, info: Mapping[str, Any], statistics: Mapping[str, Any], now: float) -> Table:

@@ -37,9 +37,9 @@ from lightning_store.v1.worker_pb2 import Worker as WorkerMessage
 from lightning_store_client import LightningStoreClient
 from lightning_store_server.app import GrpcServer, sqlite_store
 from lightning_store_server.cli import PROGRAM, export_lines
+from lightning_store_server.cli.connecting import client_of, on_any_server
 from lightning_store_server.cli.exit_codes import ExitCode, exit_code_of, fail
 from lightning_store_server.cli.options import moment, parse_database, seconds
-from lightning_store_server.cli.show import SERVER
 from lightning_store_server.cli.text import byte_size
 from lightning_store_server.config import ServerConfig
 
@@ -90,7 +90,7 @@ def on_store(command: F) -> F:
         help="A database that no server has open, in the place of a server.",
     )
     timeout = seconds("--timeout", min_open=True, default=60.0, help="Give one call up after this long.")
-    return SERVER(database(timeout(command)))
+    return on_any_server(database(timeout(command)))
 
 
 @click.command(epilog=EXIT_CODES)
@@ -193,7 +193,7 @@ def _on_client(
     """The result of ``work``, or one clear line and an exit code."""
 
     async def session() -> T:
-        async with _endpoint(server, database) as endpoint, LightningStoreClient(endpoint, timeout=timeout) as client:
+        async with _client(server, database, timeout) as client:
             return await work(client)
 
     try:
@@ -209,16 +209,18 @@ def _on_client(
 
 
 @asynccontextmanager
-async def _endpoint(server: str, database: str | None) -> AsyncIterator[str]:
-    """A server: the one that is named, or one of this process alone, for a database."""
+async def _client(server: str, database: str | None, timeout: float) -> AsyncIterator[LightningStoreClient]:
+    """Of the server that is named, or of one of this process alone, for a database."""
     if database is None:
-        yield server
+        async with client_of(server, timeout=timeout) as client:
+            yield client
         return
     with contextlib.closing(sqlite_store(database)) as store:
         own = GrpcServer(store, ServerConfig(port=0))
         await own.start()
         try:
-            yield f"127.0.0.1:{own.bound_port}"
+            async with LightningStoreClient(f"127.0.0.1:{own.bound_port}", tls=False, timeout=timeout) as client:
+                yield client
         finally:
             await own.stop()
 

@@ -31,6 +31,8 @@ HTTP_STATUSES: Final[Mapping[int, HTTPStatus]] = {
     code_pb2.INVALID_ARGUMENT: HTTPStatus.BAD_REQUEST,
     code_pb2.NOT_FOUND: HTTPStatus.BAD_REQUEST,
     code_pb2.FAILED_PRECONDITION: HTTPStatus.BAD_REQUEST,
+    code_pb2.UNAUTHENTICATED: HTTPStatus.UNAUTHORIZED,
+    code_pb2.PERMISSION_DENIED: HTTPStatus.FORBIDDEN,
     code_pb2.RESOURCE_EXHAUSTED: HTTPStatus.TOO_MANY_REQUESTS,
     code_pb2.UNAVAILABLE: HTTPStatus.SERVICE_UNAVAILABLE,
     code_pb2.CANCELLED: HTTPStatus.SERVICE_UNAVAILABLE,
@@ -92,6 +94,8 @@ def failure(error: Exception, method: str, path: str, encoding: str) -> Response
         told = error_to_proto(shown_error(f"{method} {shown_path(path)}", error))
         status = HTTP_STATUSES.get(told.code, HTTPStatus.INTERNAL_SERVER_ERROR)
         headers = _retry_after(status, error)
+        if status is HTTPStatus.UNAUTHORIZED:
+            headers["WWW-Authenticate"] = "Bearer"
     return Response(encoded(told, encoding), status, headers, media_type=encoding)
 
 

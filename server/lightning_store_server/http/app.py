@@ -20,7 +20,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from lightning_store_server.access import Access, caller_now
 from lightning_store_server.http.answers import JSON, PROTOBUF, HttpError, busy, error_encoding, failure, shown_path
+from lightning_store_server.http.guard import PUBLIC, Guard
 from lightning_store_server.observers import HttpDetails, HttpObserver
 from lightning_store_server.otlp.endpoint import TRACES_PATH, TracesEndpoint
 
@@ -29,7 +31,7 @@ CORS_SECONDS: Final = 600
 """How long a browser may keep the answer to a preflight request."""
 
 
-WHILE_DRAINING: Final = frozenset({"/healthz", "/metrics", "/readyz", "/startupz"})
+WHILE_DRAINING: Final = PUBLIC | {"/metrics"}
 """Paths that are served to the end."""
 
 
@@ -54,6 +56,8 @@ def make_app(
     lifecycle: Lifecycle,
     *,
     cors_origins: Sequence[str] = (),
+    access: Access | None = None,
+    hosts: Sequence[str] | None = None,
     observers: Sequence[HttpObserver] = (),
 ) -> Starlette:
     """The application of one server.
@@ -62,9 +66,12 @@ def make_app(
         routes: What it serves.
         lifecycle: Where the server stands.
         cors_origins: Origins whose pages may call it from a browser.
+        access: Knows who may make requests; None for everybody.
+        hosts: Names by which it may be called beside addresses and ``localhost``; None for any.
         observers: Told of each request that was answered.
     """
-    middleware = [Middleware(_Surroundings, lifecycle=lifecycle, observers=observers)]
+    guard = Guard(access, hosts)
+    middleware = [Middleware(_Surroundings, lifecycle=lifecycle, guard=guard, observers=observers)]
     if cors_origins:
         cors = Middleware(
             CORSMiddleware,
@@ -118,9 +125,10 @@ def _refuse(request: Request, error: Exception) -> NoReturn:
 class _Surroundings:
     """Errors as answers, headers that every answer has, and observers of each request."""
 
-    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, observers: Sequence[HttpObserver]) -> None:
+    def __init__(self, app: ASGIApp, lifecycle: Lifecycle, guard: Guard, observers: Sequence[HttpObserver]) -> None:
         self._app = app
         self._lifecycle = lifecycle
+        self._guard = guard
         self._observers = observers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,6 +164,7 @@ class _Surroundings:
             raise HttpError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, message, Connection="close")
         if self._lifecycle.stage is Stage.DRAINING and scope["path"] not in WHILE_DRAINING:
             raise busy("the server is shutting down")
+        self._guard.check(scope)
         await self._app(scope, receive, send)
 
     async def _fail(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
@@ -184,6 +193,7 @@ class _Surroundings:
             seconds=seconds,
             peer=f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}",
             headers=Headers(scope=scope).items(),
+            caller=caller.name if (caller := caller_now()) is not None else "",
         )
         for observe in self._observers:
             observe(details)

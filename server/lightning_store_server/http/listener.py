@@ -7,6 +7,7 @@ import asyncio
 import errno
 import math
 import socket
+import ssl
 from collections.abc import Iterable
 from functools import partial
 from typing import Final
@@ -29,9 +30,17 @@ class HttpListener:
         app: What answers.
         lifecycle: Where the server stands.
         limits: What peers may take of it.
+        tls: What connections speak TLS with; None for none.
     """
 
-    def __init__(self, app: Starlette, lifecycle: Lifecycle, limits: HttpLimits | None = None) -> None:
+    def __init__(
+        self,
+        app: Starlette,
+        lifecycle: Lifecycle,
+        limits: HttpLimits | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self._tls = tls
         self._limits = limits if limits is not None else HttpLimits()
         self._lifecycle = lifecycle
         self._server_state = ServerState()
@@ -84,7 +93,15 @@ class HttpListener:
             _loop=loop,
         )
         for listening in self._sockets:
-            self._servers.append(await loop.create_server(connect, sock=listening, backlog=BACKLOG))
+            self._servers.append(
+                await loop.create_server(
+                    connect,
+                    sock=listening,
+                    backlog=BACKLOG,
+                    ssl=self._tls,
+                    ssl_handshake_timeout=None if self._tls is None else self._limits.head_seconds,
+                )
+            )
 
     def close(self) -> None:
         """Listen no longer."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from starlette.routing import BaseRoute
 
+from lightning_store_server.access import Access
 from lightning_store_server.admission import Admission
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.http.app import Lifecycle, Stage, make_app, probe_routes, trace_routes
@@ -16,6 +17,7 @@ from lightning_store_server.http.listener import HttpListener
 from lightning_store_server.observers import HttpObserver, log_http
 from lightning_store_server.otlp.endpoint import TracesEndpoint
 from lightning_store_server.otlp.ingest import TraceIngest
+from lightning_store_server.tls import ServerTls
 
 
 class HttpSide:
@@ -25,6 +27,8 @@ class HttpSide:
         config: Settings of the server.
         ingest: Stores spans.
         admission: Has places for calls.
+        access: Knows who may make requests; None for everybody.
+        tls: The certificate to show; None to speak no TLS.
         limits: What peers may take of the server; as configured for None.
     """
 
@@ -33,6 +37,8 @@ class HttpSide:
         config: ServerConfig,
         ingest: TraceIngest,
         admission: Admission,
+        access: Access | None = None,
+        tls: ServerTls | None = None,
         limits: HttpLimits | None = None,
     ) -> None:
         limits = limits if limits is not None else HttpLimits(held_bytes=config.queued_bytes_max)
@@ -44,9 +50,11 @@ class HttpSide:
             [*probe_routes(self.lifecycle), *trace_routes(TracesEndpoint(ingest, admission, self.bodies))],
             self.lifecycle,
             cors_origins=config.http_cors_origins,
+            access=access,
+            hosts=None if access is not None or not config.is_local else config.http_allowed_hosts,
             observers=self.observers,
         )
-        self.listener = HttpListener(self._app, self.lifecycle, limits)
+        self.listener = HttpListener(self._app, self.lifecycle, limits, None if tls is None else tls.for_http())
 
     def add_routes(self, routes: Sequence[BaseRoute]) -> None:
         """Serve something more. Before ``start``."""

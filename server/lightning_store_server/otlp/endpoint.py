@@ -18,6 +18,7 @@ from starlette.responses import Response
 from lightning_store.errors import StoreTimeoutError, StoreUnavailableError
 from lightning_store.spans.otlp.requests import ReceivedSpan, received_spans, received_spans_from_json
 from lightning_store.wire.methods import TRACE_EXPORT
+from lightning_store_server.access import caller_now
 from lightning_store_server.admission import Admission
 from lightning_store_server.http.answers import JSON, PROTOBUF, HttpError, encoded, media_type
 from lightning_store_server.http.bodies import BodyReader
@@ -48,6 +49,9 @@ class TracesEndpoint:
             message = f"Content-Type is {sent or 'missing'}; send {PROTOBUF} or {JSON}"
             raise HttpError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, message)
         body = await self._bodies.read(request)
+        caller = caller_now()
+        if caller is not None:
+            caller.take(len(body))
         with self._admission.lane(TRACE_EXPORT, None).enter(len(body)):
             spans = received_spans_from_json(body) if sent == JSON else received_spans(body)
             response = await self._store(spans)

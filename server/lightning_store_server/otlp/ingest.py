@@ -16,6 +16,7 @@ from lightning_store.errors import StoreError
 from lightning_store.spans.otlp.requests import ReceivedSpan, received_spans
 from lightning_store.store import LightningStore
 from lightning_store.wire.methods import TRACE_EXPORT
+from lightning_store_server.access import caller_now
 from lightning_store_server.interceptors import Context, shown_error
 from lightning_store_server.otlp.rejections import Rejections
 from lightning_store_server.otlp.report import ExportReport
@@ -38,6 +39,7 @@ class TraceIngest:
     """
 
     def __init__(self, store: LightningStore) -> None:
+        self._store_of_spans = store
         self._spans = records_of(store)
         self.rejections = Rejections()
 
@@ -53,8 +55,12 @@ class TraceIngest:
         Raises:
             StoreError: Another attempt may succeed, be it for one span only. It is raised since exporters do not
                 repeat a request that is a partial success.
+            PermissionDeniedError: The caller may not report on an attempt of the request.
         """
         report = ExportReport()
+        caller = caller_now()
+        if caller is not None:
+            caller.check_spans()
         for some in _slices(spans, SLICE_SPANS):
             await self._store(some, report)
             await asyncio.sleep(0)
@@ -62,6 +68,12 @@ class TraceIngest:
 
     async def _store(self, spans: list[ReceivedSpan], report: ExportReport) -> None:
         records: dict[str, SpanRecord] = {span.path: span.record for span in spans if span.record is not None}
+        caller = caller_now()
+        if caller is not None:
+            caller.take_spans(len(spans))
+            await caller.require_held(
+                self._store_of_spans, ((one.rollout_id, one.attempt_id) for one in records.values())
+            )
         outcomes = await self._spans.add_spans(list(records.values())) if records else ()
         errors = {path: one for path, one in zip(records, outcomes, strict=True) if isinstance(one, StoreError)}
         for error in errors.values():
