@@ -242,4 +242,9 @@ def _attempt_record_of(attempt: Attempt) -> AttemptRecord:
         last_heartbeat_time=attempt.last_heartbeat_time,
         metadata_json=None if attempt.metadata is None else json_text.dumps(attempt.metadata, "metadata"),
         counts=attempt.counts,
+        resources_id=attempt.resources_id,
+        resources_version=attempt.resources_version,
+        policy_version=attempt.policy_version,
+        policy_version_min=attempt.policy_version_min,
+        policy_version_max=attempt.policy_version_max,
     )

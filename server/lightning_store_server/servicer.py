@@ -239,7 +239,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     async def GetLatestResources(
         self, request: resources.GetLatestResourcesRequest, context: Context
     ) -> resources.GetLatestResourcesResponse:
-        found = await self._store.get_latest_resources()
+        found = await self._store.get_latest_resources(**requests.run_from_proto(request))
         latest = None if found is None else _shown(codec.resources_to_proto(found))
         return resources.GetLatestResourcesResponse(resources=latest)
 
@@ -341,7 +341,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     ) -> resources.AddResourcesResponse:
         named = codec.named_resources_from_proto(request.resources_json, "resources_json")
         with _once(request, context):
-            added = await self._store.add_resources(named)
+            added = await self._store.add_resources(named, **requests.policy_from_proto(request))
         return resources.AddResourcesResponse(resources=codec.resources_to_proto(added))
 
     async def UpdateResources(
@@ -350,7 +350,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         resources_id = required_text(request.resources_id, "resources_id")
         named = codec.named_resources_from_proto(request.resources_json, "resources_json")
         with _once(request, context):
-            updated = await self._store.update_resources(resources_id, named)
+            updated = await self._store.update_resources(resources_id, named, **requests.policy_from_proto(request))
         return resources.UpdateResourcesResponse(resources=codec.resources_to_proto(updated))
 
     async def UpdateWorker(self, request: worker.UpdateWorkerRequest, context: Context) -> worker.UpdateWorkerResponse:

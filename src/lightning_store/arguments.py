@@ -11,6 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lightning_store.errors import InvalidArgumentError, InvalidTypeError
 from lightning_store.model import (
+    POLICY_VERSIONS,
     EnqueueRolloutRequest,
     NamedResources,
     Resource,
@@ -116,6 +117,14 @@ def distinct_ids(ids: Sequence[object], argument: str = "rollout_ids") -> dict[s
     for one in ids:
         check_id(argument, one)
     return dict.fromkeys(map(str, ids))
+
+
+def check_policy_version(policy_version: int | None) -> None:
+    """ValueError unless it is a number that a policy may have, or None."""
+    if policy_version is None or (type(policy_version) is int and 0 <= policy_version < POLICY_VERSIONS):
+        return
+    message = f"policy_version is {policy_version!r}; give a whole number from 0 to {POLICY_VERSIONS - 1}, or None"
+    raise InvalidArgumentError(message, field="policy_version")
 
 
 def is_any(return_when: str) -> bool:

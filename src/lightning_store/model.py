@@ -174,6 +174,13 @@ RetryBackoff = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)]
 """The highest priority of a rollout, and less nothing the lowest."""
 
 
+POLICY_VERSIONS: Final = 2**62
+"""Policy versions are below this."""
+PolicyVersion = Annotated[int, Field(strict=True, ge=0, lt=POLICY_VERSIONS)]
+Bind = Literal["enqueue", "claim"]
+OnStale = Literal["cancel", "rebind"]
+
+
 class RolloutConfig(Arguments):
     """How long an attempt may take, and when a failed one is tried again."""
 
@@ -194,11 +201,20 @@ class RolloutConfig(Arguments):
     """How long a rollout waits before it is back in the queue for its first retry."""
     retry_backoff: RetryBackoff = 1.0
     """How many times as long it waits before each further retry."""
+    bind: Bind = "enqueue"
+    """"claim": each attempt gets the latest resources of the rollout's run at its claim. "enqueue": those with which
+    the rollout was made."""
+    max_staleness: Counter | None = None
+    """How many policy versions the rollout may be behind the latest of its resources' run when it is claimed, and when
+    it has succeeded. None: any number."""
+    on_stale: OnStale = "cancel"
+    """What becomes of a rollout that is further behind when it is claimed: it is cancelled, or gets the latest."""
 
 
-EndReason = Literal["error", "timeout", "worker_lost", "cancelled"]
+EndReason = Literal["error", "timeout", "worker_lost", "cancelled", "stale"]
 """Why a rollout did not succeed: its runner reported a failure, or nobody says what went wrong; it took too long; its
-runner fell silent; it was called off."""
+runner fell silent; it was called off; it was too far behind the policy. The last is that of a success too, if it came
+too late."""
 
 
 class Attempt(Model):
@@ -217,6 +233,17 @@ class Attempt(Model):
     metadata: dict[str, Any] | None = None
     counts: bool = True
     """Whether it is one of the ``max_attempts``."""
+    resources_id: str | None = None
+    """The resources of its rollout when it began. None, as all that follows, if there were none."""
+    resources_version: Counter | None = None
+    """Their version then."""
+    policy_version: Counter | None = None
+    """Their policy version then."""
+    policy_version_min: Counter | None = None
+    """The least policy version that it has used: ``policy_version``, or that of a span with the attribute
+    ``lightning.policy_version``."""
+    policy_version_max: Counter | None = None
+    """The greatest, likewise."""
 
 
 class Rollout(Model):
@@ -235,7 +262,7 @@ class Rollout(Model):
     config: RolloutConfig = Field(default_factory=RolloutConfig)
     metadata: dict[str, Any] | None = None
     end_reason: EndReason | None = None
-    """Of one that is failed or cancelled: why."""
+    """Of one that is failed or cancelled: why. Of one that succeeded too late: "stale"."""
     priority: int = 0
     """Higher ones are claimed first."""
 
@@ -498,6 +525,10 @@ class ResourcesUpdate(Model):
     update_time: Time
     version: Counter
     """1 when added, one more with each update of the same id."""
+    policy_version: Counter = 0
+    """Which policy this is, in its run: greater than all before."""
+    run: str | None = None
+    """The run to which they belong: that of rollouts with this ``lightning.run`` in their metadata. None: to any."""
 
 
 # --- Workers ---------------------------------------------------------------------------------------------------------
@@ -550,6 +581,10 @@ class RolloutFilters(TypedDict, total=False):
     """Only those that were made before this time."""
     end_reason_in: Sequence[EndReason] | None
     """Only those that have ended for one of these reasons."""
+    policy_version_min: int | None
+    """Only those whose latest attempt began with this policy version or a later one."""
+    policy_version_max: int | None
+    """Only those whose latest attempt began with this policy version or an earlier one."""
 
 
 # --- Query results ---------------------------------------------------------------------------------------------------

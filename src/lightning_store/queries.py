@@ -14,6 +14,7 @@ from lightning_store.arguments import check_id, distinct_ids
 from lightning_store.errors import InvalidArgumentError, InvalidTypeError, UnsortableFieldError
 from lightning_store.labels import member_text
 from lightning_store.model import (
+    POLICY_VERSIONS,
     TIME_MAX_SECONDS,
     Attempt,
     EndReason,
@@ -139,6 +140,8 @@ class RolloutQuery(Query[Rollout]):
     start_time_min: float | None = None
     start_time_max: float | None = None
     end_reason_in: Sequence[EndReason] | None = None
+    policy_version_min: int | None = None
+    policy_version_max: int | None = None
 
     def _given_filters(self) -> Sequence[Filter | None]:
         workers = _one_of("worker_id", "worker_id_in", self.worker_id_in)
@@ -153,7 +156,17 @@ class RolloutQuery(Query[Rollout]):
             _time("start_time", "start_time_min", self.start_time_min, "from"),
             _time("start_time", "start_time_max", self.start_time_max, "before"),
             _one_of("end_reason", "end_reason_in", self.end_reason_in, END_REASONS),
+            _policy_version("policy_version_min", self.policy_version_min, "from"),
+            _policy_version("policy_version_max", self.policy_version_max, "before", 1),
         )
+
+
+def _policy_version(argument: str, value: int | None, kind: Literal["from", "before"], more: int = 0) -> Filter | None:
+    if value is None:
+        return None
+    if type(value) is not int or not 0 <= value < POLICY_VERSIONS:
+        raise InvalidArgumentError(f"{argument} is {value!r}; give a whole number, 0 or more", field=argument)
+    return Filter("policy_version", kind, value + more, of_attempt=True)
 
 
 def cancelled_where(

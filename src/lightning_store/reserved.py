@@ -13,7 +13,17 @@ from pydantic import BaseModel, Field, ValidationError
 from lightning_store.backends.records import NewRollout
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.labels import RESERVED_PREFIX, may_have_labels
-from lightning_store.model import Duration, ModelT, Priority, RetryBackoff, RetryPosition, RolloutConfig
+from lightning_store.model import (
+    Bind,
+    Counter,
+    Duration,
+    ModelT,
+    OnStale,
+    Priority,
+    RetryBackoff,
+    RetryPosition,
+    RolloutConfig,
+)
 
 
 class _OfRollout(BaseModel):
@@ -24,6 +34,10 @@ class _OfRollout(BaseModel):
     retry_position: RetryPosition = "tail"
     retry_delay_seconds: Duration = 0.0
     retry_backoff: RetryBackoff = 1.0
+    bind: Bind = "enqueue"
+    max_staleness: Counter | None = None
+    on_stale: OnStale = "cancel"
+    run: Annotated[str, Field(strict=True)] | None = None
 
 
 class _OfAttempt(BaseModel):
@@ -55,6 +69,16 @@ def with_reserved(new: NewRollout) -> NewRollout:
         priority=new.priority or said.priority,
         idempotency_key=said.idempotency_key,
     )
+
+
+def run_of(metadata_json: str | None) -> str | None:
+    """The run to which a rollout with this metadata belongs.
+
+    Raises:
+        InvalidArgumentError: What they say is not legal.
+    """
+    said = _read(_OfRollout, metadata_json)
+    return None if said is None else said.run
 
 
 def counts_of(metadata_json: str | None) -> bool | None:

@@ -576,8 +576,12 @@ class LightningStore(ABC):
         """The present version of these resources; None if unknown."""
 
     @abstractmethod
-    async def get_latest_resources(self) -> ResourcesUpdate | None:
-        """The resources added or updated last; None if there are none."""
+    async def get_latest_resources(self, *, run: str | None = None) -> ResourcesUpdate | None:
+        """The resources added or updated last; None if there are none.
+
+        Args:
+            run: Only those of this run; None is all.
+        """
 
     @abstractmethod
     async def get_worker_by_id(self, worker_id: str) -> Worker | None:
@@ -586,32 +590,46 @@ class LightningStore(ABC):
     # --- Resources ---------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    async def add_resources(self, resources: Mapping[str, Resource]) -> ResourcesUpdate:
+    async def add_resources(
+        self, resources: Mapping[str, Resource], *, policy_version: int | None = None, run: str | None = None
+    ) -> ResourcesUpdate:
         """Publish resources under a new id, as version 1. They become the latest (fact 24).
 
         Args:
             resources: By name.
+            policy_version: Which policy this is: a number above all that the run has published; None is the next.
+            run: The run to which they belong, that of rollouts whose metadata have it as ``lightning.run``; None for no
+                run in particular.
 
         Returns:
             What was published, with its id.
 
         Raises:
-            ValueError: One of them is no resource.
+            ValueError: One of them is no resource, or the policy version is not greater.
         """
 
     @abstractmethod
-    async def update_resources(self, resources_id: str, resources: Mapping[str, Resource]) -> ResourcesUpdate:
+    async def update_resources(
+        self,
+        resources_id: str,
+        resources: Mapping[str, Resource],
+        *,
+        policy_version: int | None = None,
+        run: str | None = None,
+    ) -> ResourcesUpdate:
         """Replace the resources of an id. They become the latest (fact 24).
 
         Args:
             resources_id: The id. One that is not known is created, at version 1.
             resources: By name.
+            policy_version: As in ``add_resources``.
+            run: As in ``add_resources``; None is that of the id.
 
         Returns:
             What was published: version + 1, ``create_time`` kept.
 
         Raises:
-            ValueError: One of them is no resource. Strict mode: the id is not known.
+            ValueError: As ``add_resources``; the id is of another run. Strict mode: the id is not known.
         """
 
     # --- Updates -----------------------------------------------------------------------------------------------------
@@ -851,7 +869,7 @@ class LightningStore(ABC):
             Those that there were, in the order given, each once.
 
         Raises:
-            InUseError: A ValueError. They are the latest, which new rollouts get.
+            InUseError: A ValueError. They are the latest, of all or of their run, which new rollouts get.
             UnsupportedError: This store cannot.
         """
         raise UnsupportedError(f"{type(self).__name__} deletes no resources")

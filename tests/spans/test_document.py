@@ -458,7 +458,7 @@ def test_absent_means_default():
     document = a_document()
     assert validate(document) == (
         *("ro-1", "at-1", "ab" * 16, "cd" * 8, None, "step", None, None),
-        *(None, document.encode()),
+        *(None, document.encode(), None),
     )
     assert_same(decode(a_document(), 7), a_span(sequence_id=7))
 

@@ -386,8 +386,9 @@ class LightningStoreClient(QueryMethods):
         reply = await self._calls.unary("GetResources", resources_pb2.GetResourcesRequest(resources_id=resources_id))
         return codec.resources_from_proto(reply.resources, "resources") if reply.HasField("resources") else None
 
-    async def get_latest_resources(self) -> ResourcesUpdate | None:
-        reply = await self._calls.unary("GetLatestResources", resources_pb2.GetLatestResourcesRequest())
+    async def get_latest_resources(self, *, run: str | None = None) -> ResourcesUpdate | None:
+        arguments.check_optional_id("run", run)
+        reply = await self._calls.unary("GetLatestResources", resources_pb2.GetLatestResourcesRequest(run=run))
         return codec.resources_from_proto(reply.resources, "resources") if reply.HasField("resources") else None
 
     async def get_worker_by_id(self, worker_id: str) -> Worker | None:
@@ -397,17 +398,40 @@ class LightningStoreClient(QueryMethods):
 
     # --- Resources ---------------------------------------------------------------------------------------------------
 
-    async def add_resources(self, resources: Mapping[str, Resource]) -> ResourcesUpdate:
-        return await self._publish("AddResources", resources)
+    async def add_resources(
+        self, resources: Mapping[str, Resource], *, policy_version: int | None = None, run: str | None = None
+    ) -> ResourcesUpdate:
+        return await self._publish("AddResources", resources, policy_version, run)
 
-    async def update_resources(self, resources_id: str, resources: Mapping[str, Resource]) -> ResourcesUpdate:
+    async def update_resources(
+        self,
+        resources_id: str,
+        resources: Mapping[str, Resource],
+        *,
+        policy_version: int | None = None,
+        run: str | None = None,
+    ) -> ResourcesUpdate:
         arguments.check_id("resources_id", resources_id)
-        return await self._publish("UpdateResources", resources, resources_id=resources_id)
+        return await self._publish("UpdateResources", resources, policy_version, run, resources_id=resources_id)
 
-    async def _publish(self, rpc: str, named: Mapping[str, Resource], **ids: str) -> ResourcesUpdate:
+    async def _publish(
+        self,
+        rpc: str,
+        named: Mapping[str, Resource],
+        policy_version: int | None,
+        run: str | None,
+        **ids: str,
+    ) -> ResourcesUpdate:
+        arguments.check_policy_version(policy_version)
+        arguments.check_optional_id("run", run)
         request_type = resources_pb2.UpdateResourcesRequest if ids else resources_pb2.AddResourcesRequest
-        texts = codec.named_resources_to_proto(arguments.named_resources(named))
-        request = request_type(request_id=new_request_id(), resources_json=texts, **ids)
+        request = request_type(
+            request_id=new_request_id(),
+            resources_json=codec.named_resources_to_proto(arguments.named_resources(named)),
+            policy_version=policy_version,
+            run=run,
+            **ids,
+        )
         return codec.resources_from_proto((await self._calls.unary(rpc, request)).resources, "resources")
 
     # --- Updates -----------------------------------------------------------------------------------------------------

@@ -393,12 +393,12 @@ class SyncLightningStoreClient(SyncClientBase):
         """
         return run_blocking(self._client.get_resources_by_id(resources_id=resources_id))
 
-    def get_latest_resources(self) -> ResourcesUpdate | None:
+    def get_latest_resources(self, *, run: str | None = None) -> ResourcesUpdate | None:
         """The resources added or updated last; None if there are none.
 
         See :meth:`lightning_store.store.LightningStore.get_latest_resources`.
         """
-        return run_blocking(self._client.get_latest_resources())
+        return run_blocking(self._client.get_latest_resources(run=run))
 
     def get_worker_by_id(self, worker_id: str) -> Worker | None:
         """The worker; None if it was never mentioned.
@@ -407,19 +407,32 @@ class SyncLightningStoreClient(SyncClientBase):
         """
         return run_blocking(self._client.get_worker_by_id(worker_id=worker_id))
 
-    def add_resources(self, resources: Mapping[str, Resource]) -> ResourcesUpdate:
+    def add_resources(
+        self, resources: Mapping[str, Resource], *, policy_version: int | None = None, run: str | None = None
+    ) -> ResourcesUpdate:
         """Publish resources under a new id, as version 1. They become the latest (fact 24).
 
         See :meth:`lightning_store.store.LightningStore.add_resources`.
         """
-        return run_blocking(self._client.add_resources(resources=resources))
+        return run_blocking(self._client.add_resources(resources=resources, policy_version=policy_version, run=run))
 
-    def update_resources(self, resources_id: str, resources: Mapping[str, Resource]) -> ResourcesUpdate:
+    def update_resources(
+        self,
+        resources_id: str,
+        resources: Mapping[str, Resource],
+        *,
+        policy_version: int | None = None,
+        run: str | None = None,
+    ) -> ResourcesUpdate:
         """Replace the resources of an id. They become the latest (fact 24).
 
         See :meth:`lightning_store.store.LightningStore.update_resources`.
         """
-        return run_blocking(self._client.update_resources(resources_id=resources_id, resources=resources))
+        return run_blocking(
+            self._client.update_resources(
+                resources_id=resources_id, resources=resources, policy_version=policy_version, run=run
+            )
+        )
 
     def update_rollout(
         self,

@@ -21,6 +21,7 @@ from agentlightning.types import Event, Link, OtelResource, PaginatedResult, Spa
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from lightning_store import model
+from lightning_store.labels import RESERVED_PREFIX
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -31,6 +32,8 @@ OURS_ALONE: Final[Mapping[str, TypeAdapter[Any]]] = {
     "scope": TypeAdapter(model.InstrumentationScope),
 }
 """Fields of our spans that are extra fields of Agent Lightning's, if they are there at all."""
+STAMPS: Final = ("resources_version", "policy_version", "policy_version_min", "policy_version_max")
+"""Fields of our attempts that are members of the metadata of Agent Lightning's, under ``lightning.``."""
 KEPT_AS: Final = "agentlightning.{}"
 """Our name for an extra field of theirs whose name is taken here, and whose value does not fit."""
 
@@ -114,11 +117,16 @@ def config_from_agl(config: agl.RolloutConfig) -> model.RolloutConfig:
 
 
 def attempt_to_agl(attempt: model.Attempt) -> agl.Attempt:
-    return _made(agl.Attempt, _fields(attempt))
+    values = _fields(attempt)
+    stamps = {f"{RESERVED_PREFIX}{name}": values[name] for name in STAMPS if values[name] is not None}
+    return _made(agl.Attempt, {**values, "metadata": {**(attempt.metadata or {}), **stamps}} if stamps else values)
 
 
 def attempt_from_agl(attempt: agl.Attempt) -> model.Attempt:
-    return model.Attempt.model_validate(_fields(attempt))
+    values = _fields(attempt)
+    metadata = values["metadata"] or {}
+    stamps = {name: metadata.pop(f"{RESERVED_PREFIX}{name}", None) for name in STAMPS}
+    return model.Attempt.model_validate(values | stamps)
 
 
 def rollout_to_agl(rollout: model.Rollout) -> agl.Rollout:

@@ -28,7 +28,7 @@ from lightning_store.model import (
     SortOrder,
 )
 from lightning_store_client import LightningStoreClient
-from lightning_store_server.cli.options import parse_time, setting
+from lightning_store_server.cli.options import Whole, parse_time, setting
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -54,6 +54,8 @@ class Selection:
     workers: tuple[str, ...] = ()
     labels: tuple[Pair, ...] = ()
     reasons: tuple[EndReason, ...] = ()
+    policy_min: int | None = None
+    policy_max: int | None = None
     since: float | None = None
     until: float | None = None
 
@@ -75,6 +77,8 @@ class Selection:
             worker_id_in=self.workers or None,
             metadata_equals={f"{RESERVED_PREFIX}{one.path}": one.value for one in self.labels} or None,
             end_reason_in=self.reasons or None,
+            policy_version_min=self.policy_min,
+            policy_version_max=self.policy_max,
             start_time_min=None if self.since is None else max(0.0, self.since),
             start_time_max=None if self.until is None else max(0.0, math.nextafter(self.until, math.inf)),
         )
@@ -169,6 +173,18 @@ def selecting(*, variables: bool = True) -> Callable[[F], F]:
                     type=click.Choice(get_args(EndReason)),
                     multiple=True,
                     help="Only rollouts that failed or were cancelled for this reason.",
+                ),
+                flag(
+                    "--policy-min",
+                    type=Whole(0),
+                    metavar="VERSION",
+                    help="Only rollouts whose latest attempt began with this policy version or a later one.",
+                ),
+                flag(
+                    "--policy-max",
+                    type=Whole(0),
+                    metavar="VERSION",
+                    help="Only rollouts whose latest attempt began with this policy version or an earlier one.",
                 ),
                 flag(
                     "--since",

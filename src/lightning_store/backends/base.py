@@ -115,8 +115,10 @@ class Needs:
     expendable come with theirs."""
     resources: set[str] = field(default_factory=set)
     latest_resources: bool = False
+    newest_resources: set[str | None] = field(default_factory=set)
+    """Runs, for the resources of each that have the greatest policy version; None for those of no run."""
     claims: int = 0
-    """How many rollouts from the head of the queue; in a further load, how many more."""
+    """How many rollouts from the head of the queue; in a further load, how many more. Their resources may come too."""
     claim_bytes: int = 0
     """Payload bytes after which so many are enough; the rollout that exceeds them is the last. One comes anyway."""
 
@@ -132,6 +134,7 @@ class Needs:
             self.holders | other.holders,
             self.resources | other.resources,
             self.latest_resources or other.latest_resources,
+            self.newest_resources | other.newest_resources,
             self.claims + other.claims,
             self.claim_bytes + other.claim_bytes,
         )
@@ -184,6 +187,11 @@ class Loaded(ABC):
     @abstractmethod
     def latest_resources(self) -> ResourcesRecord | None:
         """The resources that were published last; None if there are none."""
+
+    @abstractmethod
+    def newest_resources(self, run: str | None) -> ResourcesRecord | None:
+        """The resources of a run that have the greatest policy version, the first of several; None is those of no run.
+        None if there are none."""
 
     @abstractmethod
     def queue(self) -> Iterable[str]:
@@ -323,6 +331,10 @@ class Snapshot(ABC):
     @abstractmethod
     async def resources(self, resources_id: str | None) -> ResourcesRecord | None:
         """Those of this id, or the latest ones for None."""
+
+    @abstractmethod
+    async def newest_resources(self, run: str | None) -> ResourcesRecord | None:
+        """As ``Loaded.newest_resources``."""
 
     @abstractmethod
     async def worker(self, worker_id: str) -> WorkerRecord | None:

@@ -34,6 +34,7 @@ class LoadedRecords(Loaded):
         "attempts",
         "holder_ids",
         "latest",
+        "newest",
         "queue_end",
         "queued",
         "replies",
@@ -57,6 +58,8 @@ class LoadedRecords(Loaded):
         self.resources_by_id: dict[str, ResourcesRecord | None] = {}
         self.latest: dict[None, ResourcesRecord | None] = {}
         """The latest resources, once they are loaded."""
+        self.newest: dict[str | None, ResourcesRecord | None] = {}
+        """The resources with the greatest policy version, by run."""
         self.queued: list[str] = []
         self.queue_end = False
         """Whether ``queued`` goes to the tail of the queue."""
@@ -91,6 +94,9 @@ class LoadedRecords(Loaded):
 
     def latest_resources(self) -> ResourcesRecord | None:
         return _asked(self.latest, None, latest_resources=True)
+
+    def newest_resources(self, run: str | None) -> ResourcesRecord | None:
+        return _asked(self.newest, run, newest_resources={run})
 
     def queue(self) -> Iterable[str]:
         return self.queued

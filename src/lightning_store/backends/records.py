@@ -133,6 +133,11 @@ class AttemptRecord(NamedTuple):
     metadata_json: str | None
     counts: bool = True
     """Whether it is one of the ``max_attempts``."""
+    resources_id: str | None = None
+    resources_version: int | None = None
+    policy_version: int | None = None
+    policy_version_min: int | None = None
+    policy_version_max: int | None = None
 
     @property
     def payload_bytes(self) -> int:
@@ -161,6 +166,8 @@ class SpanRecord(NamedTuple):
     """None until the engine has allocated one."""
     document: bytes
     """JSON; see :mod:`lightning_store.spans.document`."""
+    policy_versions: tuple[int, int] | None = None
+    """Of a span that comes in: the least and the greatest policy version that it names. It is not stored."""
 
     @property
     def size_bytes(self) -> int:
@@ -176,6 +183,8 @@ class ResourcesRecord(NamedTuple):
     create_time: float
     update_time: float
     version: int
+    policy_version: int = 0
+    run: str | None = None
 
     @property
     def payload_bytes(self) -> int:

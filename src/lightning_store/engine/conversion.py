@@ -54,6 +54,11 @@ def attempt_of(record: AttemptRecord) -> Attempt:
         "last_heartbeat_time": record.last_heartbeat_time,
         "metadata": _json(record.metadata_json, "metadata"),
         "counts": record.counts,
+        "resources_id": record.resources_id,
+        "resources_version": record.resources_version,
+        "policy_version": record.policy_version,
+        "policy_version_min": record.policy_version_min,
+        "policy_version_max": record.policy_version_max,
     }
     return construct(Attempt, fields)
 
@@ -70,6 +75,8 @@ def resources_of(record: ResourcesRecord) -> ResourcesUpdate:
         create_time=record.create_time,
         update_time=record.update_time,
         version=record.version,
+        policy_version=record.policy_version,
+        run=record.run,
     )
 
 

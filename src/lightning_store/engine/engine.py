@@ -199,9 +199,14 @@ class Engine:
             self._refuse_if_strict(rollout_id)
         return None if row is None else row.attempt
 
-    async def resources(self, resources_id: str | None) -> ResourcesRecord | None:
-        """Those of this id; the latest ones for None."""
+    async def resources(self, resources_id: str) -> ResourcesRecord | None:
         return await self._executor.read(lambda snapshot: snapshot.resources(resources_id))
+
+    async def latest_resources(self, run: str | None) -> ResourcesRecord | None:
+        """Those of a run; the latest of all for None."""
+        if run is None:
+            return await self._executor.read(lambda snapshot: snapshot.resources(None))
+        return await self._executor.read(lambda snapshot: snapshot.newest_resources(run))
 
     async def worker(self, worker_id: str) -> WorkerRecord | None:
         await self._tidy_workers()

@@ -33,6 +33,7 @@ from lightning_store.engine.view import View
 from lightning_store.model import AttemptStatus, RolloutStatus
 from lightning_store.outcomes import SpanOutcome
 from lightning_store.queries import ALL_ROLLOUTS, RolloutQuery
+from lightning_store.reserved import run_of
 
 R = TypeVar("R")
 
@@ -451,13 +452,17 @@ class PublishResources(Operation[ResourcesRecord]):
     resources_id: str | None
     """None makes a new id."""
     resources_json: str
+    policy_version: int | None = None
+    """None is the next one of the run."""
+    run: str | None = None
 
     def add_needs(self, needs: Needs) -> None:
         if self.resources_id is not None:
             needs.resources.add(self.resources_id)
+        needs.newest_resources.add(self.run)
 
     def decide(self, view: View) -> ResourcesRecord:
-        return rules.publish(view, self.resources_id, self.resources_json)
+        return rules.publish(view, self.resources_id, self.resources_json, self.policy_version, self.run)
 
     @property
     def size_bytes(self) -> int:
@@ -543,6 +548,9 @@ class ImportRollouts(Operation[Imported]):
 def _need_resources(needs: Needs, new: NewRollout) -> None:
     if new.resources_id is None:
         needs.latest_resources = True
+        run = run_of(new.metadata_json)
+        if run is not None:
+            needs.newest_resources.update((run, None))
     else:
         needs.resources.add(new.resources_id)
 

@@ -46,6 +46,10 @@ from lightning_store.queries import ALL_ROLLOUTS, RolloutQuery
 
 SEQUENCE_MAX: Final = 2**63 - 1
 """The last span number: what a signed 64-bit integer holds."""
+STALE_AT_ONCE: Final = 64
+"""How much of the queue to load when what was loaded is stale."""
+STALE_MAX: Final = 1000
+"""Stale rollouts that one claim cancels at the most; then it returns what it has."""
 CLAIM_BYTES: Final = 64 * 1024 * 1024
 """A claim ends with the rollout whose payloads bring it to so many bytes: its reply has to be one message."""
 
@@ -172,7 +176,7 @@ def create(view: View, new: NewRollout, status: RolloutStatus, queue_position: i
     """A new rollout, not stored yet. The resources must have been checked."""
     resources_id = new.resources_id
     if resources_id is None:
-        latest = view.latest_resources()
+        latest = latest_of_run(view, reserved.run_of(new.metadata_json))
         resources_id = latest.resources_id if latest is not None else None
     return RolloutRecord(
         rollout_id=view.new_rollout_id(),
@@ -252,11 +256,21 @@ def start_rollout(view: View, new: NewRollout, worker_id: str | None) -> Claim:
 
 
 def claim(view: View, limit: int, worker_id: str | None) -> list[Claim]:
-    """Up to ``limit`` rollouts, fewer if there are no more or they are large (facts 4 and 26)."""
+    """Up to ``limit`` rollouts, fewer if there are no more or they are large (facts 4 and 26). Those that are stale are
+    cancelled."""
     claims: list[Claim] = []
-    payload_bytes = 0
-    for rollout_id in view.queue(limit, CLAIM_BYTES):
+    payload_bytes = cancelled = 0
+    for rollout_id in view.queue(max(limit, STALE_AT_ONCE), CLAIM_BYTES):
         rollout = known_rollout(view, rollout_id)
+        if rollout.config.max_staleness is not None and rollout.config.bind == "enqueue" and _is_stale(view, rollout):
+            if rollout.config.on_stale == "cancel":
+                columns = _status_columns(view, rollout, "cancelled") | {"end_reason": "stale"}
+                _put(view, rollout, view.latest_attempt(rollout), columns)
+                cancelled += 1
+                if cancelled == STALE_MAX:
+                    break
+                continue
+            rollout = _with_latest(view, rollout)
         claims.append(_begin(view, rollout, worker_id))
         payload_bytes += rollout.payload_bytes
         if len(claims) == limit or payload_bytes >= CLAIM_BYTES:
@@ -278,6 +292,10 @@ def begin_attempt(view: View, rollout: RolloutRecord, worker_id: str | None) -> 
 def _begin(view: View, rollout: RolloutRecord, worker_id: str | None) -> Claim:
     """The same, with the worker's record left to the caller."""
     former = view.latest_attempt(rollout)
+    if rollout.config.bind == "claim":
+        rollout = _with_latest(view, rollout)
+    resources = None if rollout.resources_id is None else view.resources(rollout.resources_id)
+    policy_version = None if resources is None else resources.policy_version
     attempt = AttemptRecord(
         rollout_id=rollout.rollout_id,
         attempt_id=view.new_attempt_id(rollout.rollout_id),
@@ -288,11 +306,49 @@ def _begin(view: View, rollout: RolloutRecord, worker_id: str | None) -> Claim:
         worker_id=worker_id,
         last_heartbeat_time=None,
         metadata_json=None,
+        resources_id=rollout.resources_id,
+        resources_version=None if resources is None else resources.version,
+        policy_version=policy_version,
+        policy_version_min=policy_version,
+        policy_version_max=policy_version,
     )
     view.put_attempt(attempt)
     columns = _status_columns(view, rollout, "preparing")
     columns["latest_attempt_id"] = attempt.attempt_id
     return Claim(_put(view, rollout, attempt, columns), attempt)
+
+
+# --- Which resources -------------------------------------------------------------------------------------------------
+
+
+def latest_of_run(view: View, run: str | None) -> ResourcesRecord | None:
+    """The latest resources for a rollout of this run: those of the run, else those of no run. Without a run they are
+    the latest of all."""
+    if run is None:
+        return view.latest_resources()
+    return view.newest_resources(run) or view.newest_resources(None)
+
+
+def _with_latest(view: View, rollout: RolloutRecord) -> RolloutRecord:
+    latest = latest_of_run(view, reserved.run_of(rollout.metadata_json))
+    return rollout if latest is None else rollout._replace(resources_id=latest.resources_id)
+
+
+def _is_stale(view: View, rollout: RolloutRecord, attempt: AttemptRecord | None = None) -> bool:
+    """Whether the resources of a rollout, or the least policy version that an attempt of it has used, are further
+    behind the latest of their run than the rollout may be."""
+    resources_id = rollout.resources_id if attempt is None else attempt.resources_id
+    resources = None if resources_id is None else view.resources(resources_id)
+    if resources is None or rollout.config.max_staleness is None:
+        return False
+    version = resources.policy_version if attempt is None else attempt.policy_version_min
+    newest = view.newest_resources(resources.run)
+    if version is None or newest is None:
+        return False
+    return newest.policy_version - version > rollout.config.max_staleness
+
+
+# --- Changing rollouts -----------------------------------------------------------------------------------------------
 
 
 def update_rollout(
@@ -453,7 +509,11 @@ def _following_columns(view: View, rollout: RolloutRecord, latest: AttemptRecord
         return {}
     retry_time = lifecycle.retry_time(rollout.config, latest.sequence_id, view.now) if status == "requeuing" else None
     at_head = status == "requeuing" and rollout.config.retry_position == "head"
-    return _status_columns(view, rollout, status, retry_time=retry_time, at_head=at_head)
+    columns = _status_columns(view, rollout, status, retry_time=retry_time, at_head=at_head)
+    if status == "succeeded" and rollout.config.max_staleness is not None:
+        is_stale = rollout.end_reason == "stale" if rollout.status == status else _is_stale(view, rollout, latest)
+        columns["end_reason"] = "stale" if is_stale else None
+    return columns
 
 
 # --- Workers (facts 25 to 27) ----------------------------------------------------------------------------------------
@@ -594,7 +654,8 @@ def add_spans(view: View, spans: Sequence[tuple[SpanRecord, int]]) -> list[SpanO
     refusals: dict[tuple[str, str], StoreError | None] = {}
     fenced: set[tuple[str, str]] = set()
     """Those whose spans are kept without any effect."""
-    touched: dict[tuple[str, str], None] = {}
+    touched: dict[tuple[str, str], tuple[int, int] | None] = {}
+    """Attempts with the least and the greatest policy version that the spans of each name."""
     last: dict[str, int] = {}
     for span, size_bytes in spans:
         key = (span.rollout_id, span.attempt_id)
@@ -606,13 +667,31 @@ def add_spans(view: View, spans: Sequence[tuple[SpanRecord, int]]) -> list[SpanO
         outcome = refusals[key] or _add_span(view, span, size_bytes, last)
         outcomes.append(outcome)
         if isinstance(outcome, int) and key not in fenced:
-            touched[key] = None
+            touched[key] = _spread(touched.get(key), span.policy_versions)
     for rollout_id, number in last.items():
         view.set_last_sequence(rollout_id, number)
-    for rollout_id, attempt_id in touched:
-        rollout = known_rollout(view, rollout_id)
-        _sign_of_life(view, rollout, known_attempt(view, rollout_id, attempt_id), moves=True)
+    for (rollout_id, attempt_id), versions in touched.items():
+        rollout, attempt = known_rollout(view, rollout_id), known_attempt(view, rollout_id, attempt_id)
+        if versions is not None:
+            attempt = _having_used(attempt, versions)
+        _sign_of_life(view, rollout, attempt, moves=True)
     return outcomes
+
+
+def _spread(one: tuple[int, int] | None, other: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The least and the greatest of both."""
+    if one is None or other is None:
+        return one or other
+    return min(one[0], other[0]), max(one[1], other[1])
+
+
+def _having_used(attempt: AttemptRecord, versions: tuple[int, int]) -> AttemptRecord:
+    """The attempt after these policy versions."""
+    least, greatest = attempt.policy_version_min, attempt.policy_version_max
+    return attempt._replace(
+        policy_version_min=versions[0] if least is None else min(least, versions[0]),
+        policy_version_max=versions[1] if greatest is None else max(greatest, versions[1]),
+    )
 
 
 def _add_span(view: View, span: SpanRecord, size_bytes: int, last: dict[str, int]) -> SpanOutcome:
@@ -664,17 +743,32 @@ def _sign_of_life(view: View, rollout: RolloutRecord, attempt: AttemptRecord, *,
 # --- Resources (fact 24) ---------------------------------------------------------------------------------------------
 
 
-def publish(view: View, resources_id: str | None, resources_json: str) -> ResourcesRecord:
-    """The next version of ``resources_id``, version 1 if it is new; a new id for None. It becomes the latest."""
+def publish(
+    view: View, resources_id: str | None, resources_json: str, policy_version: int | None = None, run: str | None = None
+) -> ResourcesRecord:
+    """The next version of ``resources_id``, version 1 if it is new; a new id for None. It becomes the latest. Without a
+    policy version it gets the next of its run."""
     former = None if resources_id is None else view.resources(resources_id)
     if resources_id is not None and former is None and view.policy.strict:
         raise ResourcesNotFoundError.of(resources_id)
+    if former is not None:
+        if run not in (None, former.run):
+            message = f"Resources {resources_id} are of run {former.run!r}, not {run!r}"
+            raise InvalidArgumentError(message, resources_id=former.resources_id, field="run")
+        run = former.run
+    newest = view.newest_resources(run)
+    least = 0 if newest is None else newest.policy_version + 1
+    if policy_version is not None and policy_version < least:
+        message = f"policy_version is {policy_version}, and {least - 1} is published already; give {least} or more"
+        raise InvalidArgumentError(message, field="policy_version")
     record = ResourcesRecord(
         resources_id=resources_id if resources_id is not None else view.new_resources_id(),
         resources_json=resources_json,
         create_time=view.now if former is None else former.create_time,
         update_time=view.now,
         version=1 if former is None else former.version + 1,
+        policy_version=max(least, 1) if policy_version is None else policy_version,
+        run=run,
     )
     view.put_resources(record)
     return record
@@ -685,9 +779,10 @@ def delete_resources(view: View, resources_ids: Sequence[str]) -> list[str]:
     latest = view.latest_resources()
     deleted = []
     for resources_id in resources_ids:
-        if view.resources(resources_id) is None:
+        record = view.resources(resources_id)
+        if record is None:
             continue
-        if latest is not None and latest.resources_id == resources_id:
+        if resources_id in [one.resources_id for one in (latest, view.newest_resources(record.run)) if one is not None]:
             message = f"Resources {resources_id} are the latest, which new rollouts get; add others first"
             raise InUseError(message, resources_id=resources_id, field="resources_ids")
         view.delete_resources(resources_id)

@@ -299,8 +299,9 @@ class EngineStore(QueryMethods):
         record = await self.engine.resources(resources_id)
         return None if record is None else resources_of(record)
 
-    async def get_latest_resources(self) -> ResourcesUpdate | None:
-        record = await self.engine.resources(None)
+    async def get_latest_resources(self, *, run: str | None = None) -> ResourcesUpdate | None:
+        arguments.check_optional_id("run", run)
+        record = await self.engine.latest_resources(run)
         return None if record is None else resources_of(record)
 
     async def get_worker_by_id(self, worker_id: str) -> Worker | None:
@@ -310,16 +311,29 @@ class EngineStore(QueryMethods):
 
     # --- Resources ---------------------------------------------------------------------------------------------------
 
-    async def add_resources(self, resources: Mapping[str, Resource]) -> ResourcesUpdate:
-        return await self._publish(None, resources)
+    async def add_resources(
+        self, resources: Mapping[str, Resource], *, policy_version: int | None = None, run: str | None = None
+    ) -> ResourcesUpdate:
+        return await self._publish(None, resources, policy_version, run)
 
-    async def update_resources(self, resources_id: str, resources: Mapping[str, Resource]) -> ResourcesUpdate:
+    async def update_resources(
+        self,
+        resources_id: str,
+        resources: Mapping[str, Resource],
+        *,
+        policy_version: int | None = None,
+        run: str | None = None,
+    ) -> ResourcesUpdate:
         arguments.check_id("resources_id", resources_id)
-        return await self._publish(resources_id, resources)
+        return await self._publish(resources_id, resources, policy_version, run)
 
-    async def _publish(self, resources_id: str | None, resources: Mapping[str, Resource]) -> ResourcesUpdate:
+    async def _publish(
+        self, resources_id: str | None, resources: Mapping[str, Resource], policy_version: int | None, run: str | None
+    ) -> ResourcesUpdate:
+        arguments.check_policy_version(policy_version)
+        arguments.check_optional_id("run", run)
         fields = {name: resource.model_dump() for name, resource in arguments.named_resources(resources).items()}
-        operation = PublishResources(resources_id, json_text.dumps(fields, "resources"))
+        operation = PublishResources(resources_id, json_text.dumps(fields, "resources"), policy_version, run)
         return resources_of(await self.engine.execute(operation))
 
     # --- Updates -----------------------------------------------------------------------------------------------------

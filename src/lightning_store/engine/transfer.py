@@ -152,10 +152,11 @@ def adopt_rollout(view: View, part: StoredRollout) -> bool:
         view.put_attempt(attempt)
     latest = part.attempts[-1] if part.attempts else None
     queued, terminal = rollout.status in lifecycle.QUEUED, rollout.status in lifecycle.TERMINAL
+    reason = lifecycle.end_reason(rollout.status, None if latest is None else latest.status)
     view.put_rollout(
         rollout._replace(
             latest_attempt_id=None if latest is None else latest.attempt_id,
-            end_reason=lifecycle.end_reason(rollout.status, None if latest is None else latest.status),
+            end_reason="stale" if rollout.end_reason == "stale" and terminal else reason,
             queue_position=view.next_queue_position() if queued else None,
             queue_band=queue_band(rollout.priority),
             uncounted_attempts=sum(not one.counts for one in part.attempts),

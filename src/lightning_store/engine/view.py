@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from lightning_store.backends.base import Changes, Loaded, Needs, NotLoadedError, SpanKey
@@ -138,6 +139,14 @@ class View:
     def resources(self, resources_id: str) -> ResourcesRecord | None:
         changed: ResourcesRecord | None = self.changes.resources.get(resources_id, _ABSENT)
         return self.loaded.resources(resources_id) if changed is _ABSENT else changed
+
+    def newest_resources(self, run: str | None) -> ResourcesRecord | None:
+        """The resources of a run that have the greatest policy version; None is those of no run."""
+        changed = self.changes.resources
+        loaded = self.loaded.newest_resources(run)
+        found = [] if loaded is None or loaded.resources_id in changed else [loaded]
+        found += [one for one in changed.values() if one is not None and one.run == run]
+        return max(found, key=attrgetter("policy_version"), default=None)
 
     def latest_resources(self) -> ResourcesRecord | None:
         latest = self.changes.latest_resources

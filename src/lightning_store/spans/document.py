@@ -21,7 +21,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 from lightning_store.backends.records import SpanRecord
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.json_text import DIGITS_MAX, PATH_CHARS_MAX
-from lightning_store.model import Counter, Span
+from lightning_store.model import POLICY_VERSIONS, Counter, Span
 from lightning_store.spans.exact import (
     DEPTH_MAX,
     EXACT_VALUES,
@@ -29,6 +29,7 @@ from lightning_store.spans.exact import (
     restore,
     too_deep,
 )
+from lightning_store.spans.labels import POLICY_VERSION
 from lightning_store.spans.schemas import EXACT, READER, RESTORED, WRITER
 from lightning_store.text import column_text, has_surrogate
 
@@ -195,12 +196,20 @@ def _record(fields: Mapping[str, Any], sequence_id: int | None, document: bytes,
         fields["end_time"],
         sequence_id,
         document,
+        policy_versions(fields["attributes"].get(POLICY_VERSION)),
     )
     ids = f"{record.rollout_id}{record.attempt_id}{record.trace_id}{record.span_id}{record.parent_id}"
     if not record.rollout_id or not record.attempt_id or "\0" in ids or not ids.isascii():
         for name in ID_FIELDS:
             _check_id(getattr(record, name), name, field)
     return record
+
+
+def policy_versions(value: Any) -> tuple[int, int] | None:
+    """The least and the greatest policy version that a value of the attribute names; None if it names none."""
+    named = value if isinstance(value, list | tuple) else [value]
+    versions = [one for one in named if type(one) is int and 0 <= one < POLICY_VERSIONS]
+    return (min(versions), max(versions)) if versions else None
 
 
 def _check_id(value: str | None, name: str, field: str) -> None:

@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError, SchemaValidator, core_schema
 from pydantic_core.core_schema import CoreSchema
 
 from lightning_store.model import Span
+from lightning_store.spans.labels import POLICY_VERSION
 
 EXACT: Final = "$exact"
 """The reserved member of a document, see :mod:`lightning_store.spans.exact`."""
@@ -139,7 +140,10 @@ def _reader(attributes: CoreSchema, extra: Literal["ignore", "allow"], exact: Co
 
 WRITER: Final = _writer()
 """``WRITER.validate_python(span, strict=True)`` returns all fields of the span, as dicts, lists and scalars."""
-READER: Final = _reader(core_schema.typed_dict_schema({}, extra_behavior="ignore"), "ignore", core_schema.any_schema())
+_ATTRIBUTES: Final = core_schema.typed_dict_schema(
+    {POLICY_VERSION: core_schema.typed_dict_field(core_schema.any_schema(), required=False)}, extra_behavior="ignore"
+)
+READER: Final = _reader(_ATTRIBUTES, "ignore", core_schema.any_schema())
 """``READER.validate_json(text, strict=True)`` returns the declared fields and, where it is present, :data:`EXACT`."""
 RESTORED: Final = _reader(core_schema.dict_schema(_TEXT), "allow", _RESERVED)
 """``RESTORED.validate_python(members, strict=True)`` returns all members of a document, in which exact values have

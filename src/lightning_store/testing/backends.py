@@ -245,6 +245,9 @@ class _SuspendingSnapshot(Snapshot):
     async def resources(self, resources_id: str | None) -> ResourcesRecord | None:
         return await self._read("resources", lambda inner: inner.resources(resources_id))
 
+    async def newest_resources(self, run: str | None) -> ResourcesRecord | None:
+        return await self._read("newest_resources", lambda inner: inner.newest_resources(run))
+
     async def worker(self, worker_id: str) -> WorkerRecord | None:
         return await self._read("worker", lambda inner: inner.worker(worker_id))
 
@@ -318,12 +321,18 @@ def _copy(needs: Needs, data: Loaded, into: LoadedRecords) -> None:
         _copy_attempt(*key, data, into)
     for span_key in needs.spans:
         into.spans[span_key] = data.has_span(*span_key)
+    _copy_resources(needs, data, into)
+    if needs.claims:
+        _copy_queue(needs, data, into)
+
+
+def _copy_resources(needs: Needs, data: Loaded, into: LoadedRecords) -> None:
     for resources_id in needs.resources:
         into.resources_by_id[resources_id] = data.resources(resources_id)
     if needs.latest_resources:
         into.latest[None] = data.latest_resources()
-    if needs.claims:
-        _copy_queue(needs, data, into)
+    for run in needs.newest_resources:
+        into.newest[run] = data.newest_resources(run)
 
 
 def _copy_due(data: Loaded, into: LoadedRecords) -> None:
@@ -355,6 +364,8 @@ def _copy_queue(needs: Needs, data: Loaded, into: LoadedRecords) -> None:
         into.queued.append(rollout_id)
         _copy_rollout(rollout_id, data, into)
         rollout = into.rollouts[rollout_id]
+        if rollout is not None and rollout.resources_id is not None:
+            into.resources_by_id[rollout.resources_id] = data.resources(rollout.resources_id)
         payload_bytes += 0 if rollout is None else rollout.payload_bytes
         if payload_bytes > needs.claim_bytes:
             break

@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from lightning_store.v1 import common_pb2 as lightning__store_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"lightning_store/v1/resources.proto\x12\x12lightning_store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1flightning_store/v1/common.proto\"\x94\x02\n\tResources\x12\x14\n\x0cresources_id\x18\x01 \x01(\t\x12H\n\x0eresources_json\x18\x02 \x03(\x0b\x32\x30.lightning_store.v1.Resources.ResourcesJsonEntry\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x05 \x01(\x03\x1a\x34\n\x12ResourcesJsonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb3\x01\n\x13\x41\x64\x64ResourcesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12R\n\x0eresources_json\x18\x02 \x03(\x0b\x32:.lightning_store.v1.AddResourcesRequest.ResourcesJsonEntry\x1a\x34\n\x12ResourcesJsonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"H\n\x14\x41\x64\x64ResourcesResponse\x12\x30\n\tresources\x18\x01 \x01(\x0b\x32\x1d.lightning_store.v1.Resources\"\xcf\x01\n\x16UpdateResourcesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0cresources_id\x18\x02 \x01(\t\x12U\n\x0eresources_json\x18\x03 \x03(\x0b\x32=.lightning_store.v1.UpdateResourcesRequest.ResourcesJsonEntry\x1a\x34\n\x12ResourcesJsonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"K\n\x17UpdateResourcesResponse\x12\x30\n\tresources\x18\x01 \x01(\x0b\x32\x1d.lightning_store.v1.Resources\"+\n\x13GetResourcesRequest\x12\x14\n\x0cresources_id\x18\x01 \x01(\t\"H\n\x14GetResourcesResponse\x12\x30\n\tresources\x18\x01 \x01(\x0b\x32\x1d.lightning_store.v1.Resources\"\x1b\n\x19GetLatestResourcesRequest\"N\n\x1aGetLatestResourcesResponse\x12\x30\n\tresources\x18\x01 \x01(\x0b\x32\x1d.lightning_store.v1.Resources\"\xe1\x02\n\x14ListResourcesRequest\x12\x19\n\x0cresources_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\"\n\x15resources_id_contains\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x35\n\x0c\x66ilter_logic\x18\x03 \x01(\x0e\x32\x1f.lightning_store.v1.FilterLogic\x12\x14\n\x07sort_by\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x31\n\nsort_order\x18\x05 \x01(\x0e\x32\x1d.lightning_store.v1.SortOrder\x12\x12\n\x05limit\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12\x0e\n\x06offset\x18\x07 \x01(\x03\x12\x11\n\tpage_size\x18\x08 \x01(\x05\x12\x12\n\npage_token\x18\t \x01(\tB\x0f\n\r_resources_idB\x18\n\x16_resources_id_containsB\n\n\x08_sort_byB\x08\n\x06_limit\"q\n\x15ListResourcesResponse\x12\x30\n\tresources\x18\x01 \x03(\x0b\x32\x1d.lightning_store.v1.Resources\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"C\n\x16\x44\x65leteResourcesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rresources_ids\x18\x02 \x03(\t\"0\n\x17\x44\x65leteResourcesResponse\x12\x15\n\rresources_ids\x18\x01 \x03(\tB=Z;lightning-store-grpc/go/lightning_store/v1;lightningstorev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"lightning_store/v1/resources.proto\x12\x12lightning_store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1flightning_store/v1/common.proto\"\xc6\x02\n\tResources\x12\x14\n\x0cresources_id\x18\x01 \x01(\t\x12H\n\x0eresources_json\x18\x02 \x03(\x0b\x32\x30.lightning_store.v1.Resources.ResourcesJsonEntry\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12\x16\n\x0epolicy_version\x18\x06 \x01(\x03\x12\x10\n\x03run\x18\x07 \x01(\tH\x00\x88\x01\x01\x1a\x34\n\x12ResourcesJsonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x06\n\x04_run\"\xfd\x01\n\x13\x41\x64\x64ResourcesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12R\n\x0eresources_json\x18\x02 \x03(\x0b\x32:.lightning_store.v1.AddResourcesRequest.ResourcesJsonEntry\x12\x1b\n\x0epolicy_version\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x03run\x18\x04 \x01(\tH\x01\x88\x01\x01\x1a\x34\n\x12ResourcesJsonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x11\n\x0f_policy_versionB\x06\n\x04_run\"H\n\x14\x41\x64\x64ResourcesResponse\x12\x30\n\tresources\x18\x01 \x01(\x0b\x32\x1d.lightning_store.v1.Resources\"\x99\x02\n\x16UpdateResourcesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x14\n\x0cresources_id\x18\x02 \x01(\t\x12U\n\x0eresources_json\x18\x03 \x03(\x0b\x32=.lightning_store.v1.UpdateResourcesRequest.ResourcesJsonEntry\x12\x1b\n\x0epolicy_version\x18\x04 \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x03run\x18\x05 \x01(\tH\x01\x88\x01\x01\x1a\x34\n\x12ResourcesJsonEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x42\x11\n\x0f_policy_versionB\x06\n\x04_run\"K\n\x17UpdateResourcesResponse\x12\x30\n\tresources\x18\x01 \x01(\x0b\x32\x1d.lightning_store.v1.Resources\"+\n\x13GetResourcesRequest\x12\x14\n\x0cresources_id\x18\x01 \x01(\t\"H\n\x14GetResourcesResponse\x12\x30\n\tresources\x18\x01 \x01(\x0b\x32\x1d.lightning_store.v1.Resources\"5\n\x19GetLatestResourcesRequest\x12\x10\n\x03run\x18\x01 \x01(\tH\x00\x88\x01\x01\x42\x06\n\x04_run\"N\n\x1aGetLatestResourcesResponse\x12\x30\n\tresources\x18\x01 \x01(\x0b\x32\x1d.lightning_store.v1.Resources\"\xe1\x02\n\x14ListResourcesRequest\x12\x19\n\x0cresources_id\x18\x01 \x01(\tH\x00\x88\x01\x01\x12\"\n\x15resources_id_contains\x18\x02 \x01(\tH\x01\x88\x01\x01\x12\x35\n\x0c\x66ilter_logic\x18\x03 \x01(\x0e\x32\x1f.lightning_store.v1.FilterLogic\x12\x14\n\x07sort_by\x18\x04 \x01(\tH\x02\x88\x01\x01\x12\x31\n\nsort_order\x18\x05 \x01(\x0e\x32\x1d.lightning_store.v1.SortOrder\x12\x12\n\x05limit\x18\x06 \x01(\x03H\x03\x88\x01\x01\x12\x0e\n\x06offset\x18\x07 \x01(\x03\x12\x11\n\tpage_size\x18\x08 \x01(\x05\x12\x12\n\npage_token\x18\t \x01(\tB\x0f\n\r_resources_idB\x18\n\x16_resources_id_containsB\n\n\x08_sort_byB\x08\n\x06_limit\"q\n\x15ListResourcesResponse\x12\x30\n\tresources\x18\x01 \x03(\x0b\x32\x1d.lightning_store.v1.Resources\x12\r\n\x05total\x18\x02 \x01(\x03\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t\"C\n\x16\x44\x65leteResourcesRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\rresources_ids\x18\x02 \x03(\t\"0\n\x17\x44\x65leteResourcesResponse\x12\x15\n\rresources_ids\x18\x01 \x03(\tB=Z;lightning-store-grpc/go/lightning_store/v1;lightningstorev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,35 +41,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_UPDATERESOURCESREQUEST_RESOURCESJSONENTRY']._loaded_options = None
   _globals['_UPDATERESOURCESREQUEST_RESOURCESJSONENTRY']._serialized_options = b'8\001'
   _globals['_RESOURCES']._serialized_start=125
-  _globals['_RESOURCES']._serialized_end=401
-  _globals['_RESOURCES_RESOURCESJSONENTRY']._serialized_start=349
-  _globals['_RESOURCES_RESOURCESJSONENTRY']._serialized_end=401
-  _globals['_ADDRESOURCESREQUEST']._serialized_start=404
-  _globals['_ADDRESOURCESREQUEST']._serialized_end=583
-  _globals['_ADDRESOURCESREQUEST_RESOURCESJSONENTRY']._serialized_start=349
-  _globals['_ADDRESOURCESREQUEST_RESOURCESJSONENTRY']._serialized_end=401
-  _globals['_ADDRESOURCESRESPONSE']._serialized_start=585
-  _globals['_ADDRESOURCESRESPONSE']._serialized_end=657
-  _globals['_UPDATERESOURCESREQUEST']._serialized_start=660
-  _globals['_UPDATERESOURCESREQUEST']._serialized_end=867
-  _globals['_UPDATERESOURCESREQUEST_RESOURCESJSONENTRY']._serialized_start=349
-  _globals['_UPDATERESOURCESREQUEST_RESOURCESJSONENTRY']._serialized_end=401
-  _globals['_UPDATERESOURCESRESPONSE']._serialized_start=869
-  _globals['_UPDATERESOURCESRESPONSE']._serialized_end=944
-  _globals['_GETRESOURCESREQUEST']._serialized_start=946
-  _globals['_GETRESOURCESREQUEST']._serialized_end=989
-  _globals['_GETRESOURCESRESPONSE']._serialized_start=991
-  _globals['_GETRESOURCESRESPONSE']._serialized_end=1063
-  _globals['_GETLATESTRESOURCESREQUEST']._serialized_start=1065
-  _globals['_GETLATESTRESOURCESREQUEST']._serialized_end=1092
-  _globals['_GETLATESTRESOURCESRESPONSE']._serialized_start=1094
-  _globals['_GETLATESTRESOURCESRESPONSE']._serialized_end=1172
-  _globals['_LISTRESOURCESREQUEST']._serialized_start=1175
-  _globals['_LISTRESOURCESREQUEST']._serialized_end=1528
-  _globals['_LISTRESOURCESRESPONSE']._serialized_start=1530
-  _globals['_LISTRESOURCESRESPONSE']._serialized_end=1643
-  _globals['_DELETERESOURCESREQUEST']._serialized_start=1645
-  _globals['_DELETERESOURCESREQUEST']._serialized_end=1712
-  _globals['_DELETERESOURCESRESPONSE']._serialized_start=1714
-  _globals['_DELETERESOURCESRESPONSE']._serialized_end=1762
+  _globals['_RESOURCES']._serialized_end=451
+  _globals['_RESOURCES_RESOURCESJSONENTRY']._serialized_start=391
+  _globals['_RESOURCES_RESOURCESJSONENTRY']._serialized_end=443
+  _globals['_ADDRESOURCESREQUEST']._serialized_start=454
+  _globals['_ADDRESOURCESREQUEST']._serialized_end=707
+  _globals['_ADDRESOURCESREQUEST_RESOURCESJSONENTRY']._serialized_start=391
+  _globals['_ADDRESOURCESREQUEST_RESOURCESJSONENTRY']._serialized_end=443
+  _globals['_ADDRESOURCESRESPONSE']._serialized_start=709
+  _globals['_ADDRESOURCESRESPONSE']._serialized_end=781
+  _globals['_UPDATERESOURCESREQUEST']._serialized_start=784
+  _globals['_UPDATERESOURCESREQUEST']._serialized_end=1065
+  _globals['_UPDATERESOURCESREQUEST_RESOURCESJSONENTRY']._serialized_start=391
+  _globals['_UPDATERESOURCESREQUEST_RESOURCESJSONENTRY']._serialized_end=443
+  _globals['_UPDATERESOURCESRESPONSE']._serialized_start=1067
+  _globals['_UPDATERESOURCESRESPONSE']._serialized_end=1142
+  _globals['_GETRESOURCESREQUEST']._serialized_start=1144
+  _globals['_GETRESOURCESREQUEST']._serialized_end=1187
+  _globals['_GETRESOURCESRESPONSE']._serialized_start=1189
+  _globals['_GETRESOURCESRESPONSE']._serialized_end=1261
+  _globals['_GETLATESTRESOURCESREQUEST']._serialized_start=1263
+  _globals['_GETLATESTRESOURCESREQUEST']._serialized_end=1316
+  _globals['_GETLATESTRESOURCESRESPONSE']._serialized_start=1318
+  _globals['_GETLATESTRESOURCESRESPONSE']._serialized_end=1396
+  _globals['_LISTRESOURCESREQUEST']._serialized_start=1399
+  _globals['_LISTRESOURCESREQUEST']._serialized_end=1752
+  _globals['_LISTRESOURCESRESPONSE']._serialized_start=1754
+  _globals['_LISTRESOURCESRESPONSE']._serialized_end=1867
+  _globals['_DELETERESOURCESREQUEST']._serialized_start=1869
+  _globals['_DELETERESOURCESREQUEST']._serialized_end=1936
+  _globals['_DELETERESOURCESRESPONSE']._serialized_start=1938
+  _globals['_DELETERESOURCESRESPONSE']._serialized_end=1986
 # @@protoc_insertion_point(module_scope)

@@ -51,10 +51,16 @@ class Resources(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
     resources_id: _builtins.str
     """Unique in the store."""
     version: _builtins.int
     """1 when added, one more with each update."""
+    policy_version: _builtins.int
+    """Which policy this is, in its run: greater than all before."""
+    run: _builtins.str
+    """The run to which they belong. Absent: to no run in particular."""
     @_builtins.property
     def resources_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Each resource by its name: the text of a JSON object with the resource's fields, `resource_type` among them. A
@@ -77,12 +83,16 @@ class Resources(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         version: _builtins.int = ...,
+        policy_version: _builtins.int = ...,
+        run: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_run", b"_run", "create_time", b"create_time", "run", b"run", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "resources_id", b"resources_id", "resources_json", b"resources_json", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_run", b"_run", "create_time", b"create_time", "policy_version", b"policy_version", "resources_id", b"resources_id", "resources_json", b"resources_json", "run", b"run", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__run: _TypeAlias = _typing.Literal["run"]  # noqa: Y015
+    _WhichOneofArgType__run: _TypeAlias = _typing.Literal["_run", b"_run"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__run) -> _WhichOneofReturnType__run | None: ...
 
 Global___Resources: _TypeAlias = Resources  # noqa: Y015
 
@@ -114,8 +124,14 @@ class AddResourcesRequest(_message.Message):
 
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     RESOURCES_JSON_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Required: a new id for each call, the same one for its retries."""
+    policy_version: _builtins.int
+    """Greater than all that the run has published. Absent: the next."""
+    run: _builtins.str
+    """The run to which they belong, that of rollouts with this lightning.run in their metadata. Absent: no run in particular. Not empty."""
     @_builtins.property
     def resources_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """As in Resources.resources_json."""
@@ -125,12 +141,21 @@ class AddResourcesRequest(_message.Message):
         *,
         request_id: _builtins.str = ...,
         resources_json: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        policy_version: _builtins.int | None = ...,
+        run: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_policy_version", b"_policy_version", "_run", b"_run", "policy_version", b"policy_version", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "resources_json", b"resources_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_policy_version", b"_policy_version", "_run", b"_run", "policy_version", b"policy_version", "request_id", b"request_id", "resources_json", b"resources_json", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__policy_version: _TypeAlias = _typing.Literal["policy_version"]  # noqa: Y015
+    _WhichOneofArgType__policy_version: _TypeAlias = _typing.Literal["_policy_version", b"_policy_version"]  # noqa: Y015
+    _WhichOneofReturnType__run: _TypeAlias = _typing.Literal["run"]  # noqa: Y015
+    _WhichOneofArgType__run: _TypeAlias = _typing.Literal["_run", b"_run"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__policy_version) -> _WhichOneofReturnType__policy_version | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__run) -> _WhichOneofReturnType__run | None: ...
 
 Global___AddResourcesRequest: _TypeAlias = AddResourcesRequest  # noqa: Y015
 
@@ -187,10 +212,16 @@ class UpdateResourcesRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     RESOURCES_ID_FIELD_NUMBER: _builtins.int
     RESOURCES_JSON_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Required: a new id for each call, the same one for its retries."""
     resources_id: _builtins.str
     """Required."""
+    policy_version: _builtins.int
+    """Greater than all that the run has published. Absent: the next."""
+    run: _builtins.str
+    """The run to which they belong, that of rollouts with this lightning.run in their metadata. Absent: that of the id. Not empty."""
     @_builtins.property
     def resources_json(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """As in Resources.resources_json. It replaces all that the id had."""
@@ -201,12 +232,21 @@ class UpdateResourcesRequest(_message.Message):
         request_id: _builtins.str = ...,
         resources_id: _builtins.str = ...,
         resources_json: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        policy_version: _builtins.int | None = ...,
+        run: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_policy_version", b"_policy_version", "_run", b"_run", "policy_version", b"policy_version", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "resources_id", b"resources_id", "resources_json", b"resources_json"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_policy_version", b"_policy_version", "_run", b"_run", "policy_version", b"policy_version", "request_id", b"request_id", "resources_id", b"resources_id", "resources_json", b"resources_json", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__policy_version: _TypeAlias = _typing.Literal["policy_version"]  # noqa: Y015
+    _WhichOneofArgType__policy_version: _TypeAlias = _typing.Literal["_policy_version", b"_policy_version"]  # noqa: Y015
+    _WhichOneofReturnType__run: _TypeAlias = _typing.Literal["run"]  # noqa: Y015
+    _WhichOneofArgType__run: _TypeAlias = _typing.Literal["_run", b"_run"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__policy_version) -> _WhichOneofReturnType__policy_version | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__run) -> _WhichOneofReturnType__run | None: ...
 
 Global___UpdateResourcesRequest: _TypeAlias = UpdateResourcesRequest  # noqa: Y015
 
@@ -286,14 +326,21 @@ class GetLatestResourcesRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    RUN_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """Only those of this run. Absent: all. Not empty."""
     def __init__(
         self,
+        *,
+        run: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_run", b"_run", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_run", b"_run", "run", b"run"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__run: _TypeAlias = _typing.Literal["run"]  # noqa: Y015
+    _WhichOneofArgType__run: _TypeAlias = _typing.Literal["_run", b"_run"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__run) -> _WhichOneofReturnType__run | None: ...
 
 Global___GetLatestResourcesRequest: _TypeAlias = GetLatestResourcesRequest  # noqa: Y015
 

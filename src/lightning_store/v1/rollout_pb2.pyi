@@ -176,12 +176,23 @@ class RolloutConfig(_message.Message):
     RETRY_DELAY_FIELD_NUMBER: _builtins.int
     RETRY_BACKOFF_FIELD_NUMBER: _builtins.int
     RETRY_AT_HEAD_FIELD_NUMBER: _builtins.int
+    BIND_AT_CLAIM_FIELD_NUMBER: _builtins.int
+    MAX_STALENESS_FIELD_NUMBER: _builtins.int
+    REBIND_STALE_FIELD_NUMBER: _builtins.int
     max_attempts: _builtins.int
     """Attempts in all, the first included. At least 1; absent: 1."""
     retry_backoff: _builtins.float
     """How many times as long it waits before each further retry: 1 to 100. Absent: 1."""
     retry_at_head: _builtins.bool
     """Whether a retry stands before all others of its priority in the queue, rather than after them."""
+    bind_at_claim: _builtins.bool
+    """Whether each attempt gets the latest resources of the rollout's run at its claim."""
+    max_staleness: _builtins.int
+    """How many policy versions the rollout may be behind the latest of its resources' run when it is claimed, and when it has
+    succeeded. Absent: any number.
+    """
+    rebind_stale: _builtins.bool
+    """Whether a rollout that is further behind when it is claimed gets the latest resources, rather than being cancelled."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """An attempt that runs longer ends as ATTEMPT_STATUS_TIMEOUT. Absent: no limit. Not negative."""
@@ -210,17 +221,24 @@ class RolloutConfig(_message.Message):
         retry_delay: _duration_pb2.Duration | None = ...,
         retry_backoff: _builtins.float | None = ...,
         retry_at_head: _builtins.bool = ...,
+        bind_at_claim: _builtins.bool = ...,
+        max_staleness: _builtins.int | None = ...,
+        rebind_stale: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "_retry_backoff", b"_retry_backoff", "max_attempts", b"max_attempts", "retry_backoff", b"retry_backoff", "retry_delay", b"retry_delay", "timeout", b"timeout", "unresponsive", b"unresponsive"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "_max_staleness", b"_max_staleness", "_retry_backoff", b"_retry_backoff", "max_attempts", b"max_attempts", "max_staleness", b"max_staleness", "retry_backoff", b"retry_backoff", "retry_delay", b"retry_delay", "timeout", b"timeout", "unresponsive", b"unresponsive"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "_retry_backoff", b"_retry_backoff", "max_attempts", b"max_attempts", "retry_at_head", b"retry_at_head", "retry_backoff", b"retry_backoff", "retry_condition", b"retry_condition", "retry_delay", b"retry_delay", "timeout", b"timeout", "unresponsive", b"unresponsive"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts", "_max_staleness", b"_max_staleness", "_retry_backoff", b"_retry_backoff", "bind_at_claim", b"bind_at_claim", "max_attempts", b"max_attempts", "max_staleness", b"max_staleness", "rebind_stale", b"rebind_stale", "retry_at_head", b"retry_at_head", "retry_backoff", b"retry_backoff", "retry_condition", b"retry_condition", "retry_delay", b"retry_delay", "timeout", b"timeout", "unresponsive", b"unresponsive"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_attempts: _TypeAlias = _typing.Literal["max_attempts"]  # noqa: Y015
     _WhichOneofArgType__max_attempts: _TypeAlias = _typing.Literal["_max_attempts", b"_max_attempts"]  # noqa: Y015
+    _WhichOneofReturnType__max_staleness: _TypeAlias = _typing.Literal["max_staleness"]  # noqa: Y015
+    _WhichOneofArgType__max_staleness: _TypeAlias = _typing.Literal["_max_staleness", b"_max_staleness"]  # noqa: Y015
     _WhichOneofReturnType__retry_backoff: _TypeAlias = _typing.Literal["retry_backoff"]  # noqa: Y015
     _WhichOneofArgType__retry_backoff: _TypeAlias = _typing.Literal["_retry_backoff", b"_retry_backoff"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_attempts) -> _WhichOneofReturnType__max_attempts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_staleness) -> _WhichOneofReturnType__max_staleness | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__retry_backoff) -> _WhichOneofReturnType__retry_backoff | None: ...
 
@@ -242,6 +260,11 @@ class Attempt(_message.Message):
     LAST_HEARTBEAT_TIME_FIELD_NUMBER: _builtins.int
     METADATA_JSON_FIELD_NUMBER: _builtins.int
     COUNTS_FIELD_NUMBER: _builtins.int
+    RESOURCES_ID_FIELD_NUMBER: _builtins.int
+    RESOURCES_VERSION_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_MIN_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_MAX_FIELD_NUMBER: _builtins.int
     rollout_id: _builtins.str
     """The rollout that it executes."""
     attempt_id: _builtins.str
@@ -256,6 +279,18 @@ class Attempt(_message.Message):
     """The text of a JSON object. Absent: none."""
     counts: _builtins.bool
     """Whether it is one of RolloutConfig.max_attempts. Absent: it is."""
+    resources_id: _builtins.str
+    """The resources of its rollout when it began. Absent: there were none."""
+    resources_version: _builtins.int
+    """Their version then. Absent: they did not exist."""
+    policy_version: _builtins.int
+    """Their policy version then. Absent: they did not exist."""
+    policy_version_min: _builtins.int
+    """The least policy version that it has used: policy_version, or that of a span with the attribute lightning.policy_version.
+    Absent: none.
+    """
+    policy_version_max: _builtins.int
+    """The greatest, likewise. Absent: none."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it was claimed or started."""
@@ -281,21 +316,46 @@ class Attempt(_message.Message):
         last_heartbeat_time: _timestamp_pb2.Timestamp | None = ...,
         metadata_json: _builtins.str | None = ...,
         counts: _builtins.bool | None = ...,
+        resources_id: _builtins.str | None = ...,
+        resources_version: _builtins.int | None = ...,
+        policy_version: _builtins.int | None = ...,
+        policy_version_min: _builtins.int | None = ...,
+        policy_version_max: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_counts", b"_counts", "_metadata_json", b"_metadata_json", "_worker_id", b"_worker_id", "counts", b"counts", "end_time", b"end_time", "last_heartbeat_time", b"last_heartbeat_time", "metadata_json", b"metadata_json", "start_time", b"start_time", "worker_id", b"worker_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_counts", b"_counts", "_metadata_json", b"_metadata_json", "_policy_version", b"_policy_version", "_policy_version_max", b"_policy_version_max", "_policy_version_min", b"_policy_version_min", "_resources_id", b"_resources_id", "_resources_version", b"_resources_version", "_worker_id", b"_worker_id", "counts", b"counts", "end_time", b"end_time", "last_heartbeat_time", b"last_heartbeat_time", "metadata_json", b"metadata_json", "policy_version", b"policy_version", "policy_version_max", b"policy_version_max", "policy_version_min", b"policy_version_min", "resources_id", b"resources_id", "resources_version", b"resources_version", "start_time", b"start_time", "worker_id", b"worker_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_counts", b"_counts", "_metadata_json", b"_metadata_json", "_worker_id", b"_worker_id", "attempt_id", b"attempt_id", "counts", b"counts", "end_time", b"end_time", "last_heartbeat_time", b"last_heartbeat_time", "metadata_json", b"metadata_json", "rollout_id", b"rollout_id", "sequence_id", b"sequence_id", "start_time", b"start_time", "status", b"status", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_counts", b"_counts", "_metadata_json", b"_metadata_json", "_policy_version", b"_policy_version", "_policy_version_max", b"_policy_version_max", "_policy_version_min", b"_policy_version_min", "_resources_id", b"_resources_id", "_resources_version", b"_resources_version", "_worker_id", b"_worker_id", "attempt_id", b"attempt_id", "counts", b"counts", "end_time", b"end_time", "last_heartbeat_time", b"last_heartbeat_time", "metadata_json", b"metadata_json", "policy_version", b"policy_version", "policy_version_max", b"policy_version_max", "policy_version_min", b"policy_version_min", "resources_id", b"resources_id", "resources_version", b"resources_version", "rollout_id", b"rollout_id", "sequence_id", b"sequence_id", "start_time", b"start_time", "status", b"status", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__counts: _TypeAlias = _typing.Literal["counts"]  # noqa: Y015
     _WhichOneofArgType__counts: _TypeAlias = _typing.Literal["_counts", b"_counts"]  # noqa: Y015
     _WhichOneofReturnType__metadata_json: _TypeAlias = _typing.Literal["metadata_json"]  # noqa: Y015
     _WhichOneofArgType__metadata_json: _TypeAlias = _typing.Literal["_metadata_json", b"_metadata_json"]  # noqa: Y015
+    _WhichOneofReturnType__policy_version: _TypeAlias = _typing.Literal["policy_version"]  # noqa: Y015
+    _WhichOneofArgType__policy_version: _TypeAlias = _typing.Literal["_policy_version", b"_policy_version"]  # noqa: Y015
+    _WhichOneofReturnType__policy_version_max: _TypeAlias = _typing.Literal["policy_version_max"]  # noqa: Y015
+    _WhichOneofArgType__policy_version_max: _TypeAlias = _typing.Literal["_policy_version_max", b"_policy_version_max"]  # noqa: Y015
+    _WhichOneofReturnType__policy_version_min: _TypeAlias = _typing.Literal["policy_version_min"]  # noqa: Y015
+    _WhichOneofArgType__policy_version_min: _TypeAlias = _typing.Literal["_policy_version_min", b"_policy_version_min"]  # noqa: Y015
+    _WhichOneofReturnType__resources_id: _TypeAlias = _typing.Literal["resources_id"]  # noqa: Y015
+    _WhichOneofArgType__resources_id: _TypeAlias = _typing.Literal["_resources_id", b"_resources_id"]  # noqa: Y015
+    _WhichOneofReturnType__resources_version: _TypeAlias = _typing.Literal["resources_version"]  # noqa: Y015
+    _WhichOneofArgType__resources_version: _TypeAlias = _typing.Literal["_resources_version", b"_resources_version"]  # noqa: Y015
     _WhichOneofReturnType__worker_id: _TypeAlias = _typing.Literal["worker_id"]  # noqa: Y015
     _WhichOneofArgType__worker_id: _TypeAlias = _typing.Literal["_worker_id", b"_worker_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__counts) -> _WhichOneofReturnType__counts | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata_json) -> _WhichOneofReturnType__metadata_json | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__policy_version) -> _WhichOneofReturnType__policy_version | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__policy_version_max) -> _WhichOneofReturnType__policy_version_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__policy_version_min) -> _WhichOneofReturnType__policy_version_min | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resources_id) -> _WhichOneofReturnType__resources_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resources_version) -> _WhichOneofReturnType__resources_version | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__worker_id) -> _WhichOneofReturnType__worker_id | None: ...
 
@@ -333,7 +393,8 @@ class Rollout(_message.Message):
     """The text of a JSON object. Absent: none."""
     end_reason: _builtins.str
     """Why it did not succeed: "error" (its runner reported a failure, or nobody says), "timeout", "worker_lost" (its runner fell
-    silent) or "cancelled". There may be more. Empty: it is not over, or succeeded.
+    silent), "cancelled" or "stale" (it was too far behind the policy; a success may be, too). There may be more. Empty: it is
+    not over, or succeeded.
     """
     priority: _builtins.int
     """Higher ones are claimed first."""
@@ -409,7 +470,8 @@ class NewRollout(_message.Message):
     metadata_json: _builtins.str
     """The text of a JSON object. Absent: an empty one. Members that begin with "lightning." have an index. Some of them stand for
     arguments that are not given: lightning.idempotency_key, lightning.priority, lightning.retry_position ("head" or "tail"),
-    lightning.retry_delay_seconds, lightning.retry_backoff.
+    lightning.retry_delay_seconds, lightning.retry_backoff, lightning.bind ("enqueue" or "claim"), lightning.max_staleness,
+    lightning.on_stale ("cancel" or "rebind"). lightning.run names the run to which the rollout belongs.
     """
     priority: _builtins.int
     """Higher ones are claimed first: -10,000 to 10,000."""
@@ -843,10 +905,16 @@ class RolloutFilters(_message.Message):
     START_TIME_MIN_FIELD_NUMBER: _builtins.int
     START_TIME_MAX_FIELD_NUMBER: _builtins.int
     END_REASON_IN_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_MIN_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_MAX_FIELD_NUMBER: _builtins.int
     metadata_equals_json: _builtins.str
     """The text of a JSON object: only rollouts whose metadata has all of its members. Keys that begin with "lightning." have an
     index. 1, 1.0 and true are not equal. Absent: no filter.
     """
+    policy_version_min: _builtins.int
+    """Only rollouts whose newest attempt has this policy_version or a greater one. Absent: no filter."""
+    policy_version_max: _builtins.int
+    """Only rollouts whose newest attempt has this policy_version or a smaller one. Absent: no filter."""
     @_builtins.property
     def mode_in(self) -> Global___RolloutModeSet:
         """Only these modes. Absent: no filter."""
@@ -881,14 +949,25 @@ class RolloutFilters(_message.Message):
         start_time_min: _timestamp_pb2.Timestamp | None = ...,
         start_time_max: _timestamp_pb2.Timestamp | None = ...,
         end_reason_in: _common_pb2.StringSet | None = ...,
+        policy_version_min: _builtins.int | None = ...,
+        policy_version_max: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_metadata_equals_json", b"_metadata_equals_json", "end_reason_in", b"end_reason_in", "metadata_equals_json", b"metadata_equals_json", "mode_in", b"mode_in", "resources_id_in", b"resources_id_in", "start_time_max", b"start_time_max", "start_time_min", b"start_time_min", "worker_id_in", b"worker_id_in"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_metadata_equals_json", b"_metadata_equals_json", "_policy_version_max", b"_policy_version_max", "_policy_version_min", b"_policy_version_min", "end_reason_in", b"end_reason_in", "metadata_equals_json", b"metadata_equals_json", "mode_in", b"mode_in", "policy_version_max", b"policy_version_max", "policy_version_min", b"policy_version_min", "resources_id_in", b"resources_id_in", "start_time_max", b"start_time_max", "start_time_min", b"start_time_min", "worker_id_in", b"worker_id_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_metadata_equals_json", b"_metadata_equals_json", "end_reason_in", b"end_reason_in", "metadata_equals_json", b"metadata_equals_json", "mode_in", b"mode_in", "resources_id_in", b"resources_id_in", "start_time_max", b"start_time_max", "start_time_min", b"start_time_min", "worker_id_in", b"worker_id_in"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_metadata_equals_json", b"_metadata_equals_json", "_policy_version_max", b"_policy_version_max", "_policy_version_min", b"_policy_version_min", "end_reason_in", b"end_reason_in", "metadata_equals_json", b"metadata_equals_json", "mode_in", b"mode_in", "policy_version_max", b"policy_version_max", "policy_version_min", b"policy_version_min", "resources_id_in", b"resources_id_in", "start_time_max", b"start_time_max", "start_time_min", b"start_time_min", "worker_id_in", b"worker_id_in"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__metadata_equals_json: _TypeAlias = _typing.Literal["metadata_equals_json"]  # noqa: Y015
     _WhichOneofArgType__metadata_equals_json: _TypeAlias = _typing.Literal["_metadata_equals_json", b"_metadata_equals_json"]  # noqa: Y015
+    _WhichOneofReturnType__policy_version_max: _TypeAlias = _typing.Literal["policy_version_max"]  # noqa: Y015
+    _WhichOneofArgType__policy_version_max: _TypeAlias = _typing.Literal["_policy_version_max", b"_policy_version_max"]  # noqa: Y015
+    _WhichOneofReturnType__policy_version_min: _TypeAlias = _typing.Literal["policy_version_min"]  # noqa: Y015
+    _WhichOneofArgType__policy_version_min: _TypeAlias = _typing.Literal["_policy_version_min", b"_policy_version_min"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__metadata_equals_json) -> _WhichOneofReturnType__metadata_equals_json | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__policy_version_max) -> _WhichOneofReturnType__policy_version_max | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__policy_version_min) -> _WhichOneofReturnType__policy_version_min | None: ...
 
 Global___RolloutFilters: _TypeAlias = RolloutFilters  # noqa: Y015
 

@@ -131,6 +131,9 @@ def config_to_proto(config: RolloutConfig) -> rollout_pb2.RolloutConfig:
         retry_delay=optional_duration_to_proto(config.retry_delay_seconds or None),
         retry_backoff=config.retry_backoff if config.retry_backoff != 1 else None,
         retry_at_head=config.retry_position == "head",
+        bind_at_claim=config.bind == "claim",
+        max_staleness=config.max_staleness,
+        rebind_stale=config.on_stale == "rebind",
     )
 
 
@@ -141,6 +144,8 @@ def config_from_proto(message: rollout_pb2.RolloutConfig, field: str) -> Rollout
             for index, status in enumerate(message.retry_condition)
         ],
         "retry_position": "head" if message.retry_at_head else "tail",
+        "bind": "claim" if message.bind_at_claim else "enqueue",
+        "on_stale": "rebind" if message.rebind_stale else "cancel",
     }
     if message.HasField("timeout"):
         values["timeout_seconds"] = duration_from_proto(message.timeout, f"{field}.timeout")
@@ -152,6 +157,8 @@ def config_from_proto(message: rollout_pb2.RolloutConfig, field: str) -> Rollout
         values["retry_delay_seconds"] = duration_from_proto(message.retry_delay, f"{field}.retry_delay")
     if message.HasField("retry_backoff"):
         values["retry_backoff"] = message.retry_backoff
+    if message.HasField("max_staleness"):
+        values["max_staleness"] = message.max_staleness
     return validated(RolloutConfig, values, field)
 
 
@@ -168,6 +175,10 @@ def _known_config(serialized: bytes, field: str) -> RolloutConfig:
 # --- Attempts --------------------------------------------------------------------------------------------------------
 
 
+VERSIONS: Final = ("resources_version", "policy_version", "policy_version_min", "policy_version_max")
+"""Fields of an attempt that are optional numbers."""
+
+
 def attempt_to_proto(attempt: Attempt) -> rollout_pb2.Attempt:
     return rollout_pb2.Attempt(
         rollout_id=attempt.rollout_id,
@@ -180,6 +191,8 @@ def attempt_to_proto(attempt: Attempt) -> rollout_pb2.Attempt:
         last_heartbeat_time=optional_timestamp_to_proto(attempt.last_heartbeat_time),
         metadata_json=optional_json_to_proto(attempt.metadata, "metadata"),
         counts=None if attempt.counts else False,
+        resources_id=optional_text_to_proto(attempt.resources_id, "resources_id"),
+        **{name: getattr(attempt, name) for name in VERSIONS},
     )
 
 
@@ -196,6 +209,11 @@ def attempt_from_proto(message: rollout_pb2.Attempt, field: str) -> Attempt:
         "last_heartbeat_time": _optional_time(message, "last_heartbeat_time", field),
         "metadata": metadata_from_proto(message, field),
         "counts": message.counts if message.HasField("counts") else True,
+        "resources_id": message.resources_id if message.HasField("resources_id") else None,
+        **{
+            name: not_negative(getattr(message, name), f"{field}.{name}") if message.HasField(name) else None
+            for name in VERSIONS
+        },
     }
     return construct(Attempt, values)
 
@@ -210,6 +228,8 @@ def resources_to_proto(resources: ResourcesUpdate) -> resources_pb2.Resources:
         create_time=timestamp_to_proto(resources.create_time),
         update_time=timestamp_to_proto(resources.update_time),
         version=resources.version,
+        policy_version=resources.policy_version,
+        run=optional_text_to_proto(resources.run, "run"),
     )
 
 
@@ -222,6 +242,8 @@ def resources_from_proto(message: resources_pb2.Resources, field: str) -> Resour
         "create_time": timestamp_from_proto(message.create_time, f"{field}.create_time"),
         "update_time": timestamp_from_proto(message.update_time, f"{field}.update_time"),
         "version": message.version,
+        "policy_version": message.policy_version,
+        "run": message.run if message.HasField("run") else None,
     }
     return validated(ResourcesUpdate, values, field)
 

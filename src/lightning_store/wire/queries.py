@@ -203,6 +203,8 @@ def filters_to_proto(query: RolloutQuery) -> rollout_pb2.RolloutFilters | None:
         start_time_min=optional_timestamp_to_proto(query.start_time_min),
         start_time_max=optional_timestamp_to_proto(query.start_time_max),
         end_reason_in=None if reasons is None else texts_to_proto(reasons, "end_reason_in"),
+        policy_version_min=query.policy_version_min,
+        policy_version_max=query.policy_version_max,
     )
     return message if message.ListFields() else None
 
@@ -224,6 +226,10 @@ def filters_from_proto(request: FilteredRequest) -> RolloutFilters:
         found["start_time_min"] = timestamp_from_proto(message.start_time_min, "filters.start_time_min")
     if has("start_time_max"):
         found["start_time_max"] = timestamp_from_proto(message.start_time_max, "filters.start_time_max")
+    if has("policy_version_min"):
+        found["policy_version_min"] = message.policy_version_min
+    if has("policy_version_max"):
+        found["policy_version_max"] = message.policy_version_max
     if has("end_reason_in"):
         found["end_reason_in"] = cast(list[EndReason], list(message.end_reason_in.values))  # which the query checks
     return found

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from lightning_store import json_text
 from lightning_store.backends.records import AttemptRecord, NewRollout, RolloutRecord, RolloutRow
@@ -59,6 +59,11 @@ def attempt_record_to_proto(record: AttemptRecord) -> rollout_pb2.Attempt:
         worker_id=record.worker_id,
         metadata_json=_as_utf8(record.metadata_json),
         counts=None if record.counts else False,
+        resources_id=record.resources_id,
+        resources_version=record.resources_version,
+        policy_version=record.policy_version,
+        policy_version_min=record.policy_version_min,
+        policy_version_max=record.policy_version_max,
     )
     write_timestamp(message.start_time, record.start_time)
     write_timestamp(message.end_time, record.end_time)
@@ -120,38 +125,12 @@ _ATTEMPT_COLUMNS: Final = {path: path for path in _COLUMN_READERS}
 
 
 def _config_to_proto(config: RolloutConfig) -> rollout_pb2.RolloutConfig:
-    key = (
-        config.timeout_seconds,
-        config.unresponsive_seconds,
-        config.max_attempts,
-        tuple(config.retry_condition),
-        config.retry_delay_seconds,
-        config.retry_backoff,
-        config.retry_position,
-    )
-    return _known_config(*key)
+    return _known_config(*(tuple(one) if isinstance(one, list) else one for one in config.__dict__.values()))
 
 
 @lru_cache(CONFIGS_MAX)
-def _known_config(
-    timeout_seconds: float | None,
-    unresponsive_seconds: float | None,
-    max_attempts: int,
-    retry_condition: tuple[AttemptStatus, ...],
-    retry_delay_seconds: float,
-    retry_backoff: float,
-    retry_position: Literal["head", "tail"],
-) -> rollout_pb2.RolloutConfig:
-    config = RolloutConfig(
-        timeout_seconds=timeout_seconds,
-        unresponsive_seconds=unresponsive_seconds,
-        max_attempts=max_attempts,
-        retry_condition=list(retry_condition),
-        retry_delay_seconds=retry_delay_seconds,
-        retry_backoff=retry_backoff,
-        retry_position=retry_position,
-    )
-    return config_to_proto(config)
+def _known_config(*values: Any) -> rollout_pb2.RolloutConfig:
+    return config_to_proto(RolloutConfig(**dict(zip(RolloutConfig.model_fields, values, strict=True))))
 
 
 # --- Rows that are asked for again and again -------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 
 from lightning_store.model import TIME_MAX_SECONDS, AttemptUpdate, ReturnWhen, RolloutUpdate, Unset
-from lightning_store.v1 import rollout_pb2, span_pb2, worker_pb2
+from lightning_store.v1 import resources_pb2, rollout_pb2, span_pb2, worker_pb2
 from lightning_store.wire import enums
 from lightning_store.wire.checks import (
     INT32_MAX,
@@ -44,6 +44,27 @@ def idempotency_key_from_proto(request: rollout_pb2.EnqueueRolloutsRequest) -> s
     if not request.HasField("idempotency_key"):
         return None
     return required_text(request.idempotency_key, "idempotency_key")
+
+
+# --- Resources -------------------------------------------------------------------------------------------------------
+
+
+def run_from_proto(
+    request: resources_pb2.GetLatestResourcesRequest
+    | resources_pb2.AddResourcesRequest
+    | resources_pb2.UpdateResourcesRequest,
+) -> dict[str, Any]:
+    """The keyword ``run``, if it is there: a store need not know of it."""
+    return {"run": required_text(request.run, "run")} if request.HasField("run") else {}
+
+
+def policy_from_proto(
+    request: resources_pb2.AddResourcesRequest | resources_pb2.UpdateResourcesRequest,
+) -> dict[str, Any]:
+    """The keywords ``run`` and ``policy_version``, as far as they are there."""
+    if not request.HasField("policy_version"):
+        return run_from_proto(request)
+    return {**run_from_proto(request), "policy_version": not_negative(request.policy_version, "policy_version")}
 
 
 # --- Updates ---------------------------------------------------------------------------------------------------------

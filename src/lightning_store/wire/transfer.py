@@ -78,6 +78,7 @@ def _rollout_record(message: rollout_pb2.Rollout, field: str) -> RolloutRecord:
         config=rollout.config,
         metadata_json=message.metadata_json if message.HasField("metadata_json") else None,
         priority=rollout.priority,
+        end_reason=rollout.end_reason,
     )
 
 
@@ -94,6 +95,11 @@ def _attempt_record(message: rollout_pb2.Attempt, field: str) -> AttemptRecord:
         last_heartbeat_time=attempt.last_heartbeat_time,
         metadata_json=message.metadata_json if message.HasField("metadata_json") else None,
         counts=attempt.counts,
+        resources_id=attempt.resources_id,
+        resources_version=attempt.resources_version,
+        policy_version=attempt.policy_version,
+        policy_version_min=attempt.policy_version_min,
+        policy_version_max=attempt.policy_version_max,
     )
 
 
@@ -117,6 +123,8 @@ def resources_record_from_proto(message: resources_pb2.Resources, field: str) ->
         create_time=resources.create_time,
         update_time=resources.update_time,
         version=resources.version,
+        policy_version=resources.policy_version,
+        run=resources.run,
     )
 
 

@@ -241,6 +241,7 @@ class MemoryData(Loaded):
         """Candidates for eviction: a heap of end time, ordinal and id, with some that are out of date."""
         self._resources: dict[str, ResourcesRecord] = {}
         self._latest_resources: str | None = None
+        self._newest_resources: dict[str | None, str] = {}
         self._workers: dict[str, WorkerRecord] = {}
         self._replies = replies
         self._attempts = 0
@@ -287,6 +288,10 @@ class MemoryData(Loaded):
 
     def latest_resources(self) -> ResourcesRecord | None:
         return None if self._latest_resources is None else self._resources[self._latest_resources]
+
+    def newest_resources(self, run: str | None) -> ResourcesRecord | None:
+        newest = self._newest_resources.get(run)
+        return None if newest is None else self._resources[newest]
 
     def is_taken(self, rollout_id: str, attempt_id: str | None = None) -> bool:
         entry = self._rollouts.get(rollout_id)
@@ -355,6 +360,10 @@ class MemoryData(Loaded):
             self.other_bytes += _put(self._workers, worker_id, worker)
         for resources_id, resources in changes.resources.items():
             self.other_bytes += _put(self._resources, resources_id, resources)
+            if resources is not None:
+                newest = self.newest_resources(resources.run)
+                if newest is None or resources.policy_version > newest.policy_version:
+                    self._newest_resources[resources.run] = resources_id
         self._latest_resources = changes.latest_resources or self._latest_resources
         for reply in changes.replies.values():
             self._replies.put(reply)
@@ -633,6 +642,9 @@ class _Snapshot(Snapshot):
 
     async def resources(self, resources_id: str | None) -> ResourcesRecord | None:
         return self._data.latest_resources() if resources_id is None else self._data.resources(resources_id)
+
+    async def newest_resources(self, run: str | None) -> ResourcesRecord | None:
+        return self._data.newest_resources(run)
 
     async def worker(self, worker_id: str) -> WorkerRecord | None:
         return self._data.worker(worker_id)

@@ -44,7 +44,7 @@ from lightning_store.backends.records import (
 from lightning_store.backends.sqlite import reading, rows, storing
 from lightning_store.backends.sqlite.errors import REPLACED, as_store_error, primary_code, store_errors
 from lightning_store.backends.sqlite.file import Durability, FileLock, file_identity, open_writer, wal_bytes
-from lightning_store.backends.sqlite.loading import Pacer, SqliteLoaded, load, next_deadline
+from lightning_store.backends.sqlite.loading import Pacer, SqliteLoaded, load, newest_resources, next_deadline
 from lightning_store.backends.sqlite.network import network_type
 from lightning_store.backends.sqlite.readers import Reader, Readers
 from lightning_store.backends.sqlite.replies import ReplyIndex
@@ -443,6 +443,9 @@ class _Snapshot(Snapshot):
 
     async def resources(self, resources_id: str | None) -> ResourcesRecord | None:
         return self._read(reading.resources, resources_id)
+
+    async def newest_resources(self, run: str | None) -> ResourcesRecord | None:
+        return self._read(newest_resources, run)
 
     async def worker(self, worker_id: str) -> WorkerRecord | None:
         return self._read(reading.worker, worker_id)

@@ -141,6 +141,7 @@ RULES: Final = (
         """
         SELECT rollout_id || ' (' || status || ')' FROM rollouts
         WHERE (end_reason IS NOT NULL) <> (status IN ('failed', 'cancelled'))
+            AND NOT (status = 'succeeded' AND end_reason = 'stale')
         """,
     ),
     _Rule(

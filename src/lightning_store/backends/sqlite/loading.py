@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from lightning_store.backends.base import AttemptKey, Due, Needs
 from lightning_store.backends.loaded import LoadedRecords
+from lightning_store.backends.records import ResourcesRecord
 from lightning_store.backends.sqlite import rows
 from lightning_store.backends.sqlite.replies import ReplyIndex
 from lightning_store.backends.sqlite.rows import RolloutEntry, Totals
@@ -205,7 +206,11 @@ async def _load_spans(connection: Connection, needs: Needs, into: SqliteLoaded, 
 
 
 def _load_resources(connection: Connection, needs: Needs, into: SqliteLoaded) -> None:
-    missing = needs.resources - into.resources_by_id.keys()
+    bound = (into.rollouts[rollout_id] for rollout_id in into.queued) if needs.claims else ()
+    wanted = needs.resources.union(
+        one.resources_id for one in bound if one is not None and one.resources_id is not None
+    )
+    missing = wanted - into.resources_by_id.keys()
     for found in rows.select_in(connection, rows.SELECT_RESOURCES_BY_ID, missing):
         into.resources_by_id.update((row[0], rows.resources_of(row)) for row in found)
     for resources_id in missing:
@@ -213,6 +218,14 @@ def _load_resources(connection: Connection, needs: Needs, into: SqliteLoaded) ->
     if needs.latest_resources and None not in into.latest:
         row = connection.execute(rows.SELECT_LATEST_RESOURCES).fetchone()
         into.latest[None] = None if row is None else rows.resources_of(row)
+    for run in needs.newest_resources - into.newest.keys():
+        into.newest[run] = newest_resources(connection, run)
+
+
+def newest_resources(connection: Connection, run: str | None) -> ResourcesRecord | None:
+    """The resources of a run that have the greatest policy version."""
+    [*found] = rows.fetch(connection, rows.SELECT_NEWEST_RESOURCES, [run])
+    return rows.resources_of(found[0]) if found else None
 
 
 def _load_replies(connection: Connection, request_ids: set[str], into: SqliteLoaded, replies: ReplyIndex) -> None:

@@ -127,16 +127,14 @@ class _Table(Generic[T]):
         return dict(self.elsewhere).get(name, f"t.{name}")
 
 
+_OF_LATEST_ATTEMPT: Final = "(SELECT {} FROM attempts WHERE rollout = t.number AND attempt_id = t.latest_attempt_id)"
 _ROLLOUTS: Final[_Table[RolloutRow]] = _Table(
     "rollouts t",
     rows.SELECT_ROLLOUTS_BY_NUMBER,
     lambda row: rows.rollout_entry(row).row,
     (
         ("metadata_json", "(SELECT metadata_json FROM payloads WHERE rollout = t.number)"),
-        (
-            "worker_id",
-            "(SELECT worker_id FROM attempts WHERE rollout = t.number AND attempt_id = t.latest_attempt_id)",
-        ),
+        *((one, _OF_LATEST_ATTEMPT.format(one)) for one in ("worker_id", "policy_version")),
     ),
 )
 _ATTEMPTS: Final[_Table[AttemptRecord]] = _Table(

@@ -208,12 +208,9 @@ def rollout_columns(record: RolloutRecord) -> tuple[Any, ...]:
 
 
 _DEFAULT_CONFIG: Final = RolloutConfig()
-_LATER_DEFAULTS: Final[list[Any]] = [
-    _DEFAULT_CONFIG.retry_delay_seconds,
-    _DEFAULT_CONFIG.retry_backoff,
-    _DEFAULT_CONFIG.retry_position,
-]
-"""Of what the first formats do not have."""
+_LATER: Final = ("retry_delay_seconds", "retry_backoff", "retry_position", "bind", "max_staleness", "on_stale")
+"""What the first formats do not have, in the order in which it came."""
+_LATER_DEFAULTS: Final = [getattr(_DEFAULT_CONFIG, one) for one in _LATER]
 
 
 def config_text(config: RolloutConfig) -> str | None:
@@ -226,7 +223,7 @@ def config_text(config: RolloutConfig) -> str | None:
         config.max_attempts,
         list(config.retry_condition),
     ]
-    later = [config.retry_delay_seconds, config.retry_backoff, config.retry_position]
+    later = [getattr(config, one) for one in _LATER]
     if later != _LATER_DEFAULTS:
         columns += later
     return json.dumps(columns)
@@ -238,22 +235,21 @@ def config_of(text: str | None) -> RolloutConfig:
     if text is None:
         return _DEFAULT_CONFIG
     timeout_seconds, unresponsive_seconds, max_attempts, retry_condition, *later = json.loads(text)
-    retry_delay_seconds, retry_backoff, retry_position = later or _LATER_DEFAULTS
     return RolloutConfig(
         timeout_seconds=timeout_seconds,
         unresponsive_seconds=unresponsive_seconds,
         max_attempts=max_attempts,
         retry_condition=retry_condition,
-        retry_delay_seconds=retry_delay_seconds,
-        retry_backoff=retry_backoff,
-        retry_position=retry_position,
+        **dict(zip(_LATER, later, strict=False)),
     )
 
 
-_SELECT_ATTEMPTS: Final = """
-    SELECT a.number, a.rollout, r.rollout_id, a.attempt_id, a.sequence_id, a.start_time, a.end_time, a.status,
-        a.worker_id, a.last_heartbeat_time, a.metadata_json, a.counts
-    FROM {}
+_ATTEMPT_COLUMNS: Final = AttemptRecord._fields[2:]
+"""But for those that tell which one it is."""
+_COUNTS: Final = 2 + AttemptRecord._fields.index("counts")
+_SELECT_ATTEMPTS: Final = f"""
+    SELECT a.number, a.rollout, r.rollout_id, a.attempt_id, {", ".join(f"a.{one}" for one in _ATTEMPT_COLUMNS)}
+    FROM {{}}
 """
 SELECT_ATTEMPTS_BY_KEY: Final = "WITH keys (rollout_id, attempt_id) AS (VALUES (?*))" + _SELECT_ATTEMPTS.format(
     "keys k CROSS JOIN rollouts r ON r.rollout_id = k.rollout_id"
@@ -266,19 +262,14 @@ SELECT_ATTEMPTS_BY_NUMBER: Final = _SELECT_ATTEMPTS.format(
 
 def attempt_of(row: tuple[Any, ...]) -> AttemptRecord:
     """Of a row of one of these statements."""
-    return AttemptRecord._make((*row[2:-1], bool(row[-1])))
+    return AttemptRecord._make((*row[2:_COUNTS], bool(row[_COUNTS]), *row[_COUNTS + 1 :]))
 
 
-INSERT_ATTEMPT: Final = """
-    INSERT INTO attempts (sequence_id, start_time, end_time, status, worker_id, last_heartbeat_time, metadata_json,
-        counts, number, rollout, attempt_id)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT_ATTEMPT: Final = f"""
+    INSERT INTO attempts ({", ".join(_ATTEMPT_COLUMNS)}, number, rollout, attempt_id)
+    VALUES ({", ".join("?" * len(_ATTEMPT_COLUMNS))}, ?, ?, ?)
 """
-UPDATE_ATTEMPT: Final = """
-    UPDATE attempts SET sequence_id = ?, start_time = ?, end_time = ?, status = ?, worker_id = ?,
-        last_heartbeat_time = ?, metadata_json = ?, counts = ?
-    WHERE number = ?
-"""
+UPDATE_ATTEMPT: Final = f"UPDATE attempts SET {', '.join(f'{one} = ?' for one in _ATTEMPT_COLUMNS)} WHERE number = ?"
 
 # --- Spans -----------------------------------------------------------------------------------------------------------
 
@@ -309,21 +300,25 @@ INSERT_SPAN: Final = """
 
 def span_of(row: tuple[Any, ...]) -> SpanRecord:
     """Of a row of ``SELECT_SPANS_BY_NUMBER``."""
-    return SpanRecord._make(row[1:])
+    return SpanRecord(*row[1:])
 
 
 # --- Resources, workers, replies -------------------------------------------------------------------------------------
 
-_RESOURCES: Final = "resources_id, resources_json, create_time, update_time, version"
+_RESOURCES: Final = ", ".join(ResourcesRecord._fields)
 SELECT_RESOURCES_BY_ID: Final = f"SELECT {_RESOURCES} FROM resources WHERE resources_id IN (?*)"
 SELECT_RESOURCES_BY_NUMBER: Final = f"SELECT number, {_RESOURCES} FROM resources WHERE number IN (?*)"
 SELECT_LATEST_RESOURCES: Final = (
     f"SELECT {_RESOURCES} FROM resources WHERE resources_id = (SELECT latest_resources FROM totals)"
 )
+SELECT_NEWEST_RESOURCES: Final = (
+    f"SELECT {_RESOURCES} FROM resources WHERE run IS ? ORDER BY policy_version DESC, number LIMIT 1"
+)
 PUT_RESOURCES: Final = f"""
-    INSERT INTO resources ({_RESOURCES}) VALUES (?, ?, ?, ?, ?)
-    ON CONFLICT (resources_id) DO UPDATE SET resources_json = excluded.resources_json,
-        create_time = excluded.create_time, update_time = excluded.update_time, version = excluded.version
+    INSERT INTO resources ({_RESOURCES}) VALUES ({", ".join("?" * len(ResourcesRecord._fields))})
+    ON CONFLICT (resources_id) DO UPDATE SET {
+    ", ".join(f"{one} = excluded.{one}" for one in ResourcesRecord._fields[1:])
+}
 """
 resources_of = ResourcesRecord._make
 

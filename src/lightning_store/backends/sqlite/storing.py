@@ -249,7 +249,7 @@ class _Writer:
             totals.spans += 1
             totals.span_bytes += size_bytes
             added_bytes[rollout_id] = added_bytes.get(rollout_id, 0) + size_bytes
-            inserted.append((totals.last_span, rollout, attempt, *span[2:]))
+            inserted.append((totals.last_span, rollout, attempt, *span[2:-1]))
             if len(inserted) >= ROWS_AT_ONCE:
                 await self._execute_many(rows.INSERT_SPAN, inserted)
                 inserted = []

@@ -37,6 +37,7 @@ from lightning_store.testing.contract.training import (
     RetryDelaysContract,
     UncountedAttemptsContract,
 )
+from lightning_store.testing.contract.versions import PolicyVersionsContract, StalenessContract
 from lightning_store.testing.contract.waiting import WaitingContract
 from lightning_store.testing.contract.waiting_for_any import WaitingForAnyContract
 from lightning_store.testing.contract.watchdog import DeadlinesContract, PausesContract, WatchdogContract
@@ -87,6 +88,8 @@ class StoreContract(
     PrioritiesContract,
     ReservedMetadataContract,
     UncountedAttemptsContract,
+    PolicyVersionsContract,
+    StalenessContract,
     RequestIdsContract,
 ):
     """Every fact of the contract, to be run on any store::
