@@ -15,6 +15,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from lightning_store.clock import Clock, SystemClock
 from lightning_store.in_memory import REPLAY_ENTRIES_MAX as REPLAY_ENTRIES_MAX
 from lightning_store.in_memory import REPLAY_WINDOW_SECONDS as REPLAY_WINDOW_SECONDS
 from lightning_store.in_memory import InMemoryLightningStore
@@ -66,13 +67,14 @@ class GrpcServer:
     InvalidArgumentError if the tokens or the certificate cannot be read.
     """
 
-    def __init__(self, store: LightningStore, config: ServerConfig) -> None:
+    def __init__(self, store: LightningStore, config: ServerConfig, clock: Clock | None = None) -> None:
         self._store = store
         self._config = config
         self._admission = Admission(config)
-        self._tls = tls_of(config)
-        self._access = access_of(config)
-        self._servicer = SessionServicer(store, config, self._admission, self._access)
+        self._clock: Clock = clock if clock is not None else SystemClock()
+        self._tls = tls_of(config, self._clock)
+        self._access = access_of(config, self._clock)
+        self._servicer = SessionServicer(store, config, self._admission, self._access, self._clock)
         self._ingest = TraceIngest(store)
         self._servicer.rejections = self._ingest.rejections
         self._health = HealthServicer()
@@ -159,13 +161,17 @@ class GrpcServer:
         return [*observers, ErrorInterceptor(), *access, deadline, AdmissionInterceptor(self._admission)]
 
     async def stop(self, grace_seconds: float | None = None) -> bool:
-        """Drain: health turns NOT_SERVING, waits end as UNAVAILABLE, the other calls get ``grace_seconds`` to finish
-        (None: as configured). Whether all of them did."""
+        """Drain: health turns NOT_SERVING; then, after the configured delay, waits end as UNAVAILABLE, and the other
+        calls get ``grace_seconds`` to finish (None: as configured). Whether all of them did."""
         server, self._server = self._server, None
         if server is None:
             return True
         grace = self._config.grace_seconds if grace_seconds is None else grace_seconds
         await self._health.drain()
+        if self._config.drain_delay_seconds:
+            if self._http is not None:
+                self._http.note_leaving()
+            await self._clock.sleep(self._config.drain_delay_seconds)
         if self._http is not None:
             self._http.drain()
         self._servicer.drain()
@@ -186,16 +192,16 @@ class GrpcServer:
             await self._server.wait_for_termination()
 
 
-def tls_of(config: ServerConfig) -> ServerTls | None:
+def tls_of(config: ServerConfig, clock: Clock | None = None) -> ServerTls | None:
     """What the server speaks TLS with, if it does. InvalidArgumentError if that cannot be read."""
     if config.tls_cert is None or config.tls_key is None:
         return None
-    return ServerTls(config.tls_cert, config.tls_key, config.tls_client_ca)
+    return ServerTls(config.tls_cert, config.tls_key, config.tls_client_ca, clock)
 
 
-def access_of(config: ServerConfig) -> Access | None:
+def access_of(config: ServerConfig, clock: Clock | None = None) -> Access | None:
     """Who may make calls; None for everybody. InvalidArgumentError if the tokens cannot be read."""
-    return None if config.auth_tokens is None else Access(config.auth_tokens)
+    return None if config.auth_tokens is None else Access(config.auth_tokens, clock)
 
 
 def _bind(server: grpc.aio.Server, config: ServerConfig, tls: ServerTls | None) -> int:

@@ -25,6 +25,11 @@ SECONDS_MAX: Final = INT32_MAX // 1000
 UNIX_PATH_BYTES_MAX: Final = 107
 """What fits into the address of a socket, on Linux."""
 SECONDS: Final = ("wait_seconds_max", "keepalive_seconds", "keepalive_timeout_seconds")
+MOVE_AFTER: Final = (1.1, 1.2)
+"""When sessions move on, in ages of connections: gRPC's own age varies by a tenth. Had a session ended before its
+connection has refused new streams, the next one would be on the same connection."""
+CONNECTION_GRACE_SECONDS: Final = 360.0
+"""What calls and feeds may take when their connection is to end; the longest that the table of methods has is 300 s."""
 POSITIVE: Final = (
     "max_message_bytes",
     "calls_max",
@@ -87,6 +92,12 @@ class ServerConfig:
     """Bytes in one List reply or one StreamQuery message, unless a single row is larger."""
     wait_seconds_max: float = 20.0
     """How long one WaitForRollouts may hold; clients ask again. Below the idle limits of common proxies."""
+    max_connection_age_seconds: float = 0.0
+    """A connection of gRPC that is older takes no further calls (give or take a tenth), so that its client connects
+    anew, to another server perhaps; what is under way goes on. 0: never."""
+    drain_delay_seconds: float = 0.0
+    """When the server is told to stop it is not ready any more, and for so long takes calls as before: load balancers
+    notice."""
     grace_seconds: float = 10.0
     """How long calls that are under way may take when the server is told to stop."""
     keepalive_seconds: float = 20.0
@@ -110,6 +121,13 @@ class ServerConfig:
             message = f"unix_path is {self.unix_path!r}; the path of a socket has {UNIX_PATH_BYTES_MAX} bytes at most"
             raise InvalidArgumentError(message, field="unix_path")
         self._check_access()
+        self._check_numbers()
+        for origin in self.http_cors_origins:
+            if not re.fullmatch(r"https?://[^/\s]+", origin):
+                message = f"http_cors_origins has {origin!r}; an origin is like https://example.org, without a path"
+                raise InvalidArgumentError(message, field="http_cors_origins")
+
+    def _check_numbers(self) -> None:
         for name in POSITIVE:
             if not getattr(self, name) > 0:
                 raise InvalidArgumentError(f"{name} is {getattr(self, name)}; give more than 0", field=name)
@@ -117,12 +135,10 @@ class ServerConfig:
             if getattr(self, name) > SECONDS_MAX:
                 message = f"{name} is {getattr(self, name)}; give {SECONDS_MAX} s or less"
                 raise InvalidArgumentError(message, field=name)
-        for origin in self.http_cors_origins:
-            if not re.fullmatch(r"https?://[^/\s]+", origin):
-                message = f"http_cors_origins has {origin!r}; an origin is like https://example.org, without a path"
-                raise InvalidArgumentError(message, field="http_cors_origins")
-        if not self.grace_seconds >= 0:
-            raise InvalidArgumentError(f"grace_seconds is {self.grace_seconds}; give 0 or more", field="grace_seconds")
+        for name in ("max_connection_age_seconds", "drain_delay_seconds", "grace_seconds"):
+            if not 0 <= getattr(self, name) <= SECONDS_MAX:
+                message = f"{name} is {getattr(self, name)}; give 0 to {SECONDS_MAX} s"
+                raise InvalidArgumentError(message, field=name)
 
     def _check_access(self) -> None:
         if (self.tls_cert is None) is not (self.tls_key is None):
@@ -154,7 +170,16 @@ class ServerConfig:
 
     def channel_options(self) -> list[tuple[str, int]]:
         """The settings that gRPC itself acts on."""
+        age: list[tuple[str, int]] = []
+        if self.max_connection_age_seconds:
+            # A session that begins last has moved on by itself before the connection is closed, as have its calls.
+            grace = MOVE_AFTER[1] * self.max_connection_age_seconds + CONNECTION_GRACE_SECONDS
+            age = [
+                ("grpc.max_connection_age_ms", _milliseconds(self.max_connection_age_seconds)),
+                ("grpc.max_connection_age_grace_ms", _milliseconds(grace)),
+            ]
         return [
+            *age,
             # Two servers on one port would each get half of the calls: refuse the port instead.
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", self.max_message_bytes),
@@ -174,3 +199,7 @@ class ServerConfig:
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
             ("grpc.http2.max_ping_strikes", 0),
         ]
+
+
+def _milliseconds(seconds: float) -> int:
+    return min(INT32_MAX, max(1, round(seconds * 1000)))

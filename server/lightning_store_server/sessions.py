@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -19,6 +20,7 @@ import grpc.aio
 from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 
+from lightning_store.clock import Clock, SystemClock, Timer
 from lightning_store.errors import InvalidArgumentError, StoreError, StoreUnavailableError, UnsupportedError
 from lightning_store.store import LightningStore
 from lightning_store.text import clipped, printable
@@ -36,7 +38,7 @@ from lightning_store.wire.methods import (
 )
 from lightning_store_server.access import Access, Caller, bearer_digest, note_caller
 from lightning_store_server.admission import WAITS, Admission, Slot
-from lightning_store_server.config import ServerConfig
+from lightning_store_server.config import MOVE_AFTER, ServerConfig
 from lightning_store_server.interceptors import (
     CallerGoneError,
     Context,
@@ -62,6 +64,8 @@ SEVERAL_TURNS: Final = frozenset(
 METHOD_CHARS_MAX: Final = 100
 """Characters of an unknown method's name that are logged and told."""
 PATH: Final = f"/{SERVICE}/{SESSION}"
+MOVE_SECONDS: Final = 30.0
+"""How long a caller that is asked to move on may make calls all the same, as one that does not know of that does."""
 Judge: TypeAlias = Callable[[], Caller]
 """Who makes the calls of a session, as of now; UnauthenticatedError once the token counts no longer."""
 
@@ -70,11 +74,18 @@ class SessionServicer(StoreServicer):
     """The service with its sessions."""
 
     def __init__(
-        self, store: LightningStore, config: ServerConfig, admission: Admission, access: Access | None = None
+        self,
+        store: LightningStore,
+        config: ServerConfig,
+        admission: Admission,
+        access: Access | None = None,
+        clock: Clock | None = None,
     ) -> None:
-        """``access`` knows who may make calls; None for everybody."""
+        """``access`` knows who may make calls; None for everybody. ``clock`` tells when a session is to move on."""
         super().__init__(store, config)
         self._access = access
+        self._clock: Clock = clock if clock is not None else SystemClock()
+        self._age_seconds = config.max_connection_age_seconds
         self._calls = _Calls(
             {name: self._rpc(method) for name, method in METHODS.items() if not method.streams},
             admission,
@@ -120,6 +131,12 @@ class SessionServicer(StoreServicer):
         self._sessions.add(session)
         if self._draining:
             session.take_no_more()
+        moving: list[Timer] = []
+        if self._age_seconds:
+            after = random.uniform(*MOVE_AFTER) * self._age_seconds
+            moving.append(self._clock.call_later(after, session.move_on))
+            end = partial(session.take_no_more, "this session is as old as it may be; make the call on another")
+            moving.append(self._clock.call_later(after + MOVE_SECONDS, end))
         try:
             await context.send_initial_metadata((ACCEPTED_METADATA,))
             await session.serve(request_iterator)
@@ -127,6 +144,8 @@ class SessionServicer(StoreServicer):
             await abort(PATH, context, error)
         finally:
             self._sessions.discard(session)
+            for timer in moving:
+                timer.cancel()
 
 
 class _Ended(NamedTuple):
@@ -245,6 +264,9 @@ class _Session:
         self._sending = False
         self._sender: asyncio.Task[None] | None = None
         self._draining = False
+        self._refusal = ""
+        self._moving_on = False
+        """Whether the caller is still to be told."""
         self._failure: Exception | None = None
         """Why nothing more can be read, or sent."""
         self._over = asyncio.Event()
@@ -267,10 +289,16 @@ class _Session:
             finally:
                 del failure  # which knows this frame
 
-    def take_no_more(self) -> None:
+    def take_no_more(self, why: str = "the server is shutting down; try again when it is back") -> None:
         """Refuse what comes from now on, and end when the calls that are under way have ended."""
         self._draining = True
+        self._refusal = why
         self._note_whether_over()
+
+    def move_on(self) -> None:
+        """Ask the caller to make further calls on another stream."""
+        self._moving_on = True
+        self._send()
 
     # --- Reading -----------------------------------------------------------------------------------------------------
 
@@ -294,7 +322,7 @@ class _Session:
         if call.id in self._under_way:
             raise InvalidArgumentError(f"the id {call.id} belongs to a call that is under way", field="calls.id")
         if self._draining:
-            error = StoreUnavailableError("the server is shutting down; try again when it is back")
+            error = StoreUnavailableError(self._refusal)
             self._ended.append(_Ended(call.id, b"", error_to_proto(error), None))
             self._send()
         elif self._calls.is_brief(call):
@@ -333,13 +361,16 @@ class _Session:
 
     def _send(self) -> None:
         """Send what has ended, after what is being sent, with all that ends in this turn of the event loop."""
-        if self._ended and not self._sending:
+        if (self._ended or self._moving_on) and not self._sending:
             self._sending = True
             self._sender = asyncio.create_task(self._send_all())
 
     async def _send_all(self) -> None:
         try:
-            while self._ended:
+            while self._ended or self._moving_on:
+                if self._moving_on:
+                    self._moving_on = False
+                    await self._write(SessionResponse(moving_on=True))
                 ended, self._ended = self._ended, []
                 try:
                     for run in _runs(ended):

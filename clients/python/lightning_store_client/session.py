@@ -83,7 +83,8 @@ class SessionUnsupported(Exception):
 
 
 class SessionRetired(Exception):
-    """The session was ended because this process forks. Make the call on a new one; the server may have it."""
+    """The session was ended because this process forks, or moves on. Make the call on a new one; the server may have
+    it."""
 
 
 class StreamCut(Exception):
@@ -114,7 +115,7 @@ class Session:
         self._sender = threading.Lock()
         """Held by the one who sends; nobody waits for it."""
         self._end: Exception | None = None
-        self._ending = threading.Lock()
+        self._ending = threading.RLock()  # the end of a call may be the work of a finalizer, in a thread that holds it
         """Held to take a call, and to end: so each call is either taken before the end or refused."""
         self._closed = False
         self._retired = False
@@ -202,8 +203,13 @@ class Session:
         self._end_if_retired()
 
     def _end_if_retired(self) -> None:
-        if self._retired and not self._waiting:
-            self._stream.cancel()
+        if not self._retired:
+            return
+        with self._ending:
+            if self._waiting or self._end is not None:
+                return
+            self._end = SessionRetired("the connection was given up before the call was sent")
+        self._stream.cancel()
 
     def close(self) -> None:
         """End the stream; calls that are under way end as cancelled."""
@@ -282,7 +288,10 @@ class Session:
 
     def _take(self, message: bytes) -> None:
         try:
-            self._hand_over(SessionResponse.FromString(message))
+            response = SessionResponse.FromString(message)
+            self._hand_over(response)
+            if response.moving_on:
+                self.retire()
         except DecodeError as error:
             with self._ending:
                 self._end = self._end or InternalError(f"the server sent what is no message of a session: {error}")

@@ -69,6 +69,7 @@ def backup(path: str, target: str) -> None:
     """Copy a store into FILE, also while a server has it open and calls come in.
 
     The copy is of one moment. It is a store of its own, with a new id: serve it, or put it in its place with restore.
+    It has the keys that resources hold, and is for its owner alone (0600).
     """
     with exiting(), progress_bar("backup") as progress:
         size_bytes = maintenance.back_up(path, target, progress=progress)

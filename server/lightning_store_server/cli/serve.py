@@ -221,6 +221,18 @@ Exit codes:
     help="How long one call may wait for rollouts; clients ask again.",
 )
 @seconds(
+    "--max-connection-age",
+    "max_connection_age_seconds",
+    default=DEFAULTS.max_connection_age_seconds,
+    help="Have clients connect anew after this long, give or take a tenth; 0 never.",
+)
+@seconds(
+    "--drain-delay",
+    "drain_delay_seconds",
+    default=DEFAULTS.drain_delay_seconds,
+    help="How long to take calls as before when told to stop, though not ready any more: until load balancers know.",
+)
+@seconds(
     "--grace",
     "grace_seconds",
     default=DEFAULTS.grace_seconds,
@@ -327,8 +339,8 @@ def serve(
 ) -> NoReturn:
     """Serve a store until SIGTERM, SIGINT or SIGHUP.
 
-    Prints one line when ready, with the endpoint. The first signal begins the drain: health turns NOT_SERVING, waits
-    end, calls under way may finish. A second one ends the process at once.
+    Prints one line when ready, with the endpoint. The first signal begins the drain: health turns NOT_SERVING, then,
+    after --drain-delay, waits end, and calls under way may finish. A second one ends the process at once.
     """
     if print_config:
         click.echo(settings_text(click.get_current_context()))

@@ -135,7 +135,8 @@ def export(
 ) -> None:
     """Write rollouts with their attempts and spans to a file, from a server that goes on meanwhile.
 
-    Resources are in it too, and workers unless rollouts are chosen. Each rollout is as it is at one moment.
+    Resources are in it too, with the keys that they hold, and workers unless rollouts are chosen. So the file is for
+    its owner alone (0600). Each rollout is as it is at one moment.
     """
     which: dict[str, Any] = {
         "status_in": statuses or None,

@@ -40,6 +40,8 @@ class Stage(StrEnum):
 
     STARTING = "starting"
     SERVING = "serving"
+    LEAVING = "leaving"
+    """Not ready any more, and answering as before."""
     DRAINING = "draining"
 
 

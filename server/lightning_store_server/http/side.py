@@ -72,6 +72,10 @@ class HttpSide:
         """The whole server takes calls."""
         self.lifecycle.stage = Stage.SERVING
 
+    def note_leaving(self) -> None:
+        """Be ready no longer, and answer as before."""
+        self.lifecycle.stage = Stage.LEAVING
+
     def drain(self) -> None:
         """Be ready no longer. Probes are still told so; other requests are refused."""
         self.lifecycle.stage = Stage.DRAINING
