@@ -19,6 +19,7 @@ from lightning_store_agentlightning import (
     GrpcLightningStore,
     InProcessLightningStore,
 )
+from lightning_store_server import ServerConfig
 from tests.agentlightning.forks import in_fork, tell
 from tests.processes.programs import free_port
 
@@ -165,7 +166,7 @@ def test_what_the_algorithm_hands_on_becomes_a_client():
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "127.0.0.1", "localhost"])
 def test_addresses(host):
-    made = strategy(server_host=host)
+    made = strategy(server_host=host, server_config=ServerConfig(insecure=True))
     in_fork(lambda: execute(made, nothing, until_stopped))
 
 

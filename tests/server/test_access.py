@@ -152,6 +152,20 @@ def test_what_is_no_token_is_refused(serve, path, metadata, said):
     assert type(outcome(lambda: list(session))) is UnauthenticatedError
 
 
+def test_a_flood_of_metadata_ends_its_own_call(serve, path):
+    doors = Doors(serve, path)
+    flood = tuple((f"x-{number}", "y" * 1000) for number in range(100))
+    request = server_pb2.GetServerInfoRequest()
+
+    def call(metadata):
+        return outcome(lambda: doors.served.stub.GetServerInfo(request, metadata=metadata, timeout=SAFETY_SECONDS))
+
+    own = with_token(doors.tokens[Role.READER])
+    assert isinstance(call(own + flood), ResourceExhaustedError)
+    assert isinstance(call(with_token("x" * 100_000)), ResourceExhaustedError)
+    assert call(own) is None
+
+
 def test_reflection_is_for_those_with_a_token(serve, path):
     doors = Doors(serve, path)
     ask = doors.served.channel.stream_stream("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo")

@@ -11,6 +11,7 @@ import threading
 import urllib.error
 import urllib.request
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 
 import pytest
 from google.rpc.status_pb2 import Status
@@ -19,12 +20,14 @@ from starlette.routing import Route
 
 from lightning_store import InMemoryLightningStore, InvalidArgumentError
 from lightning_store.testing import SAFETY_SECONDS
-from lightning_store_server import ServerConfig
+from lightning_store.wire.methods import Role
+from lightning_store_server import LightningStoreServer, ServerConfig
 from lightning_store_server.admission import Admission
 from lightning_store_server.http.app import Stage
 from lightning_store_server.http.limits import HttpLimits
 from lightning_store_server.http.side import HttpSide
 from lightning_store_server.otlp.ingest import TraceIngest
+from lightning_store_server.tokens import add_token
 
 
 def base_of(served):
@@ -334,6 +337,38 @@ def test_without_named_origins_no_page_may_call(serve):
     assert headers["Access-Control-Allow-Origin"] is None
 
 
+def test_on_loopback_a_page_cannot_have_its_own_name_lead_here(serve, tmp_path):
+    """DNS rebinding: the browser then sends the page's own host, and takes the answers for those of its server."""
+
+    def status_for(base, host):
+        return fetch(base + "/metrics", Host=host)[0]
+
+    base = base_of(serve(http_port=0, http_allowed_hosts=("Store.local",)))
+    port = base.rpartition(":")[2]
+    for host in ("evil.example", f"evil.example:{port}", "localhost.evil.example", "127.0.0.1.evil.example", "[evil]"):
+        assert status_for(base, host) == 421, host
+    for host in ("localhost", f"LOCALHOST:{port}", "a.localhost.", "127.0.0.1", f"[::1]:{port}", "store.local", ""):
+        assert status_for(base, host) == 200, host
+    # A simple request of another page needs no leave to be sent, and is refused for its type.
+    form = {"Content_Type": "text/plain", "Content_Length": "0", "Origin": ORIGIN}
+    assert fetch(base + "/v1/traces", "POST", **form)[0] == 415
+    tokens = str(tmp_path / "tokens.json")
+    token = add_token(tokens, "t", Role.READER, datetime.now(UTC))
+    with_tokens = base_of(serve(http_port=0, auth_tokens=tokens))
+    headers = {"Host": "store.example", "Authorization": f"Bearer {token}"}
+    assert fetch(with_tokens + "/metrics", **headers)[0] == 200
+    for path in ("/healthz/../metrics", "//metrics", "/%2e%2e/metrics", "/healthz/", "/metrics/"):
+        assert fetch(with_tokens + path)[0] == 401, path
+
+
+@pytest.mark.asyncio
+async def test_beyond_loopback_any_name_leads_to_the_server():
+    config = ServerConfig(http_port=0, insecure=True, metrics=False)
+    async with LightningStoreServer(InMemoryLightningStore(), "0.0.0.0", 0, config=config) as server:
+        url = server.otlp_traces_endpoint().replace("/v1/traces", "/readyz")
+        assert (await asyncio.to_thread(fetch, url, Host="store.svc.cluster.local"))[0] == 200
+
+
 @pytest.mark.parametrize(
     "origin", ["*", "example.org", "https://example.org/", "https://example.org/page", "ftp://x", ""]
 )
@@ -343,4 +378,4 @@ def test_an_origin_that_is_none_is_refused(origin):
 
 
 def test_stages_are_named_for_people():
-    assert [*map(str, Stage)] == ["starting", "serving", "draining"]
+    assert [*map(str, Stage)] == ["starting", "serving", "leaving", "draining"]

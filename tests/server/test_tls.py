@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pickle
 import socket
 import ssl
@@ -120,6 +121,8 @@ async def test_whom_the_client_does_not_trust_it_does_not_call(authority, tmp_pa
         assert server.endpoint in said
         await refusal(client_of(server, tls=True))
         await refusal(client_of(server))  # speaks no TLS
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.to_thread(said_in_plaintext, http_port_of(server)) == b""
         assert await works(client_of(server, tls=authority.path))
     plain = LightningStoreServer(InMemoryLightningStore(), port=0, config=ServerConfig(grace_seconds=0.0, http_port=0))
     async with plain:
@@ -138,11 +141,21 @@ async def test_a_server_may_ask_for_certificates_that_an_authority_issued(author
         for pair in (None, foreign, expired):
             shown = {} if pair is None else {"tls_client_cert": pair.cert, "tls_client_key": pair.key}
             await refusal(client_of(server, tls=authority.path, **shown))
-            http_port = int(server.otlp_traces_endpoint().split(":")[2].split("/")[0])
+            http_port = http_port_of(server)
             with pytest.raises((ssl.SSLError, ConnectionError)):
                 await asyncio.to_thread(probe_tls, http_port, authority, pair)
         assert await works(client_of(server, tls=authority.path, tls_client_cert=good.cert, tls_client_key=good.key))
         await asyncio.to_thread(probe_tls, http_port, authority, good)
+
+
+def http_port_of(server):
+    return int(server.otlp_traces_endpoint().split(":")[2].split("/")[0])
+
+
+def said_in_plaintext(port):
+    with socket.create_connection(("127.0.0.1", port), SAFETY_SECONDS) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        return connection.recv(100)
 
 
 def probe_tls(port, authority, pair):
@@ -165,7 +178,7 @@ async def test_a_server_shows_a_certificate_as_soon_as_it_is_there(authority, lo
     first = authority.issue()
     first_der = der_of(first)
     async with serving(first) as server:
-        ports = [server.bound_port, int(server.otlp_traces_endpoint().split(":")[2].split("/")[0])]
+        ports = [server.bound_port, http_port_of(server)]
 
         async def shown():
             return {await asyncio.to_thread(certificate_at, port, authority, alpn=["h2"]) for port in ports}
