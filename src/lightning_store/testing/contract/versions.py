@@ -99,7 +99,7 @@ class PolicyVersionsContract(ContractBase):
             await store.start_rollout(version)
         await store.enqueue_rollout("no attempt")
 
-        async def found(**filters: int) -> list[Any]:
+        async def found(**filters: Any) -> list[Any]:
             return [rollout.input for rollout in await store.query_rollouts(**filters)]
 
         assert await found(policy_version_min=4) == [4, 6]
