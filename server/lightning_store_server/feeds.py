@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Final, Generic, TypeVar, cast
 
-from lightning_store.rollout_feed import close_feed
+from lightning_store.feeds import close_feed
 
 T = TypeVar("T")
 

@@ -202,6 +202,8 @@ def _request_of(new: NewRollout) -> EnqueueRolloutRequest:
         config=new.config,
         metadata=json_text.loads(new.metadata_json, "metadata"),
         priority=new.priority,
+        group_id=new.group_id,
+        group_size=new.group_size,
     )
 
 
@@ -227,6 +229,8 @@ def _record_of(rollout: Rollout) -> RolloutRecord:
         metadata_json=None if rollout.metadata is None else json_text.dumps(rollout.metadata, "metadata"),
         end_reason=rollout.end_reason,
         priority=rollout.priority,
+        group_id=rollout.group_id,
+        group_size=rollout.group_size,
     )
 
 

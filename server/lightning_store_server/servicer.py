@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from contextlib import AbstractContextManager, aclosing
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -15,10 +15,10 @@ from lightning_store.engine.idempotency import request_scope
 from lightning_store.engine.operations import EnqueueRollouts, StartAttempt, StartRollout, UpdateAttempt
 from lightning_store.engine.transfer import Place, Selection
 from lightning_store.errors import InvalidArgumentError, StoreError, StoreUnavailableError
+from lightning_store.feeds import NOW, begun_feed
 from lightning_store.masking import masked
-from lightning_store.model import AttemptedRollout, CompletedRollout, Rollout, Worker
+from lightning_store.model import AttemptedRollout, CompletedRollout, Group, Rollout, Worker
 from lightning_store.outcomes import add_legal
-from lightning_store.rollout_feed import NOW, begun_feed
 from lightning_store.store import LightningStore
 from lightning_store.v1 import resources_pb2 as resources
 from lightning_store.v1 import rollout_pb2 as rollout
@@ -453,25 +453,73 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     ) -> AsyncIterator[rollout.WatchRolloutsResponse]:
         await context.send_initial_metadata((ACCEPTED_METADATA,))
         after = request.after or None
-        wanted, filters = selections.watched_from_proto(request), queries.filters_from_proto(request)
+        wanted, filters = selections.watched_from_proto(request)
         feed = self._store.watch_rollouts(wanted, after=after, **filters)
         if after == NOW:
             yield rollout.WatchRolloutsResponse(cursor=await begun_feed(feed))
+        async with aclosing(self._followed("WatchRollouts", feed, context)) as runs:
+            async for run in runs:
+                async for completions in batches(_completed_to_bytes, run or (), self._limits):
+                    yield with_rows(rollout.WatchRolloutsResponse(), "completions", completions)
+                if run is None:
+                    yield rollout.WatchRolloutsResponse(complete=True)
+
+    async def WatchGroups(
+        self, request: rollout.WatchGroupsRequest, context: Context
+    ) -> AsyncIterator[rollout.WatchGroupsResponse]:
+        await context.send_initial_metadata((ACCEPTED_METADATA,))
+        wanted, terms = selections.watched_groups_from_proto(request)
+        async with aclosing(self._followed("WatchGroups", self._store.watch_groups(wanted, **terms), context)) as runs:
+            async for run in runs:
+                async for groups in batches(_group_to_bytes, run or (), self._limits):
+                    yield with_rows(rollout.WatchGroupsResponse(), "groups", groups)
+                if run is None:
+                    yield rollout.WatchGroupsResponse(complete=True)
+
+    async def SetAdmission(
+        self, request: rollout.SetAdmissionRequest, context: Context
+    ) -> rollout.SetAdmissionResponse:
+        run = required_text(request.run, "run")
+        bound = request.max_open_groups if request.HasField("max_open_groups") else None
+        with _once(request, context):
+            admission = await self._store.set_admission(run, max_open_groups=bound, paused=request.paused)
+        return rollout.SetAdmissionResponse(admission=selections.admission_to_proto(admission))
+
+    async def MarkConsumed(
+        self, request: rollout.MarkConsumedRequest, context: Context
+    ) -> rollout.MarkConsumedResponse:
+        ids = [required_text(rollout_id, f"rollout_ids[{i}]") for i, rollout_id in enumerate(request.rollout_ids)]
+        consumer = required_text(request.consumer, "consumer")
+        with _once(request, context):
+            marked = await self._store.mark_consumed(consumer, ids, checkpoint=requests.checkpoint_from_proto(request))
+        return rollout.MarkConsumedResponse(rollout_ids=marked)
+
+    async def RewindConsumer(
+        self, request: rollout.RewindConsumerRequest, context: Context
+    ) -> rollout.RewindConsumerResponse:
+        consumer = required_text(request.consumer, "consumer")
+        with _once(request, context):
+            ids = await self._store.rewind_consumer(consumer, checkpoint=requests.checkpoint_from_proto(request))
+        return rollout.RewindConsumerResponse(rollout_ids=ids)
+
+    async def _followed(
+        self, rpc: str, feed: AsyncIterator[T], context: Context
+    ) -> AsyncGenerator[list[T] | None, None]:
+        """The items of a feed as they come, then None if it ends by itself."""
         runs = FeedRuns(feed)
         self._waits.add(runs)
         if self._draining:
             runs.cancel()
-        too_old = asyncio.get_running_loop().call_later(_stream_seconds(context, METHODS["WatchRollouts"]), runs.cancel)
+        too_old = asyncio.get_running_loop().call_later(_stream_seconds(context, METHODS[rpc]), runs.cancel)
         try:
             async for run in runs:
-                async for completions in batches(_completed_to_bytes, run, self._limits):
-                    yield with_rows(rollout.WatchRolloutsResponse(), "completions", completions)
+                yield run
         finally:
             too_old.cancel()
             runs.cancel()
             self._waits.discard(runs)
         if not runs.cancelled:
-            yield rollout.WatchRolloutsResponse(complete=True)
+            yield None
         elif self._draining:
             raise StoreUnavailableError("the server is shutting down; watch again when it is back")
 
@@ -522,6 +570,10 @@ def _span_record(message: span.NewSpan, field: str) -> SpanRecord | StoreError:
 
 def _completed_to_bytes(completed: CompletedRollout) -> bytes:
     return selections.completed_to_proto(completed).SerializeToString()
+
+
+def _group_to_bytes(group: Group) -> bytes:
+    return selections.group_to_proto(group).SerializeToString()
 
 
 def _less_margin(seconds: float) -> float:

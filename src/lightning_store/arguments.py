@@ -34,6 +34,8 @@ def rollout_request(
     config: RolloutConfig | None,
     metadata: Mapping[str, Any] | None,
     priority: int = 0,
+    group_id: str | None = None,
+    group_size: int | None = None,
 ) -> EnqueueRolloutRequest:
     """The request of these arguments; pydantic.ValidationError where one is not legal."""
     fields = {
@@ -43,6 +45,8 @@ def rollout_request(
         "config": config,
         "metadata": metadata,
         "priority": priority,
+        "group_id": group_id,
+        "group_size": group_size,
     }
     return _sendable(EnqueueRolloutRequest.model_validate(fields), "resources_id")
 
@@ -57,6 +61,7 @@ def checked_requests(requests: Sequence[EnqueueRolloutRequest]) -> list[EnqueueR
 
 def _sendable(request: EnqueueRolloutRequest, argument: str) -> EnqueueRolloutRequest:
     check_text(argument, request.resources_id)
+    check_text(argument.replace("resources_id", "group_id"), request.group_id)
     return request
 
 
@@ -86,6 +91,19 @@ def database_path(database: str) -> str | None:
     if kind != "sqlite" or not path:
         raise InvalidArgumentError(f"{database!r} is neither memory: nor sqlite:PATH", field="database")
     return path
+
+
+def check_admission(run: object, max_open_groups: object, paused: object) -> None:
+    """InvalidArgumentError or InvalidTypeError for what ``set_admission`` does not take."""
+    check_id("run", run)
+    if max_open_groups is not None and (not isinstance(max_open_groups, int) or isinstance(max_open_groups, bool)):
+        message = f"max_open_groups is {max_open_groups!r}; give a number of groups"
+        raise InvalidTypeError(message, field="max_open_groups")
+    if isinstance(max_open_groups, int) and not 1 <= max_open_groups < 2**31:
+        message = f"max_open_groups is {max_open_groups}; give 1 or more, or paused=True for none"
+        raise InvalidArgumentError(message, field="max_open_groups")
+    if not isinstance(paused, bool):
+        raise InvalidTypeError(f"paused is {paused!r}; give True or False", field="paused")
 
 
 def check_id(argument: str, value: object) -> None:

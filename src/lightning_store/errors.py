@@ -10,6 +10,7 @@
     │   ├── InUseError                            what is to be deleted is in use
     │   ├── AttemptFencedError                    the attempt was cancelled or superseded, and fenced
     │   ├── CursorUnknownError                    the cursor of a feed is of another store
+    │   ├── CheckpointUnknownError                a consumer has recorded no checkpoint of that name
     │   ├── SpansRejectedError                    some spans of a batch were refused, the rest are stored
     │   ├── RequestIdReusedError                  one request id, two different calls
     │   ├── IdempotencyKeyReusedError             one idempotency key, two different batches of rollouts
@@ -129,6 +130,15 @@ class CursorUnknownError(InvalidArgumentError):
     def of(cls, cursor: str) -> CursorUnknownError:
         message = f"after is {cursor!r}, no cursor of this store, which may have been started anew; start without one"
         return cls(message, field="after")
+
+
+class CheckpointUnknownError(InvalidArgumentError):
+    reason = "CHECKPOINT_UNKNOWN"
+
+    @classmethod
+    def of(cls, consumer: str, checkpoint: str) -> CheckpointUnknownError:
+        message = f"consumer {consumer!r} has recorded no checkpoint {checkpoint!r}; give None to begin anew"
+        return cls(message, field="checkpoint")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import Any, TypeVar, Unpack, cast
 
 from lightning_store.errors import UnsupportedError
-from lightning_store.model import CompletedRollout, RolloutFilters
-from lightning_store.rollout_feed import NOW, RolloutFeed, begun_feed, close_feed
+from lightning_store.feeds import NOW, GroupFeed, RolloutFeed, begun_feed, close_feed
+from lightning_store.model import CompletedRollout, Group, GroupTerms, WatchFilters
 from lightning_store.store import LightningStore
 
 F = TypeVar("F", bound=Callable[..., Awaitable[Any]])
@@ -67,6 +67,9 @@ class ForwardingStore(LightningStore):
     update_attempt = _forwarded(LightningStore.update_attempt)
     update_worker = _forwarded(LightningStore.update_worker)
     wait_for_rollouts = _forwarded(LightningStore.wait_for_rollouts)
+    set_admission = _forwarded(LightningStore.set_admission)
+    mark_consumed = _forwarded(LightningStore.mark_consumed)
+    rewind_consumer = _forwarded(LightningStore.rewind_consumer)
     delete_rollouts = _forwarded(LightningStore.delete_rollouts)
     delete_workers = _forwarded(LightningStore.delete_workers)
     delete_resources = _forwarded(LightningStore.delete_resources)
@@ -77,12 +80,23 @@ class ForwardingStore(LightningStore):
         rollout_ids: Sequence[str] | None = None,
         *,
         after: str | None = None,
-        **filters: Unpack[RolloutFilters],
+        **filters: Unpack[WatchFilters],
     ) -> AsyncIterator[CompletedRollout]:
         return RolloutFeed(functools.partial(self._completions, filters), rollout_ids, after)
 
+    def watch_groups(self, group_ids: Sequence[str] | None = None, **terms: Unpack[GroupTerms]) -> AsyncIterator[Group]:
+        return GroupFeed(functools.partial(self._groups, terms), group_ids)
+
+    async def _groups(self, terms: GroupTerms, group_ids: list[str] | None) -> AsyncGenerator[Group, None]:
+        feed = self._forward_stream("watch_groups", (group_ids,), terms)
+        try:
+            async for group in feed:
+                yield group
+        finally:
+            await close_feed(feed)
+
     async def _completions(
-        self, filters: RolloutFilters, rollout_ids: list[str] | None, after: str | None
+        self, filters: WatchFilters, rollout_ids: list[str] | None, after: str | None
     ) -> AsyncGenerator[Any, None]:
         feed = self._forward_stream("watch_rollouts", (rollout_ids,), {"after": after, **filters})
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 from lightning_store.backends.memory import REPLAY_ENTRIES_MAX as REPLAY_ENTRIES_MAX
 from lightning_store.backends.memory import REPLAY_WINDOW_SECONDS as REPLAY_WINDOW_SECONDS
@@ -25,9 +25,9 @@ class InMemoryLightningStore(EngineStore):
     float up to 1) or bytes (an int); defaults 0.7 and 0.8 of the first. ``memory_limit`` (0.9) bounds the memory of
     everything; past it, calls that would store more are refused. ``span_size_estimator`` tells the bytes of a span.
     ``retain_finished_seconds`` and ``retain_finished_count`` delete the rollouts that have been terminal for longer, or
-    those that ended first when there are more; None keeps them. ``drop_spans`` has the names of spans that are not
-    stored. ``replay_window_seconds`` and ``replay_entries_max``
-    bound the replies kept for repeated request ids.
+    those that ended first when there are more; None keeps them. What one of the consumers in ``retain_for`` has not
+    consumed is kept. ``drop_spans`` has the names of spans that are not stored. ``replay_window_seconds`` and
+    ``replay_entries_max`` bound the replies kept for repeated request ids.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class InMemoryLightningStore(EngineStore):
         memory_limit: float | int | None = None,
         retain_finished_seconds: float | None = None,
         retain_finished_count: int | None = None,
+        retain_for: Sequence[str] = (),
         drop_spans: Collection[str] = (),
         replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
         replay_entries_max: int = REPLAY_ENTRIES_MAX,
@@ -62,6 +63,7 @@ class InMemoryLightningStore(EngineStore):
             worker_retention_seconds=worker_retention_seconds,
             retain_finished_seconds=retain_finished_seconds,
             retain_finished_count=retain_finished_count,
+            retain_for=tuple(retain_for),
             drop_spans=drop_spans,
         )
         super().__init__(backend, policy=policy, clock=clock, memory=limits)

@@ -169,6 +169,9 @@ class Arguments(Model):
 
 PRIORITY_MAX: Final = 10_000
 Priority = Annotated[int, Field(strict=True, ge=-PRIORITY_MAX, le=PRIORITY_MAX)]
+GROUP_SIZE_MAX: Final = 10_000
+GroupId = Annotated[str, Field(strict=True, min_length=1)]
+GroupSize = Annotated[int, Field(strict=True, ge=1, le=GROUP_SIZE_MAX)]
 RetryPosition = Literal["head", "tail"]
 RetryBackoff = Annotated[float, Field(ge=1, le=100, allow_inf_nan=False)]
 """The highest priority of a rollout, and less nothing the lowest."""
@@ -265,6 +268,10 @@ class Rollout(Model):
     """Of one that is failed or cancelled: why. Of one that succeeded too late: "stale"."""
     priority: int = 0
     """Higher ones are claimed first."""
+    group_id: str | None = None
+    """The group whose member it is."""
+    group_size: int | None = None
+    """How many members the group has; None: as many as there are."""
 
 
 class AttemptedRollout(Rollout):
@@ -292,6 +299,16 @@ class EnqueueRolloutRequest(Arguments):
     metadata: dict[str, Any] | None = None
     priority: Priority = 0
     """Higher ones are claimed first."""
+    group_id: GroupId | None = None
+    """The group whose member it is."""
+    group_size: GroupSize | None = None
+    """How many members the group has; None: as many as there are."""
+
+    @model_validator(mode="after")
+    def _check_group(self) -> Self:
+        if self.group_size is not None and self.group_id is None:
+            raise ValueError("group_size is given without a group_id; give both")
+        return self
 
 
 class RolloutUpdate(Arguments):
@@ -551,6 +568,63 @@ class Worker(Model):
 # --- Completions -----------------------------------------------------------------------------------------------------
 
 
+GroupStatus = Literal["open", "whole", "partial", "failed"]
+"""Where a group stands: it may become whole; all its members have succeeded; enough of them have, and that is all; it
+cannot have enough any more."""
+OnPartial = Literal["keep", "cancel"]
+"""What becomes of the members that are not done when a group is returned without them."""
+
+
+class GroupTerms(TypedDict, total=False):
+    """Which groups to return, and what it takes for that."""
+
+    run: str | None
+    """Only groups whose members have this ``lightning.run`` in their metadata; None is all."""
+    consumer: str | None
+    """No group that this consumer has consumed; None is all."""
+    min_done: int | None
+    """How many members have to succeed, if there are as many; None: all."""
+    deadline: float | None
+    """How long after its first claim a group is returned though members go on, in seconds; None: not at all."""
+    on_partial: OnPartial
+    """"cancel": members that have not ended when their group is returned are cancelled, in the transaction that finds
+    it so. "keep", the default: they go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rollouts that are consumed together, as ``watch_groups`` returns them."""
+
+    group_id: str
+    size: int
+    """How many members it has once all are queued."""
+    status: GroupStatus
+    rollouts: Sequence[Rollout]
+    """Its members in the order in which they were queued, as they are when the group is returned; each that has
+    attempts is an AttemptedRollout with its latest."""
+
+    @property
+    def succeeded(self) -> list[Rollout]:
+        """The members that have succeeded."""
+        return [one for one in self.rollouts if one.status == "succeeded"]
+
+    @property
+    def rollout_ids(self) -> list[str]:
+        """The ids of all members."""
+        return [one.rollout_id for one in self.rollouts]
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """How far runners may go ahead with the groups of a run."""
+
+    run: str
+    max_open_groups: int | None = None
+    """Groups that have begun and are not consumed, at the most; None: any number."""
+    paused: bool = False
+    """Whether no group begins."""
+
+
 @dataclass(frozen=True, slots=True)
 class CompletedRollout:
     """A rollout that became terminal, as ``watch_rollouts`` tells of it."""
@@ -585,6 +659,15 @@ class RolloutFilters(TypedDict, total=False):
     """Only those whose latest attempt began with this policy version or a later one."""
     policy_version_max: int | None
     """Only those whose latest attempt began with this policy version or an earlier one."""
+    group_id_in: Sequence[str] | None
+    """Only members of these groups."""
+
+
+class WatchFilters(RolloutFilters, total=False):
+    """Those of ``watch_rollouts``."""
+
+    consumer: str | None
+    """No rollout that this consumer has consumed; None is all."""
 
 
 # --- Query results ---------------------------------------------------------------------------------------------------

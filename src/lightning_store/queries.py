@@ -5,20 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar, Final, Generic, Literal, TypeVar, get_args
+from typing import Any, ClassVar, Final, Generic, Literal, TypeVar, cast, get_args
 
 from pydantic import BaseModel
 
 from lightning_store import json_text
-from lightning_store.arguments import check_id, distinct_ids
+from lightning_store.arguments import check_id, check_optional_id, distinct_ids, wait_seconds
 from lightning_store.errors import InvalidArgumentError, InvalidTypeError, UnsortableFieldError
 from lightning_store.labels import member_text
 from lightning_store.model import (
+    GROUP_SIZE_MAX,
     POLICY_VERSIONS,
     TIME_MAX_SECONDS,
     Attempt,
     EndReason,
     FilterLogic,
+    OnPartial,
     ResourcesUpdate,
     Rollout,
     RolloutFilters,
@@ -26,6 +28,7 @@ from lightning_store.model import (
     RolloutStatus,
     SortOrder,
     Span,
+    WatchFilters,
     Worker,
     WorkerStatus,
 )
@@ -128,7 +131,7 @@ class RolloutQuery(Query[Rollout]):
 
     model = Rollout
     unordered = frozenset({"input", "config", "metadata"})
-    lists = ("status_in", "rollout_id_in", "mode_in", "resources_id_in", "worker_id_in", "end_reason_in")
+    lists = ("status_in", "rollout_id_in", "mode_in", "resources_id_in", "worker_id_in", "end_reason_in", "group_id_in")
 
     status_in: Sequence[RolloutStatus] | None = None
     rollout_id_in: Sequence[str] | None = None
@@ -142,6 +145,7 @@ class RolloutQuery(Query[Rollout]):
     end_reason_in: Sequence[EndReason] | None = None
     policy_version_min: int | None = None
     policy_version_max: int | None = None
+    group_id_in: Sequence[str] | None = None
 
     def _given_filters(self) -> Sequence[Filter | None]:
         workers = _one_of("worker_id", "worker_id_in", self.worker_id_in)
@@ -158,6 +162,7 @@ class RolloutQuery(Query[Rollout]):
             _one_of("end_reason", "end_reason_in", self.end_reason_in, END_REASONS),
             _policy_version("policy_version_min", self.policy_version_min, "from"),
             _policy_version("policy_version_max", self.policy_version_max, "before", 1),
+            _one_of("group_id", "group_id_in", self.group_id_in),
         )
 
 
@@ -167,6 +172,11 @@ def _policy_version(argument: str, value: int | None, kind: Literal["from", "bef
     if type(value) is not int or not 0 <= value < POLICY_VERSIONS:
         raise InvalidArgumentError(f"{argument} is {value!r}; give a whole number, 0 or more", field=argument)
     return Filter("policy_version", kind, value + more, of_attempt=True)
+
+
+def rollout_filters(filters: WatchFilters) -> RolloutFilters:
+    """Those of the filters that a query has."""
+    return cast(RolloutFilters, {name: value for name, value in filters.items() if name != "consumer"})
 
 
 def cancelled_where(
@@ -184,6 +194,37 @@ def cancelled_where(
         message = "neither rollout_ids nor a filter is given; give one (start_time_min=0 is every rollout)"
         raise InvalidArgumentError(message, field="rollout_ids")
     return where
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupQuery:
+    """The keyword arguments of ``watch_groups``.
+
+    Raises:
+        InvalidArgumentError: An argument is not legal.
+        InvalidTypeError: An argument has the wrong type.
+    """
+
+    run: str | None = None
+    consumer: str | None = None
+    min_done: int | None = None
+    deadline: float | None = None
+    on_partial: OnPartial = "keep"
+
+    def __post_init__(self) -> None:
+        if self.run is not None:
+            _text("run", self.run)
+        check_optional_id("consumer", self.consumer)
+        least: object = self.min_done
+        if least is not None and (not isinstance(least, int) or isinstance(least, bool)):
+            raise InvalidTypeError(f"min_done is {least!r}; give a number of rollouts", field="min_done")
+        if isinstance(least, int) and not 1 <= least <= GROUP_SIZE_MAX:
+            raise InvalidArgumentError(f"min_done is {least}; give 1 to {GROUP_SIZE_MAX}", field="min_done")
+        if self.deadline is not None:
+            wait_seconds("deadline", self.deadline)
+        if self.on_partial not in get_args(OnPartial):
+            message = f"on_partial is {self.on_partial!r}; give 'keep' or 'cancel'"
+            raise InvalidArgumentError(message, field="on_partial")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,8 @@ from lightning_store.model import (
     Bind,
     Counter,
     Duration,
+    GroupId,
+    GroupSize,
     ModelT,
     OnStale,
     Priority,
@@ -38,6 +40,8 @@ class _OfRollout(BaseModel):
     max_staleness: Counter | None = None
     on_stale: OnStale = "cancel"
     run: Annotated[str, Field(strict=True)] | None = None
+    group_id: GroupId | None = None
+    group_size: GroupSize | None = None
 
 
 class _OfAttempt(BaseModel):
@@ -46,6 +50,7 @@ class _OfAttempt(BaseModel):
     counts: Annotated[bool, Field(strict=True)] | None = None
 
 
+IDEMPOTENCY_KEY: Final = f"{RESERVED_PREFIX}idempotency_key"
 _CONFIG: Final = _OfRollout.model_fields.keys() & RolloutConfig.model_fields
 _DEFAULT: Final = RolloutConfig()
 
@@ -68,6 +73,9 @@ def with_reserved(new: NewRollout) -> NewRollout:
         config=new.config.model_copy(update=config) if config else new.config,
         priority=new.priority or said.priority,
         idempotency_key=said.idempotency_key,
+        run=said.run,
+        group_id=new.group_id or said.group_id,
+        group_size=new.group_size or said.group_size,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, TypedDict, Unpack
 
 from lightning_store.backends.sqlite import FREE_BYTES_MIN as FREE_BYTES_MIN
@@ -35,6 +35,7 @@ class SqliteOptions(TypedDict, total=False):
     worker_retention_seconds: float | None
     retain_finished_seconds: float | None
     retain_finished_count: int | None
+    retain_for: Sequence[str]
     drop_spans: Collection[str]
     replay_window_seconds: float
     replay_entries_max: int
@@ -61,6 +62,7 @@ class SqliteEngineStore(EngineStore):
             them.
         retain_finished_seconds: Rollouts that have been terminal for longer are deleted; None keeps them.
         retain_finished_count: Terminal rollouts beyond so many are deleted, those that ended first; None keeps them.
+        retain_for: Consumers: rollouts that one of them has not consumed are not deleted for their age or number.
         drop_spans: The names of spans that are not stored. All else that a span does it does: it begins its attempt and
             keeps it alive.
         replay_window_seconds: How long replies are kept for repeated request ids, in seconds.
@@ -88,6 +90,7 @@ class SqliteEngineStore(EngineStore):
         worker_retention_seconds: float | None = None,
         retain_finished_seconds: float | None = None,
         retain_finished_count: int | None = None,
+        retain_for: Sequence[str] = (),
         drop_spans: Collection[str] = (),
         replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
         replay_entries_max: int = REPLAY_ENTRIES_MAX,
@@ -102,6 +105,7 @@ class SqliteEngineStore(EngineStore):
             worker_retention_seconds=worker_retention_seconds,
             retain_finished_seconds=retain_finished_seconds,
             retain_finished_count=retain_finished_count,
+            retain_for=tuple(retain_for),
             drop_spans=drop_spans,
         )
         self._backend = SqliteBackend(

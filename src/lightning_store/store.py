@@ -24,19 +24,24 @@ ValueError; sorting by a field that has no order (``input``, ``config``, …) is
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from lightning_store.errors import UnsupportedError
+from lightning_store.feeds import close_feed
 from lightning_store.model import (
     UNSET,
+    Admission,
     Attempt,
     AttemptedRollout,
     AttemptStatus,
     CompletedRollout,
     EnqueueRolloutRequest,
     FilterLogic,
+    Group,
+    GroupTerms,
     PaginatedResult,
     Resource,
     ResourcesUpdate,
@@ -49,6 +54,7 @@ from lightning_store.model import (
     SortOrder,
     Span,
     Unset,
+    WatchFilters,
     Worker,
     WorkerStatus,
 )
@@ -177,6 +183,8 @@ class LightningStore(ABC):
         metadata: Mapping[str, Any] | None = None,
         *,
         priority: int = 0,
+        group_id: str | None = None,
+        group_size: int | None = None,
     ) -> Rollout:
         """Put one rollout at the tail of the queue.
 
@@ -188,6 +196,8 @@ class LightningStore(ABC):
             config: Timeouts and retries; None for the defaults.
             metadata: A JSON object; None is stored as ``{}``.
             priority: Rollouts of a higher priority are claimed before all others: -10,000 to 10,000.
+            group_id: The group whose member it is; None for none. See ``watch_groups``.
+            group_size: How many members that group has; None: as many as there are.
 
         Returns:
             The rollout, queuing and without an attempt.
@@ -788,7 +798,7 @@ class LightningStore(ABC):
         rollout_ids: Sequence[str] | None = None,
         *,
         after: str | None = None,
-        **filters: Unpack[RolloutFilters],
+        **filters: Unpack[WatchFilters],
     ) -> AsyncIterator[CompletedRollout]:
         """Follow rollouts as they become terminal: ``async for completed in store.watch_rollouts(): …``.
 
@@ -804,8 +814,8 @@ class LightningStore(ABC):
                 meanwhile, are passed over. None is all, and the feed goes on for ever.
             after: The cursor of a completion, to go on after it. "now" leaves out what is terminal already when the
                 feed is first read; with ``rollout_ids``, that counts as having come.
-            filters: Any of :class:`lightning_store.model.RolloutFilters`. A rollout that ends and does not match is
-                passed over.
+            filters: Any of :class:`lightning_store.model.WatchFilters`. A rollout that ends and does not
+                match is passed over.
 
         Raises:
             CursorUnknownError: A ValueError. The cursor is of another store.
@@ -813,6 +823,131 @@ class LightningStore(ABC):
             UnsupportedError: This store cannot.
         """
         raise UnsupportedError(f"{type(self).__name__} has no feed of completions; use wait_for_rollouts")
+
+    def watch_groups(self, group_ids: Sequence[str] | None = None, **terms: Unpack[GroupTerms]) -> AsyncIterator[Group]:
+        """Follow groups as they are done: ``async for group in store.watch_groups(run="run-8"): …``.
+
+        Each is returned once by a feed, as soon as it is
+
+        * whole: all its members have succeeded;
+        * partial: ``min_done`` members at least have succeeded, and the others have ended, or its deadline has passed;
+        * failed: so many members have ended otherwise that fewer than ``min_done`` can succeed.
+
+        A wait for the next group that is cancelled loses nothing.
+
+        Args:
+            group_ids: Only these; the feed ends when each of them has come. Those that have no members are passed over.
+                None is all, and the feed goes on for ever.
+            terms: Any of :class:`lightning_store.model.GroupTerms`.
+
+        Raises:
+            ValueError: An argument is not legal.
+            UnsupportedError: This store cannot.
+        """
+        raise UnsupportedError(f"{type(self).__name__} has no feed of groups")
+
+    async def wait_for_groups(
+        self, group_ids: Sequence[str], *, timeout: float | None = None, **terms: Unpack[GroupTerms]
+    ) -> list[Group]:
+        """Wait until each of these groups is whole, partial or failed, as ``watch_groups`` says.
+
+        Args:
+            group_ids: Those that have no members are left out.
+            timeout: How long to wait, in seconds; None without limit.
+            terms: Any of :class:`lightning_store.model.GroupTerms`.
+
+        Returns:
+            Those that are done by then, in the order given.
+
+        Raises:
+            ValueError: An argument is not legal.
+            UnsupportedError: This store cannot.
+        """
+        found: dict[str, Group] = {}
+        groups = self.watch_groups(group_ids, **terms)
+        try:
+            async with asyncio.timeout(timeout):
+                async for group in groups:
+                    found[group.group_id] = group
+        except TimeoutError:
+            pass
+        finally:
+            await close_feed(groups)
+        return [found[group_id] for group_id in group_ids if group_id in found]
+
+    async def cancel_group(self, group_id: str) -> list[Rollout]:
+        """Cancel the members of a group that have not ended.
+
+        Returns:
+            Those that were cancelled.
+
+        Raises:
+            UnsupportedError: This store cannot.
+        """
+        return await self.cancel_rollouts(group_id_in=[group_id])
+
+    # --- Consuming ---------------------------------------------------------------------------------------------------
+
+    async def mark_consumed(
+        self, consumer: str, rollout_ids: Sequence[str], *, checkpoint: str | None = None
+    ) -> list[str]:
+        """Note that a consumer has consumed rollouts: feeds for it leave them out from now on.
+
+        Args:
+            consumer: The name of whoever consumes. Each has a set of its own.
+            rollout_ids: The rollouts. A member of a group stands for all members that there are. Those that are not
+                known are left out.
+            checkpoint: Records that a checkpoint of this name includes all that the consumer has marked until now,
+                these rollouts among it. A name that was used before names the new one from now on.
+
+        Returns:
+            The ids of those that the consumer had not marked before, and that are marked now.
+
+        Raises:
+            ValueError: A name is empty.
+            UnsupportedError: This store cannot.
+        """
+        raise UnsupportedError(f"{type(self).__name__} does not keep what was consumed")
+
+    async def rewind_consumer(self, consumer: str, *, checkpoint: str | None = None) -> list[str]:
+        """Take back what a consumer has marked since a checkpoint.
+
+        New feeds for it return these rollouts again. Call it when the model is restored from that checkpoint.
+
+        Args:
+            consumer: Its name.
+            checkpoint: Recorded by ``mark_consumed``. Later checkpoints are forgotten. None takes everything back.
+
+        Returns:
+            The ids of the rollouts that were marked, in the order in which they were queued.
+
+        Raises:
+            CheckpointUnknownError: A ValueError. The consumer has recorded no such checkpoint.
+            UnsupportedError: This store cannot.
+        """
+        raise UnsupportedError(f"{type(self).__name__} does not keep what was consumed")
+
+    async def set_admission(self, run: str, *, max_open_groups: int | None = None, paused: bool = False) -> Admission:
+        """Bound how far runners may go ahead with the groups of a run.
+
+        A group of the run begins with its first claim only while fewer than ``max_open_groups`` are open: begun, and
+        not consumed by any consumer. A group of which no member can succeed any more is not open. While there is no
+        room a claim finds the queue as if the group were not in it; one that waits is woken when there is room. Groups
+        that have begun go on, retries included. Rollouts of no group are not bounded.
+
+        Args:
+            run: The ``lightning.run`` of the rollouts' metadata.
+            max_open_groups: How many may be open; None: any number.
+            paused: Whether no group begins.
+
+        Returns:
+            What holds from now on. It replaces what was set before.
+
+        Raises:
+            ValueError: An argument is not legal.
+            UnsupportedError: This store cannot.
+        """
+        raise UnsupportedError(f"{type(self).__name__} has no admission")
 
     # --- Deleting ----------------------------------------------------------------------------------------------------
 

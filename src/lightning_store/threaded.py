@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Mapping
+from contextlib import aclosing
 from typing import Any, Final, TypeVar
 
+from lightning_store.feeds import NOW, begun_feed, close_feed
 from lightning_store.forwarding import ForwardingStore
 from lightning_store.loop_thread import LoopThread
-from lightning_store.model import RolloutFilters
-from lightning_store.rollout_feed import NOW, begun_feed, close_feed
+from lightning_store.model import Group, GroupTerms, WatchFilters
 from lightning_store.store import LightningStore, LightningStoreCapabilities
 
 T = TypeVar("T")
@@ -77,14 +78,24 @@ class LightningStoreThreaded(ForwardingStore):
         return await self.run(getattr(self.store, method)(*args, **kwargs))
 
     async def _completions(
-        self, filters: RolloutFilters, rollout_ids: list[str] | None, after: str | None
+        self, filters: WatchFilters, rollout_ids: list[str] | None, after: str | None
     ) -> AsyncGenerator[Any, None]:
         feed = self.store.watch_rollouts(rollout_ids, after=after, **filters)
+        if after == NOW:
+            yield await self.run(begun_feed(feed))
+        async with aclosing(self._read(feed)) as items:
+            async for item in items:
+                yield item
+
+    async def _groups(self, terms: GroupTerms, group_ids: list[str] | None) -> AsyncGenerator[Group, None]:
+        async with aclosing(self._read(self.store.watch_groups(group_ids, **terms))) as items:
+            async for item in items:
+                yield item
+
+    async def _read(self, feed: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
         stream = _Stream(feed)
         thread = self._running_thread()
         try:
-            if after == NOW:
-                yield await thread.run(begun_feed(feed))
             while (item := await thread.run(stream.next())) is not _END:
                 yield item
         finally:

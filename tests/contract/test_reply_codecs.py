@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_store import RolloutConfig, StoreError
-from lightning_store.backends.records import AttemptRecord, Claim, ResourcesRecord, RolloutRecord, RolloutRow
+from lightning_store.backends.records import AdmissionRecord, AttemptRecord, Claim, ResourcesRecord, RolloutRecord, RolloutRow
 from lightning_store.engine import operations
 from lightning_store.engine.operations import Operation
 from lightning_store.engine.replies import decode_refusal, encode_refusal
@@ -113,6 +113,9 @@ REPLIES: dict[str, st.SearchStrategy[Any]] = {
     "UpdateRollout": rollouts,
     "CancelRollouts": some(rows),
     "RequeueRollouts": some(rows),
+    "MarkConsumed": some(strategies.ids()),
+    "RewindConsumer": some(strategies.ids()),
+    "SetAdmission": st.builds(AdmissionRecord, strategies.ids(), optional(positions()), st.booleans()),
     "DeleteRollouts": st.tuples(optional(positions()), some(strategies.ids())),
     "UpdateAttempt": attempts,
     "AddSpans": some(outcomes),

@@ -72,19 +72,19 @@ def test_bad_deletions_are_refused_with_their_field(request_message, field):
 def test_no_selection_is_not_an_empty_one():
     empty = selections.deletion_from_proto(rollout_pb2.DeleteRolloutsRequest(rollout_id_in={}, status_in={}))
     assert empty == {"rollout_ids": [], "older_than": None, "status_in": []}
-    assert selections.watched_from_proto(rollout_pb2.WatchRolloutsRequest(rollout_id_in={})) == []
-    assert selections.watched_from_proto(rollout_pb2.WatchRolloutsRequest()) is None
+    assert selections.watched_from_proto(rollout_pb2.WatchRolloutsRequest(rollout_id_in={})) == ([], {})
+    assert selections.watched_from_proto(rollout_pb2.WatchRolloutsRequest()) == (None, {})
 
 
 @given(st.none() | IDS, strategies.texts())
 def test_watches(rollout_ids, after):
     request = through_bytes(selections.watch_to_proto(rollout_ids, after))
-    assert (selections.watched_from_proto(request), request.after) == (rollout_ids, after)
+    assert (selections.watched_from_proto(request), request.after) == ((rollout_ids, {}), after)
 
 
 def test_ids_to_watch_may_be_any_collection():
     request = selections.watch_to_proto({"ro-1": None, "ro-2": None}, "")
-    assert selections.watched_from_proto(request) == ["ro-1", "ro-2"]
+    assert selections.watched_from_proto(request) == (["ro-1", "ro-2"], {})
 
 
 @pytest.mark.parametrize(("rollout_ids", "after"), [(["\ud800"], ""), ([5], ""), (None, 5), (None, "\ud800")])

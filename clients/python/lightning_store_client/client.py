@@ -16,14 +16,18 @@ from lightning_store.errors import (
     InvalidArgumentError,
     StoreError,
 )
+from lightning_store.feeds import GroupFeed, RolloutFeed
 from lightning_store.model import (
     UNSET,
+    Admission,
     Attempt,
     AttemptedRollout,
     AttemptStatus,
     AttemptUpdate,
     CompletedRollout,
     EnqueueRolloutRequest,
+    Group,
+    GroupTerms,
     LazyRows,
     PaginatedResult,
     Resource,
@@ -37,12 +41,14 @@ from lightning_store.model import (
     RolloutUpdate,
     Span,
     Unset,
+    WatchFilters,
     Worker,
     given,
 )
 from lightning_store.outcomes import add_legal, stored_of
 from lightning_store.queries import (
     AttemptQuery,
+    GroupQuery,
     Query,
     ResourcesQuery,
     RolloutQuery,
@@ -50,9 +56,10 @@ from lightning_store.queries import (
     SpanQuery,
     WorkerQuery,
     cancelled_where,
+    rollout_filters,
 )
 from lightning_store.query_methods import QueryMethods
-from lightning_store.rollout_feed import RolloutFeed
+from lightning_store.reserved import IDEMPOTENCY_KEY
 from lightning_store.spans.document import encode
 from lightning_store.store import LightningStoreCapabilities, LightningStoreStatistics
 from lightning_store.v1 import resources_pb2, rollout_pb2, server_pb2, span_pb2, transfer_pb2, worker_pb2
@@ -253,9 +260,12 @@ class LightningStoreClient(QueryMethods):
         metadata: Mapping[str, Any] | None = None,
         *,
         priority: int = 0,
+        group_id: str | None = None,
+        group_size: int | None = None,
     ) -> Rollout:
-        new = _new_rollout(input, mode, resources_id, config, metadata, priority)
-        if new.ByteSize() > BATCHED_BYTES_MAX:
+        new = _new_rollout(input, mode, resources_id, config, metadata, priority, group_id, group_size)
+        # Rollouts of one call that have the same key are a batch, which those of several callers are not.
+        if new.ByteSize() > BATCHED_BYTES_MAX or IDEMPOTENCY_KEY in new.metadata_json:
             [queued] = await _enqueue(self._calls, [new])
         else:
             queued = await self._enqueueing.call(new)
@@ -533,7 +543,7 @@ class LightningStoreClient(QueryMethods):
         rollout_ids: Sequence[str] | None = None,
         *,
         after: str | None = None,
-        **filters: Unpack[RolloutFilters],
+        **filters: Unpack[WatchFilters],
     ) -> AsyncIterator[CompletedRollout]:
         """Goes on by itself after a lost connection; see ``LightningStore.watch_rollouts``.
 
@@ -543,13 +553,13 @@ class LightningStoreClient(QueryMethods):
         return RolloutFeed(partial(self._completions, filters), rollout_ids, after)
 
     async def _completions(
-        self, filters: RolloutFilters, rollout_ids: list[str] | None, after: str | None
+        self, filters: WatchFilters, rollout_ids: list[str] | None, after: str | None
     ) -> AsyncGenerator[Any, None]:
-        where = RolloutQuery(**filters)
+        where, consumer = RolloutQuery(**rollout_filters(filters)), filters.get("consumer")
         wanted = None if rollout_ids is None else dict.fromkeys(rollout_ids)
         cursor = "" if after is None else after
         async with aclosing(
-            self._calls.follow("WatchRollouts", lambda: selections.watch_to_proto(wanted, cursor, where))
+            self._calls.follow("WatchRollouts", lambda: selections.watch_to_proto(wanted, cursor, where, consumer))
         ) as replies:
             async for reply in replies:
                 if reply.cursor:
@@ -563,6 +573,54 @@ class LightningStoreClient(QueryMethods):
                     yield completed
                 if reply.complete:
                     return
+
+    def watch_groups(self, group_ids: Sequence[str] | None = None, **terms: Unpack[GroupTerms]) -> AsyncIterator[Group]:
+        """Goes on by itself after a lost connection, as ``watch_rollouts`` does."""
+        return GroupFeed(partial(self._groups, GroupQuery(**terms)), group_ids)
+
+    async def _groups(self, terms: GroupQuery, group_ids: list[str] | None) -> AsyncGenerator[Group, None]:
+        wanted = None if group_ids is None else dict.fromkeys(group_ids)
+        async with aclosing(
+            self._calls.follow("WatchGroups", lambda: selections.watch_groups_to_proto(wanted, terms))
+        ) as replies:
+            async for reply in replies:
+                for message in reply.groups:
+                    group = selections.group_from_proto(message, "groups")
+                    if wanted is not None:
+                        wanted.pop(group.group_id, None)  # so that it is not asked for again
+                    yield group
+                if reply.complete:
+                    return
+
+    # --- Consuming ---------------------------------------------------------------------------------------------------
+
+    async def mark_consumed(
+        self, consumer: str, rollout_ids: Sequence[str], *, checkpoint: str | None = None
+    ) -> list[str]:
+        arguments.check_id("consumer", consumer)
+        arguments.check_optional_id("checkpoint", checkpoint)
+        request = rollout_pb2.MarkConsumedRequest(
+            request_id=new_request_id(),
+            consumer=consumer,
+            rollout_ids=arguments.distinct_ids(rollout_ids),
+            checkpoint=checkpoint,
+        )
+        return list((await self._calls.unary("MarkConsumed", request)).rollout_ids)
+
+    async def rewind_consumer(self, consumer: str, *, checkpoint: str | None = None) -> list[str]:
+        arguments.check_id("consumer", consumer)
+        arguments.check_optional_id("checkpoint", checkpoint)
+        request = rollout_pb2.RewindConsumerRequest(
+            request_id=new_request_id(), consumer=consumer, checkpoint=checkpoint
+        )
+        return list((await self._calls.unary("RewindConsumer", request)).rollout_ids)
+
+    async def set_admission(self, run: str, *, max_open_groups: int | None = None, paused: bool = False) -> Admission:
+        arguments.check_admission(run, max_open_groups, paused)
+        request = rollout_pb2.SetAdmissionRequest(
+            request_id=new_request_id(), run=run, max_open_groups=max_open_groups, paused=paused
+        )
+        return selections.admission_from_proto((await self._calls.unary("SetAdmission", request)).admission)
 
     # --- Deleting ----------------------------------------------------------------------------------------------------
 
@@ -680,6 +738,7 @@ def _new_rollout(
     resources_id: str | None,
     config: RolloutConfig | None,
     metadata: Mapping[str, Any] | None,
-    priority: int = 0,
+    *more: Any,
 ) -> rollout_pb2.NewRollout:
-    return codec.new_rollout_to_proto(arguments.rollout_request(input, mode, resources_id, config, metadata, priority))
+    request = arguments.rollout_request(input, mode, resources_id, config, metadata, *more)
+    return codec.new_rollout_to_proto(request)

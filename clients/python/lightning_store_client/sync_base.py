@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Final, Self, Unpack, cast
+from typing import Final, Self, TypeVar, Unpack, cast
 
-from lightning_store.model import CompletedRollout, RolloutFilters
-from lightning_store.rollout_feed import close_feed
+from lightning_store.feeds import close_feed
+from lightning_store.model import CompletedRollout, Group, GroupTerms, WatchFilters
 from lightning_store.store import LightningStoreCapabilities
 from lightning_store_client.blocking import run_blocking
 from lightning_store_client.client import LightningStoreClient
 from lightning_store_client.sync_worker import SyncWorkerSession
 from lightning_store_client.worker import Stats
 
+T = TypeVar("T")
+
 _END: Final = object()
 
 
-class SyncRolloutFeed(Iterator[CompletedRollout]):
-    """Completions, one by one. Made by ``SyncLightningStoreClient.watch_rollouts``."""
+class SyncFeed(Iterator[T]):
+    """Completions or groups, one by one. Made by ``watch_rollouts`` and ``watch_groups``."""
 
-    def __init__(self, feed: AsyncIterator[CompletedRollout]) -> None:
+    def __init__(self, feed: AsyncIterator[T]) -> None:
         self._feed = feed
 
-    def __next__(self) -> CompletedRollout:
+    def __next__(self) -> T:
         return self.next()
 
-    def next(self, timeout: float | None = None) -> CompletedRollout:
-        """Wait for the next completion.
+    def next(self, timeout: float | None = None) -> T:
+        """Wait for the next one.
 
         Args:
             timeout: How long to wait, in seconds; None without limit.
@@ -35,10 +37,10 @@ class SyncRolloutFeed(Iterator[CompletedRollout]):
             TimeoutError: None came in time. The feed goes on.
             StopIteration: The feed has ended.
         """
-        completed = run_blocking(self._next(), timeout)
-        if completed is _END:
+        item = run_blocking(self._next(), timeout)
+        if item is _END:
             raise StopIteration
-        return cast(CompletedRollout, completed)
+        return cast(T, item)
 
     async def _next(self) -> object:
         return await anext(self._feed, _END)
@@ -75,13 +77,20 @@ class SyncClientBase:
         rollout_ids: Sequence[str] | None = None,
         *,
         after: str | None = None,
-        **filters: Unpack[RolloutFilters],
-    ) -> SyncRolloutFeed:
+        **filters: Unpack[WatchFilters],
+    ) -> SyncFeed[CompletedRollout]:
         """Follow rollouts as they become terminal: ``for completed in store.watch_rollouts(): …``.
 
         See :meth:`lightning_store.LightningStore.watch_rollouts`.
         """
-        return SyncRolloutFeed(self._client.watch_rollouts(rollout_ids, after=after, **filters))
+        return SyncFeed(self._client.watch_rollouts(rollout_ids, after=after, **filters))
+
+    def watch_groups(self, group_ids: Sequence[str] | None = None, **terms: Unpack[GroupTerms]) -> SyncFeed[Group]:
+        """Follow groups as they are done: ``for group in store.watch_groups(): …``.
+
+        See :meth:`lightning_store.LightningStore.watch_groups`.
+        """
+        return SyncFeed(self._client.watch_groups(group_ids, **terms))
 
     def worker(self, worker_id: str, *, interval: float = 10.0, stats: Stats | None = None) -> SyncWorkerSession:
         """``with`` it, and this runner sends a heartbeat every ``interval`` seconds, whatever its own thread does, and

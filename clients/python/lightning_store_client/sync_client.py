@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 from lightning_store.clock import Clock
 from lightning_store.model import (
     UNSET,
+    Admission,
     Attempt,
     AttemptedRollout,
     AttemptStatus,
     EnqueueRolloutRequest,
     FilterLogic,
+    Group,
+    GroupTerms,
     PaginatedResult,
     Resource,
     ResourcesUpdate,
@@ -119,6 +122,8 @@ class SyncLightningStoreClient(SyncClientBase):
         metadata: Mapping[str, Any] | None = None,
         *,
         priority: int = 0,
+        group_id: str | None = None,
+        group_size: int | None = None,
     ) -> Rollout:
         """Put one rollout at the tail of the queue.
 
@@ -126,7 +131,14 @@ class SyncLightningStoreClient(SyncClientBase):
         """
         return run_blocking(
             self._client.enqueue_rollout(
-                input=input, mode=mode, resources_id=resources_id, config=config, metadata=metadata, priority=priority
+                input=input,
+                mode=mode,
+                resources_id=resources_id,
+                config=config,
+                metadata=metadata,
+                priority=priority,
+                group_id=group_id,
+                group_size=group_size,
             )
         )
 
@@ -526,6 +538,45 @@ class SyncLightningStoreClient(SyncClientBase):
         return run_blocking(
             self._client.wait_for_rollouts(rollout_ids=rollout_ids, timeout=timeout, return_when=return_when)
         )
+
+    def wait_for_groups(
+        self, group_ids: Sequence[str], *, timeout: float | None = None, **terms: Unpack[GroupTerms]
+    ) -> list[Group]:
+        """Wait until each of these groups is whole, partial or failed, as ``watch_groups`` says.
+
+        See :meth:`lightning_store.store.LightningStore.wait_for_groups`.
+        """
+        return run_blocking(self._client.wait_for_groups(group_ids=group_ids, timeout=timeout, **terms))
+
+    def cancel_group(self, group_id: str) -> list[Rollout]:
+        """Cancel the members of a group that have not ended.
+
+        See :meth:`lightning_store.store.LightningStore.cancel_group`.
+        """
+        return run_blocking(self._client.cancel_group(group_id=group_id))
+
+    def mark_consumed(self, consumer: str, rollout_ids: Sequence[str], *, checkpoint: str | None = None) -> list[str]:
+        """Note that a consumer has consumed rollouts: feeds for it leave them out from now on.
+
+        See :meth:`lightning_store.store.LightningStore.mark_consumed`.
+        """
+        return run_blocking(
+            self._client.mark_consumed(consumer=consumer, rollout_ids=rollout_ids, checkpoint=checkpoint)
+        )
+
+    def rewind_consumer(self, consumer: str, *, checkpoint: str | None = None) -> list[str]:
+        """Take back what a consumer has marked since a checkpoint.
+
+        See :meth:`lightning_store.store.LightningStore.rewind_consumer`.
+        """
+        return run_blocking(self._client.rewind_consumer(consumer=consumer, checkpoint=checkpoint))
+
+    def set_admission(self, run: str, *, max_open_groups: int | None = None, paused: bool = False) -> Admission:
+        """Bound how far runners may go ahead with the groups of a run.
+
+        See :meth:`lightning_store.store.LightningStore.set_admission`.
+        """
+        return run_blocking(self._client.set_admission(run=run, max_open_groups=max_open_groups, paused=paused))
 
     def delete_rollouts(
         self,

@@ -275,6 +275,10 @@ Exit codes:
     " for so long (3600s, 15m, 12h, 7d). Without it they are kept until somebody deletes them.",
 )
 @names(
+    "--retain-for",
+    help="Consumers of a training run: --retain-finished keeps what one of them has not consumed.",
+)
+@names(
     "--drop-spans",
     help="Do not store spans with these names. They begin their attempt and keep it alive as others do.",
 )
@@ -328,6 +332,7 @@ def serve(
     safe_memory_threshold: float | int | None,
     memory_limit: float | int | None,
     retain_finished: Retention,
+    retain_for: tuple[str, ...],
     drop_spans: Sequence[str],
     replay_window_seconds: float,
     replay_entries_max: int,
@@ -356,6 +361,7 @@ def serve(
             "worker_retention_seconds": worker_retention_seconds or None,
             "retain_finished_seconds": retain_finished.seconds,
             "retain_finished_count": retain_finished.count,
+            "retain_for": retain_for,
             "drop_spans": drop_spans,
             "replay_window_seconds": replay_window_seconds,
             "replay_entries_max": replay_entries_max,

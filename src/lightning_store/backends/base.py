@@ -25,15 +25,18 @@ verbs of their own, since they answer one caller and are not part of a group.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from lightning_store.backends.records import (
+    AdmissionRecord,
     AttemptRecord,
     CompletionRow,
     Counts,
+    GroupRow,
+    OpenGroup,
     PlacedRollout,
     QueueCounts,
     ReplyRecord,
@@ -48,6 +51,8 @@ from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, 
 
 T = TypeVar("T")
 
+MarkKey: TypeAlias = tuple[str, str]
+"""Consumer, rollout id."""
 AttemptKey: TypeAlias = tuple[str, str]
 """Rollout id, attempt id."""
 SpanKey: TypeAlias = tuple[str, str, str]
@@ -79,6 +84,9 @@ class Due(NamedTuple):
     """Rollouts that became terminal before this time are to be deleted; None: none for their age."""
     retain_count: int | None = None
     """Terminal rollouts beyond so many are to be deleted, those that ended first; None: none for their number."""
+    consumers: Sequence[str] = ()
+    """What one of these has not consumed is not to be deleted; nor what it has marked after its last checkpoint, if it
+    has recorded any."""
 
 
 class DiskUse(NamedTuple):
@@ -114,6 +122,18 @@ class Needs:
     """Rollout ids, for the workers that hold an attempt of them, each of which comes too. The rollouts that are
     expendable come with theirs."""
     resources: set[str] = field(default_factory=set)
+    groups: set[str] = field(default_factory=set)
+    """Ids of groups, whose members come as ``rollouts`` do."""
+    checkpoints: set[str] = field(default_factory=set)
+    """Consumers, for their checkpoints."""
+    marks: set[MarkKey] = field(default_factory=set)
+    """Of rollouts that are loaded."""
+    marks_from: set[tuple[str, int]] = field(default_factory=set)
+    """Consumers, each with a number, for what they have marked under this number or a later one."""
+    admissions: set[str] = field(default_factory=set)
+    """Runs."""
+    open_groups: set[str] = field(default_factory=set)
+    """Runs."""
     latest_resources: bool = False
     newest_resources: set[str | None] = field(default_factory=set)
     """Runs, for the resources of each that have the greatest policy version; None for those of no run."""
@@ -133,6 +153,12 @@ class Needs:
             self.held | other.held,
             self.holders | other.holders,
             self.resources | other.resources,
+            self.groups | other.groups,
+            self.checkpoints | other.checkpoints,
+            self.marks | other.marks,
+            self.marks_from | other.marks_from,
+            self.admissions | other.admissions,
+            self.open_groups | other.open_groups,
             self.latest_resources or other.latest_resources,
             self.newest_resources | other.newest_resources,
             self.claims + other.claims,
@@ -183,6 +209,32 @@ class Loaded(ABC):
     @abstractmethod
     def resources(self, resources_id: str) -> ResourcesRecord | None:
         """The present version of these resources; None if there are none."""
+
+    @abstractmethod
+    def group(self, group_id: str) -> Iterable[str]:
+        """The ids of the rollouts in this group, in the order in which they were made."""
+
+    @abstractmethod
+    def checkpoints(self, consumer: str) -> Mapping[str, int]:
+        """What a consumer has recorded, each with its number: 1 for the first."""
+
+    @abstractmethod
+    def mark_of(self, consumer: str, rollout_id: str) -> int | None:
+        """How many checkpoints there were when a consumer marked this rollout; None if it has not, or there is no such
+        rollout."""
+
+    @abstractmethod
+    def marks_from(self, consumer: str, number: int) -> Iterable[str]:
+        """The rollouts that a consumer has marked when there were so many checkpoints or more, in the order in which
+        they were made."""
+
+    @abstractmethod
+    def admission(self, run: str) -> AdmissionRecord | None:
+        """That of a run; None if it has none."""
+
+    @abstractmethod
+    def open_groups(self, run: str) -> Iterable[OpenGroup]:
+        """The groups of a run that nobody has consumed, with a member that is neither failed nor cancelled."""
 
     @abstractmethod
     def latest_resources(self) -> ResourcesRecord | None:
@@ -237,8 +289,11 @@ class Changes:
     """
 
     __slots__ = (
+        "admissions",
         "attempts",
+        "checkpoints",
         "latest_resources",
+        "marks",
         "replies",
         "resources",
         "rollouts",
@@ -266,6 +321,12 @@ class Changes:
         self.latest_resources: str | None = None
         """Which of ``resources`` are the latest from now on; None: those that were."""
         self.replies: dict[str, ReplyRecord] = {}
+        self.marks: dict[MarkKey, int | None] = {}
+        """What consumers have consumed; None takes a mark back."""
+        self.checkpoints: dict[tuple[str, str], int | None] = {}
+        """Of a consumer and a name; None removes one."""
+        self.admissions: dict[str, AdmissionRecord | None] = {}
+        """By run; None removes one."""
 
 
 class Transaction(ABC):
@@ -327,6 +388,14 @@ class Snapshot(ABC):
     @abstractmethod
     async def rollouts(self, rollout_ids: Sequence[str]) -> list[RolloutRow | None]:
         """Each of these rollouts with its latest attempt, in their order; None where there is no such rollout."""
+
+    @abstractmethod
+    async def groups(self, group_ids: Sequence[str]) -> list[GroupRow]:
+        """Those of these groups that have members, in their order."""
+
+    @abstractmethod
+    async def consumed(self, consumer: str, rollout_ids: Sequence[str]) -> set[str]:
+        """Those of these rollouts that a consumer has marked."""
 
     @abstractmethod
     async def resources(self, resources_id: str | None) -> ResourcesRecord | None:

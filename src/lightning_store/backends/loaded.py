@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from itertools import count
 from typing import Final, TypeVar
@@ -12,11 +12,20 @@ from lightning_store.backends.base import (
     AttemptKey,
     Changes,
     Loaded,
+    MarkKey,
     Needs,
     NotLoadedError,
     SpanKey,
 )
-from lightning_store.backends.records import AttemptRecord, ReplyRecord, ResourcesRecord, RolloutRecord, WorkerRecord
+from lightning_store.backends.records import (
+    AdmissionRecord,
+    AttemptRecord,
+    OpenGroup,
+    ReplyRecord,
+    ResourcesRecord,
+    RolloutRecord,
+    WorkerRecord,
+)
 
 T = TypeVar("T")
 
@@ -31,10 +40,16 @@ class LoadedRecords(Loaded):
     """
 
     __slots__ = (
+        "admissions",
         "attempts",
+        "checkpoints_of",
+        "group_members",
         "holder_ids",
         "latest",
+        "marks",
+        "marks_since",
         "newest",
+        "open_groups_of",
         "queue_end",
         "queued",
         "replies",
@@ -56,6 +71,12 @@ class LoadedRecords(Loaded):
         self.workers: dict[str, WorkerRecord | None] = {}
         self.holder_ids: dict[str, Sequence[str]] = {}
         self.resources_by_id: dict[str, ResourcesRecord | None] = {}
+        self.group_members: dict[str, Sequence[str]] = {}
+        self.checkpoints_of: dict[str, Mapping[str, int]] = {}
+        self.marks: dict[MarkKey, int | None] = {}
+        self.marks_since: dict[tuple[str, int], Sequence[str]] = {}
+        self.admissions: dict[str, AdmissionRecord | None] = {}
+        self.open_groups_of: dict[str, Sequence[OpenGroup]] = {}
         self.latest: dict[None, ResourcesRecord | None] = {}
         """The latest resources, once they are loaded."""
         self.newest: dict[str | None, ResourcesRecord | None] = {}
@@ -91,6 +112,26 @@ class LoadedRecords(Loaded):
 
     def resources(self, resources_id: str) -> ResourcesRecord | None:
         return _asked(self.resources_by_id, resources_id, resources={resources_id})
+
+    def group(self, group_id: str) -> Iterable[str]:
+        return _asked(self.group_members, group_id, groups={group_id})
+
+    def checkpoints(self, consumer: str) -> Mapping[str, int]:
+        return _asked(self.checkpoints_of, consumer, checkpoints={consumer})
+
+    def mark_of(self, consumer: str, rollout_id: str) -> int | None:
+        key = (consumer, rollout_id)
+        return _asked(self.marks, key, marks={key})
+
+    def marks_from(self, consumer: str, number: int) -> Iterable[str]:
+        key = (consumer, number)
+        return _asked(self.marks_since, key, marks_from={key})
+
+    def admission(self, run: str) -> AdmissionRecord | None:
+        return _asked(self.admissions, run, admissions={run})
+
+    def open_groups(self, run: str) -> Iterable[OpenGroup]:
+        return _asked(self.open_groups_of, run, open_groups={run})
 
     def latest_resources(self) -> ResourcesRecord | None:
         return _asked(self.latest, None, latest_resources=True)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from lightning_store.lifecycle import QUEUED
+from lightning_store.lifecycle import QUEUED, TERMINAL
 from lightning_store.model import AttemptStatus, EndReason, RolloutConfig, RolloutMode, RolloutStatus, WorkerStatus
 
 SPAN_OVERHEAD_BYTES: Final = 520
@@ -23,6 +23,10 @@ WORKER_OVERHEAD_BYTES: Final = 500
 WIDEST_CHAR_BYTES: Final = 4
 POSITIONS_PER_BAND: Final = 1 << 48
 """More rollouts than these are never queued."""
+NO_PLACE: Final = (1 << 62, 0)
+"""Comes after all places in the queue."""
+LOST: Final = TERMINAL - {"succeeded"}
+"""Statuses of rollouts that nobody waits for any more."""
 
 
 def text_bytes(text: str | None) -> int:
@@ -69,6 +73,16 @@ class RolloutRecord(NamedTuple):
     whether the rollout stands at the head for a retry."""
     uncounted_attempts: int = 0
     """How many of its attempts do not count."""
+    run: str | None = None
+    """As its metadata had it when it was made."""
+    group_id: str | None = None
+    group_size: int | None = None
+    first_claim_time: float | None = None
+    """Of a member of a group: when its first attempt began."""
+    held: bool = False
+    """Whether it is kept out of the queue, with its place in it, until its run has room for its group."""
+    consumers: int = 0
+    """How many consumers have consumed it."""
 
     @property
     def queue_place(self) -> tuple[int, int] | None:
@@ -82,7 +96,7 @@ class RolloutRecord(NamedTuple):
 
     @property
     def in_queue(self) -> bool:
-        return self.queue_position is not None and self.status in QUEUED
+        return self.queue_position is not None and self.status in QUEUED and not self.held
 
     @property
     def waits_to_retry(self) -> bool:
@@ -112,6 +126,10 @@ class NewRollout(NamedTuple):
     priority: int = 0
     idempotency_key: str | None = None
     """As its metadata have it."""
+    run: str | None = None
+    """As its metadata have it."""
+    group_id: str | None = None
+    group_size: int | None = None
 
     @property
     def payload_bytes(self) -> int:
@@ -221,6 +239,62 @@ class RolloutRow(NamedTuple):
 
     rollout: RolloutRecord
     attempt: AttemptRecord | None
+
+
+class GroupRow(NamedTuple):
+    """A group, as its members are."""
+
+    group_id: str
+    rows: Sequence[RolloutRow]
+    """Its members in the order in which they were made; one at least."""
+
+    @property
+    def size(self) -> int:
+        """How many members it has once all are made."""
+        return max(len(self.rows), *(one.rollout.group_size or 0 for one in self.rows))
+
+    @property
+    def open(self) -> OpenGroup | None:
+        """What admission has to know of it; None if it is consumed, or has no member that may succeed."""
+        records = [one.rollout for one in self.rows]
+        live = [one for one in records if one.consumers == 0 and one.status not in LOST]
+        if not live:
+            return None
+        places = (one.queue_place for one in live)
+        return OpenGroup(
+            self.group_id,
+            begun=self.first_claim_time is not None,
+            any_held=any(one.held for one in live),
+            all_held=all(one.held for one in live),
+            place=min((place for place in places if place is not None), default=NO_PLACE),
+        )
+
+    @property
+    def first_claim_time(self) -> float | None:
+        """When the first attempt of any member began; None before that."""
+        times = (one.rollout.first_claim_time for one in self.rows)
+        return min((time for time in times if time is not None), default=None)
+
+
+class OpenGroup(NamedTuple):
+    """What admission has to know of a group that nobody has consumed, by its members that are neither failed nor
+    cancelled, of which there is one at least."""
+
+    group_id: str
+    begun: bool
+    """Whether any member has been claimed, be it failed since."""
+    any_held: bool
+    all_held: bool
+    place: tuple[int, int]
+    """Of its member that comes first in the queue; the greatest of all if none is in it."""
+
+
+class AdmissionRecord(NamedTuple):
+    """How far runners may go ahead with the groups of a run."""
+
+    run: str
+    max_open_groups: int | None
+    paused: bool
 
 
 class Claim(NamedTuple):

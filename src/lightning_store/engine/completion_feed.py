@@ -24,12 +24,16 @@ class CompletionFeed:
         pending: The rollouts that are still to be returned; None is all, for ever.
         position: The position to begin after; 0 is the beginning.
         where: Has filters; completions that do not match are passed over.
+        consumer: What it has consumed is passed over; None: nothing.
         strict: Whether a rollout that is not known is refused at the beginning.
     """
 
-    def __init__(self, pending: set[str] | None, position: int, where: RolloutQuery, *, strict: bool) -> None:
+    def __init__(
+        self, pending: set[str] | None, position: int, where: RolloutQuery, consumer: str | None, *, strict: bool
+    ) -> None:
         self.pending = pending
         self._where = where
+        self._consumer = consumer
         self._position = position
         self._strict = strict
         self._begun = pending is None
@@ -59,7 +63,11 @@ class CompletionFeed:
             self._position = found[-1].position if found else self._position
         wanted = [one for one in found if self.pending is None or one.row.rollout.rollout_id in self.pending]
         self.drop(one.row.rollout.rollout_id for one in wanted)
-        return [one for one in wanted if matches(one.row.rollout, self._where, one.row.attempt)]
+        matching = [one for one in wanted if matches(one.row.rollout, self._where, one.row.attempt)]
+        if self._consumer is None or not matching:
+            return matching
+        consumed = await snapshot.consumed(self._consumer, [one.row.rollout.rollout_id for one in matching])
+        return [one for one in matching if one.row.rollout.rollout_id not in consumed]
 
     async def _begin(self, snapshot: Snapshot, pending: set[str]) -> list[CompletionRow]:
         """The rollouts asked for that are complete already. Each is looked up: they may be few among very many."""

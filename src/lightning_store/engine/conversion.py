@@ -108,6 +108,8 @@ def _rollout_fields(record: RolloutRecord) -> dict[str, Any]:
         "metadata": _json(record.metadata_json, "metadata"),
         "end_reason": record.end_reason,
         "priority": record.priority,
+        "group_id": record.group_id,
+        "group_size": record.group_size,
     }
 
 

@@ -11,6 +11,7 @@ import math
 from collections.abc import AsyncGenerator, Collection, Coroutine, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 from lightning_store.backends.base import Backend, DiskUse, Rows, Snapshot
@@ -29,7 +30,9 @@ from lightning_store.backends.records import (
 from lightning_store.clock import Clock, SteadyClock
 from lightning_store.engine.completion_feed import CompletionFeed, cursor_of, position_of
 from lightning_store.engine.conversion import span_of
+from lightning_store.engine.deadlines import SLACK_SECONDS
 from lightning_store.engine.executor import Executor
+from lightning_store.engine.groups import GroupFeed, Judged
 from lightning_store.engine.idempotency import current_request, part_scope
 from lightning_store.engine.observing import StoreObserver
 from lightning_store.engine.operations import (
@@ -39,6 +42,7 @@ from lightning_store.engine.operations import (
     DeleteRollouts,
     ImportRollouts,
     Operation,
+    SettleGroup,
     TidyWorkers,
 )
 from lightning_store.engine.policy import Policy
@@ -51,7 +55,15 @@ from lightning_store.lifecycle import TERMINAL
 from lightning_store.memory_limits import MemoryLimits
 from lightning_store.model import LazyRows
 from lightning_store.outcomes import SpanOutcome
-from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanBatchQuery, SpanQuery, WorkerQuery
+from lightning_store.queries import (
+    AttemptQuery,
+    GroupQuery,
+    ResourcesQuery,
+    RolloutQuery,
+    SpanBatchQuery,
+    SpanQuery,
+    WorkerQuery,
+)
 from lightning_store.spans.document import attribute_filter, project
 
 logger = logging.getLogger(__name__)
@@ -375,7 +387,7 @@ class Engine:
         return ended, unknown
 
     async def watch(
-        self, wanted: Collection[str] | None, after: str | None, where: RolloutQuery
+        self, wanted: Collection[str] | None, after: str | None, where: RolloutQuery, consumer: str | None
     ) -> AsyncGenerator[CompletionRow, None]:
         """The rollouts that became terminal, in order, and those to come.
 
@@ -383,10 +395,10 @@ class Engine:
             wanted: Only these, each once; None is all, for ever.
             after: The cursor to go on after; None begins at the beginning.
             where: Has filters; others are passed over.
+            consumer: What it has consumed is passed over; None: nothing.
         """
-        feed = CompletionFeed(
-            None if wanted is None else set(wanted), position_of(self.store_id, after), where, strict=self.policy.strict
-        )
+        pending, position = None if wanted is None else set(wanted), position_of(self.store_id, after)
+        feed = CompletionFeed(pending, position, where, consumer, strict=self.policy.strict)
         with self._waiting.watchers.register(wanted) as watcher, self._executor.timer.waiting():
             await self._executor.arm_timer()
             while not feed.done:
@@ -395,6 +407,34 @@ class Engine:
                     yield row
                 if feed.caught_up and not feed.done:
                     await watcher.wakeup.wait(self._clock, None)
+
+    async def watch_groups(self, group_ids: Collection[str] | None, terms: GroupQuery) -> AsyncGenerator[Judged, None]:
+        """The groups that are not open any more, and those to come, each once.
+
+        Args:
+            group_ids: Only these; those that have no members are passed over. None is all, for ever.
+            terms: Which groups, and what it takes for one to be returned.
+        """
+        feed = GroupFeed(group_ids, terms)
+        heeds_deletions = group_ids is not None
+        with (
+            self._waiting.watchers.register(None, heeds_deletions=heeds_deletions) as watcher,
+            self._executor.timer.waiting(),
+        ):
+            await self._executor.arm_timer()
+            while not feed.done:
+                look = partial(feed.look, now=self._clock.now(), deleted=bool(watcher.before_look()))
+                for found in await self._executor.read(look):
+                    judged = found
+                    if terms.on_partial == "cancel" and found.status != "whole":
+                        judged = await self.execute(SettleGroup(found.group.group_id, terms))
+                    if judged.status != "open":
+                        feed.note_returned(judged.group.group_id)
+                        yield judged
+                if feed.caught_up and not feed.done:
+                    deadline = feed.next_deadline
+                    seconds = None if deadline is None else max(0.0, deadline - self._clock.now()) + SLACK_SECONDS
+                    await watcher.wakeup.wait(self._clock, seconds)
 
     async def present_cursor(self) -> str:
         """The cursor of the last completion that is stored."""

@@ -28,7 +28,7 @@ from lightning_store.backends.base import (
 )
 from lightning_store.backends.records import ReplyRecord
 from lightning_store.clock import Clock
-from lightning_store.engine import rules
+from lightning_store.engine import admission, rules
 from lightning_store.engine.deadlines import DeadlineTimer
 from lightning_store.engine.idempotency import Request, current_request
 from lightning_store.engine.observing import StoreObserver, TransactionDetails, Transitions, transitions_of
@@ -324,6 +324,8 @@ class Executor:
                 while left:
                     await transaction.load(missing)
                     left, missing = self._decide_each(view, left, full)
+            if view.effects.runs:
+                await self._readmit(transaction, view)
         except BaseException:
             await transaction.rollback()
             raise
@@ -468,7 +470,7 @@ class Executor:
     def _due(self, now: float) -> Due:
         seconds = self._policy.retain_finished_seconds
         since = None if seconds is None else now - seconds
-        return Due(now, DUE_BATCH, since, self._policy.retain_finished_count)
+        return Due(now, DUE_BATCH, since, self._policy.retain_finished_count, self._policy.retain_for)
 
     async def _expire(self, transaction: Transaction, view: View) -> bool:
         """End the attempts whose deadline has passed, and delete some of what is not retained: nobody waits for all of
@@ -491,6 +493,19 @@ class Executor:
             if left:
                 await transaction.load(missing)
         return len(overdue) < DUE_BATCH
+
+    async def _readmit(self, transaction: Transaction, view: View) -> None:
+        """Let in what there is room for now, and hold what there is no room for."""
+        for run in view.effects.runs:
+            while True:
+                mark = view.mark()
+                try:
+                    admission.readmit(view, run)
+                    break
+                except NotLoadedError as error:
+                    view.revert(mark)
+                    missing = error.needs
+                await transaction.load(missing)
 
     def _watch(self, view: View) -> None:
         """See to it that somebody looks when what was changed is due."""

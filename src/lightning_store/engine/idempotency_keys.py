@@ -28,6 +28,7 @@ def fingerprint_of(requests: Sequence[NewRollout]) -> str:
             one.resources_id,
             one.priority,
             one.config.model_dump(mode="json", exclude_defaults=True),
+            *(() if one.group_id is None else (one.group_id, one.group_size)),
         )
         for one in requests
     ]

@@ -14,8 +14,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from lightning_store.backends.base import AttemptKey, Needs
 from lightning_store.backends.records import (
+    AdmissionRecord,
     AttemptRecord,
     Claim,
+    GroupRow,
     NewRollout,
     ResourcesRecord,
     RolloutRecord,
@@ -24,7 +26,8 @@ from lightning_store.backends.records import (
     StoredRollout,
     WorkerRecord,
 )
-from lightning_store.engine import rules, transfer
+from lightning_store.engine import admission, consuming, rules, transfer
+from lightning_store.engine.groups import Judged, judge
 from lightning_store.engine.idempotency_keys import keyed_ids
 from lightning_store.engine.replies import RecordCodec, ReplyCodec, SpanOutcomesCodec
 from lightning_store.engine.rules import Deletion
@@ -32,8 +35,7 @@ from lightning_store.engine.transfer import Counted, Imported
 from lightning_store.engine.view import View
 from lightning_store.model import AttemptStatus, RolloutStatus
 from lightning_store.outcomes import SpanOutcome
-from lightning_store.queries import ALL_ROLLOUTS, RolloutQuery
-from lightning_store.reserved import run_of
+from lightning_store.queries import ALL_ROLLOUTS, GroupQuery, RolloutQuery
 
 R = TypeVar("R")
 
@@ -99,6 +101,8 @@ class EnqueueRollouts(Operation[list[RolloutRecord]]):
     def add_needs(self, needs: Needs) -> None:
         for one in self.new:
             _need_resources(needs, one)
+            if one.group_id is not None and one.run is not None:
+                needs.admissions.add(one.run)
         keys = Counter(self.idempotency_key or one.idempotency_key for one in self.new)
         for key, count in keys.items():
             if key is not None:
@@ -229,6 +233,83 @@ class CancelRollouts(Operation[list[RolloutRow]]):
     @property
     def rows(self) -> int:
         return len(self.rollout_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class SettleGroup(Operation[Judged]):
+    """Cancel what is not done of a group that is to be returned without it. It may as well run twice."""
+
+    name = "settle_group"
+
+    group_id: str
+    terms: GroupQuery
+
+    def add_needs(self, needs: Needs) -> None:
+        needs.groups.add(self.group_id)
+
+    def decide(self, view: View) -> Judged:
+        judged = judge(view.group(self.group_id), self.terms, view.now)
+        if judged.status == "open":
+            return judged
+        rows = rules.cancel(view, [one.rollout.rollout_id for one in judged.group.rows])
+        return judged._replace(group=GroupRow(self.group_id, rows))
+
+
+@dataclass(frozen=True, slots=True)
+class SetAdmission(Operation[AdmissionRecord]):
+    """Bound the groups of a run. The reply: what holds."""
+
+    name = "set_admission"
+    codec = RecordCodec(AdmissionRecord)
+
+    record: AdmissionRecord
+
+    def add_needs(self, needs: Needs) -> None:
+        needs.open_groups.add(self.record.run)
+
+    def decide(self, view: View) -> AdmissionRecord:
+        return admission.set_admission(view, self.record)
+
+
+@dataclass(frozen=True, slots=True)
+class MarkConsumed(Operation[list[str]]):
+    """Mark rollouts as consumed, and record a checkpoint. The reply: those that were not marked before."""
+
+    name = "mark_consumed"
+    codec = RecordCodec(list[str])
+
+    consumer: str
+    rollout_ids: Sequence[str]
+    checkpoint: str | None
+
+    def add_needs(self, needs: Needs) -> None:
+        needs.checkpoints.add(self.consumer)
+        needs.rollouts.update(self.rollout_ids)
+
+    def decide(self, view: View) -> list[str]:
+        return consuming.mark_consumed(view, self.consumer, self.rollout_ids, self.checkpoint)
+
+    @property
+    def rows(self) -> int:
+        return len(self.rollout_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class RewindConsumer(Operation[list[str]]):
+    """Take marks back. The reply: the rollouts that had them."""
+
+    name = "rewind_consumer"
+    codec = RecordCodec(list[str])
+
+    consumer: str
+    checkpoint: str | None
+    """None takes all marks back."""
+
+    def add_needs(self, needs: Needs) -> None:
+        needs.checkpoints.add(self.consumer)
+
+    def decide(self, view: View) -> list[str]:
+        return consuming.rewind(view, self.consumer, self.checkpoint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -548,7 +629,7 @@ class ImportRollouts(Operation[Imported]):
 def _need_resources(needs: Needs, new: NewRollout) -> None:
     if new.resources_id is None:
         needs.latest_resources = True
-        run = run_of(new.metadata_json)
+        run = new.run
         if run is not None:
             needs.newest_resources.update((run, None))
     else:

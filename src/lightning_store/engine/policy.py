@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -35,6 +35,8 @@ class Policy:
     """A rollout is deleted when it has been terminal for longer. None: it is not."""
     retain_finished_count: int | None = None
     """So many terminal rollouts are kept, those that ended last. None: all of them."""
+    retain_for: Sequence[str] = ()
+    """Consumers: what one of them has not consumed is retained."""
     drop_spans: Collection[str] = ()
     """Spans with these names count as any, and are not stored."""
 

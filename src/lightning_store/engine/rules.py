@@ -25,7 +25,7 @@ from lightning_store.backends.records import (
     SpanRecord,
     WorkerRecord,
 )
-from lightning_store.engine import workers
+from lightning_store.engine import admission, workers
 from lightning_store.engine.idempotency_keys import fingerprint_of, keyed_ids
 from lightning_store.engine.view import View
 from lightning_store.errors import (
@@ -176,7 +176,7 @@ def create(view: View, new: NewRollout, status: RolloutStatus, queue_position: i
     """A new rollout, not stored yet. The resources must have been checked."""
     resources_id = new.resources_id
     if resources_id is None:
-        latest = latest_of_run(view, reserved.run_of(new.metadata_json))
+        latest = latest_of_run(view, new.run)
         resources_id = latest.resources_id if latest is not None else None
     return RolloutRecord(
         rollout_id=view.new_rollout_id(),
@@ -191,6 +191,9 @@ def create(view: View, new: NewRollout, status: RolloutStatus, queue_position: i
         queue_position=queue_position,
         priority=new.priority,
         queue_band=queue_band(new.priority),
+        run=new.run,
+        group_id=new.group_id,
+        group_size=new.group_size,
     )
 
 
@@ -238,6 +241,9 @@ def enqueue(
     records = []
     for index, new in enumerate(requests):
         record = create(view, new, "queuing", view.next_queue_position())
+        if record.group_id is not None and record.run is not None:
+            admission.note(view, record)
+            record = record._replace(held=view.admission(record.run) is not None)
         if ids:
             record = record._replace(rollout_id=ids[index], fingerprint=fingerprint)
         view.put_rollout(record)
@@ -315,6 +321,8 @@ def _begin(view: View, rollout: RolloutRecord, worker_id: str | None) -> Claim:
     view.put_attempt(attempt)
     columns = _status_columns(view, rollout, "preparing")
     columns["latest_attempt_id"] = attempt.attempt_id
+    if rollout.group_id is not None and rollout.first_claim_time is None:
+        columns["first_claim_time"] = view.now
     return Claim(_put(view, rollout, attempt, columns), attempt)
 
 
@@ -330,7 +338,7 @@ def latest_of_run(view: View, run: str | None) -> ResourcesRecord | None:
 
 
 def _with_latest(view: View, rollout: RolloutRecord) -> RolloutRecord:
-    latest = latest_of_run(view, reserved.run_of(rollout.metadata_json))
+    latest = latest_of_run(view, rollout.run)
     return rollout if latest is None else rollout._replace(resources_id=latest.resources_id)
 
 
@@ -419,6 +427,10 @@ def _status_columns(
         at_head: Whether it stands before all others of its priority.
     """
     columns: dict[str, Any] = {"status": status}
+    if rollout.held or status in lifecycle.TERMINAL or rollout.completion_position is not None:
+        admission.note(view, rollout)
+    if rollout.held and status not in lifecycle.QUEUED:
+        columns["held"] = False
     if status in lifecycle.TERMINAL:
         latest = view.latest_attempt(rollout)
         columns["end_time"] = view.now
@@ -455,6 +467,7 @@ def delete(view: View, rollout_id: str, which: Deletion) -> bool:
         return False
     for worker in view.holders(rollout_id):
         view.put_worker(workers.release(worker, view.now))
+    admission.note(view, record)
     view.delete_rollout(rollout_id)
     return True
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast
 
 from lightning_store import arguments, json_text, otel
 from lightning_store.backends.base import Backend, Rows
-from lightning_store.backends.records import NewRollout, SpanRecord
+from lightning_store.backends.records import AdmissionRecord, NewRollout, SpanRecord
 from lightning_store.clock import Clock, SleepCountingClock
 from lightning_store.engine.completion_feed import cursor_of
 from lightning_store.engine.conversion import (
@@ -28,9 +28,12 @@ from lightning_store.engine.operations import (
     DeleteWorkers,
     EnqueueRollouts,
     Heartbeat,
+    MarkConsumed,
     PublishResources,
     ReleaseWorker,
     RequeueRollouts,
+    RewindConsumer,
+    SetAdmission,
     StartAttempt,
     StartRollout,
     UpdateAttempt,
@@ -39,15 +42,19 @@ from lightning_store.engine.operations import (
 from lightning_store.engine.policy import Policy
 from lightning_store.engine.rules import Deletion
 from lightning_store.errors import StoreError
+from lightning_store.feeds import NOW, GroupFeed, RolloutFeed
 from lightning_store.memory_limits import MemoryLimits
 from lightning_store.model import (
     UNSET,
+    Admission,
     Attempt,
     AttemptedRollout,
     AttemptStatus,
     AttemptUpdate,
     CompletedRollout,
     EnqueueRolloutRequest,
+    Group,
+    GroupTerms,
     LazyRows,
     PaginatedResult,
     Resource,
@@ -61,12 +68,14 @@ from lightning_store.model import (
     RolloutUpdate,
     Span,
     Unset,
+    WatchFilters,
     Worker,
     given,
 )
 from lightning_store.outcomes import add_legal, stored_number, stored_of
 from lightning_store.queries import (
     AttemptQuery,
+    GroupQuery,
     Query,
     ResourcesQuery,
     RolloutQuery,
@@ -74,10 +83,10 @@ from lightning_store.queries import (
     SpanQuery,
     WorkerQuery,
     cancelled_where,
+    rollout_filters,
 )
 from lightning_store.query_methods import QueryMethods
 from lightning_store.reserved import with_reserved
-from lightning_store.rollout_feed import NOW, RolloutFeed
 from lightning_store.spans.document import encode
 from lightning_store.store import LightningStoreCapabilities, LightningStoreStatistics
 
@@ -180,8 +189,12 @@ class EngineStore(QueryMethods):
         metadata: Mapping[str, Any] | None = None,
         *,
         priority: int = 0,
+        group_id: str | None = None,
+        group_size: int | None = None,
     ) -> Rollout:
-        new = _new_rollout(arguments.rollout_request(input, mode, resources_id, config, metadata, priority))
+        new = _new_rollout(
+            arguments.rollout_request(input, mode, resources_id, config, metadata, priority, group_id, group_size)
+        )
         [record] = await self.engine.execute(EnqueueRollouts([new]))
         return rollout_of(record)
 
@@ -420,20 +433,49 @@ class EngineStore(QueryMethods):
         rollout_ids: Sequence[str] | None = None,
         *,
         after: str | None = None,
-        **filters: Unpack[RolloutFilters],
+        **filters: Unpack[WatchFilters],
     ) -> AsyncIterator[CompletedRollout]:
         return RolloutFeed(partial(self._completions, filters), rollout_ids, after)
 
     async def _completions(
-        self, filters: RolloutFilters, wanted: list[str] | None, after: str | None
+        self, filters: WatchFilters, wanted: list[str] | None, after: str | None
     ) -> AsyncGenerator[Any, None]:
-        where = RolloutQuery(**filters)
+        where = RolloutQuery(**rollout_filters(filters))
         if after == NOW:
             after = await self.engine.present_cursor()
             yield after
-        async with aclosing(self.engine.watch(wanted, after, where)) as completions:
+        async with aclosing(self.engine.watch(wanted, after, where, filters.get("consumer"))) as completions:
             async for one in completions:
                 yield CompletedRollout(rollout_with_attempt(one.row), cursor_of(self.engine.store_id, one.position))
+
+    def watch_groups(self, group_ids: Sequence[str] | None = None, **terms: Unpack[GroupTerms]) -> AsyncIterator[Group]:
+        return GroupFeed(partial(self._groups, GroupQuery(**terms)), group_ids)
+
+    async def _groups(self, terms: GroupQuery, wanted: list[str] | None) -> AsyncGenerator[Group, None]:
+        async with aclosing(self.engine.watch_groups(wanted, terms)) as groups:
+            async for one in groups:
+                rollouts = [rollout_with_attempt(row) for row in one.group.rows]
+                yield Group(one.group.group_id, one.group.size, one.status, rollouts)
+
+    # --- Consuming ---------------------------------------------------------------------------------------------------
+
+    async def mark_consumed(
+        self, consumer: str, rollout_ids: Sequence[str], *, checkpoint: str | None = None
+    ) -> list[str]:
+        arguments.check_id("consumer", consumer)
+        arguments.check_optional_id("checkpoint", checkpoint)
+        distinct = list(arguments.distinct_ids(rollout_ids))
+        return await self.engine.execute(MarkConsumed(consumer, distinct, checkpoint))
+
+    async def rewind_consumer(self, consumer: str, *, checkpoint: str | None = None) -> list[str]:
+        arguments.check_id("consumer", consumer)
+        arguments.check_optional_id("checkpoint", checkpoint)
+        return await self.engine.execute(RewindConsumer(consumer, checkpoint))
+
+    async def set_admission(self, run: str, *, max_open_groups: int | None = None, paused: bool = False) -> Admission:
+        arguments.check_admission(run, max_open_groups, paused)
+        stored = await self.engine.execute(SetAdmission(AdmissionRecord(run, max_open_groups, paused)))
+        return Admission(*stored)
 
     # --- Deleting ----------------------------------------------------------------------------------------------------
 
@@ -478,6 +520,8 @@ def _new_rollout(request: EnqueueRolloutRequest, prefix: str = "") -> NewRollout
         config=request.config if request.config is not None else RolloutConfig(),
         metadata_json=json_text.dumps(request.metadata, f"{prefix}metadata") if request.metadata else "{}",
         priority=request.priority,
+        group_id=request.group_id,
+        group_size=request.group_size,
     )
     return with_reserved(new)
 

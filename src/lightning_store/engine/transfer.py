@@ -15,7 +15,7 @@ from lightning_store.backends.records import (
     StoredRollout,
     WorkerRecord,
 )
-from lightning_store.engine import workers
+from lightning_store.engine import admission, workers
 from lightning_store.engine.rules import first_deadline, queue_band
 from lightning_store.engine.view import View
 from lightning_store.errors import InvalidArgumentError
@@ -159,12 +159,14 @@ def adopt_rollout(view: View, part: StoredRollout) -> bool:
             end_reason="stale" if rollout.end_reason == "stale" and terminal else reason,
             queue_position=view.next_queue_position() if queued else None,
             queue_band=queue_band(rollout.priority),
+            first_claim_time=part.attempts[0].start_time if rollout.group_id is not None and part.attempts else None,
             uncounted_attempts=sum(not one.counts for one in part.attempts),
             completion_position=view.next_completion_position() if terminal else None,
             completion_time=view.now if terminal else None,
             deadline=None if latest is None else first_deadline(view, rollout.status, rollout.config, latest),
         )
     )
+    admission.note(view, rollout)
     view.set_last_sequence(rollout.rollout_id, part.last_sequence)
     if queued:
         view.effects.queued.append(rollout.rollout_id)

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from lightning_store.backends.base import Changes, Loaded, Needs, NotLoadedError, SpanKey
 from lightning_store.backends.records import (
+    AdmissionRecord,
     AttemptRecord,
+    GroupRow,
+    OpenGroup,
     ReplyRecord,
     ResourcesRecord,
     RolloutRecord,
+    RolloutRow,
     SpanRecord,
     WorkerRecord,
 )
 from lightning_store.engine.policy import Policy
 from lightning_store.ids import new_hex, new_hex_at
+
+K = TypeVar("K")
+T = TypeVar("T")
 
 _ABSENT: Final[Any] = object()
 
@@ -25,7 +32,7 @@ _ABSENT: Final[Any] = object()
 class Effects:
     """What a transaction did that somebody may be waiting for."""
 
-    __slots__ = ("deleted", "dropped", "ended", "queued")
+    __slots__ = ("deleted", "dropped", "ended", "queued", "runs")
 
     def __init__(self) -> None:
         self.ended: list[str] = []
@@ -34,6 +41,8 @@ class Effects:
         """The rollouts that were deleted."""
         self.queued: list[str] = []
         """The rollouts that were put into the queue."""
+        self.runs: dict[str, None] = {}
+        """Runs that may have more or less room for groups."""
         self.dropped: dict[SpanKey, None] = {}
         """The spans that were not stored for their names."""
 
@@ -135,6 +144,47 @@ class View:
         candidates = dict.fromkeys([*self.loaded.holders(rollout_id), *self._holders.get(rollout_id, ())])
         workers = (self.worker(worker_id) for worker_id in candidates)
         return [one for one in workers if one is not None and one.current_rollout_id == rollout_id]
+
+    def group(self, group_id: str) -> GroupRow:
+        """The group with its members; it may have none."""
+        ids = dict.fromkeys(self.loaded.group(group_id))
+        changed = self.changes.rollouts.items()
+        ids |= {rollout_id: None for rollout_id, one in changed if one is not None and one.group_id == group_id}
+        members = (self.rollout(rollout_id) for rollout_id in ids)
+        return GroupRow(group_id, [RolloutRow(one, self.latest_attempt(one)) for one in members if one is not None])
+
+    def admission(self, run: str) -> AdmissionRecord | None:
+        changed: AdmissionRecord | None = self.changes.admissions.get(run, _ABSENT)
+        return self.loaded.admission(run) if changed is _ABSENT else changed
+
+    def open_groups(self, run: str) -> dict[str, OpenGroup]:
+        """The groups of a run that nobody has consumed, with a member that is neither failed nor cancelled."""
+        found = {one.group_id: one for one in self.loaded.open_groups(run)}
+        changed = (self.loaded.rollout(key) if one is None else one for key, one in self.changes.rollouts.items())
+        touched = dict.fromkeys(one.group_id for one in changed if one is not None and one.run == run)
+        for group in gathered(self.group, [group_id for group_id in touched if group_id is not None]):
+            found.pop(group.group_id, None)
+            now = group.open
+            if now is not None:
+                found[group.group_id] = now
+        return found
+
+    def checkpoints(self, consumer: str) -> dict[str, int]:
+        """Those that a consumer has recorded, each with its number."""
+        found: dict[str, int | None] = {**self.loaded.checkpoints(consumer)}
+        found |= {name: number for (of, name), number in self.changes.checkpoints.items() if of == consumer}
+        return {name: number for name, number in found.items() if number is not None}
+
+    def mark_of(self, consumer: str, rollout_id: str) -> int | None:
+        """How many checkpoints there were when a consumer marked this rollout, which exists; None if it has not."""
+        changed: int | None = self.changes.marks.get((consumer, rollout_id), _ABSENT)
+        return self.loaded.mark_of(consumer, rollout_id) if changed is _ABSENT else changed
+
+    def marks_from(self, consumer: str, number: int) -> list[str]:
+        """The rollouts that a consumer has marked when there were so many checkpoints or more."""
+        found: dict[str, int | None] = dict.fromkeys(self.loaded.marks_from(consumer, number), number)
+        found |= {rollout_id: mark for (of, rollout_id), mark in self.changes.marks.items() if of == consumer}
+        return [rollout_id for rollout_id, mark in found.items() if mark is not None and mark >= number]
 
     def resources(self, resources_id: str) -> ResourcesRecord | None:
         changed: ResourcesRecord | None = self.changes.resources.get(resources_id, _ABSENT)
@@ -283,6 +333,18 @@ class View:
     def put_reply(self, reply: ReplyRecord) -> None:
         self._set(self.changes.replies, reply.request_id, reply)
 
+    def put_admission(self, run: str, admission: AdmissionRecord | None) -> None:
+        """None removes it."""
+        self._set(self.changes.admissions, run, admission)
+
+    def put_mark(self, consumer: str, rollout_id: str, number: int | None) -> None:
+        """None takes it back."""
+        self._set(self.changes.marks, (consumer, rollout_id), number)
+
+    def put_checkpoint(self, consumer: str, checkpoint: str, number: int | None) -> None:
+        """None removes it."""
+        self._set(self.changes.checkpoints, (consumer, checkpoint), number)
+
     def next_queue_position(self) -> int:
         self._queue_position += 1
         return self._queue_position
@@ -330,3 +392,21 @@ class View:
     def _set(self, table: dict[Any, Any], key: Any, value: Any) -> None:
         self._journal.append((table, key, table.get(key, _ABSENT)))
         table[key] = value
+
+
+def gathered(look: Callable[[K], T], keys: Iterable[K]) -> list[T]:
+    """What ``look`` finds for each of these.
+
+    Raises:
+        NotLoadedError: For all of those together that are not loaded.
+    """
+    found: list[T] = []
+    missing: Needs | None = None
+    for key in keys:
+        try:
+            found.append(look(key))
+        except NotLoadedError as error:
+            missing = error.needs if missing is None else missing.plus(error.needs)
+    if missing is not None:
+        raise NotLoadedError(missing)
+    return found

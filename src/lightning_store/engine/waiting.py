@@ -113,9 +113,10 @@ class RolloutWaiters:
 class Watcher:
     """A caller that follows rollouts as they end, from one look to the next."""
 
-    def __init__(self, wanted: Collection[str] | None) -> None:
+    def __init__(self, wanted: Collection[str] | None, heeds_deletions: bool) -> None:
         self.wanted = wanted
         """The rollouts that it follows; None: all."""
+        self._heeds_deletions = heeds_deletions or wanted is not None
         self.wakeup = Wakeup()
         self.gone: list[str] = []
 
@@ -130,7 +131,9 @@ class Watcher:
         wanted = self.wanted
         if wanted is not None:
             ended = [rollout_id for rollout_id in ended if rollout_id in wanted]
-            self.gone += (rollout_id for rollout_id in deleted if rollout_id in wanted)
+            deleted = [rollout_id for rollout_id in deleted if rollout_id in wanted]
+        if self._heeds_deletions:
+            self.gone += deleted
         return not (ended or self.gone) or self.wakeup.wake()
 
 
@@ -142,9 +145,14 @@ class Watchers:
         self._lock = threading.Lock()
 
     @contextmanager
-    def register(self, wanted: Collection[str] | None) -> Iterator[Watcher]:
-        """Begin to follow. Look after registering, then wait."""
-        watcher = Watcher(wanted)
+    def register(self, wanted: Collection[str] | None, *, heeds_deletions: bool = False) -> Iterator[Watcher]:
+        """Begin to follow. Look after registering, then wait.
+
+        Args:
+            wanted: The rollouts to follow; None: all.
+            heeds_deletions: Whether deletions matter even if all are followed.
+        """
+        watcher = Watcher(wanted, heeds_deletions)
         with self._lock:
             self._watching.add(watcher)
         try:

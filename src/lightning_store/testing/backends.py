@@ -28,6 +28,7 @@ from lightning_store.backends.records import (
     AttemptRecord,
     CompletionRow,
     Counts,
+    GroupRow,
     PlacedRollout,
     QueueCounts,
     ResourcesRecord,
@@ -242,6 +243,12 @@ class _SuspendingSnapshot(Snapshot):
     async def rollouts(self, rollout_ids: Sequence[str]) -> list[RolloutRow | None]:
         return await self._read("rollouts", lambda inner: inner.rollouts(rollout_ids))
 
+    async def groups(self, group_ids: Sequence[str]) -> list[GroupRow]:
+        return await self._read("groups", lambda inner: inner.groups(group_ids))
+
+    async def consumed(self, consumer: str, rollout_ids: Sequence[str]) -> set[str]:
+        return await self._read("consumed", lambda inner: inner.consumed(consumer, rollout_ids))
+
     async def resources(self, resources_id: str | None) -> ResourcesRecord | None:
         return await self._read("resources", lambda inner: inner.resources(resources_id))
 
@@ -309,12 +316,12 @@ def _copy(needs: Needs, data: Loaded, into: LoadedRecords) -> None:
     for worker_id in needs.workers:
         _copy_worker(worker_id, data, into)
     for worker_id in needs.held:
-        worker = data.worker(worker_id)
-        if worker is not None and worker.current_rollout_id and worker.current_attempt_id:
-            _copy_rollout(worker.current_rollout_id, data, into)
-            _copy_attempt(worker.current_rollout_id, worker.current_attempt_id, data, into)
+        _copy_held(worker_id, data, into)
     for rollout_id in needs.holders:
         _copy_holders(rollout_id, data, into)
+    for group_id in needs.groups:
+        _copy_group(group_id, data, into)
+    _copy_marks(needs, data, into)
     for rollout_id in needs.rollouts:
         _copy_rollout(rollout_id, data, into)
     for key in needs.attempts:
@@ -333,6 +340,32 @@ def _copy_resources(needs: Needs, data: Loaded, into: LoadedRecords) -> None:
         into.latest[None] = data.latest_resources()
     for run in needs.newest_resources:
         into.newest[run] = data.newest_resources(run)
+
+
+def _copy_held(worker_id: str, data: Loaded, into: LoadedRecords) -> None:
+    worker = data.worker(worker_id)
+    if worker is not None and worker.current_rollout_id and worker.current_attempt_id:
+        _copy_rollout(worker.current_rollout_id, data, into)
+        _copy_attempt(worker.current_rollout_id, worker.current_attempt_id, data, into)
+
+
+def _copy_group(group_id: str, data: Loaded, into: LoadedRecords) -> None:
+    into.group_members[group_id] = list(data.group(group_id))
+    for rollout_id in into.group_members[group_id]:
+        _copy_rollout(rollout_id, data, into)
+
+
+def _copy_marks(needs: Needs, data: Loaded, into: LoadedRecords) -> None:
+    for consumer in needs.checkpoints:
+        into.checkpoints_of[consumer] = dict(data.checkpoints(consumer))
+    for key in needs.marks:
+        into.marks[key] = data.mark_of(*key)
+    for since in needs.marks_from:
+        into.marks_since[since] = list(data.marks_from(*since))
+    for run in needs.admissions:
+        into.admissions[run] = data.admission(run)
+    for run in needs.open_groups:
+        into.open_groups_of[run] = list(data.open_groups(run))
 
 
 def _copy_due(data: Loaded, into: LoadedRecords) -> None:
@@ -401,6 +434,7 @@ def store_on(
     worker_retention_seconds: float | None = None,
     retain_finished_seconds: float | None = None,
     retain_finished_count: int | None = None,
+    retain_for: Sequence[str] = (),
     replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
     replay_entries_max: int = REPLAY_ENTRIES_MAX,
     **limits: Any,
@@ -421,6 +455,7 @@ def store_on(
         worker_retention_seconds=worker_retention_seconds,
         retain_finished_seconds=retain_finished_seconds,
         retain_finished_count=retain_finished_count,
+        retain_for=tuple(retain_for),
     )
     inner = MemoryBackend(replay_window_seconds=replay_window_seconds, replay_entries_max=replay_entries_max)
     return EngineStore(backend(inner), policy=policy, clock=clock, memory=MemoryLimits.of(**limits))

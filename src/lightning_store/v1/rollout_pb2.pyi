@@ -379,6 +379,8 @@ class Rollout(_message.Message):
     LATEST_ATTEMPT_FIELD_NUMBER: _builtins.int
     END_REASON_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    GROUP_SIZE_FIELD_NUMBER: _builtins.int
     rollout_id: _builtins.str
     """Unique in the store."""
     input_json: _builtins.str
@@ -398,6 +400,10 @@ class Rollout(_message.Message):
     """
     priority: _builtins.int
     """Higher ones are claimed first."""
+    group_id: _builtins.str
+    """The group whose member it is. Absent: none."""
+    group_size: _builtins.int
+    """How many members its group has. Absent: as many as there are."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When it was enqueued or started."""
@@ -429,17 +435,27 @@ class Rollout(_message.Message):
         latest_attempt: Global___Attempt | None = ...,
         end_reason: _builtins.str = ...,
         priority: _builtins.int = ...,
+        group_id: _builtins.str | None = ...,
+        group_size: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_input_json", b"_input_json", "_metadata_json", b"_metadata_json", "_resources_id", b"_resources_id", "config", b"config", "end_time", b"end_time", "input_json", b"input_json", "latest_attempt", b"latest_attempt", "metadata_json", b"metadata_json", "resources_id", b"resources_id", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_group_id", b"_group_id", "_group_size", b"_group_size", "_input_json", b"_input_json", "_metadata_json", b"_metadata_json", "_resources_id", b"_resources_id", "config", b"config", "end_time", b"end_time", "group_id", b"group_id", "group_size", b"group_size", "input_json", b"input_json", "latest_attempt", b"latest_attempt", "metadata_json", b"metadata_json", "resources_id", b"resources_id", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input_json", b"_input_json", "_metadata_json", b"_metadata_json", "_resources_id", b"_resources_id", "config", b"config", "end_reason", b"end_reason", "end_time", b"end_time", "input_json", b"input_json", "latest_attempt", b"latest_attempt", "metadata_json", b"metadata_json", "mode", b"mode", "priority", b"priority", "resources_id", b"resources_id", "rollout_id", b"rollout_id", "start_time", b"start_time", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_id", b"_group_id", "_group_size", b"_group_size", "_input_json", b"_input_json", "_metadata_json", b"_metadata_json", "_resources_id", b"_resources_id", "config", b"config", "end_reason", b"end_reason", "end_time", b"end_time", "group_id", b"group_id", "group_size", b"group_size", "input_json", b"input_json", "latest_attempt", b"latest_attempt", "metadata_json", b"metadata_json", "mode", b"mode", "priority", b"priority", "resources_id", b"resources_id", "rollout_id", b"rollout_id", "start_time", b"start_time", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__group_id: _TypeAlias = _typing.Literal["group_id"]  # noqa: Y015
+    _WhichOneofArgType__group_id: _TypeAlias = _typing.Literal["_group_id", b"_group_id"]  # noqa: Y015
+    _WhichOneofReturnType__group_size: _TypeAlias = _typing.Literal["group_size"]  # noqa: Y015
+    _WhichOneofArgType__group_size: _TypeAlias = _typing.Literal["_group_size", b"_group_size"]  # noqa: Y015
     _WhichOneofReturnType__input_json: _TypeAlias = _typing.Literal["input_json"]  # noqa: Y015
     _WhichOneofArgType__input_json: _TypeAlias = _typing.Literal["_input_json", b"_input_json"]  # noqa: Y015
     _WhichOneofReturnType__metadata_json: _TypeAlias = _typing.Literal["metadata_json"]  # noqa: Y015
     _WhichOneofArgType__metadata_json: _TypeAlias = _typing.Literal["_metadata_json", b"_metadata_json"]  # noqa: Y015
     _WhichOneofReturnType__resources_id: _TypeAlias = _typing.Literal["resources_id"]  # noqa: Y015
     _WhichOneofArgType__resources_id: _TypeAlias = _typing.Literal["_resources_id", b"_resources_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__group_id) -> _WhichOneofReturnType__group_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__group_size) -> _WhichOneofReturnType__group_size | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__input_json) -> _WhichOneofReturnType__input_json | None: ...
     @_typing.overload
@@ -461,6 +477,8 @@ class NewRollout(_message.Message):
     CONFIG_FIELD_NUMBER: _builtins.int
     METADATA_JSON_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    GROUP_SIZE_FIELD_NUMBER: _builtins.int
     input_json: _builtins.str
     """The task itself: the text of any JSON value. Absent: null."""
     mode: Global___RolloutMode.ValueType
@@ -471,10 +489,15 @@ class NewRollout(_message.Message):
     """The text of a JSON object. Absent: an empty one. Members that begin with "lightning." have an index. Some of them stand for
     arguments that are not given: lightning.idempotency_key, lightning.priority, lightning.retry_position ("head" or "tail"),
     lightning.retry_delay_seconds, lightning.retry_backoff, lightning.bind ("enqueue" or "claim"), lightning.max_staleness,
-    lightning.on_stale ("cancel" or "rebind"). lightning.run names the run to which the rollout belongs.
+    lightning.on_stale ("cancel" or "rebind"), lightning.group_id, lightning.group_size. lightning.run, a text, names the run to
+    which the rollout belongs.
     """
     priority: _builtins.int
     """Higher ones are claimed first: -10,000 to 10,000."""
+    group_id: _builtins.str
+    """The group whose member it is. Ids of groups are of one store. Absent: none. Not empty."""
+    group_size: _builtins.int
+    """How many members its group has: 1 to 10,000. Where members differ, the largest counts. Absent: as many as there are."""
     @_builtins.property
     def config(self) -> Global___RolloutConfig:
         """Absent: no limits, one attempt."""
@@ -488,17 +511,27 @@ class NewRollout(_message.Message):
         config: Global___RolloutConfig | None = ...,
         metadata_json: _builtins.str | None = ...,
         priority: _builtins.int = ...,
+        group_id: _builtins.str | None = ...,
+        group_size: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_input_json", b"_input_json", "_metadata_json", b"_metadata_json", "_resources_id", b"_resources_id", "config", b"config", "input_json", b"input_json", "metadata_json", b"metadata_json", "resources_id", b"resources_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_group_id", b"_group_id", "_group_size", b"_group_size", "_input_json", b"_input_json", "_metadata_json", b"_metadata_json", "_resources_id", b"_resources_id", "config", b"config", "group_id", b"group_id", "group_size", b"group_size", "input_json", b"input_json", "metadata_json", b"metadata_json", "resources_id", b"resources_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_input_json", b"_input_json", "_metadata_json", b"_metadata_json", "_resources_id", b"_resources_id", "config", b"config", "input_json", b"input_json", "metadata_json", b"metadata_json", "mode", b"mode", "priority", b"priority", "resources_id", b"resources_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_group_id", b"_group_id", "_group_size", b"_group_size", "_input_json", b"_input_json", "_metadata_json", b"_metadata_json", "_resources_id", b"_resources_id", "config", b"config", "group_id", b"group_id", "group_size", b"group_size", "input_json", b"input_json", "metadata_json", b"metadata_json", "mode", b"mode", "priority", b"priority", "resources_id", b"resources_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__group_id: _TypeAlias = _typing.Literal["group_id"]  # noqa: Y015
+    _WhichOneofArgType__group_id: _TypeAlias = _typing.Literal["_group_id", b"_group_id"]  # noqa: Y015
+    _WhichOneofReturnType__group_size: _TypeAlias = _typing.Literal["group_size"]  # noqa: Y015
+    _WhichOneofArgType__group_size: _TypeAlias = _typing.Literal["_group_size", b"_group_size"]  # noqa: Y015
     _WhichOneofReturnType__input_json: _TypeAlias = _typing.Literal["input_json"]  # noqa: Y015
     _WhichOneofArgType__input_json: _TypeAlias = _typing.Literal["_input_json", b"_input_json"]  # noqa: Y015
     _WhichOneofReturnType__metadata_json: _TypeAlias = _typing.Literal["metadata_json"]  # noqa: Y015
     _WhichOneofArgType__metadata_json: _TypeAlias = _typing.Literal["_metadata_json", b"_metadata_json"]  # noqa: Y015
     _WhichOneofReturnType__resources_id: _TypeAlias = _typing.Literal["resources_id"]  # noqa: Y015
     _WhichOneofArgType__resources_id: _TypeAlias = _typing.Literal["_resources_id", b"_resources_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__group_id) -> _WhichOneofReturnType__group_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__group_size) -> _WhichOneofReturnType__group_size | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__input_json) -> _WhichOneofReturnType__input_json | None: ...
     @_typing.overload
@@ -907,6 +940,7 @@ class RolloutFilters(_message.Message):
     END_REASON_IN_FIELD_NUMBER: _builtins.int
     POLICY_VERSION_MIN_FIELD_NUMBER: _builtins.int
     POLICY_VERSION_MAX_FIELD_NUMBER: _builtins.int
+    GROUP_ID_IN_FIELD_NUMBER: _builtins.int
     metadata_equals_json: _builtins.str
     """The text of a JSON object: only rollouts whose metadata has all of its members. Keys that begin with "lightning." have an
     index. 1, 1.0 and true are not equal. Absent: no filter.
@@ -939,6 +973,10 @@ class RolloutFilters(_message.Message):
     def end_reason_in(self) -> _common_pb2.StringSet:
         """Only rollouts whose end_reason is one of these. Absent: no filter."""
 
+    @_builtins.property
+    def group_id_in(self) -> _common_pb2.StringSet:
+        """Only members of these groups. Absent: no filter."""
+
     def __init__(
         self,
         *,
@@ -951,10 +989,11 @@ class RolloutFilters(_message.Message):
         end_reason_in: _common_pb2.StringSet | None = ...,
         policy_version_min: _builtins.int | None = ...,
         policy_version_max: _builtins.int | None = ...,
+        group_id_in: _common_pb2.StringSet | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_metadata_equals_json", b"_metadata_equals_json", "_policy_version_max", b"_policy_version_max", "_policy_version_min", b"_policy_version_min", "end_reason_in", b"end_reason_in", "metadata_equals_json", b"metadata_equals_json", "mode_in", b"mode_in", "policy_version_max", b"policy_version_max", "policy_version_min", b"policy_version_min", "resources_id_in", b"resources_id_in", "start_time_max", b"start_time_max", "start_time_min", b"start_time_min", "worker_id_in", b"worker_id_in"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_metadata_equals_json", b"_metadata_equals_json", "_policy_version_max", b"_policy_version_max", "_policy_version_min", b"_policy_version_min", "end_reason_in", b"end_reason_in", "group_id_in", b"group_id_in", "metadata_equals_json", b"metadata_equals_json", "mode_in", b"mode_in", "policy_version_max", b"policy_version_max", "policy_version_min", b"policy_version_min", "resources_id_in", b"resources_id_in", "start_time_max", b"start_time_max", "start_time_min", b"start_time_min", "worker_id_in", b"worker_id_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_metadata_equals_json", b"_metadata_equals_json", "_policy_version_max", b"_policy_version_max", "_policy_version_min", b"_policy_version_min", "end_reason_in", b"end_reason_in", "metadata_equals_json", b"metadata_equals_json", "mode_in", b"mode_in", "policy_version_max", b"policy_version_max", "policy_version_min", b"policy_version_min", "resources_id_in", b"resources_id_in", "start_time_max", b"start_time_max", "start_time_min", b"start_time_min", "worker_id_in", b"worker_id_in"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_metadata_equals_json", b"_metadata_equals_json", "_policy_version_max", b"_policy_version_max", "_policy_version_min", b"_policy_version_min", "end_reason_in", b"end_reason_in", "group_id_in", b"group_id_in", "metadata_equals_json", b"metadata_equals_json", "mode_in", b"mode_in", "policy_version_max", b"policy_version_max", "policy_version_min", b"policy_version_min", "resources_id_in", b"resources_id_in", "start_time_max", b"start_time_max", "start_time_min", b"start_time_min", "worker_id_in", b"worker_id_in"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__metadata_equals_json: _TypeAlias = _typing.Literal["metadata_equals_json"]  # noqa: Y015
     _WhichOneofArgType__metadata_equals_json: _TypeAlias = _typing.Literal["_metadata_equals_json", b"_metadata_equals_json"]  # noqa: Y015
@@ -1683,10 +1722,13 @@ class WatchRolloutsRequest(_message.Message):
     ROLLOUT_ID_IN_FIELD_NUMBER: _builtins.int
     AFTER_FIELD_NUMBER: _builtins.int
     FILTERS_FIELD_NUMBER: _builtins.int
+    CONSUMER_FIELD_NUMBER: _builtins.int
     after: _builtins.str
     """Go on after this cursor, of a completion that has been told. Empty: from the first completion that is stored. "now":
     only what becomes terminal from now on; the first message then has the cursor of this moment.
     """
+    consumer: _builtins.str
+    """No rollout that this consumer has consumed. Absent: all. Not empty."""
     @_builtins.property
     def rollout_id_in(self) -> _common_pb2.StringSet:
         """Only these rollouts; ids that are not known are passed over. Absent: all rollouts, for as long as the stream lasts."""
@@ -1701,12 +1743,15 @@ class WatchRolloutsRequest(_message.Message):
         rollout_id_in: _common_pb2.StringSet | None = ...,
         after: _builtins.str = ...,
         filters: Global___RolloutFilters | None = ...,
+        consumer: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters", "rollout_id_in", b"rollout_id_in"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_consumer", b"_consumer", "consumer", b"consumer", "filters", b"filters", "rollout_id_in", b"rollout_id_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after", b"after", "filters", b"filters", "rollout_id_in", b"rollout_id_in"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_consumer", b"_consumer", "after", b"after", "consumer", b"consumer", "filters", b"filters", "rollout_id_in", b"rollout_id_in"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__consumer: _TypeAlias = _typing.Literal["consumer"]  # noqa: Y015
+    _WhichOneofArgType__consumer: _TypeAlias = _typing.Literal["_consumer", b"_consumer"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__consumer) -> _WhichOneofReturnType__consumer | None: ...
 
 Global___WatchRolloutsRequest: _TypeAlias = WatchRolloutsRequest  # noqa: Y015
 
@@ -1773,3 +1818,344 @@ class WatchRolloutsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___WatchRolloutsResponse: _TypeAlias = WatchRolloutsResponse  # noqa: Y015
+
+@_typing.final
+class Group(_message.Message):
+    """Rollouts that are consumed together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_ID_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    ROLLOUTS_FIELD_NUMBER: _builtins.int
+    group_id: _builtins.str
+    """Unique in the store."""
+    size: _builtins.int
+    """How many members it has once all are queued."""
+    status: _builtins.str
+    """"whole" (all members have succeeded), "partial" (enough of them have, and that is all), "failed" (not enough can succeed
+    any more). There may be more.
+    """
+    @_builtins.property
+    def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rollout]:
+        """Its members in the order in which they were queued, as they are now."""
+
+    def __init__(
+        self,
+        *,
+        group_id: _builtins.str = ...,
+        size: _builtins.int = ...,
+        status: _builtins.str = ...,
+        rollouts: _abc.Iterable[Global___Rollout] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["group_id", b"group_id", "rollouts", b"rollouts", "size", b"size", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Group: _TypeAlias = Group  # noqa: Y015
+
+@_typing.final
+class WatchGroupsRequest(_message.Message):
+    """Asks to be told of groups."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUP_ID_IN_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    MIN_DONE_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    CANCEL_PARTIAL_FIELD_NUMBER: _builtins.int
+    CONSUMER_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """Only groups whose members have this lightning.run in their metadata. Absent: all."""
+    min_done: _builtins.int
+    """How many members have to succeed. A group that is smaller needs all. At least 1; absent: all."""
+    cancel_partial: _builtins.bool
+    """Whether the members that have not ended are cancelled when a group is told without them."""
+    consumer: _builtins.str
+    """No group that this consumer has consumed. Absent: all. Not empty."""
+    @_builtins.property
+    def group_id_in(self) -> _common_pb2.StringSet:
+        """Only these groups; those that have no members are passed over. Absent: all groups, for as long as the stream lasts."""
+
+    @_builtins.property
+    def deadline(self) -> _duration_pb2.Duration:
+        """How long after its first claim a group is told without the members that have not ended, if min_done have succeeded.
+        Absent: not before they have ended.
+        """
+
+    def __init__(
+        self,
+        *,
+        group_id_in: _common_pb2.StringSet | None = ...,
+        run: _builtins.str | None = ...,
+        min_done: _builtins.int | None = ...,
+        deadline: _duration_pb2.Duration | None = ...,
+        cancel_partial: _builtins.bool = ...,
+        consumer: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_consumer", b"_consumer", "_min_done", b"_min_done", "_run", b"_run", "consumer", b"consumer", "deadline", b"deadline", "group_id_in", b"group_id_in", "min_done", b"min_done", "run", b"run"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_consumer", b"_consumer", "_min_done", b"_min_done", "_run", b"_run", "cancel_partial", b"cancel_partial", "consumer", b"consumer", "deadline", b"deadline", "group_id_in", b"group_id_in", "min_done", b"min_done", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__consumer: _TypeAlias = _typing.Literal["consumer"]  # noqa: Y015
+    _WhichOneofArgType__consumer: _TypeAlias = _typing.Literal["_consumer", b"_consumer"]  # noqa: Y015
+    _WhichOneofReturnType__min_done: _TypeAlias = _typing.Literal["min_done"]  # noqa: Y015
+    _WhichOneofArgType__min_done: _TypeAlias = _typing.Literal["_min_done", b"_min_done"]  # noqa: Y015
+    _WhichOneofReturnType__run: _TypeAlias = _typing.Literal["run"]  # noqa: Y015
+    _WhichOneofArgType__run: _TypeAlias = _typing.Literal["_run", b"_run"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__consumer) -> _WhichOneofReturnType__consumer | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_done) -> _WhichOneofReturnType__min_done | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__run) -> _WhichOneofReturnType__run | None: ...
+
+Global___WatchGroupsRequest: _TypeAlias = WatchGroupsRequest  # noqa: Y015
+
+@_typing.final
+class Admission(_message.Message):
+    """How far runners may go ahead with the groups of a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    MAX_OPEN_GROUPS_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """The lightning.run of the rollouts' metadata."""
+    max_open_groups: _builtins.int
+    """How many groups may be open: begun, not consumed by any consumer, and with a member that may succeed or has. Absent: any
+    number. At least 1.
+    """
+    paused: _builtins.bool
+    """Whether no group begins."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        max_open_groups: _builtins.int | None = ...,
+        paused: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_open_groups", b"_max_open_groups", "max_open_groups", b"max_open_groups"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_open_groups", b"_max_open_groups", "max_open_groups", b"max_open_groups", "paused", b"paused", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_open_groups: _TypeAlias = _typing.Literal["max_open_groups"]  # noqa: Y015
+    _WhichOneofArgType__max_open_groups: _TypeAlias = _typing.Literal["_max_open_groups", b"_max_open_groups"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_open_groups) -> _WhichOneofReturnType__max_open_groups | None: ...
+
+Global___Admission: _TypeAlias = Admission  # noqa: Y015
+
+@_typing.final
+class SetAdmissionRequest(_message.Message):
+    """Asks to bound the groups of a run."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    RUN_FIELD_NUMBER: _builtins.int
+    MAX_OPEN_GROUPS_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required: a new id for each call, the same one for its retries."""
+    run: _builtins.str
+    """Required."""
+    max_open_groups: _builtins.int
+    """As in Admission."""
+    paused: _builtins.bool
+    """As in Admission."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        run: _builtins.str = ...,
+        max_open_groups: _builtins.int | None = ...,
+        paused: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_open_groups", b"_max_open_groups", "max_open_groups", b"max_open_groups"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_open_groups", b"_max_open_groups", "max_open_groups", b"max_open_groups", "paused", b"paused", "request_id", b"request_id", "run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_open_groups: _TypeAlias = _typing.Literal["max_open_groups"]  # noqa: Y015
+    _WhichOneofArgType__max_open_groups: _TypeAlias = _typing.Literal["_max_open_groups", b"_max_open_groups"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_open_groups) -> _WhichOneofReturnType__max_open_groups | None: ...
+
+Global___SetAdmissionRequest: _TypeAlias = SetAdmissionRequest  # noqa: Y015
+
+@_typing.final
+class SetAdmissionResponse(_message.Message):
+    """What SetAdmission has set."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADMISSION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def admission(self) -> Global___Admission:
+        """Always set."""
+
+    def __init__(
+        self,
+        *,
+        admission: Global___Admission | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetAdmissionResponse: _TypeAlias = SetAdmissionResponse  # noqa: Y015
+
+@_typing.final
+class MarkConsumedRequest(_message.Message):
+    """Asks to mark rollouts as consumed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CONSUMER_FIELD_NUMBER: _builtins.int
+    ROLLOUT_IDS_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required: a new id for each call, the same one for its retries."""
+    consumer: _builtins.str
+    """Required: the name of whoever consumes. Each has a set of its own."""
+    checkpoint: _builtins.str
+    """The name of a checkpoint that includes all that the consumer has marked until now, these rollouts among it. A name that was
+    used before names the new one. Absent: none. Not empty.
+    """
+    @_builtins.property
+    def rollout_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """A member of a group stands for all members that there are. Those that are not known are left out."""
+
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        consumer: _builtins.str = ...,
+        rollout_ids: _abc.Iterable[_builtins.str] | None = ...,
+        checkpoint: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint", b"_checkpoint", "checkpoint", b"checkpoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint", b"_checkpoint", "checkpoint", b"checkpoint", "consumer", b"consumer", "request_id", b"request_id", "rollout_ids", b"rollout_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__checkpoint: _TypeAlias = _typing.Literal["checkpoint"]  # noqa: Y015
+    _WhichOneofArgType__checkpoint: _TypeAlias = _typing.Literal["_checkpoint", b"_checkpoint"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint) -> _WhichOneofReturnType__checkpoint | None: ...
+
+Global___MarkConsumedRequest: _TypeAlias = MarkConsumedRequest  # noqa: Y015
+
+@_typing.final
+class MarkConsumedResponse(_message.Message):
+    """What MarkConsumed has marked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollout_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that the consumer had not marked before."""
+
+    def __init__(
+        self,
+        *,
+        rollout_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollout_ids", b"rollout_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MarkConsumedResponse: _TypeAlias = MarkConsumedResponse  # noqa: Y015
+
+@_typing.final
+class RewindConsumerRequest(_message.Message):
+    """Asks to take back what a consumer has marked."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CONSUMER_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    request_id: _builtins.str
+    """Required: a new id for each call, the same one for its retries."""
+    consumer: _builtins.str
+    """Required."""
+    checkpoint: _builtins.str
+    """What it has marked since this checkpoint. Later checkpoints are forgotten. Absent: everything. Not empty."""
+    def __init__(
+        self,
+        *,
+        request_id: _builtins.str = ...,
+        consumer: _builtins.str = ...,
+        checkpoint: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_checkpoint", b"_checkpoint", "checkpoint", b"checkpoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checkpoint", b"_checkpoint", "checkpoint", b"checkpoint", "consumer", b"consumer", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__checkpoint: _TypeAlias = _typing.Literal["checkpoint"]  # noqa: Y015
+    _WhichOneofArgType__checkpoint: _TypeAlias = _typing.Literal["_checkpoint", b"_checkpoint"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__checkpoint) -> _WhichOneofReturnType__checkpoint | None: ...
+
+Global___RewindConsumerRequest: _TypeAlias = RewindConsumerRequest  # noqa: Y015
+
+@_typing.final
+class RewindConsumerResponse(_message.Message):
+    """What RewindConsumer has taken back."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLLOUT_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rollout_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those that were marked, in the order in which they were queued."""
+
+    def __init__(
+        self,
+        *,
+        rollout_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rollout_ids", b"rollout_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RewindConsumerResponse: _TypeAlias = RewindConsumerResponse  # noqa: Y015
+
+@_typing.final
+class WatchGroupsResponse(_message.Message):
+    """What WatchGroups tells."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GROUPS_FIELD_NUMBER: _builtins.int
+    COMPLETE_FIELD_NUMBER: _builtins.int
+    complete: _builtins.bool
+    """Whether each of the groups asked for has been told: the stream is over. A stream that ends without it was ended for its
+    age: ask again.
+    """
+    @_builtins.property
+    def groups(self) -> _containers.RepeatedCompositeFieldContainer[Global___Group]:
+        """Each group once in a stream."""
+
+    def __init__(
+        self,
+        *,
+        groups: _abc.Iterable[Global___Group] | None = ...,
+        complete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["complete", b"complete", "groups", b"groups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchGroupsResponse: _TypeAlias = WatchGroupsResponse  # noqa: Y015

@@ -257,6 +257,26 @@ class LightningStoreServiceStub(object):
                 request_serializer=lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsRequest.SerializeToString,
                 response_deserializer=lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsResponse.FromString,
                 _registered_method=True)
+        self.WatchGroups = channel.unary_stream(
+                '/lightning_store.v1.LightningStoreService/WatchGroups',
+                request_serializer=lightning__store_dot_v1_dot_rollout__pb2.WatchGroupsRequest.SerializeToString,
+                response_deserializer=lightning__store_dot_v1_dot_rollout__pb2.WatchGroupsResponse.FromString,
+                _registered_method=True)
+        self.SetAdmission = channel.unary_unary(
+                '/lightning_store.v1.LightningStoreService/SetAdmission',
+                request_serializer=lightning__store_dot_v1_dot_rollout__pb2.SetAdmissionRequest.SerializeToString,
+                response_deserializer=lightning__store_dot_v1_dot_rollout__pb2.SetAdmissionResponse.FromString,
+                _registered_method=True)
+        self.MarkConsumed = channel.unary_unary(
+                '/lightning_store.v1.LightningStoreService/MarkConsumed',
+                request_serializer=lightning__store_dot_v1_dot_rollout__pb2.MarkConsumedRequest.SerializeToString,
+                response_deserializer=lightning__store_dot_v1_dot_rollout__pb2.MarkConsumedResponse.FromString,
+                _registered_method=True)
+        self.RewindConsumer = channel.unary_unary(
+                '/lightning_store.v1.LightningStoreService/RewindConsumer',
+                request_serializer=lightning__store_dot_v1_dot_rollout__pb2.RewindConsumerRequest.SerializeToString,
+                response_deserializer=lightning__store_dot_v1_dot_rollout__pb2.RewindConsumerResponse.FromString,
+                _registered_method=True)
         self.ExportRollouts = channel.unary_unary(
                 '/lightning_store.v1.LightningStoreService/ExportRollouts',
                 request_serializer=lightning__store_dot_v1_dot_transfer__pb2.ExportRolloutsRequest.SerializeToString,
@@ -686,6 +706,39 @@ class LightningStoreServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchGroups(self, request, context):
+        """LWW. Tells of groups as they become whole, or partial or failed by the terms of the request; those first that are so
+        already. Each comes once in a stream. With cancel_partial the members that have not ended are cancelled in the transaction
+        that finds the group partial or failed. With group_id_in the stream ends when each of them has been told.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAdmission(self, request, context):
+        """ONCE. Bounds how many groups of a run may be begun and not consumed. DequeueRollouts does not find those that may not begin
+        yet; groups that have begun go on. It replaces what was set before for that run.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MarkConsumed(self, request, context):
+        """ONCE. Notes that a consumer has consumed rollouts, which WatchRollouts and WatchGroups then leave out for it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RewindConsumer(self, request, context):
+        """ONCE. Takes back what a consumer has marked since a checkpoint: WatchRollouts and WatchGroups tell it again.
+
+        CHECKPOINT_UNKNOWN.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ExportRollouts(self, request, context):
         """READ, for operators. A page of rollouts with all that belongs to them, as ImportRollouts takes them.
 
@@ -904,6 +957,26 @@ def add_LightningStoreServiceServicer_to_server(servicer, server):
                     servicer.WatchRollouts,
                     request_deserializer=lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsRequest.FromString,
                     response_serializer=lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsResponse.SerializeToString,
+            ),
+            'WatchGroups': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchGroups,
+                    request_deserializer=lightning__store_dot_v1_dot_rollout__pb2.WatchGroupsRequest.FromString,
+                    response_serializer=lightning__store_dot_v1_dot_rollout__pb2.WatchGroupsResponse.SerializeToString,
+            ),
+            'SetAdmission': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAdmission,
+                    request_deserializer=lightning__store_dot_v1_dot_rollout__pb2.SetAdmissionRequest.FromString,
+                    response_serializer=lightning__store_dot_v1_dot_rollout__pb2.SetAdmissionResponse.SerializeToString,
+            ),
+            'MarkConsumed': grpc.unary_unary_rpc_method_handler(
+                    servicer.MarkConsumed,
+                    request_deserializer=lightning__store_dot_v1_dot_rollout__pb2.MarkConsumedRequest.FromString,
+                    response_serializer=lightning__store_dot_v1_dot_rollout__pb2.MarkConsumedResponse.SerializeToString,
+            ),
+            'RewindConsumer': grpc.unary_unary_rpc_method_handler(
+                    servicer.RewindConsumer,
+                    request_deserializer=lightning__store_dot_v1_dot_rollout__pb2.RewindConsumerRequest.FromString,
+                    response_serializer=lightning__store_dot_v1_dot_rollout__pb2.RewindConsumerResponse.SerializeToString,
             ),
             'ExportRollouts': grpc.unary_unary_rpc_method_handler(
                     servicer.ExportRollouts,
@@ -1790,6 +1863,114 @@ class LightningStoreService(object):
             '/lightning_store.v1.LightningStoreService/WatchRollouts',
             lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsRequest.SerializeToString,
             lightning__store_dot_v1_dot_rollout__pb2.WatchRolloutsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchGroups(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/lightning_store.v1.LightningStoreService/WatchGroups',
+            lightning__store_dot_v1_dot_rollout__pb2.WatchGroupsRequest.SerializeToString,
+            lightning__store_dot_v1_dot_rollout__pb2.WatchGroupsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAdmission(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lightning_store.v1.LightningStoreService/SetAdmission',
+            lightning__store_dot_v1_dot_rollout__pb2.SetAdmissionRequest.SerializeToString,
+            lightning__store_dot_v1_dot_rollout__pb2.SetAdmissionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MarkConsumed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lightning_store.v1.LightningStoreService/MarkConsumed',
+            lightning__store_dot_v1_dot_rollout__pb2.MarkConsumedRequest.SerializeToString,
+            lightning__store_dot_v1_dot_rollout__pb2.MarkConsumedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RewindConsumer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lightning_store.v1.LightningStoreService/RewindConsumer',
+            lightning__store_dot_v1_dot_rollout__pb2.RewindConsumerRequest.SerializeToString,
+            lightning__store_dot_v1_dot_rollout__pb2.RewindConsumerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -318,6 +318,22 @@ class LightningStoreServiceStub:
 
     Role: reader.
     """
+    WatchGroups: _grpc.UnaryStreamMultiCallable[_rollout_pb2.WatchGroupsRequest, _rollout_pb2.WatchGroupsResponse]
+    """LWW. Tells of groups as they become whole, or partial or failed by the terms of the request; those first that are so
+    already. Each comes once in a stream. With cancel_partial the members that have not ended are cancelled in the transaction
+    that finds the group partial or failed. With group_id_in the stream ends when each of them has been told.
+    """
+    SetAdmission: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.SetAdmissionRequest, _rollout_pb2.SetAdmissionResponse]
+    """ONCE. Bounds how many groups of a run may be begun and not consumed. DequeueRollouts does not find those that may not begin
+    yet; groups that have begun go on. It replaces what was set before for that run.
+    """
+    MarkConsumed: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.MarkConsumedRequest, _rollout_pb2.MarkConsumedResponse]
+    """ONCE. Notes that a consumer has consumed rollouts, which WatchRollouts and WatchGroups then leave out for it."""
+    RewindConsumer: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.RewindConsumerRequest, _rollout_pb2.RewindConsumerResponse]
+    """ONCE. Takes back what a consumer has marked since a checkpoint: WatchRollouts and WatchGroups tell it again.
+
+    CHECKPOINT_UNKNOWN.
+    """
     ExportRollouts: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.ExportRolloutsRequest, _transfer_pb2.ExportRolloutsResponse]
     """READ, for operators. A page of rollouts with all that belongs to them, as ImportRollouts takes them.
 
@@ -648,6 +664,22 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     strict server.
 
     Role: reader.
+    """
+    WatchGroups: _aio.UnaryStreamMultiCallable[_rollout_pb2.WatchGroupsRequest, _rollout_pb2.WatchGroupsResponse]  # type: ignore[assignment]
+    """LWW. Tells of groups as they become whole, or partial or failed by the terms of the request; those first that are so
+    already. Each comes once in a stream. With cancel_partial the members that have not ended are cancelled in the transaction
+    that finds the group partial or failed. With group_id_in the stream ends when each of them has been told.
+    """
+    SetAdmission: _aio.UnaryUnaryMultiCallable[_rollout_pb2.SetAdmissionRequest, _rollout_pb2.SetAdmissionResponse]  # type: ignore[assignment]
+    """ONCE. Bounds how many groups of a run may be begun and not consumed. DequeueRollouts does not find those that may not begin
+    yet; groups that have begun go on. It replaces what was set before for that run.
+    """
+    MarkConsumed: _aio.UnaryUnaryMultiCallable[_rollout_pb2.MarkConsumedRequest, _rollout_pb2.MarkConsumedResponse]  # type: ignore[assignment]
+    """ONCE. Notes that a consumer has consumed rollouts, which WatchRollouts and WatchGroups then leave out for it."""
+    RewindConsumer: _aio.UnaryUnaryMultiCallable[_rollout_pb2.RewindConsumerRequest, _rollout_pb2.RewindConsumerResponse]  # type: ignore[assignment]
+    """ONCE. Takes back what a consumer has marked since a checkpoint: WatchRollouts and WatchGroups tell it again.
+
+    CHECKPOINT_UNKNOWN.
     """
     ExportRollouts: _aio.UnaryUnaryMultiCallable[_transfer_pb2.ExportRolloutsRequest, _transfer_pb2.ExportRolloutsResponse]  # type: ignore[assignment]
     """READ, for operators. A page of rollouts with all that belongs to them, as ImportRollouts takes them.
@@ -1150,6 +1182,46 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         strict server.
 
         Role: reader.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchGroups(
+        self,
+        request: _rollout_pb2.WatchGroupsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_rollout_pb2.WatchGroupsResponse], _abc.AsyncIterator[_rollout_pb2.WatchGroupsResponse]]:
+        """LWW. Tells of groups as they become whole, or partial or failed by the terms of the request; those first that are so
+        already. Each comes once in a stream. With cancel_partial the members that have not ended are cancelled in the transaction
+        that finds the group partial or failed. With group_id_in the stream ends when each of them has been told.
+        """
+
+    @_abc_1.abstractmethod
+    def SetAdmission(
+        self,
+        request: _rollout_pb2.SetAdmissionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rollout_pb2.SetAdmissionResponse, _abc.Awaitable[_rollout_pb2.SetAdmissionResponse]]:
+        """ONCE. Bounds how many groups of a run may be begun and not consumed. DequeueRollouts does not find those that may not begin
+        yet; groups that have begun go on. It replaces what was set before for that run.
+        """
+
+    @_abc_1.abstractmethod
+    def MarkConsumed(
+        self,
+        request: _rollout_pb2.MarkConsumedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rollout_pb2.MarkConsumedResponse, _abc.Awaitable[_rollout_pb2.MarkConsumedResponse]]:
+        """ONCE. Notes that a consumer has consumed rollouts, which WatchRollouts and WatchGroups then leave out for it."""
+
+    @_abc_1.abstractmethod
+    def RewindConsumer(
+        self,
+        request: _rollout_pb2.RewindConsumerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rollout_pb2.RewindConsumerResponse, _abc.Awaitable[_rollout_pb2.RewindConsumerResponse]]:
+        """ONCE. Takes back what a consumer has marked since a checkpoint: WatchRollouts and WatchGroups tell it again.
+
+        CHECKPOINT_UNKNOWN.
         """
 
     @_abc_1.abstractmethod

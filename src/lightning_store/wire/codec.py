@@ -72,6 +72,8 @@ def rollout_to_proto(rollout: Rollout) -> rollout_pb2.Rollout:
         latest_attempt=None if latest is None else attempt_to_proto(latest),
         end_reason=rollout.end_reason or "",
         priority=rollout.priority,
+        group_id=rollout.group_id,
+        group_size=rollout.group_size,
     )
 
 
@@ -92,6 +94,8 @@ def rollout_from_proto(message: rollout_pb2.Rollout, field: str) -> Rollout:
         "metadata": metadata_from_proto(message, field),
         "end_reason": message.end_reason or None,
         "priority": message.priority,
+        "group_id": message.group_id if has("group_id") else None,
+        "group_size": message.group_size if has("group_size") else None,
     }
     if not has("latest_attempt"):
         return construct(Rollout, values)
@@ -119,6 +123,8 @@ def new_rollout_to_proto(request: EnqueueRolloutRequest, prefix: str = "") -> ro
         config=None if request.config is None else config_to_proto(request.config),
         metadata_json=optional_json_to_proto(request.metadata, f"{prefix}metadata"),
         priority=request.priority,
+        group_id=request.group_id,
+        group_size=request.group_size,
     )
 
 

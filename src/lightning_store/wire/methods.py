@@ -107,6 +107,9 @@ _ONCE: Final[Mapping[str, Role]] = {
     "UpdateRollout": Role.ALGORITHM,
     "CancelRollouts": Role.ALGORITHM,
     "RequeueRollouts": Role.ALGORITHM,
+    "SetAdmission": Role.ALGORITHM,
+    "MarkConsumed": Role.ALGORITHM,
+    "RewindConsumer": Role.ALGORITHM,
     "DeleteRollouts": Role.ADMIN,
     "UpdateAttempt": Role.RUNNER,
     "AddSpans": Role.RUNNER,
@@ -131,6 +134,7 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
             Method("StreamQuery", Repeat.READ, Role.READER, deadline_seconds=300.0, streams=True),
             Method("WaitForRollouts", Repeat.READ, Role.READER, wait_field="wait"),
             Method("WatchRollouts", Repeat.READ, Role.READER, deadline_seconds=300.0, streams=True),
+            Method("WatchGroups", Repeat.LWW, Role.ALGORITHM, deadline_seconds=300.0, streams=True),
         )
     }
 )

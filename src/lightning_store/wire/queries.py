@@ -194,7 +194,7 @@ FilteredRequest = (
 def filters_to_proto(query: RolloutQuery) -> rollout_pb2.RolloutFilters | None:
     """The filters of a query that RolloutFilters has; None where there are none."""
     modes, resources_ids, worker_ids = query.mode_in, query.resources_id_in, query.worker_id_in
-    reasons = query.end_reason_in
+    reasons, groups = query.end_reason_in, query.group_id_in
     message = rollout_pb2.RolloutFilters(
         mode_in=None if modes is None else rollout_modes_to_proto(modes),
         resources_id_in=None if resources_ids is None else texts_to_proto(resources_ids, "resources_id_in"),
@@ -205,6 +205,7 @@ def filters_to_proto(query: RolloutQuery) -> rollout_pb2.RolloutFilters | None:
         end_reason_in=None if reasons is None else texts_to_proto(reasons, "end_reason_in"),
         policy_version_min=query.policy_version_min,
         policy_version_max=query.policy_version_max,
+        group_id_in=None if groups is None else texts_to_proto(groups, "group_id_in"),
     )
     return message if message.ListFields() else None
 
@@ -232,6 +233,8 @@ def filters_from_proto(request: FilteredRequest) -> RolloutFilters:
         found["policy_version_max"] = message.policy_version_max
     if has("end_reason_in"):
         found["end_reason_in"] = cast(list[EndReason], list(message.end_reason_in.values))  # which the query checks
+    if has("group_id_in"):
+        found["group_id_in"] = list(message.group_id_in.values)
     return found
 
 

@@ -10,10 +10,10 @@ from typing import Any, Final, NamedTuple
 
 from lightning_store import json_text
 from lightning_store.backends.records import AttemptRecord, NewRollout, RolloutRecord, RolloutRow
-from lightning_store.model import PRIORITY_MAX, AttemptStatus, RolloutConfig
+from lightning_store.model import GROUP_SIZE_MAX, PRIORITY_MAX, AttemptStatus, RolloutConfig
 from lightning_store.reserved import with_reserved
 from lightning_store.v1 import rollout_pb2
-from lightning_store.wire.checks import invalid, json_object
+from lightning_store.wire.checks import invalid, json_object, required_text
 from lightning_store.wire.codec import CONFIGS_MAX, config_to_proto, shared_config_from_proto
 from lightning_store.wire.enums import ATTEMPT_STATUS, ROLLOUT_STATUS, mode_from_proto, mode_to_proto
 from lightning_store.wire.requests import ATTEMPT_READERS, masked_fields
@@ -40,6 +40,8 @@ def rollout_record_to_proto(record: RolloutRecord, latest: AttemptRecord | None 
         latest_attempt=None if latest is None else attempt_record_to_proto(latest),
         end_reason=record.end_reason or "",
         priority=record.priority,
+        group_id=record.group_id,
+        group_size=record.group_size,
     )
     write_timestamp(message.start_time, record.start_time)
     write_timestamp(message.end_time, record.end_time)
@@ -91,6 +93,8 @@ def new_rollout_from_proto(message: rollout_pb2.NewRollout, field: str) -> NewRo
         config=shared_config_from_proto(message.config, f"{field}.config"),
         metadata_json=metadata_json,
         priority=_priority(message.priority, f"{field}.priority"),
+        group_id=required_text(message.group_id, f"{field}.group_id") if message.HasField("group_id") else None,
+        group_size=_group_size(message, field) if message.HasField("group_size") else None,
     )
     return with_reserved(new)
 
@@ -99,6 +103,14 @@ def _priority(priority: int, field: str) -> int:
     if abs(priority) > PRIORITY_MAX:
         raise invalid(field, f"is {priority}; it must be -{PRIORITY_MAX} to {PRIORITY_MAX}")
     return priority
+
+
+def _group_size(message: rollout_pb2.NewRollout, field: str) -> int:
+    if not 1 <= message.group_size <= GROUP_SIZE_MAX:
+        raise invalid(f"{field}.group_size", f"is {message.group_size}; it must be 1 to {GROUP_SIZE_MAX}")
+    if not message.HasField("group_id"):
+        raise invalid(f"{field}.group_id", "is missing; group_size needs it")
+    return message.group_size
 
 
 def attempt_change_from_proto(

@@ -46,6 +46,12 @@ def idempotency_key_from_proto(request: rollout_pb2.EnqueueRolloutsRequest) -> s
     return required_text(request.idempotency_key, "idempotency_key")
 
 
+def checkpoint_from_proto(
+    request: rollout_pb2.MarkConsumedRequest | rollout_pb2.RewindConsumerRequest,
+) -> str | None:
+    return required_text(request.checkpoint, "checkpoint") if request.HasField("checkpoint") else None
+
+
 # --- Resources -------------------------------------------------------------------------------------------------------
 
 

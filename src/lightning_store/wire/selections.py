@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, Required, TypedDict
+from typing import Any, Required, TypedDict, cast
 
-from lightning_store.model import TIME_MAX_SECONDS, CompletedRollout, RolloutFilters, RolloutMode, RolloutStatus
-from lightning_store.queries import ALL_ROLLOUTS, RolloutQuery
+from lightning_store.model import (
+    TIME_MAX_SECONDS,
+    Admission,
+    CompletedRollout,
+    Group,
+    GroupStatus,
+    GroupTerms,
+    RolloutFilters,
+    RolloutMode,
+    RolloutStatus,
+    WatchFilters,
+)
+from lightning_store.queries import ALL_ROLLOUTS, GroupQuery, RolloutQuery
 from lightning_store.v1 import rollout_pb2, transfer_pb2
-from lightning_store.wire.checks import require, required_text, text_to_proto
+from lightning_store.wire.checks import optional_text_to_proto, require, required_text, text_to_proto
 from lightning_store.wire.codec import rollout_from_proto, rollout_to_proto
 from lightning_store.wire.enums import mode_from_proto, mode_to_proto
 from lightning_store.wire.queries import (
@@ -79,18 +90,22 @@ def deletion_from_proto(request: rollout_pb2.DeleteRolloutsRequest) -> Deletion:
 
 
 def watch_to_proto(
-    rollout_ids: Collection[str] | None, after: str, where: RolloutQuery = ALL_ROLLOUTS
+    rollout_ids: Collection[str] | None, after: str, where: RolloutQuery = ALL_ROLLOUTS, consumer: str | None = None
 ) -> rollout_pb2.WatchRolloutsRequest:
     return rollout_pb2.WatchRolloutsRequest(
         rollout_id_in=None if rollout_ids is None else texts_to_proto(list(rollout_ids), "rollout_ids"),
         after=text_to_proto(after, "after"),
         filters=filters_to_proto(where),
+        consumer=optional_text_to_proto(consumer, "consumer"),
     )
 
 
-def watched_from_proto(request: rollout_pb2.WatchRolloutsRequest) -> list[str] | None:
-    """The rollouts to watch; None for all."""
-    return _ids_from_proto(request)
+def watched_from_proto(request: rollout_pb2.WatchRolloutsRequest) -> tuple[list[str] | None, WatchFilters]:
+    """The rollouts to watch, None for all; and the filters that are there."""
+    filters = cast(WatchFilters, filters_from_proto(request))
+    if request.HasField("consumer"):
+        filters["consumer"] = required_text(request.consumer, "consumer")
+    return _ids_from_proto(request), filters
 
 
 def completed_to_proto(completed: CompletedRollout) -> rollout_pb2.CompletedRollout:
@@ -101,6 +116,58 @@ def completed_from_proto(message: rollout_pb2.CompletedRollout, field: str) -> C
     require(message, "rollout", f"{field}.rollout")
     rollout = rollout_from_proto(message.rollout, f"{field}.rollout")
     return CompletedRollout(rollout, required_text(message.cursor, f"{field}.cursor"))
+
+
+def watch_groups_to_proto(group_ids: Collection[str] | None, terms: GroupQuery) -> rollout_pb2.WatchGroupsRequest:
+    deadline = terms.deadline
+    return rollout_pb2.WatchGroupsRequest(
+        group_id_in=None if group_ids is None else texts_to_proto(list(group_ids), "group_ids"),
+        run=optional_text_to_proto(terms.run, "run"),
+        consumer=optional_text_to_proto(terms.consumer, "consumer"),
+        min_done=terms.min_done,
+        deadline=None if deadline is None else duration_to_proto(min(max(0.0, deadline), TIME_MAX_SECONDS)),
+        cancel_partial=terms.on_partial == "cancel",
+    )
+
+
+def watched_groups_from_proto(request: rollout_pb2.WatchGroupsRequest) -> tuple[list[str] | None, GroupTerms]:
+    """The groups to watch, None for all; and the terms."""
+    has = request.HasField
+    ids = None
+    if has("group_id_in"):
+        values = enumerate(request.group_id_in.values)
+        ids = [required_text(group_id, f"group_id_in.values[{index}]") for index, group_id in values]
+    return ids, GroupTerms(
+        run=request.run if has("run") else None,
+        consumer=required_text(request.consumer, "consumer") if has("consumer") else None,
+        min_done=request.min_done if has("min_done") else None,
+        deadline=duration_from_proto(request.deadline, "deadline") if has("deadline") else None,
+        on_partial="cancel" if request.cancel_partial else "keep",
+    )
+
+
+def group_to_proto(group: Group) -> rollout_pb2.Group:
+    return rollout_pb2.Group(
+        group_id=group.group_id,
+        size=group.size,
+        status=group.status,
+        rollouts=map(rollout_to_proto, group.rollouts),
+    )
+
+
+def group_from_proto(message: rollout_pb2.Group, field: str) -> Group:
+    rollouts = [rollout_from_proto(one, f"{field}.rollouts[{index}]") for index, one in enumerate(message.rollouts)]
+    status = cast(GroupStatus, message.status)
+    return Group(required_text(message.group_id, f"{field}.group_id"), message.size, status, rollouts)
+
+
+def admission_to_proto(admission: Admission) -> rollout_pb2.Admission:
+    return rollout_pb2.Admission(run=admission.run, max_open_groups=admission.max_open_groups, paused=admission.paused)
+
+
+def admission_from_proto(message: rollout_pb2.Admission) -> Admission:
+    bound = message.max_open_groups if message.HasField("max_open_groups") else None
+    return Admission(required_text(message.run, "admission.run"), bound, message.paused)
 
 
 class Exported(TypedDict):

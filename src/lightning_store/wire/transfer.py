@@ -14,6 +14,7 @@ from lightning_store.backends.records import (
     StoredRollout,
     WorkerRecord,
 )
+from lightning_store.reserved import run_of
 from lightning_store.v1 import resources_pb2, rollout_pb2, span_pb2, transfer_pb2, worker_pb2
 from lightning_store.wire.checks import INT64_MAX, invalid, json_object, not_negative, require, required_text
 from lightning_store.wire.codec import (
@@ -79,6 +80,9 @@ def _rollout_record(message: rollout_pb2.Rollout, field: str) -> RolloutRecord:
         metadata_json=message.metadata_json if message.HasField("metadata_json") else None,
         priority=rollout.priority,
         end_reason=rollout.end_reason,
+        run=run_of(message.metadata_json),
+        group_id=rollout.group_id,
+        group_size=rollout.group_size,
     )
 
 

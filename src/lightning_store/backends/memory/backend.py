@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from operator import attrgetter
 from typing import Final, TypeVar
@@ -27,9 +28,12 @@ from lightning_store.backends.memory.filtering import is_plain, page_of_all, sel
 from lightning_store.backends.memory.indices import SLACK, Blocks, Deadlines, Shards
 from lightning_store.backends.memory.replies import Replies
 from lightning_store.backends.records import (
+    AdmissionRecord,
     AttemptRecord,
     CompletionRow,
     Counts,
+    GroupRow,
+    OpenGroup,
     PlacedRollout,
     QueueCounts,
     ReplyRecord,
@@ -62,12 +66,14 @@ SizedT = TypeVar("SizedT", WorkerRecord, ResourcesRecord)
 class _Rollout:
     """All that belongs to one rollout."""
 
-    __slots__ = ("attempts", "ordinal", "record", "sequence", "span_bytes", "spans", "spans_ordinal")
+    __slots__ = ("attempts", "marks", "ordinal", "record", "sequence", "span_bytes", "spans", "spans_ordinal")
 
     def __init__(self, record: RolloutRecord, ordinal: int) -> None:
         self.record = record
         self.ordinal = ordinal
         self.attempts: dict[str, AttemptRecord] = {}
+        self.marks: dict[str, int] | None = None
+        """Of the consumers that have consumed it."""
         self.sequence = 0
         self.spans: dict[str | tuple[str, str], SpanRecord] = {}
         self.span_bytes = 0
@@ -124,7 +130,7 @@ def _put(table: dict[str, SizedT], key: str, record: SizedT | None) -> int:
     return (0 if record is None else record.size_bytes) - (0 if former is None else former.size_bytes)
 
 
-_INDEXED: Final = ("rollout_id", "status")
+_INDEXED: Final = ("rollout_id", "status", "group_id")
 """Columns by whose values rollouts are found without a search, with an "in" filter."""
 
 
@@ -228,6 +234,8 @@ class MemoryData(Loaded):
         self._in_order: Blocks[_Rollout] = Blocks()
         self._by_status: defaultdict[str, Blocks[_Rollout]] = defaultdict(Blocks)
         self._by_label: defaultdict[str, Blocks[_Rollout]] = defaultdict(Blocks)
+        self._groups: Shards[dict[int, _Rollout]] = Shards()
+        """The members of each group, by ordinal."""
         self._queue: Blocks[str] = Blocks()
         self._queue_position = 0
         self._queue_tail = 0
@@ -239,6 +247,11 @@ class MemoryData(Loaded):
         self._with_spans: Blocks[_Rollout] = Blocks()
         self._ended: list[tuple[float, int, str]] = []
         """Candidates for eviction: a heap of end time, ordinal and id, with some that are out of date."""
+        self._open_groups: defaultdict[str, dict[str, None]] = defaultdict(dict)
+        """The groups of each run that may be open; whoever looks at them drops those that are not."""
+        self._admissions: dict[str, AdmissionRecord | None] = {}
+        self._checkpoints: defaultdict[str, dict[str, int]] = defaultdict(dict)
+        """Of each consumer."""
         self._resources: dict[str, ResourcesRecord] = {}
         self._latest_resources: str | None = None
         self._newest_resources: dict[str | None, str] = {}
@@ -285,6 +298,41 @@ class MemoryData(Loaded):
 
     def resources(self, resources_id: str) -> ResourcesRecord | None:
         return self._resources.get(resources_id)
+
+    def group(self, group_id: str) -> list[str]:
+        return [entry.record.rollout_id for entry in self._members(group_id)]
+
+    def _members(self, group_id: str) -> list[_Rollout]:
+        return list((self._groups.get(group_id) or {}).values())
+
+    def _rows(self, group_id: str) -> list[RolloutRow]:
+        return [entry.row for entry in self._members(group_id)]
+
+    def group_rows(self, group_ids: Sequence[str]) -> list[GroupRow]:
+        groups = (GroupRow(group_id, self._rows(group_id)) for group_id in group_ids)
+        return [group for group in groups if group.rows]
+
+    def admission(self, run: str) -> AdmissionRecord | None:
+        return self._admissions.get(run)
+
+    def open_groups(self, run: str) -> list[OpenGroup]:
+        groups = {
+            group_id: GroupRow(group_id, self._rows(group_id)).open for group_id in self._open_groups.get(run, ())
+        }
+        found = [group for group in groups.values() if group is not None]
+        self._open_groups[run] = {group.group_id: None for group in found}
+        return found
+
+    def checkpoints(self, consumer: str) -> Mapping[str, int]:
+        return self._checkpoints.get(consumer, {})
+
+    def mark_of(self, consumer: str, rollout_id: str) -> int | None:
+        entry = self._rollouts.get(rollout_id)
+        return None if entry is None or entry.marks is None else entry.marks.get(consumer)
+
+    def marks_from(self, consumer: str, number: int) -> list[str]:
+        marked = ((entry.record.rollout_id, entry.marks.get(consumer, -1)) for entry in self._in_order if entry.marks)
+        return [rollout_id for rollout_id, mark in marked if mark >= number]
 
     def latest_resources(self) -> ResourcesRecord | None:
         return None if self._latest_resources is None else self._resources[self._latest_resources]
@@ -334,12 +382,23 @@ class MemoryData(Loaded):
         excess = 0 if due.retain_count is None else len(self._completed) - due.retain_count
         since = due.retain_since
         found: list[str] = []
-        for place, entry in enumerate(itertools.islice(self._completed, due.limit)):
+        for entry in self._completed:
             time = entry.record.completion_time
-            if place >= excess and (since is None or time is None or time >= since):
+            if len(found) >= excess and (since is None or time is None or time >= since):
                 break  # those that follow ended later
-            found.append(entry.record.rollout_id)
+            if self._is_consumed(entry, due.consumers):
+                found.append(entry.record.rollout_id)
+            if len(found) == due.limit:
+                break
         return found
+
+    def _is_consumed(self, entry: _Rollout, consumers: Sequence[str]) -> bool:
+        """Whether all of these have consumed it, before their last checkpoints if they have recorded any."""
+        return all(
+            consumer in (marks := entry.marks or {})
+            and marks[consumer] < max(self.checkpoints(consumer).values(), default=math.inf)
+            for consumer in consumers
+        )
 
     # --- Storing -----------------------------------------------------------------------------------------------------
 
@@ -367,24 +426,51 @@ class MemoryData(Loaded):
         self._latest_resources = changes.latest_resources or self._latest_resources
         for reply in changes.replies.values():
             self._replies.put(reply)
+        self._put_marks(changes)
+
+    def _put_marks(self, changes: Changes) -> None:
+        for (consumer, rollout_id), mark in changes.marks.items():
+            if (entry := self._rollouts.get(rollout_id)) is not None:
+                entry.marks = entry.marks or {}
+                if mark is None:
+                    entry.marks.pop(consumer, None)
+                else:
+                    entry.marks[consumer] = mark
+        for (consumer, checkpoint), number in changes.checkpoints.items():
+            if number is None:
+                self._checkpoints[consumer].pop(checkpoint, None)
+            else:
+                self._checkpoints[consumer][checkpoint] = number
+        for run, admission in changes.admissions.items():
+            self._admissions[run] = admission
+
+    def _insert(self, rollout: RolloutRecord) -> None:
+        entry = self._rollouts[rollout.rollout_id] = _Rollout(rollout, next(self._ordinals))
+        self._in_order[entry.ordinal] = entry
+        self._by_status[rollout.status][entry.ordinal] = entry
+        self.other_bytes += rollout.size_bytes
+        self._tally[rollout.status, rollout.mode] += 1
+        self._label(entry, (), labels_of(rollout.metadata_json))
+        if rollout.group_id is not None:
+            members = self._groups.get(rollout.group_id) or {}
+            members[entry.ordinal] = entry
+            self._groups[rollout.group_id] = members
+            self._note_open(rollout)
+        if rollout.queue_position is not None:
+            self._move_in_queue(rollout, None)
+        if rollout.completion_position is not None:
+            self._move_completion(entry, None)
+        if rollout.deadline is not None:
+            self._deadlines.set(rollout.rollout_id, rollout.deadline)
 
     def _put_rollout(self, rollout: RolloutRecord) -> None:
         entry = self._rollouts.get(rollout.rollout_id)
         if entry is None:
-            entry = self._rollouts[rollout.rollout_id] = _Rollout(rollout, next(self._ordinals))
-            self._in_order[entry.ordinal] = entry
-            self._by_status[rollout.status][entry.ordinal] = entry
-            self.other_bytes += rollout.size_bytes
-            self._tally[rollout.status, rollout.mode] += 1
-            self._label(entry, (), labels_of(rollout.metadata_json))
-            if rollout.queue_position is not None:
-                self._move_in_queue(rollout, None)
-            if rollout.completion_position is not None:
-                self._move_completion(entry, None)
-            if rollout.deadline is not None:
-                self._deadlines.set(rollout.rollout_id, rollout.deadline)
+            self._insert(rollout)
             return
         former, entry.record = entry.record, rollout
+        if rollout.group_id is not None:
+            self._note_open(rollout)
         if former.input_json is not rollout.input_json or former.metadata_json is not rollout.metadata_json:
             self.other_bytes += rollout.size_bytes - former.size_bytes
             self._label(entry, labels_of(former.metadata_json), labels_of(rollout.metadata_json))
@@ -394,7 +480,7 @@ class MemoryData(Loaded):
         if former.status != rollout.status:
             del self._by_status[former.status][entry.ordinal]
             self._by_status[rollout.status][entry.ordinal] = entry
-        if former.status != rollout.status or former.queue_place != rollout.queue_place:
+        if former.status != rollout.status or former.queue_place != rollout.queue_place or former.held != rollout.held:
             self._move_in_queue(rollout, _queue_place(former))
         if former.completion_position != rollout.completion_position:
             self._move_completion(entry, former.completion_position)
@@ -446,6 +532,7 @@ class MemoryData(Loaded):
         del self._by_status[entry.record.status][entry.ordinal]
         self._tally[entry.record.status, entry.record.mode] -= 1
         self._label(entry, labels_of(entry.record.metadata_json), ())
+        self._leave_group(entry)
         place = _queue_place(entry.record)
         if place is not None:
             del self._queue[place]
@@ -455,6 +542,19 @@ class MemoryData(Loaded):
         self._drop_spans(entry)
         self._attempts -= len(entry.attempts)
         self.other_bytes -= entry.record.size_bytes + sum(one.size_bytes for one in entry.attempts.values())
+
+    def _note_open(self, rollout: RolloutRecord) -> None:
+        if rollout.run is not None and rollout.group_id is not None:
+            self._open_groups[rollout.run][rollout.group_id] = None
+
+    def _leave_group(self, entry: _Rollout) -> None:
+        group_id = entry.record.group_id
+        if group_id is not None:
+            members = self._groups[group_id]
+            del members[entry.ordinal]
+            if not members:
+                self._groups.pop(group_id)
+                self._open_groups[entry.record.run or ""].pop(group_id, None)
 
     def _put_attempt(self, attempt: AttemptRecord) -> None:
         entry = self._rollouts.get(attempt.rollout_id)
@@ -556,6 +656,8 @@ class MemoryData(Loaded):
     def _with_one_of(self, field: str, values: frozenset[str]) -> list[_Rollout]:
         if field == "rollout_id":
             return [entry for rollout_id in values if (entry := self._rollouts.get(rollout_id)) is not None]
+        if field == "group_id":
+            return [entry for group_id in values for entry in self._members(group_id)]
         return [entry for status in values if status in self._by_status for entry in self._by_status[status]]
 
     def list_attempts(self, query: AttemptQuery) -> Rows[AttemptRecord]:
@@ -639,6 +741,12 @@ class _Snapshot(Snapshot):
 
     async def rollouts(self, rollout_ids: Sequence[str]) -> list[RolloutRow | None]:
         return list(map(self._data.row, rollout_ids))
+
+    async def groups(self, group_ids: Sequence[str]) -> list[GroupRow]:
+        return self._data.group_rows(group_ids)
+
+    async def consumed(self, consumer: str, rollout_ids: Sequence[str]) -> set[str]:
+        return {one for one in rollout_ids if self._data.mark_of(consumer, one) is not None}
 
     async def resources(self, resources_id: str | None) -> ResourcesRecord | None:
         return self._data.latest_resources() if resources_id is None else self._data.resources(resources_id)

@@ -34,6 +34,7 @@ from lightning_store.backends.records import (
     AttemptRecord,
     CompletionRow,
     Counts,
+    GroupRow,
     PlacedRollout,
     QueueCounts,
     ResourcesRecord,
@@ -440,6 +441,13 @@ class _Snapshot(Snapshot):
 
     async def rollouts(self, rollout_ids: Sequence[str]) -> list[RolloutRow | None]:
         return self._read(reading.rollouts, rollout_ids)
+
+    async def groups(self, group_ids: Sequence[str]) -> list[GroupRow]:
+        return self._read(reading.groups, group_ids)
+
+    async def consumed(self, consumer: str, rollout_ids: Sequence[str]) -> set[str]:
+        found: set[str] = self._read(reading.consumed, consumer, rollout_ids)
+        return found
 
     async def resources(self, resources_id: str | None) -> ResourcesRecord | None:
         return self._read(reading.resources, resources_id)

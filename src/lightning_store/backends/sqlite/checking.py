@@ -112,12 +112,13 @@ RULES: Final = (
         "SELECT rollout_id FROM rollouts WHERE number NOT IN (SELECT rollout FROM payloads)",
     ),
     _Rule(
-        "payloads, attempts and spans are of rollouts that exist",
+        "payloads, attempts, spans and marks are of rollouts that exist",
         """
         SELECT kind || ' ' || number FROM (
             SELECT 'payloads of row' AS kind, rollout AS number, rollout FROM payloads
             UNION ALL SELECT 'attempt', attempt_id, rollout FROM attempts
             UNION ALL SELECT 'span', span_id, rollout FROM spans
+            UNION ALL SELECT 'mark of', consumer, rollout FROM consumed
         ) WHERE rollout NOT IN (SELECT number FROM rollouts)
         """,
     ),
@@ -149,7 +150,7 @@ RULES: Final = (
         f"""
         SELECT r.rollout_id || ' (' || r.status || ')'
         FROM rollouts r LEFT JOIN queue q ON q.position = {_QUEUE_KEY}
-        WHERE r.status IN ({_QUEUED}) AND q.rollout IS NOT r.number
+        WHERE r.status IN ({_QUEUED}) AND q.rollout IS NOT r.number AND NOT r.held
             AND NOT (r.status = 'requeuing' AND r.queue_position IS NULL AND r.deadline IS NOT NULL)
         """,
     ),
@@ -158,7 +159,7 @@ RULES: Final = (
         f"""
         SELECT 'position ' || q.position || coalesce(': ' || r.rollout_id || ' (' || r.status || ')', '')
         FROM queue q LEFT JOIN rollouts r ON r.number = q.rollout
-        WHERE r.status IS NULL OR r.status NOT IN ({_QUEUED}) OR {_QUEUE_KEY} IS NOT q.position
+        WHERE r.status IS NULL OR r.status NOT IN ({_QUEUED}) OR {_QUEUE_KEY} IS NOT q.position OR r.held
         """,
     ),
     _Rule(
@@ -185,6 +186,13 @@ RULES: Final = (
         SELECT r.rollout_id FROM attempts a JOIN rollouts r ON r.number = a.rollout
         GROUP BY a.rollout HAVING min(a.sequence_id) <> 1 OR max(a.sequence_id) <> count(*)
             OR count(DISTINCT a.sequence_id) <> count(*)
+        """,
+    ),
+    _Rule(
+        "a rollout knows how many consumers have consumed it",
+        """
+        SELECT r.rollout_id FROM rollouts r
+        WHERE r.consumers <> (SELECT count(*) FROM consumed k WHERE k.rollout = r.number)
         """,
     ),
     _Rule(

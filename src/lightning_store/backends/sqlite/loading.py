@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from lightning_store.backends.base import AttemptKey, Due, Needs
 from lightning_store.backends.loaded import LoadedRecords
-from lightning_store.backends.records import ResourcesRecord
+from lightning_store.backends.records import AdmissionRecord, ResourcesRecord
 from lightning_store.backends.sqlite import rows
 from lightning_store.backends.sqlite.replies import ReplyIndex
 from lightning_store.backends.sqlite.rows import RolloutEntry, Totals
@@ -92,6 +92,7 @@ async def load(
         if worker is not None and worker.current_rollout_id and worker.current_attempt_id:
             rollouts.add(worker.current_rollout_id)
             attempts.add((worker.current_rollout_id, worker.current_attempt_id))
+    _load_groups(connection, needs.groups, into, rollouts)
     named: set[str] = set()
     if needs.claims:
         _load_queue(connection, needs, into, named)
@@ -101,6 +102,8 @@ async def load(
         await pacer.breathe()
     for rollout_id in rollouts:
         into.rollouts.setdefault(rollout_id, None)
+    _load_marks(connection, needs, into)
+    _load_admissions(connection, needs, into)
     await _load_attempts(connection, attempts, into, named, pacer)
     await _load_holders(connection, holders, into, named, pacer)
     await _load_workers(connection, named, into, pacer)
@@ -143,6 +146,42 @@ def _load_queue(connection: Connection, needs: Needs, into: SqliteLoaded, named:
             cursor.close()
             return
     into.queue_end = taken < needs.claims
+
+
+def _load_groups(connection: Connection, group_ids: set[str], into: SqliteLoaded, rollouts: set[str]) -> None:
+    """Which rollouts are members; ``rollouts`` gets them."""
+    members: dict[str, list[str]] = {group_id: [] for group_id in group_ids - into.group_members.keys()}
+    for found in rows.select_in(connection, rows.SELECT_GROUPS, members):
+        for group_id, rollout_id in found:
+            members[group_id].append(rollout_id)
+            rollouts.add(rollout_id)
+    into.group_members.update(members)
+
+
+def _load_marks(connection: Connection, needs: Needs, into: SqliteLoaded) -> None:
+    for consumer in needs.checkpoints - into.checkpoints_of.keys():
+        statement = "SELECT checkpoint, number FROM checkpoints WHERE consumer = ?"
+        into.checkpoints_of[consumer] = dict(rows.fetch(connection, statement, [consumer]))
+    numbered = {
+        key: (key[0], into.numbers[key[1]]) for key in needs.marks if key not in into.marks and key[1] in into.numbers
+    }
+    stored: dict[tuple[Any, ...], int] = {}
+    for found in rows.select_values(connection, rows.SELECT_MARKS, numbered.values(), 2):
+        stored.update((row[:2], row[2]) for row in found)
+    for key in needs.marks - into.marks.keys():
+        into.marks[key] = stored.get(numbered[key]) if key in numbered else None
+    for consumer, number in needs.marks_from - into.marks_since.keys():
+        found = rows.fetch(connection, rows.SELECT_MARKS_FROM, [consumer, number])
+        into.marks_since[consumer, number] = [rollout_id for (rollout_id,) in found]
+
+
+def _load_admissions(connection: Connection, needs: Needs, into: SqliteLoaded) -> None:
+    for run in needs.admissions - into.admissions.keys():
+        found = rows.fetch(connection, "SELECT max_open_groups, paused FROM admissions WHERE run = ?", [run])
+        into.admissions[run] = AdmissionRecord(run, found[0][0], bool(found[0][1])) if found else None
+    for run in needs.open_groups - into.open_groups_of.keys():
+        groups = rows.fetch(connection, rows.SELECT_OPEN_GROUPS, [run])
+        into.open_groups_of[run] = [rows.open_group_of(row) for row in groups]
 
 
 async def _load_attempts(
@@ -244,6 +283,15 @@ def _load_replies(connection: Connection, request_ids: set[str], into: SqliteLoa
 # --- What is due -----------------------------------------------------------------------------------------------------
 
 
+_CONSUMED: Final = """
+    EXISTS (
+        SELECT 1 FROM consumed k WHERE k.consumer = ? AND k.rollout = c.rollout
+            AND k.number < coalesce((SELECT max(number) FROM checkpoints WHERE consumer = k.consumer), k.number + 1)
+    )
+"""
+"""Whether a consumer has consumed a completed rollout, before its last checkpoint if it has recorded any."""
+
+
 def has_passed(deadline: float | None, due: Due) -> bool:
     """Whether a rollout may be overdue, given a lower bound of all deadlines. Mostly the database need not be asked."""
     return deadline is not None and deadline < due.now
@@ -271,19 +319,24 @@ def expendable(connection: Connection, due: Due) -> Sequence[str]:
     if due.retain_count is not None:
         [completed] = connection.execute("SELECT completed FROM totals").fetchone()
         excess = completed - due.retain_count
-    statement = """
-        SELECT r.rollout_id, r.completion_time, r.span_bytes
-        FROM completions c CROSS JOIN rollouts r ON r.number = c.rollout ORDER BY c.position LIMIT ?
+    is_consumed = " AND ".join([_CONSUMED] * len(due.consumers)) or "TRUE"
+    statement = f"""
+        SELECT r.rollout_id, r.completion_time, r.span_bytes, {is_consumed}
+        FROM completions c CROSS JOIN rollouts r ON r.number = c.rollout ORDER BY c.position
     """
     found: list[str] = []
     found_bytes = 0
-    cursor = connection.execute(statement, (min(due.limit, EXPENDABLE_MAX),))
-    for place, (rollout_id, time, span_bytes) in enumerate(cursor):
-        if place >= excess and (due.retain_since is None or time is None or time >= due.retain_since):
+    cursor = connection.execute(statement, tuple(due.consumers))
+    for rollout_id, time, span_bytes, consumed in cursor:
+        if len(found) >= excess and (due.retain_since is None or time is None or time >= due.retain_since):
             break  # those that follow ended later
+        if not consumed:
+            continue
         found_bytes += span_bytes
         if found and found_bytes > EXPENDABLE_BYTES:
             break
         found.append(rollout_id)
+        if len(found) == min(due.limit, EXPENDABLE_MAX):
+            break
     cursor.close()
     return found

@@ -13,6 +13,7 @@ from lightning_store.backends.base import Due, Rows
 from lightning_store.backends.records import (
     AttemptRecord,
     CompletionRow,
+    GroupRow,
     PlacedRollout,
     QueueCounts,
     ResourcesRecord,
@@ -55,6 +56,23 @@ def rollouts(connection: Connection, rollout_ids: Sequence[str]) -> list[Rollout
             entry = rows.rollout_entry(row)
             found[entry.rollout.rollout_id] = entry.row
     return list(map(found.get, rollout_ids))
+
+
+def groups(connection: Connection, group_ids: Sequence[str]) -> list[GroupRow]:
+    members: dict[str, list[RolloutRow]] = {group_id: [] for group_id in group_ids}
+    for found in rows.select_in(connection, rows.SELECT_ROLLOUTS_BY_GROUP, members):
+        for row in found:
+            entry = rows.rollout_entry(row)
+            members[entry.rollout.group_id or ""].append(entry.row)
+    return [GroupRow(group_id, found) for group_id, found in members.items() if found]
+
+
+def consumed(connection: Connection, consumer: str, rollout_ids: Sequence[str]) -> set[str]:
+    statement = """
+        SELECT r.rollout_id FROM json_each(?) ids CROSS JOIN rollouts r ON r.rollout_id = ids.value
+        CROSS JOIN consumed c ON c.consumer = ? AND c.rollout = r.number
+    """
+    return {rollout_id for (rollout_id,) in rows.fetch(connection, statement, [json.dumps(rollout_ids), consumer])}
 
 
 def resources(connection: Connection, resources_id: str | None) -> ResourcesRecord | None:

@@ -11,8 +11,11 @@ from sqlite3 import Connection
 from typing import Any, Final, NamedTuple
 
 from lightning_store.backends.records import (
+    NO_PLACE,
+    POSITIONS_PER_BAND,
     AttemptRecord,
     Counts,
+    OpenGroup,
     ReplyRecord,
     ResourcesRecord,
     RolloutRecord,
@@ -151,13 +154,14 @@ class RolloutEntry(NamedTuple):
 
 _FIELDS: Final = RolloutRecord._fields
 _PAYLOADS: Final = ("input_json", "metadata_json")
-_UNCHANGING: Final = ("rollout_id", "start_time")
+_UNCHANGING: Final = ("rollout_id", "start_time", "run", "group_id", "group_size")
 _CHANGING: Final = [one for one in _FIELDS if one not in (*_PAYLOADS, *_UNCHANGING, "config")]
 """The columns of a rollout that change, but for its config, which is stored in another form."""
 _BEFORE: Final = 3
 """Columns that come before those of the record."""
 _CONFIG: Final = _FIELDS.index("config")
 _EVICTED: Final = _FIELDS.index("spans_evicted")
+_HELD: Final = _FIELDS.index("held")
 _AFTER: Final = _BEFORE + len(_FIELDS)
 """Where the columns of the latest attempt begin."""
 
@@ -171,6 +175,15 @@ _SELECT_ROLLOUTS: Final = f"""
 """
 SELECT_ROLLOUTS_BY_ID: Final = _SELECT_ROLLOUTS.format("rollouts r", "r.rollout_id IN (?*)")
 SELECT_ROLLOUTS_BY_NUMBER: Final = _SELECT_ROLLOUTS.format("rollouts r", "r.number IN (?*)")
+SELECT_ROLLOUTS_BY_GROUP: Final = _SELECT_ROLLOUTS.format("rollouts r", "r.group_id IN (?*) ORDER BY r.number")
+SELECT_OPEN_GROUPS: Final = f"""
+    SELECT group_id, EXISTS (SELECT 1 FROM rollouts m WHERE m.group_id = r.group_id AND m.first_claim_time IS NOT NULL),
+        max(held), min(held), min(queue_band * {POSITIONS_PER_BAND} + queue_position)
+    FROM rollouts r INDEXED BY rollouts_open
+    WHERE run = ? AND group_id IS NOT NULL AND consumers = 0 AND status NOT IN ('failed', 'cancelled')
+    GROUP BY group_id
+"""
+SELECT_GROUPS: Final = "SELECT group_id, rollout_id FROM rollouts WHERE group_id IN (?*) ORDER BY number"
 SELECT_ROLLOUTS_AFTER: Final = _SELECT_ROLLOUTS.format("rollouts r", "r.number > ? ORDER BY r.number LIMIT ?")
 SELECT_QUEUE: Final = _SELECT_ROLLOUTS.format(
     "queue q CROSS JOIN rollouts r ON r.number = q.rollout", "q.position > ? ORDER BY q.position LIMIT ?"
@@ -185,6 +198,7 @@ def rollout_entry(row: tuple[Any, ...]) -> RolloutEntry:
     columns = list(row[_BEFORE:_AFTER])
     columns[_CONFIG] = config_of(columns[_CONFIG])
     columns[_EVICTED] = bool(columns[_EVICTED])
+    columns[_HELD] = bool(columns[_HELD])
     rollout = RolloutRecord._make(columns)
     attempt = None
     if row[_AFTER] is not None:
@@ -195,16 +209,29 @@ def rollout_entry(row: tuple[Any, ...]) -> RolloutEntry:
 
 _WRITTEN: Final = ("config", *_CHANGING)
 INSERT_ROLLOUT: Final = f"""
-    INSERT INTO rollouts ({", ".join(_WRITTEN)}, number, rollout_id, start_time)
-    VALUES ({", ".join("?" * len(_WRITTEN))}, ?, ?, ?)
+    INSERT INTO rollouts ({", ".join(_WRITTEN)}, number, {", ".join(_UNCHANGING)})
+    VALUES ({", ".join("?" * len(_WRITTEN))}, ?, {", ".join("?" * len(_UNCHANGING))})
 """
 UPDATE_ROLLOUT: Final = f"UPDATE rollouts SET {', '.join(f'{one} = ?' for one in _WRITTEN)} WHERE number = ?"
 _changing_columns: Final = itemgetter(*map(_FIELDS.index, _CHANGING))
+_unchanging_columns: Final = itemgetter(*map(_FIELDS.index, _UNCHANGING))
 
 
 def rollout_columns(record: RolloutRecord) -> tuple[Any, ...]:
     """What changes of a rollout, in the order of these statements."""
     return config_text(record.config), *_changing_columns(record)
+
+
+def open_group_of(row: tuple[Any, ...]) -> OpenGroup:
+    """Of a row of ``SELECT_OPEN_GROUPS``."""
+    group_id, begun, any_held, all_held, key = row
+    place = NO_PLACE if key is None else divmod(key, POSITIONS_PER_BAND)
+    return OpenGroup(group_id, bool(begun), bool(any_held), bool(all_held), place)
+
+
+def inserted_columns(record: RolloutRecord, number: int) -> tuple[Any, ...]:
+    """What is inserted of a new rollout."""
+    return *rollout_columns(record), number, *_unchanging_columns(record)
 
 
 _DEFAULT_CONFIG: Final = RolloutConfig()
@@ -302,6 +329,18 @@ def span_of(row: tuple[Any, ...]) -> SpanRecord:
     """Of a row of ``SELECT_SPANS_BY_NUMBER``."""
     return SpanRecord(*row[1:])
 
+
+# --- What was consumed -----------------------------------------------------------------------------------------------
+
+SELECT_MARKS: Final = """
+    WITH keys (consumer, rollout) AS (VALUES (?*))
+    SELECT c.consumer, c.rollout, c.number
+    FROM keys k CROSS JOIN consumed c ON c.consumer = k.consumer AND c.rollout = k.rollout
+"""
+SELECT_MARKS_FROM: Final = """
+    SELECT r.rollout_id FROM consumed c CROSS JOIN rollouts r ON r.number = c.rollout
+    WHERE c.consumer = ? AND c.number >= ? ORDER BY r.number
+"""
 
 # --- Resources, workers, replies -------------------------------------------------------------------------------------
 

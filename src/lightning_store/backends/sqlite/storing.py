@@ -37,7 +37,18 @@ class Written:
 
 def is_empty(changes: Changes) -> bool:
     """Whether there is nothing to write."""
-    tables = ("rollouts", "attempts", "spans", "sequences", "workers", "resources", "replies")
+    tables = (
+        "rollouts",
+        "attempts",
+        "spans",
+        "sequences",
+        "workers",
+        "resources",
+        "replies",
+        "marks",
+        "checkpoints",
+        "admissions",
+    )
     return changes.latest_resources is None and not any(getattr(changes, one) for one in tables)
 
 
@@ -84,6 +95,12 @@ class _Writer:
         await self._insert_spans(changes)
         await self._put_workers_and_resources(changes)
         await self._put_replies(changes, replies)
+        for run, admission in changes.admissions.items():
+            self._connection.execute("DELETE FROM admissions WHERE run = ?", (run,))
+            if admission is not None:
+                self._connection.execute("INSERT INTO admissions VALUES (?, ?, ?)", admission)
+        if changes.marks or changes.checkpoints:
+            await self._put_marks(changes)
         self._totals.newest_time = max(self._totals.newest_time, changes.time)
         rows.write_totals(self._connection, self._totals)
 
@@ -91,6 +108,7 @@ class _Writer:
         """What this writes to and has not loaded, because nothing had to be decided on it."""
         loaded = self._loaded
         named = {*self._deleted, *changes.sequences, *(one[0] for one in (*changes.attempts, *changes.spans))}
+        named.update(rollout_id for _, rollout_id in changes.marks)
         needs = Needs(
             rollouts=named - changes.rollouts.keys() | self._deleted,
             attempts={key[:2] for key in changes.spans} - changes.attempts.keys(),
@@ -129,6 +147,7 @@ class _Writer:
         totals.attempts -= await self._execute_in("DELETE FROM attempts WHERE rollout IN (?*)", numbers)
         await self._leave(records, {})
         await self._execute_in("DELETE FROM payloads WHERE rollout IN (?*)", numbers)
+        await self._execute_in("DELETE FROM consumed WHERE rollout IN (?*)", numbers)
         await self._unlabel([(label, loaded.numbers[one.rollout_id]) for one in records for label in _labels(one)])
         totals.rollouts -= await self._execute_in("DELETE FROM rollouts WHERE number IN (?*)", numbers)
         totals.completed -= sum(one.completion_position is not None for one in records)
@@ -165,7 +184,7 @@ class _Writer:
             if old is None:
                 totals.last_rollout += 1
                 number = loaded.numbers[rollout_id] = totals.last_rollout
-                inserted.append((*rows.rollout_columns(record), number, rollout_id, record.start_time))
+                inserted.append(rows.inserted_columns(record, number))
                 new_payloads.append((number, record.input_json, record.metadata_json))
                 labels += [(label, number) for label in _labels(record)]
                 totals.rollouts += 1
@@ -207,6 +226,25 @@ class _Writer:
 
     async def _unlabel(self, labels: Sequence[tuple[str, int]]) -> None:
         await self._execute_many("DELETE FROM labels WHERE label = ? AND rollout = ?", labels)
+
+    async def _put_marks(self, changes: Changes) -> None:
+        marks = [
+            (consumer, number, mark)
+            for (consumer, rollout_id), mark in changes.marks.items()
+            if (number := self._rollout_number(rollout_id)) is not None
+        ]
+        await self._replace("consumed (consumer, rollout, number)", marks)
+        checkpoints = [(*key, number) for key, number in changes.checkpoints.items()]
+        await self._replace("checkpoints (consumer, checkpoint, number)", checkpoints)
+
+    async def _replace(self, table: str, values: Sequence[tuple[str, Any, int | None]]) -> None:
+        """Insert, replace or, where the last value is None, delete rows of a table with two keys."""
+        name, _, columns = table.partition(" (")
+        first, second, *_ = columns.split(", ")
+        gone = [one[:2] for one in values if one[2] is None]
+        await self._execute_many(f"DELETE FROM {name} WHERE {first} = ? AND {second} = ?", gone)
+        stored = [one for one in values if one[2] is not None]
+        await self._execute_many(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)", stored)
 
     # --- Attempts and spans ------------------------------------------------------------------------------------------
 

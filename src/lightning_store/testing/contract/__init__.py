@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from lightning_store.testing.contract.admission import AdmissionContract
 from lightning_store.testing.contract.attempts import RevivalContract, StatusContract
 from lightning_store.testing.contract.concurrency import AtomicityContract, ThreadsContract
+from lightning_store.testing.contract.consuming import ConsumingContract
 from lightning_store.testing.contract.deletion import DeletedContract, DeletionContract
 from lightning_store.testing.contract.extensions import (
     CancellingContract,
@@ -13,6 +15,7 @@ from lightning_store.testing.contract.extensions import (
     WaitingClaimsContract,
 )
 from lightning_store.testing.contract.feed import FeedContract
+from lightning_store.testing.contract.groups import GroupsContract
 from lightning_store.testing.contract.memory import MemoryContract, StatisticsContract
 from lightning_store.testing.contract.queries import OtherQueriesContract, RolloutQueriesContract, SpanQueriesContract
 from lightning_store.testing.contract.queue import QueueContract
@@ -90,6 +93,9 @@ class StoreContract(
     UncountedAttemptsContract,
     PolicyVersionsContract,
     StalenessContract,
+    GroupsContract,
+    ConsumingContract,
+    AdmissionContract,
     RequestIdsContract,
 ):
     """Every fact of the contract, to be run on any store::
