@@ -119,7 +119,8 @@ def _add_measuring(parser: argparse.ArgumentParser, names: tuple[str, ...]) -> N
         help=f"of {OURS}, {SQLITE} (over the wire), {PEER}")  # fmt: skip
     add("--over", type=_list_of(_one_of(get_args(Transport))), metavar="WHERE,…", help="of wire, process")
     add("--base", type=Path, metavar="DIR", help="also measure ours as it is in this other checkout")
-    add("--flags", default="", metavar="FLAGS", help='also measure ours with these flags of serve ("--http-port 0")')
+    add("--flags", default="", metavar="FLAGS",
+        help='also measure ours with these flags of serve, behind variables ("NAME=x --http-port 0")')  # fmt: skip
     add("--baseline", type=Path, metavar="FILE", help="show ours in this earlier results file too")
     add("--sizes", type=_list_of(_positive), default=(1_000, 10_000, 100_000, 1_000_000), metavar="N,…",
         help="growth: rollouts stored (1000,10000,100000,1000000)")  # fmt: skip

@@ -203,6 +203,7 @@ def environment(side: Side) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         # Without it importing Agent Lightning asks the network for a price list, and waits for it.
         "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        **side.variables,
     }
 
 

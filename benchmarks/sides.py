@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import dropwhile
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +23,7 @@ BASELINE: Final = "baseline"
 """Not a side that is measured, but ours of an earlier results file."""
 
 HOST: Final = "127.0.0.1"
+_ASSIGNMENT: Final = re.compile(r"[A-Z_]+=.*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,8 @@ class Side:
     """Whether its server keeps its data in a database."""
     flags: Sequence[str] = ()
     """Further flags of ``serve``."""
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Further variables of its processes."""
 
     @property
     def paths(self) -> list[Path]:
@@ -70,7 +75,7 @@ class Side:
 
 def sides(base: Path | None, flags: Sequence[str] = ()) -> dict[str, Side]:
     """All sides that can be measured, by name; ``base`` is the checkout that is the side of that name, and ``flags``
-    are what another one adds to ours."""
+    are what another one adds to ours: flags of ``serve``, behind variables for all its processes, as in a shell."""
     known = [
         Side(OURS, "lightning-store-grpc", "lightning_store"),
         Side(SQLITE, "lightning-store-grpc on SQLite", "lightning_store", is_durable=True),
@@ -79,5 +84,8 @@ def sides(base: Path | None, flags: Sequence[str] = ()) -> dict[str, Side]:
     if base is not None:
         known.append(Side(BASE, f"lightning-store-grpc of {base.name}", "lightning_store", base.resolve()))
     if flags:
-        known.append(Side(FLAGS, f"lightning-store-grpc {' '.join(flags)}", "lightning_store", flags=tuple(flags)))
+        of_serve = tuple(dropwhile(lambda word: _ASSIGNMENT.fullmatch(word) is not None, flags))
+        variables = dict(word.split("=", 1) for word in flags[: len(flags) - len(of_serve)])
+        title = f"lightning-store-grpc {' '.join(of_serve)}"
+        known.append(Side(FLAGS, title, "lightning_store", flags=of_serve, variables=variables))
     return {side.name: side for side in known}
