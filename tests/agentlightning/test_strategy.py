@@ -9,10 +9,13 @@ import os
 import pickle
 import signal
 import threading
+from datetime import UTC, datetime
 
 import agentlightning as agl
 import pytest
 
+from lightning_store import PermissionDeniedError
+from lightning_store.wire.methods import Role
 from lightning_store_agentlightning import (
     AdaptedStore,
     GrpcExecutionStrategy,
@@ -20,6 +23,7 @@ from lightning_store_agentlightning import (
     InProcessLightningStore,
 )
 from lightning_store_server import ServerConfig
+from lightning_store_server.tokens import add_token
 from tests.agentlightning.forks import in_fork, tell
 from tests.processes.programs import free_port
 
@@ -168,6 +172,26 @@ def test_what_the_algorithm_hands_on_becomes_a_client():
 def test_addresses(host):
     made = strategy(server_host=host, server_config=ServerConfig(insecure=True))
     in_fork(lambda: execute(made, nothing, until_stopped))
+
+
+def test_runners_show_the_token_that_the_environment_has(tmp_path, monkeypatch):
+    path = str(tmp_path / "tokens.json")
+    monkeypatch.setenv("LIGHTNING_STORE_TOKEN", add_token(path, "runners", Role.RUNNER, datetime.now(UTC)))
+
+    async def algorithm(store, event):
+        await store.enqueue_rollout("task")
+        await until_ready()
+
+    async def runner(store, worker_id, event):
+        while (claimed := await store.dequeue_rollout("w")) is None:
+            pass
+        with pytest.raises(PermissionDeniedError):
+            await store.enqueue_rollout("another")
+        await store.update_attempt(claimed.rollout_id, claimed.attempt.attempt_id, status="succeeded")
+        READY.set()
+        await until_stopped(store, worker_id, event)
+
+    in_fork(lambda: execute(strategy(server_config=ServerConfig(auth_tokens=path)), algorithm, runner))
 
 
 def test_runners_end_their_rollout_before_the_server_stops():
