@@ -34,12 +34,12 @@ from lightning_store_server.interceptors import (
     AdmissionInterceptor,
     DeadlineInterceptor,
     ErrorInterceptor,
+    LimitsInterceptor,
     MethodInterceptor,
     ObserverInterceptor,
 )
 from lightning_store_server.observers import CallObserver, log_call
 from lightning_store_server.otlp.ingest import TraceIngest, add_trace_service
-from lightning_store_server.sessions import PATH as SESSION_PATH
 from lightning_store_server.sessions import SessionServicer
 from lightning_store_server.tls import ServerTls
 from lightning_store_server.tracing import tracing_of
@@ -151,14 +151,15 @@ class GrpcServer:
         await self._health.set(SERVICE, SERVING)
         self._server = server
 
-    def _interceptors(self) -> list[MethodInterceptor]:
+    def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[type-arg]  # generic in its stub only
         """The outermost first: the log sees the status that the errors were mapped to."""
         observers: list[MethodInterceptor] = [ObserverInterceptor(self._observers)] if self._observers else []
         deadline = DeadlineInterceptor(self._config.wait_seconds_max)
-        access: list[MethodInterceptor] = []
-        if self._access is not None:
-            access.append(AccessInterceptor(self._access, public=(health.SERVICE_NAME,), own=(SESSION_PATH,)))
-        return [*observers, ErrorInterceptor(), *access, deadline, AdmissionInterceptor(self._admission)]
+        inner = [deadline, AdmissionInterceptor(self._admission)]
+        if self._access is None:
+            return [*observers, ErrorInterceptor(), *inner]
+        access = AccessInterceptor(self._access, (health.SERVICE_NAME,), self._observers)
+        return [access, *observers, ErrorInterceptor(), LimitsInterceptor(), *inner]
 
     async def stop(self, grace_seconds: float | None = None) -> bool:
         """Drain: health turns NOT_SERVING; then, after the configured delay, waits end as UNAVAILABLE, and the other

@@ -27,7 +27,7 @@ from lightning_store.errors import (
 )
 from lightning_store.wire.errors import as_store_error, to_status
 from lightning_store.wire.methods import BY_PATH, Method, Repeat
-from lightning_store_server.access import Access, bearer_digest, note_caller
+from lightning_store_server.access import Access, bearer_digest, caller_now, note_caller
 from lightning_store_server.admission import WAITS, Admission, Slot
 from lightning_store_server.observers import CallDetails, CallObserver
 
@@ -235,20 +235,19 @@ class ErrorInterceptor(CallInterceptor):
             await abort(method, context, error)
 
 
-class AccessInterceptor(CallInterceptor):
-    """Lets in calls of those who may make them.
+class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Lets in calls of those who may make them, and notes who it is. The outermost: what strangers send is not read.
 
     Args:
         access: Knows who may.
         public: Services that are for everyone.
-        own: Paths of methods that see to it themselves.
+        observers: Told of the calls that are refused here.
     """
 
-    def __init__(self, access: Access, public: Collection[str], own: Collection[str]) -> None:
-        super().__init__()
+    def __init__(self, access: Access, public: Collection[str], observers: Sequence[CallObserver]) -> None:
         self._access = access
         self._public = public
-        self._own = own
+        self._observers = observers
 
     async def intercept_service(
         self,
@@ -256,31 +255,42 @@ class AccessInterceptor(CallInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         method = handler_call_details.method
-        # Beside the methods of the table there are those of services such as reflection: they need a token of any role.
-        if method not in BY_PATH and method not in self._own and method.split("/")[1] not in self._public:
-            try:
-                self._access.caller(bearer_digest(handler_call_details.invocation_metadata))
-            except UnauthenticatedError as error:
-                return _refusing(method, error)
-        return await super().intercept_service(continuation, handler_call_details)
+        if method.split("/")[1] in self._public:
+            return await continuation(handler_call_details)
+        caller = None
+        try:
+            caller = self._access.caller(bearer_digest(handler_call_details.invocation_metadata))
+            if method in BY_PATH:  # any other, such as reflection, is for each role
+                caller.require(BY_PATH[method].role, BY_PATH[method].name)
+        except StoreError as error:
+            return self._refusing(method, error, "" if caller is None else caller.name)
+        note_caller(caller)  # in this call's own task
+        return await continuation(handler_call_details)
+
+    def _refusing(self, method: str, error: StoreError, name: str) -> Handler:
+        """What ends the call, of whatever kind, with this error."""
+
+        async def refuse(_: Any, context: Context) -> None:
+            with ObservedCall(self._observers, method, context.peer(), context.invocation_metadata()) as observed:
+                observed.caller = name
+                observed.code = to_status(error).code
+            await abort(method, context, error)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+class LimitsInterceptor(CallInterceptor):
+    """Counts what the callers take that :class:`AccessInterceptor` lets in."""
 
     async def handle(self, method: str, behaviour: Behaviour, request: Any, context: Context) -> Any:
-        caller = self._access.caller(bearer_digest(context.invocation_metadata() or ()))
+        caller = caller_now()
+        if caller is None:
+            raise UnauthenticatedError("nobody has looked at the token of this call")
         observed = _observed.get()
         if observed is not None:
             observed.caller = caller.name
-        caller.admit(BY_PATH[method], len(request))
-        note_caller(caller)  # in this call's own task
+        caller.take(len(request))
         return await behaviour(request, context)
-
-
-def _refusing(method: str, error: StoreError) -> Handler:
-    """What ends each call, of whatever kind, with this error."""
-
-    async def refuse(_: Any, context: Context) -> None:
-        await abort(method, context, error)
-
-    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 class DeadlineInterceptor(CallInterceptor):

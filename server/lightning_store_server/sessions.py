@@ -21,7 +21,7 @@ from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 
 from lightning_store.clock import Clock, SystemClock, Timer
-from lightning_store.errors import InvalidArgumentError, StoreError, StoreUnavailableError, UnsupportedError
+from lightning_store.errors import InvalidArgumentError, StoreUnavailableError, UnsupportedError
 from lightning_store.store import LightningStore
 from lightning_store.text import clipped, printable
 from lightning_store.v1.session_pb2 import CallStatus, SessionCall, SessionRequest, SessionResponse
@@ -120,13 +120,8 @@ class SessionServicer(StoreServicer):
                 ObservedCall, self.call_observers, peer=context.peer(), metadata=context.invocation_metadata()
             )
         judge = None
-        if self._access is not None:
-            try:
-                digest = bearer_digest(context.invocation_metadata() or ())
-                self._access.caller(digest)
-            except StoreError as error:
-                await abort(PATH, context, error)
-            judge = partial(self._access.caller, digest)
+        if self._access is not None:  # which has let this stream in
+            judge = partial(self._access.caller, bearer_digest(context.invocation_metadata() or ()))
         session = _Session(self._calls, partial(write, context), observe, judge)
         self._sessions.add(session)
         if self._draining:

@@ -362,6 +362,13 @@ def test_what_admins_do_is_in_the_log_with_who_it_was(path, serve, log):
     assert record.getMessage() == f"admin deleted rollouts: {gone.rollout_id}"
     call = log.next("lightning_store_server.access").call
     assert (call["caller"], call["method"].rpartition("/")[2]) == ("admin", "DeleteRollouts")
+    for token, code, caller in (
+        (doors.tokens[Role.READER], "PERMISSION_DENIED", "reader"),
+        (None, "UNAUTHENTICATED", None),
+    ):
+        assert outcome(lambda t=token: doors.call("DeleteRollouts", rollout_pb2.DeleteRolloutsRequest(), t))
+        call = log.next("lightning_store_server.access").call
+        assert (call["code"], call.get("caller")) == (code, caller)
     request = rollout_pb2.DequeueRolloutsRequest(request_id="q", max_wait=Duration())
     doors.call("DequeueRollouts", request, doors.tokens[Role.RUNNER])
     assert log.next("lightning_store_server.access").call["caller"] == "runner"
