@@ -457,7 +457,7 @@ class LLM(Resource):
     resource_type: Literal["llm"] = "llm"
     endpoint: str
     model: str
-    api_key: str | None = None
+    api_key: str | None = Field(default=None, repr=False)
     sampling_parameters: dict[str, Any] = Field(default_factory=dict)
 
     def get_base_url(self, rollout_id: str | None = None, attempt_id: str | None = None) -> str:

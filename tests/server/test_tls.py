@@ -114,6 +114,19 @@ async def test_calls_sessions_streams_and_http_go_over_tls(authority, tmp_path, 
         assert await asyncio.to_thread(probe) == 200
 
 
+async def test_each_form_of_address_is_checked_by_the_name_in_the_certificate(authority, tmp_path):
+    pair = authority.issue()
+    async with serving(pair) as server:
+        port = server.bound_port
+        for endpoint in (f"localhost:{port}", f"localhost:{port},127.0.0.1:{port}"):
+            async with LightningStoreClient(endpoint, tls=authority.path, **NO_RETRIES) as client:
+                await client.statistics()
+    settings = ServerConfig(unix_path=str(tmp_path / "s"), tls_cert=pair.cert, tls_key=pair.key, grace_seconds=0.0)
+    server = LightningStoreServer(InMemoryLightningStore(), config=settings)
+    async with server, client_of(server, tls=authority.path) as client:
+        await client.statistics()
+
+
 async def test_whom_the_client_does_not_trust_it_does_not_call(authority, tmp_path):
     other = Authority(tmp_path, "other")
     async with serving(authority.issue()) as server:

@@ -57,7 +57,8 @@ def target_of(endpoint: str) -> Target:
         StoreUnavailableError: None of several names is known.
     """
     if endpoint.startswith(UNIX):
-        return Target(endpoint, [])
+        # By which its certificate is checked, where it speaks TLS.
+        return Target(endpoint, [("grpc.default_authority", "localhost")])
     several = endpoint.split(",")
     if len(several) == 1:
         # With its scheme, or a host that is called "dns" or "unix" would be taken for one.
