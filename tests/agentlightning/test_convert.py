@@ -36,6 +36,15 @@ def test_ours_there_and_back(values, to_agl, from_agl, data):
     assert_same(from_agl(to_agl(value)), value)
 
 
+def test_the_versions_of_an_attempt_are_members_of_its_metadata():
+    stamps = {"resources_version": 1, "policy_version": 3, "policy_version_min": 2, "policy_version_max": 4}
+    fields = {"rollout_id": "ro-1", "attempt_id": "at-1", "sequence_id": 1, "start_time": 1.0, "metadata": {"n": 1}}
+    attempt = model.Attempt.model_validate(fields | stamps)
+    theirs = convert.attempt_to_agl(attempt)
+    assert theirs.metadata == {"n": 1} | {f"lightning.{name}": value for name, value in stamps.items()}
+    assert_same(convert.attempt_from_agl(theirs), attempt)
+
+
 # --- Theirs ----------------------------------------------------------------------------------------------------------
 
 

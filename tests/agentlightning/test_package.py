@@ -17,6 +17,8 @@ def test_public_names():
         "AdaptedStore",
         "CalledOffError",
         "CancellableLitAgentRunner",
+        "FastLlmProxyTraceToTriplet",
+        "FastTracerTraceToTriplet",
         "GrpcExecutionStrategy",
         "GrpcLightningStore",
         "InProcessLightningStore",

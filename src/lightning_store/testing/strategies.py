@@ -21,12 +21,10 @@ from lightning_store.model import (
     AttemptedRollout,
     AttemptStatus,
     AttemptUpdate,
-    Bind,
     EnqueueRolloutRequest,
     Event,
     InstrumentationScope,
     Link,
-    OnStale,
     OtelResource,
     PromptTemplate,
     ProxyLLM,
@@ -102,9 +100,6 @@ def rollout_configs() -> st.SearchStrategy[RolloutConfig]:
         unresponsive_seconds=_optional(durations()),
         max_attempts=st.integers(1, 2**31 - 1),
         retry_condition=st.lists(st.sampled_from(get_args(AttemptStatus)), max_size=4),
-        bind=st.sampled_from(get_args(Bind)),
-        max_staleness=_optional(counters()),
-        on_stale=st.sampled_from(get_args(OnStale)),
     )
 
 
@@ -120,11 +115,6 @@ def attempts(rollout_id: st.SearchStrategy[str] | None = None) -> st.SearchStrat
         worker_id=_optional(texts()),
         last_heartbeat_time=_optional(times()),
         metadata=_optional(json_objects()),
-        resources_id=_optional(texts()),
-        resources_version=_optional(counters()),
-        policy_version=_optional(counters()),
-        policy_version_min=_optional(counters()),
-        policy_version_max=_optional(counters()),
     )
 
 
@@ -302,8 +292,6 @@ def resources_updates() -> st.SearchStrategy[ResourcesUpdate]:
         create_time=times(),
         update_time=times(),
         version=counters(),
-        policy_version=counters(),
-        run=_optional(texts()),
     )
 
 

@@ -24,6 +24,7 @@ class ResourcesContract(ContractBase):
             create_time=clock.now(),
             update_time=clock.now(),
             version=1,
+            policy_version=1,
         )
         assert await store.get_resources_by_id(added.resources_id) == added
         assert await store.get_latest_resources() == added
@@ -44,6 +45,7 @@ class ResourcesContract(ContractBase):
             create_time=added.create_time,
             update_time=clock.now(),
             version=2,
+            policy_version=2,
         )
         assert await store.get_resources_by_id(added.resources_id) == updated
         assert len(await store.query_resources()) == 1
@@ -57,7 +59,12 @@ class ResourcesContract(ContractBase):
     async def test_f24_update_creates_an_unknown_id(self, store: LightningStore, clock: FakeClock) -> None:
         created = await store.update_resources("mine", some_llm())
         assert created == ResourcesUpdate(
-            resources_id="mine", resources=some_llm(), create_time=clock.now(), update_time=clock.now(), version=1
+            resources_id="mine",
+            resources=some_llm(),
+            create_time=clock.now(),
+            update_time=clock.now(),
+            version=1,
+            policy_version=1,
         )
         assert await store.get_latest_resources() == created
 

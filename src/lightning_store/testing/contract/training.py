@@ -261,7 +261,7 @@ FILTERS: list[tuple[dict[str, Any], list[str]]] = [
     ({"metadata_equals": {"step": 1.5}}, []),
     ({"metadata_equals": {"tags": {"y": [1], "x": None}}}, ["b"]),
     ({"metadata_equals": {"lightning.run": "☃ \ud800"}}, ["c"]),
-    ({"metadata_equals": {"lightning.run": ["r1"]}}, ["d"]),
+    ({"metadata_equals": {"lightning.tags": ["r1"]}}, ["d"]),
     ({"metadata_equals": {"lightning.run": None}}, []),
     ({"metadata_equals": {}}, ["a", "b", "c", "d"]),
     ({"start_time_min": 1_001.0, "start_time_max": 1_003.0}, ["b", "c"]),
@@ -292,7 +292,7 @@ class FiltersContract(ContractBase):
                         "metadata": {"lightning.run": "☃ \ud800", "step": True},
                     },
                 ),
-                ("d", {"metadata": {"lightning.run": ["r1"], "n": "r1"}}),
+                ("d", {"metadata": {"lightning.tags": ["r1"], "n": "r1"}}),
             ):
                 await store.enqueue_rollout(name, **cast(Any, fields))
                 clock.advance(1)

@@ -38,9 +38,10 @@ class PolicyVersionsContract(ContractBase):
         first = await store.update_resources("rs-a", some_llm(), run="a")
         again = await store.update_resources("rs-a", some_llm(), policy_version=5)
         assert [(one.version, one.policy_version, one.run) for one in (first, again)] == [(1, 2, "a"), (2, 5, "a")]
-        for wrong in ({"policy_version": 8}, {"policy_version": 5, "run": "a"}, {"policy_version": -1}, {"run": ""}):
+        taken: list[dict[str, Any]] = [{"policy_version": 8}, {"policy_version": 5, "run": "a"}, {"policy_version": -1}]
+        for wrong in (*taken, {"run": ""}):
             with pytest.raises(ValueError, match="policy_version|run"):
-                await publish(store, **wrong)  # type: ignore[arg-type]
+                await publish(store, **wrong)
         with pytest.raises(ValueError, match="run 'a'"):
             await store.update_resources("rs-a", some_llm(), run="b")
         assert await store.get_latest_resources() == await store.get_latest_resources(run="a") == again
