@@ -30,6 +30,7 @@ WAITS: Final[Mapping[str, Callable[[Any], bool]]] = {
     "DequeueRollouts": lambda request: dequeue_wait_from_proto(request, math.inf) > 0,
     "WaitForRollouts": lambda request: wait_seconds_from_proto(request, math.inf) > 0,
     "WatchRollouts": lambda request: True,
+    "WatchGroups": lambda request: True,
 }
 """Methods, by name, that may hold a call until something happens, and whether they will hold this one."""
 

@@ -77,7 +77,7 @@ class ServerConfig:
     """Calls under way at once; more are refused. Waits and stream queries do not count here, and heartbeats have as
     many places of their own. A thousand runners with several calls each stay below."""
     waits_max: int = 10_000
-    """DequeueRollouts, WaitForRollouts and WatchRollouts that wait at once: some 20 kB each, and no work."""
+    """DequeueRollouts, WaitForRollouts and feeds that wait at once: some 20 kB each, and no work."""
     stream_queries_max: int = 256
     """StreamQuery under way at once. Each holds its whole result, and one message of it, until its reader has it."""
     queued_bytes_max: int = 512 * MIB

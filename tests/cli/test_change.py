@@ -93,6 +93,22 @@ def test_enqueue_for_trainers_and_choose_by_label_and_reason(scene) -> None:
     assert "has no value" in scene.error("cancel", "--label", "run", code=2)
 
 
+def test_groups_and_admission(scene) -> None:
+    metadata = ("--metadata", "lightning.run=r", "--metadata", "lightning.group_size=3")
+    ids = scene.say("enqueue", "1", "2", *metadata, "--metadata", "lightning.group_id=g").split()
+    asyncio.run(scene.store.update_rollout(ids[0], status="succeeded"))
+    [header, line] = scene.say("groups", "--label", "run=r").splitlines()
+    assert header.split()[:3] == ["GROUP", "STATUS", "DONE"]
+    assert line.split()[:3] == ["g", "open", "1/3"]
+    [group] = json.loads(scene.say("groups", "--group", "g", "--json"))
+    assert [one["rollout_id"] for one in group["rollouts"]] == ids
+    assert scene.say("cancel", "--group", "g") == "cancelled 1 rollout\n"
+    assert scene.say("groups").splitlines()[1].split()[:4] == ["g", "failed", "1/3", "1"]
+    assert scene.say("admission", "r", "--max-open-groups", "2") == "r: 2 open groups\n"
+    assert scene.say("admission", "r", "--paused") == "r: paused\n"
+    assert json.loads(scene.say("admission", "r", "--json")) == {"run": "r", "max_open_groups": None, "paused": False}
+
+
 def test_enqueue(scene) -> None:
     flags = ("--mode", "val", "--metadata", "a=1", "--metadata", "b=x", "--attempts", "3")
     ids = scene.say("enqueue", '{"question": "6 * 7"}', "null", *flags).split()

@@ -76,6 +76,10 @@ CALLS = {
     "WaitForRollouts": lambda store, rollout: store.wait_for_rollouts(rollout_ids=[rollout.rollout_id], timeout=0),
     "StreamQuery": lambda store, rollout: store.query_rollouts(),
     "WatchRollouts": lambda store, rollout: collected(store.watch_rollouts(["ro-x"])),
+    "WatchGroups": lambda store, rollout: collected(store.watch_groups(["g"])),
+    "SetAdmission": lambda store, rollout: store.set_admission("run", max_open_groups=1),
+    "MarkConsumed": lambda store, rollout: store.mark_consumed("trainer", [rollout.rollout_id]),
+    "RewindConsumer": lambda store, rollout: store.rewind_consumer("trainer"),
 }
 """A call of the client for each RPC, given a rollout that has an attempt."""
 ONCE = sorted(name for name, method in METHODS.items() if method.repeat is Repeat.ONCE)

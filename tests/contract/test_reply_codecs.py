@@ -10,7 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_store import RolloutConfig, StoreError
-from lightning_store.backends.records import AdmissionRecord, AttemptRecord, Claim, ResourcesRecord, RolloutRecord, RolloutRow
+from lightning_store.backends.records import (
+    AdmissionRecord,
+    AttemptRecord,
+    Claim,
+    ResourcesRecord,
+    RolloutRecord,
+    RolloutRow,
+)
 from lightning_store.engine import operations
 from lightning_store.engine.operations import Operation
 from lightning_store.engine.replies import decode_refusal, encode_refusal

@@ -63,7 +63,7 @@ class Doors:
         """An answer, or the first message of a stream."""
         metadata = () if token is None else with_token(token)
         made = getattr(self.served.stub, rpc)(request, timeout=SAFETY_SECONDS, metadata=metadata)
-        if rpc == "WatchRollouts":
+        if rpc in ("WatchRollouts", "WatchGroups"):
             list(made.initial_metadata())
             if made.is_active():
                 return made.cancel()

@@ -229,7 +229,7 @@ class Fuzzed:
 
     def send(self, rpc: str, message: Message) -> str:
         """The name of the status."""
-        follows = rpc == "WatchRollouts"
+        follows = rpc in ("WatchRollouts", "WatchGroups")
         try:
             reply = getattr(self.served.stub, rpc)(message, timeout=FOLLOW_SECONDS if follows else SAFETY_SECONDS)
             if METHODS[rpc].streams:

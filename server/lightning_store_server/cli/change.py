@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, get_args
@@ -159,6 +160,21 @@ def requeue(
 
     changed = ask(server, timeout, change)
     say("would requeue" if dry_run else "requeued", ids_of(changed), len(changed), as_json)
+
+
+@click.command()
+@click.argument("run", metavar="RUN")
+@on_server
+@click.option("--max-open-groups", type=Whole(1), help="Groups that have begun and are not consumed, at the most.")
+@click.option("--paused", is_flag=True, help="No group begins.")
+def admission(run: str, server: str, timeout: float, as_json: bool, max_open_groups: int | None, paused: bool) -> None:
+    """Bound how far runners may go ahead with the groups of RUN. Without flags they may go as far as they like."""
+    bounds: dict[str, Any] = {"max_open_groups": max_open_groups, "paused": paused}
+    found = ask(server, timeout, lambda client: client.set_admission(run, **bounds))
+    if as_json:
+        return echo_json(dataclasses.asdict(found))
+    bound = "any number of groups" if max_open_groups is None else counted(max_open_groups, "open group")
+    return click.echo(f"{run}: {'paused' if paused else bound}")
 
 
 async def choose(

@@ -56,6 +56,7 @@ class Selection:
     reasons: tuple[EndReason, ...] = ()
     policy_min: int | None = None
     policy_max: int | None = None
+    groups: tuple[str, ...] = ()
     since: float | None = None
     until: float | None = None
 
@@ -77,6 +78,7 @@ class Selection:
             worker_id_in=self.workers or None,
             metadata_equals={f"{RESERVED_PREFIX}{one.path}": one.value for one in self.labels} or None,
             end_reason_in=self.reasons or None,
+            group_id_in=self.groups or None,
             policy_version_min=self.policy_min,
             policy_version_max=self.policy_max,
             start_time_min=None if self.since is None else max(0.0, self.since),
@@ -186,6 +188,7 @@ def selecting(*, variables: bool = True) -> Callable[[F], F]:
                     metavar="VERSION",
                     help="Only rollouts whose latest attempt began with this policy version or an earlier one.",
                 ),
+                flag("--group", "groups", metavar="ID", multiple=True, help="Only members of this group."),
                 flag(
                     "--since",
                     metavar="TIME",

@@ -18,10 +18,12 @@ from lightning_store.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
+from lightning_store.lifecycle import TERMINAL
 from lightning_store.masking import masked
 from lightning_store.model import (
     Attempt,
     AttemptedRollout,
+    Group,
     PaginatedResult,
     ResourcesUpdate,
     Rollout,
@@ -156,6 +158,40 @@ async def _reward_of(client: LightningStoreClient, rollout: Rollout) -> float | 
         if reward is not None:
             return reward
     return None
+
+
+@click.command()
+@on_server
+@selecting()
+def groups(server: str, timeout: float, as_json: bool, **flags: Any) -> None:
+    """List the groups of rollouts: those that have members which the flags choose.
+
+    A group is whole when all its members have succeeded, and failed when one of them cannot any more.
+    """
+    selection = Selection.of(flags)
+
+    async def question(client: LightningStoreClient) -> list[Group]:
+        chosen = await selection.query(client)
+        ids = dict.fromkeys(rollout.group_id for rollout in chosen if rollout.group_id is not None)
+        members: dict[str, list[Rollout]] = {group_id: [] for group_id in ids}
+        for rollout in await client.query_rollouts(group_id_in=list(ids)):
+            members[rollout.group_id or ""].append(rollout)
+        return [group_of(group_id, found) for group_id, found in members.items() if found]
+
+    found = ask(server, timeout, question)
+    if as_json:
+        return echo_json([dataclasses.asdict(group) for group in found])
+    from lightning_store_server.cli import tables
+
+    return tables.show(tables.groups_table(found, tables.now(), dates=tables.has_dates()))
+
+
+def group_of(group_id: str, members: Sequence[Rollout]) -> Group:
+    """The group of these members, where all are to succeed."""
+    size = max(len(members), *(one.group_size or 0 for one in members))
+    succeeded = sum(one.status == "succeeded" for one in members)
+    lost = sum(one.status in TERMINAL for one in members) - succeeded
+    return Group(group_id, size, "failed" if lost else "whole" if succeeded == size else "open", members)
 
 
 @click.command()

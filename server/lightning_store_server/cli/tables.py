@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, get_args
 
@@ -18,6 +18,7 @@ from lightning_store.masking import masked
 from lightning_store.model import (
     Attempt,
     AttemptedRollout,
+    Group,
     PaginatedResult,
     Resource,
     ResourcesUpdate,
@@ -138,6 +139,23 @@ def rollouts_table(
             "" if attempt is None else took(attempt.start_time, attempt.end_time),
             "" if reward is None else f"{reward:.4g}",
             short_json(rollout.input),
+        )
+    return table
+
+
+def groups_table(page: Sequence[Group], now: float, *, dates: bool = True) -> Table:
+    """A row for each group; DONE is how many of its members have succeeded."""
+    table = table_of("GROUP", "STATUS", "DONE", "FAILED", "CANCELLED", "CREATED", wide="MEMBERS")
+    for group in page:
+        counts = Counter(rollout.status for rollout in group.rollouts)
+        table.add_row(
+            clip(group.group_id),
+            styled(group.status),
+            f"{counts['succeeded']}/{group.size}",
+            str(counts["failed"] or ""),
+            str(counts["cancelled"] or ""),
+            when(group.rollouts[0].start_time, now, dates),
+            " ".join(group.rollout_ids),
         )
     return table
 

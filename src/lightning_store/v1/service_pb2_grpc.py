@@ -707,9 +707,9 @@ class LightningStoreServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchGroups(self, request, context):
-        """LWW. Tells of groups as they become whole, or partial or failed by the terms of the request; those first that are so
+        """READ. Tells of groups as they become whole, or partial or failed by the terms of the request; those first that are so
         already. Each comes once in a stream. With cancel_partial the members that have not ended are cancelled in the transaction
-        that finds the group partial or failed. With group_id_in the stream ends when each of them has been told.
+        that finds the group partial or failed, which a repeat finds so too. With group_id_in the stream ends when each of them has been told.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -319,9 +319,9 @@ class LightningStoreServiceStub:
     Role: reader.
     """
     WatchGroups: _grpc.UnaryStreamMultiCallable[_rollout_pb2.WatchGroupsRequest, _rollout_pb2.WatchGroupsResponse]
-    """LWW. Tells of groups as they become whole, or partial or failed by the terms of the request; those first that are so
+    """READ. Tells of groups as they become whole, or partial or failed by the terms of the request; those first that are so
     already. Each comes once in a stream. With cancel_partial the members that have not ended are cancelled in the transaction
-    that finds the group partial or failed. With group_id_in the stream ends when each of them has been told.
+    that finds the group partial or failed, which a repeat finds so too. With group_id_in the stream ends when each of them has been told.
     """
     SetAdmission: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.SetAdmissionRequest, _rollout_pb2.SetAdmissionResponse]
     """ONCE. Bounds how many groups of a run may be begun and not consumed. DequeueRollouts does not find those that may not begin
@@ -666,9 +666,9 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     Role: reader.
     """
     WatchGroups: _aio.UnaryStreamMultiCallable[_rollout_pb2.WatchGroupsRequest, _rollout_pb2.WatchGroupsResponse]  # type: ignore[assignment]
-    """LWW. Tells of groups as they become whole, or partial or failed by the terms of the request; those first that are so
+    """READ. Tells of groups as they become whole, or partial or failed by the terms of the request; those first that are so
     already. Each comes once in a stream. With cancel_partial the members that have not ended are cancelled in the transaction
-    that finds the group partial or failed. With group_id_in the stream ends when each of them has been told.
+    that finds the group partial or failed, which a repeat finds so too. With group_id_in the stream ends when each of them has been told.
     """
     SetAdmission: _aio.UnaryUnaryMultiCallable[_rollout_pb2.SetAdmissionRequest, _rollout_pb2.SetAdmissionResponse]  # type: ignore[assignment]
     """ONCE. Bounds how many groups of a run may be begun and not consumed. DequeueRollouts does not find those that may not begin
@@ -1190,9 +1190,9 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _rollout_pb2.WatchGroupsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_rollout_pb2.WatchGroupsResponse], _abc.AsyncIterator[_rollout_pb2.WatchGroupsResponse]]:
-        """LWW. Tells of groups as they become whole, or partial or failed by the terms of the request; those first that are so
+        """READ. Tells of groups as they become whole, or partial or failed by the terms of the request; those first that are so
         already. Each comes once in a stream. With cancel_partial the members that have not ended are cancelled in the transaction
-        that finds the group partial or failed. With group_id_in the stream ends when each of them has been told.
+        that finds the group partial or failed, which a repeat finds so too. With group_id_in the stream ends when each of them has been told.
         """
 
     @_abc_1.abstractmethod

@@ -134,7 +134,7 @@ METHODS: Final[Mapping[str, Method]] = MappingProxyType(
             Method("StreamQuery", Repeat.READ, Role.READER, deadline_seconds=300.0, streams=True),
             Method("WaitForRollouts", Repeat.READ, Role.READER, wait_field="wait"),
             Method("WatchRollouts", Repeat.READ, Role.READER, deadline_seconds=300.0, streams=True),
-            Method("WatchGroups", Repeat.LWW, Role.ALGORITHM, deadline_seconds=300.0, streams=True),
+            Method("WatchGroups", Repeat.READ, Role.ALGORITHM, deadline_seconds=300.0, streams=True),
         )
     }
 )

@@ -189,6 +189,15 @@ RULES: Final = (
         """,
     ),
     _Rule(
+        "what is held is queued, in a group of a run that has bounds",
+        f"""
+        SELECT r.rollout_id FROM rollouts r WHERE r.held AND (
+            r.group_id IS NULL OR r.status NOT IN ({_QUEUED}) OR r.run IS NULL
+            OR r.run NOT IN (SELECT run FROM admissions)
+        )
+        """,
+    ),
+    _Rule(
         "a rollout knows how many consumers have consumed it",
         """
         SELECT r.rollout_id FROM rollouts r
