@@ -134,7 +134,7 @@ def test_thresholds_reach_the_store(run, server, monkeypatch) -> None:
         *("--eviction-memory-threshold", "0.5", "--safe-memory-threshold", "1000B", "--memory-limit", "8GiB"),
         *("--replay-window", "60", "--replay-entries-max", "10", "--worker-timeout", "7", "--retain-workers", "0"),
         *("--final-outcomes", "--fence-attempts", "refuse"),
-        *("--drop-spans", "openai.embeddings, http.GET,"),
+        *("--drop-spans", "openai.embeddings, http.GET,", "--retain-for", "trainer"),
     )
     assert result.exit_code == 0
     assert given == {
@@ -148,6 +148,7 @@ def test_thresholds_reach_the_store(run, server, monkeypatch) -> None:
         "memory_limit": 8 * 1024**3,
         "retain_finished_seconds": None,
         "retain_finished_count": None,
+        "retain_for": ("trainer",),
         "drop_spans": ("openai.embeddings", "http.GET"),
         "replay_window_seconds": 60.0,
         "replay_entries_max": 10,

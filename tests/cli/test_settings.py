@@ -45,7 +45,7 @@ def test_the_file_may_be_named_by_a_variable(run, write):
         'database = "sqlite:a b.db"\ndisk-limit = "3GiB"\ndurability = "normal"\nretain-finished = "12h"',
         'retain-finished = 500\neviction-memory-threshold = 0.5\nmemory-limit = "8MiB"\nretain-workers = "0"',
         'max-message-bytes = 1000000\nqueued-bytes-max = "2GiB"\nlog-format = "json"\naccess_log = true',
-        'otlp-http-port = 4318\ndrop-spans = "a b,c"',
+        'otlp-http-port = 4318\ndrop-spans = "a b,c"\nretain-for = "trainer,b"',
     ],
 )
 def test_what_is_printed_means_the_same(run, write, settings):

@@ -97,7 +97,7 @@ def _written(name: str, value: Any) -> str | None:
     """A value as TOML; None if there is none."""
     if name == "database":
         return _text("memory:" if value is None else f"sqlite:{value}")
-    if name == "drop_spans":
+    if name in ("drop_spans", "retain_for"):
         return _text(",".join(value)) if value else None
     if isinstance(value, Retention):
         if value.count is not None:

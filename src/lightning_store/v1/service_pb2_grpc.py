@@ -709,7 +709,10 @@ class LightningStoreServiceServicer(object):
     def WatchGroups(self, request, context):
         """READ. Tells of groups as they become whole, or partial or failed by the terms of the request; those first that are so
         already. Each comes once in a stream. With cancel_partial the members that have not ended are cancelled in the transaction
-        that finds the group partial or failed, which a repeat finds so too. With group_id_in the stream ends when each of them has been told.
+        that finds the group partial or failed, which a repeat finds so too. With group_id_in the stream ends when each of them
+        has been told.
+
+        Role: algorithm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -718,6 +721,8 @@ class LightningStoreServiceServicer(object):
     def SetAdmission(self, request, context):
         """ONCE. Bounds how many groups of a run may be begun and not consumed. DequeueRollouts does not find those that may not begin
         yet; groups that have begun go on. It replaces what was set before for that run.
+
+        Role: algorithm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -725,6 +730,8 @@ class LightningStoreServiceServicer(object):
 
     def MarkConsumed(self, request, context):
         """ONCE. Notes that a consumer has consumed rollouts, which WatchRollouts and WatchGroups then leave out for it.
+
+        Role: algorithm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -734,6 +741,8 @@ class LightningStoreServiceServicer(object):
         """ONCE. Takes back what a consumer has marked since a checkpoint: WatchRollouts and WatchGroups tell it again.
 
         CHECKPOINT_UNKNOWN.
+
+        Role: algorithm.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -321,18 +321,28 @@ class LightningStoreServiceStub:
     WatchGroups: _grpc.UnaryStreamMultiCallable[_rollout_pb2.WatchGroupsRequest, _rollout_pb2.WatchGroupsResponse]
     """READ. Tells of groups as they become whole, or partial or failed by the terms of the request; those first that are so
     already. Each comes once in a stream. With cancel_partial the members that have not ended are cancelled in the transaction
-    that finds the group partial or failed, which a repeat finds so too. With group_id_in the stream ends when each of them has been told.
+    that finds the group partial or failed, which a repeat finds so too. With group_id_in the stream ends when each of them
+    has been told.
+
+    Role: algorithm.
     """
     SetAdmission: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.SetAdmissionRequest, _rollout_pb2.SetAdmissionResponse]
     """ONCE. Bounds how many groups of a run may be begun and not consumed. DequeueRollouts does not find those that may not begin
     yet; groups that have begun go on. It replaces what was set before for that run.
+
+    Role: algorithm.
     """
     MarkConsumed: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.MarkConsumedRequest, _rollout_pb2.MarkConsumedResponse]
-    """ONCE. Notes that a consumer has consumed rollouts, which WatchRollouts and WatchGroups then leave out for it."""
+    """ONCE. Notes that a consumer has consumed rollouts, which WatchRollouts and WatchGroups then leave out for it.
+
+    Role: algorithm.
+    """
     RewindConsumer: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.RewindConsumerRequest, _rollout_pb2.RewindConsumerResponse]
     """ONCE. Takes back what a consumer has marked since a checkpoint: WatchRollouts and WatchGroups tell it again.
 
     CHECKPOINT_UNKNOWN.
+
+    Role: algorithm.
     """
     ExportRollouts: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.ExportRolloutsRequest, _transfer_pb2.ExportRolloutsResponse]
     """READ, for operators. A page of rollouts with all that belongs to them, as ImportRollouts takes them.
@@ -668,18 +678,28 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     WatchGroups: _aio.UnaryStreamMultiCallable[_rollout_pb2.WatchGroupsRequest, _rollout_pb2.WatchGroupsResponse]  # type: ignore[assignment]
     """READ. Tells of groups as they become whole, or partial or failed by the terms of the request; those first that are so
     already. Each comes once in a stream. With cancel_partial the members that have not ended are cancelled in the transaction
-    that finds the group partial or failed, which a repeat finds so too. With group_id_in the stream ends when each of them has been told.
+    that finds the group partial or failed, which a repeat finds so too. With group_id_in the stream ends when each of them
+    has been told.
+
+    Role: algorithm.
     """
     SetAdmission: _aio.UnaryUnaryMultiCallable[_rollout_pb2.SetAdmissionRequest, _rollout_pb2.SetAdmissionResponse]  # type: ignore[assignment]
     """ONCE. Bounds how many groups of a run may be begun and not consumed. DequeueRollouts does not find those that may not begin
     yet; groups that have begun go on. It replaces what was set before for that run.
+
+    Role: algorithm.
     """
     MarkConsumed: _aio.UnaryUnaryMultiCallable[_rollout_pb2.MarkConsumedRequest, _rollout_pb2.MarkConsumedResponse]  # type: ignore[assignment]
-    """ONCE. Notes that a consumer has consumed rollouts, which WatchRollouts and WatchGroups then leave out for it."""
+    """ONCE. Notes that a consumer has consumed rollouts, which WatchRollouts and WatchGroups then leave out for it.
+
+    Role: algorithm.
+    """
     RewindConsumer: _aio.UnaryUnaryMultiCallable[_rollout_pb2.RewindConsumerRequest, _rollout_pb2.RewindConsumerResponse]  # type: ignore[assignment]
     """ONCE. Takes back what a consumer has marked since a checkpoint: WatchRollouts and WatchGroups tell it again.
 
     CHECKPOINT_UNKNOWN.
+
+    Role: algorithm.
     """
     ExportRollouts: _aio.UnaryUnaryMultiCallable[_transfer_pb2.ExportRolloutsRequest, _transfer_pb2.ExportRolloutsResponse]  # type: ignore[assignment]
     """READ, for operators. A page of rollouts with all that belongs to them, as ImportRollouts takes them.
@@ -1192,7 +1212,10 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_abc.Iterator[_rollout_pb2.WatchGroupsResponse], _abc.AsyncIterator[_rollout_pb2.WatchGroupsResponse]]:
         """READ. Tells of groups as they become whole, or partial or failed by the terms of the request; those first that are so
         already. Each comes once in a stream. With cancel_partial the members that have not ended are cancelled in the transaction
-        that finds the group partial or failed, which a repeat finds so too. With group_id_in the stream ends when each of them has been told.
+        that finds the group partial or failed, which a repeat finds so too. With group_id_in the stream ends when each of them
+        has been told.
+
+        Role: algorithm.
         """
 
     @_abc_1.abstractmethod
@@ -1203,6 +1226,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_rollout_pb2.SetAdmissionResponse, _abc.Awaitable[_rollout_pb2.SetAdmissionResponse]]:
         """ONCE. Bounds how many groups of a run may be begun and not consumed. DequeueRollouts does not find those that may not begin
         yet; groups that have begun go on. It replaces what was set before for that run.
+
+        Role: algorithm.
         """
 
     @_abc_1.abstractmethod
@@ -1211,7 +1236,10 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _rollout_pb2.MarkConsumedRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_rollout_pb2.MarkConsumedResponse, _abc.Awaitable[_rollout_pb2.MarkConsumedResponse]]:
-        """ONCE. Notes that a consumer has consumed rollouts, which WatchRollouts and WatchGroups then leave out for it."""
+        """ONCE. Notes that a consumer has consumed rollouts, which WatchRollouts and WatchGroups then leave out for it.
+
+        Role: algorithm.
+        """
 
     @_abc_1.abstractmethod
     def RewindConsumer(
@@ -1222,6 +1250,8 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         """ONCE. Takes back what a consumer has marked since a checkpoint: WatchRollouts and WatchGroups tell it again.
 
         CHECKPOINT_UNKNOWN.
+
+        Role: algorithm.
         """
 
     @_abc_1.abstractmethod
