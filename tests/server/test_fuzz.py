@@ -138,7 +138,7 @@ class Messages:
 
     def _usual(self, descriptor: Descriptor) -> list[str]:
         """Fields without which little happens; they are there in most messages."""
-        usual = ["request_id", "rollout_id", "attempt_id", "span_id", "trace_id", "document_json"]
+        usual = ["request_id", "consumer", "run", "rollout_id", "attempt_id", "span_id", "trace_id", "document_json"]
         return [field.name for field in descriptor.fields if field.name in usual]
 
     def _field(self, field: FieldDescriptor, depth: int) -> st.SearchStrategy[Any]:
@@ -204,12 +204,18 @@ async def _fill(store: InMemoryLightningStore) -> Known:
     queued = [await store.enqueue_rollout(n) for n in range(3)]
     for rollout in attempted:
         await store.add_span(make_span(rollout))
+    await store.enqueue_rollout(3, group_id="group", metadata={"lightning.run": "run"})
+    await store.mark_consumed("trainer", [queued[0].rollout_id], checkpoint="step-1")
     resources = [await store.add_resources({"llm": LLM(endpoint="e", model="m")}) for _ in range(2)]
     ids = {
         "rollout_id": [rollout.rollout_id for rollout in [*attempted, *queued]],
         "attempt_id": [rollout.attempt.attempt_id for rollout in attempted],
         "resources_id": [one.resources_id for one in resources],
         "worker_id": [f"w{n}" for n in range(4)],
+        "consumer": ["trainer"],
+        "checkpoint": ["step-1"],
+        "run": ["run"],
+        "group_id": ["group"],
     }
     return Known(ids, {rollout.rollout_id: rollout.attempt.attempt_id for rollout in attempted})
 
