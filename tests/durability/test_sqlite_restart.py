@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from lightning_store import LLM, RolloutConfig, Span
+from lightning_store import LLM, EnqueueRolloutRequest, RolloutConfig, Span
 from lightning_store.backends.sqlite import loading
+from lightning_store.backends.sqlite.maintenance import check
 from lightning_store.engine.idempotency import request_scope
 from lightning_store.errors import CursorUnknownError, StoreUnavailableError
 from lightning_store.sqlite_store import SqliteLightningStore
@@ -32,6 +33,33 @@ def clock() -> FakeClock:
 
 def opened(path: Path, clock: FakeClock, **options: Any) -> SqliteLightningStore:
     return SqliteLightningStore(path, clock=clock, **options)
+
+
+async def test_what_trainers_rely_on_survives(path, clock):
+    def groups(*names: str) -> list[EnqueueRolloutRequest]:
+        return [
+            EnqueueRolloutRequest(input=name, group_id=name, group_size=2, metadata={"lightning.run": "r"})
+            for name in names
+            for _ in range(2)
+        ]
+
+    with opened(path, clock) as store:
+        await store.set_admission("r", max_open_groups=1)
+        queued = await store.enqueue_many_rollouts(groups("a", "b", "c"), idempotency_key="step")
+        [first, second] = await store.dequeue_many_rollouts(limit=9)
+        await store.update_attempt(first.rollout_id, "latest", status="succeeded")
+        await store.mark_consumed("trainer", [first.rollout_id], checkpoint="one")
+        await store.dequeue_rollout()
+        await store.mark_consumed("trainer", [queued[4].rollout_id])
+    with opened(path, clock) as store:
+        assert await store.enqueue_many_rollouts(groups("a", "b", "c"), idempotency_key="step")
+        assert [one.group_id for one in await store.dequeue_many_rollouts(limit=9)] == ["b"]
+        assert await store.mark_consumed("trainer", [second.rollout_id]) == []
+        assert await store.rewind_consumer("trainer", checkpoint="one") == [one.rollout_id for one in queued[4:]]
+        await store.mark_consumed("trainer", [queued[2].rollout_id])
+        assert [one.group_id for one in await store.dequeue_many_rollouts(limit=9)] == ["c", "c"]
+        assert await store.wait_for_groups(["b", "c"], timeout=0, min_done=1) == []
+    assert list(check(str(path))) == []
 
 
 async def test_everything_that_is_shown_survives(path, clock):

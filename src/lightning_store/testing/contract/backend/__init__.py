@@ -17,6 +17,7 @@ from lightning_store.testing.contract.backend.loading import (
 )
 from lightning_store.testing.contract.backend.reading import ListsContract, SnapshotContract
 from lightning_store.testing.contract.backend.storing import PositionsContract, StoringContract
+from lightning_store.testing.contract.backend.training import TrainingContract
 
 
 class BackendContract(
@@ -30,6 +31,7 @@ class BackendContract(
     EvictionContract,
     SnapshotContract,
     ListsContract,
+    TrainingContract,
     RollbackContract,
     IsolationContract,
     CancellationContract,
