@@ -109,6 +109,10 @@ test: $(VENV)/.installed-dev ## Run the tests (TEST_ARGS="-k f13 …"), on all c
 test-chaos: $(VENV)/.installed-dev ## Run the long forms of the tests that break connections and processes
 	$(BIN)/python -m pytest -m chaos $(TEST_ARGS)
 
+.PHONY: test-attacks
+test-attacks: $(VENV)/.installed-dev ## Attack a server in every way known, beside a client that must not notice
+	$(BIN)/python -m pytest tests/attacks $(TEST_ARGS)
+
 .PHONY: test-soak
 test-soak: $(VENV)/.installed-dev ## Run 200 runners on a wire that breaks, for ten minutes (SOAK_SECONDS=60)
 	SOAK_SECONDS=$(SOAK_SECONDS) SOAK_SEED=$(SOAK_SEED) $(BIN)/python -m pytest -m soak tests/soak $(TEST_ARGS)

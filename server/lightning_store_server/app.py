@@ -26,8 +26,9 @@ from lightning_store.store import LightningStore
 from lightning_store.v1 import service_pb2_grpc
 from lightning_store.wire.methods import SERVICE, TRACE_SERVICE
 from lightning_store_server.access import Access
-from lightning_store_server.admission import Admission
+from lightning_store_server.admission import Admission, Lane
 from lightning_store_server.config import ServerConfig
+from lightning_store_server.connections import cut_connection
 from lightning_store_server.health import HealthServicer
 from lightning_store_server.interceptors import (
     AccessInterceptor,
@@ -40,7 +41,7 @@ from lightning_store_server.interceptors import (
 )
 from lightning_store_server.observers import CallObserver, log_call
 from lightning_store_server.otlp.ingest import TraceIngest, add_trace_service
-from lightning_store_server.sessions import SessionServicer
+from lightning_store_server.sessions import SessionInterceptor, SessionServicer
 from lightning_store_server.tls import ServerTls
 from lightning_store_server.tracing import tracing_of
 
@@ -70,17 +71,18 @@ class GrpcServer:
     def __init__(self, store: LightningStore, config: ServerConfig, clock: Clock | None = None) -> None:
         self._store = store
         self._config = config
-        self._admission = Admission(config)
+        self._admission = Admission(config, self._cut)
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._tls = tls_of(config, self._clock)
         self._access = access_of(config, self._clock)
         self._servicer = SessionServicer(store, config, self._admission, self._access, self._clock)
-        self._ingest = TraceIngest(store)
+        self._ingest = TraceIngest(store, self._servicer.heavy)
         self._servicer.rejections = self._ingest.rejections
-        self._health = HealthServicer()
+        self._health = HealthServicer(self._admission.watches)
         self._server: grpc.aio.Server | None = None
         self._http: HttpSide | None = None
         self._observers: list[CallObserver] = [log_call] if config.access_log else []
+        self._cutting: set[asyncio.Future[bool]] = set()
         self._tracing = tracing_of()
         if self._tracing is not None:
             self._observers.append(self._tracing.observe_call)
@@ -142,7 +144,7 @@ class GrpcServer:
         service_pb2_grpc.add_LightningStoreServiceServicer_to_server(self._servicer, server)
         add_trace_service(server, self._ingest)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        _add_reflection(server)
+        _add_reflection(server, self._admission.watches)
         if self._config.unix_path is None:
             self.bound_port = _bind(server, self._config, self._tls)
         else:
@@ -151,15 +153,21 @@ class GrpcServer:
         await self._health.set(SERVICE, SERVING)
         self._server = server
 
-    def _interceptors(self) -> list[grpc.aio.ServerInterceptor]:  # type: ignore[type-arg]  # generic in its stub only
+    def _interceptors(self) -> list[Any]:
         """The outermost first: the log sees the status that the errors were mapped to."""
         observers: list[MethodInterceptor] = [ObserverInterceptor(self._observers)] if self._observers else []
         deadline = DeadlineInterceptor(self._config.wait_seconds_max)
-        inner = [deadline, AdmissionInterceptor(self._admission)]
+        inner = [deadline, AdmissionInterceptor(self._admission, self._config.request_items_max), SessionInterceptor()]
         if self._access is None:
             return [*observers, ErrorInterceptor(), *inner]
         access = AccessInterceptor(self._access, (health.SERVICE_NAME,), self._observers)
         return [access, *observers, ErrorInterceptor(), LimitsInterceptor(), *inner]
+
+    def _cut(self, peer: str) -> None:
+        """Close a connection, in a thread: to look through thousands of them takes long."""
+        cutting = asyncio.ensure_future(asyncio.to_thread(cut_connection, peer))
+        self._cutting.add(cutting)
+        cutting.add_done_callback(self._cutting.discard)
 
     async def stop(self, grace_seconds: float | None = None) -> bool:
         """Drain: health turns NOT_SERVING; then, after the configured delay, waits end as UNAVAILABLE, and the other
@@ -182,6 +190,7 @@ class GrpcServer:
         await server.stop(grace)
         finished = self._http is None or await self._http.stop(max(0.0, until - loop.time()))
         self._ingest.rejections.close()
+        self._servicer.heavy.close()
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
         in_time = loop.time() < until if grace > 0 else not at_work
@@ -270,13 +279,13 @@ def _why_not(family: socket.AddressFamily, host: str, port: int) -> OSError:
     return OSError(errno.EADDRINUSE, "the port is taken")
 
 
-def _add_reflection(server: grpc.aio.Server) -> None:
+def _add_reflection(server: grpc.aio.Server, watches: Lane) -> None:
     try:
         from lightning_store_server.reflection import add_reflection
     except ImportError:
         logger.info("no server reflection: it needs the package grpcio-reflection")
         return
-    add_reflection(server, [SERVICE, TRACE_SERVICE, health.SERVICE_NAME])
+    add_reflection(server, [SERVICE, TRACE_SERVICE, health.SERVICE_NAME], watches)
 
 
 def sqlite_store(path: str, **settings: Any) -> SqliteEngineStore:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lightning_store.errors import InvalidArgumentError
+from lightning_store.items import ITEMS_MAX
 
 KIB: Final = 1024
 MIB: Final = 1024 * 1024
@@ -32,9 +33,12 @@ CONNECTION_GRACE_SECONDS: Final = 360.0
 """What calls and feeds may take when their connection is to end; the longest that the table of methods has is 300 s."""
 POSITIVE: Final = (
     "max_message_bytes",
+    "request_items_max",
     "calls_max",
     "waits_max",
     "stream_queries_max",
+    "sessions_max",
+    "watches_max",
     "queued_bytes_max",
     "read_ahead_bytes",
     "page_rows_max",
@@ -73,6 +77,9 @@ class ServerConfig:
     otherwise."""
     max_message_bytes: int = 64 * MIB
     """The largest request that is taken. gRPC's own default is 4 MiB, less than one long trajectory."""
+    request_items_max: int = ITEMS_MAX
+    """Items of one repeated field of a request, such as the rollouts to enqueue; all its fields may be ten times as
+    many. They are counted before the request is parsed, which may take a hundred times its size."""
     calls_max: int = 10_000
     """Calls under way at once; more are refused. Waits and stream queries do not count here, and heartbeats have as
     many places of their own. A thousand runners with several calls each stay below."""
@@ -80,9 +87,14 @@ class ServerConfig:
     """DequeueRollouts, WaitForRollouts and feeds that wait at once: some 20 kB each, and no work."""
     stream_queries_max: int = 256
     """StreamQuery under way at once. Each holds its whole result, and one message of it, until its reader has it."""
+    sessions_max: int = 4096
+    """Sessions at once: one for each process with a client, some 24 kB each while nothing happens."""
+    watches_max: int = 1000
+    """Watches of the health, and reflections, at once."""
     queued_bytes_max: int = 512 * MIB
     """Bytes of requests that are worked on and of replies that are not sent yet. Calls, waits, stream queries and
-    heartbeats have so many each. In memory a request takes three or four times its size."""
+    heartbeats have so many each. In memory a request takes three or four times its size. Of these bytes, as of the
+    numbers above, no connection may have more than it leaves to others."""
     read_ahead_bytes: int = 256 * KIB
     """What is taken of a request from the network before its turn comes; the rest stays with its sender. More lets
     large requests cross a slow network in fewer rounds."""

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import Any, Final
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2
 
+from lightning_store.errors import InvalidArgumentError, StoreError
+from lightning_store_server.admission import Lane
+from lightning_store_server.interceptors import abort, peer_of
+
+SERVICE_CHARS_MAX: Final = 1000
+WATCH: Final = f"/{health.SERVICE_NAME}/Watch"
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class HealthServicer(health.aio.HealthServicer):  # type: ignore[name-defined, misc]  # missing in its stub
     """Ends every Watch once it has told that the server is going; the library's own would hold on to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, watches: Lane) -> None:
         super().__init__()
+        self._watches = watches
         self._draining = False
         self._asked_for: Counter[str] = Counter()
         """The services that are watched, known here or not."""
@@ -28,6 +35,17 @@ class HealthServicer(health.aio.HealthServicer):  # type: ignore[name-defined, m
         await self.enter_graceful_shutdown()
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        try:
+            if len(request.service) > SERVICE_CHARS_MAX:
+                message = f"service has more than {SERVICE_CHARS_MAX} characters"
+                raise InvalidArgumentError(message, field="service")
+            slot = self._watches.enter(0, peer_of(context))
+        except StoreError as error:
+            await abort(WATCH, context, error)
+        with slot:
+            await self._watch(request, context)
+
+    async def _watch(self, request: health_pb2.HealthCheckRequest, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         self._asked_for[request.service] += 1
         try:
             await super().Watch(request, _Context(self, context))

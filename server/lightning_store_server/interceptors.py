@@ -25,8 +25,9 @@ from lightning_store.errors import (
     StoreUnavailableError,
     UnauthenticatedError,
 )
+from lightning_store.items import ITEMS_MAX, check_items
 from lightning_store.wire.errors import as_store_error, to_status
-from lightning_store.wire.methods import BY_PATH, Method, Repeat
+from lightning_store.wire.methods import BY_PATH, REQUESTS, Method, Repeat
 from lightning_store_server.access import Access, bearer_digest, caller_now, note_caller
 from lightning_store_server.admission import WAITS, Admission, Slot
 from lightning_store_server.observers import CallDetails, CallObserver
@@ -107,19 +108,20 @@ class AdmissionInterceptor(MethodInterceptor):
     """Lets a call in while there is room, and keeps its place until its reply is sent. The innermost: it takes requests
     and hands out replies as bytes, which it counts."""
 
-    def __init__(self, admission: Admission) -> None:
+    def __init__(self, admission: Admission, items_max: int = ITEMS_MAX) -> None:
         super().__init__()
         self._admission = admission
+        self._items_max = items_max
 
     def wrap(self, method: str, handler: Handler) -> Handler:
-        rpc = Rpc.of(BY_PATH[method], handler)
+        rpc = Rpc.of(BY_PATH[method], handler, self._items_max)
         return _make_handler(handler)(self._streaming(rpc) if handler.response_streaming else self._unary(rpc))
 
     def _unary(self, rpc: Rpc) -> Any:
         may_refuse = rpc.method.repeat is Repeat.READ
 
         async def call(data: bytes, context: Context) -> bytes:
-            request, slot = self._admit(rpc, data)
+            request, slot = self._admit(rpc, data, context)
             reply = rpc.encode(await rpc.behaviour(request, context))
             slot.reply(len(reply), may_refuse=may_refuse)
             return reply
@@ -128,7 +130,7 @@ class AdmissionInterceptor(MethodInterceptor):
 
     def _streaming(self, rpc: Rpc) -> Any:
         async def call(data: bytes, context: Context) -> None:
-            request, slot = self._admit(rpc, data)
+            request, slot = self._admit(rpc, data, context)
             async with aclosing(rpc.behaviour(request, context)) as messages:
                 async for message in messages:
                     reply = rpc.encode(message)
@@ -138,10 +140,10 @@ class AdmissionInterceptor(MethodInterceptor):
 
         return call
 
-    def _admit(self, rpc: Rpc, data: bytes) -> tuple[Any, Slot]:
+    def _admit(self, rpc: Rpc, data: bytes, context: Context) -> tuple[Any, Slot]:
         """The request, and its place until the call has ended."""
         request = rpc.decode(data) if rpc.method.name in WAITS else None
-        slot = self._admission.lane(rpc.method, request).enter(len(data))
+        slot = self._admission.enter(rpc.method, request, len(data), peer_of(context))
         when_over(slot.leave)  # after the handler would be too soon: a unary reply is sent then
         request = rpc.decode(data) if request is None else request
         observed = _observed.get()
@@ -157,16 +159,20 @@ class Rpc:
     method: Method
     behaviour: Any
     decode: Callable[[bytes], Any]
-    """Raises InvalidArgumentError for bytes that are no message."""
+    """Raises InvalidArgumentError for bytes that are no message, or one of too many items."""
     encode: Callable[[Any], bytes]
 
     @classmethod
-    def of(cls, method: Method, handler: Handler) -> Rpc:
-        deserialize = handler.request_deserializer
+    def of(cls, method: Method, handler: Handler, items_max: int = ITEMS_MAX) -> Rpc:
+        deserialize, request_type = handler.request_deserializer, REQUESTS.get(method.name)
 
         def decode(data: bytes) -> Any:
+            if deserialize is None:
+                return data
+            if request_type is not None:
+                check_items(data, request_type, items_max)
             try:
-                return data if deserialize is None else deserialize(data)
+                return deserialize(data)
             except DecodeError as error:
                 raise InvalidArgumentError(f"the request is no message of this method's type: {error}") from None
 
@@ -372,6 +378,12 @@ def shown_error(method: str, error: Exception) -> StoreError:
     if incident_id is not None:
         logger.error("%s failed, incident %s", method, incident_id, exc_info=error)
     return shown
+
+
+def peer_of(context: Context) -> str:
+    """The connection of a call, as gRPC tells it; empty for a Unix domain socket, whose peers have no addresses."""
+    peer: str = context.peer()
+    return "" if peer.startswith("unix") else peer
 
 
 def seconds_left(context: Context) -> float | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, cast
 
 from google.protobuf.message import Message
 
 from lightning_store.errors import InvalidArgumentError
+from lightning_store.loops import Slicer
 from lightning_store.queries import Query
 from lightning_store.v1.query_pb2 import StreamQueryResponse
 from lightning_store.wire.frames import with_rows
@@ -18,7 +19,7 @@ from lightning_store.wire.queries import page_window
 Reply = TypeVar("Reply", bound=Message)
 
 SLICE_ROWS = 256
-"""Rows that are converted at a stretch."""
+"""Rows that are taken out of a result at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,33 +45,45 @@ class PageLimits:
     bytes: int
 
 
-async def first_page(listing: Listing[Reply], request: Any, limits: PageLimits) -> Reply:
+async def first_page(
+    listing: Listing[Reply], request: Any, limits: PageLimits, place: AbstractAsyncContextManager[None]
+) -> Reply:
     """The reply to a unary List call: the page at ``page_token``, and the token of the next if there is one.
+
+    The rows are looked for in ``place``.
 
     Replies can only be sent (see ``lightning_store.wire.frames``): their rows are bytes, which stand for messages.
     """
     window = page_window(request, limits.rows)
-    result = await listing.run(replace(listing.query_of(request), limit=window.limit, offset=window.offset))
+    query = replace(listing.query_of(request), limit=window.limit, offset=window.offset)
+    async with place:
+        result = await listing.run(query)
     rows: list[bytes] = await anext(batches(listing.encode, result.items, limits), [])
     next_page_token = window.next_page_token(len(rows), result.total)
     reply = cast(Any, listing.reply)(total=result.total, next_page_token=next_page_token)
     return cast(Reply, with_rows(reply, listing.rows_field, rows))
 
 
-def all_pages(listing: Listing[Any], request: Any, limits: PageLimits) -> AsyncIterator[StreamQueryResponse]:
+def all_pages(
+    listing: Listing[Any], request: Any, limits: PageLimits, place: AbstractAsyncContextManager[None]
+) -> AsyncIterator[StreamQueryResponse]:
     """The whole result of a List request, as ``stream_rows`` has it."""
     if request.page_token:
         message = "page_token is for the List methods; a stream has the whole result, so leave it empty"
         raise InvalidArgumentError(message, field="page_token")
     rows_max = page_window(request, limits.rows).page_rows
-    return stream_rows(listing, listing.query_of(request), PageLimits(rows_max, limits.bytes))
+    return stream_rows(listing, listing.query_of(request), PageLimits(rows_max, limits.bytes), place)
 
 
 async def stream_rows(
-    listing: Listing[Any], query: Query[Any], limits: PageLimits
+    listing: Listing[Any], query: Query[Any], limits: PageLimits, place: AbstractAsyncContextManager[None]
 ) -> AsyncIterator[StreamQueryResponse]:
-    """All rows of a query, taken at one moment, as one reply after another; at least one, for the total."""
-    result = await listing.run(query)
+    """All rows of a query, taken at one moment, as one reply after another; at least one, for the total.
+
+    The rows are looked for in ``place``.
+    """
+    async with place:
+        result = await listing.run(query)
     if not result.items:
         yield StreamQueryResponse(total=result.total)
     async for rows in batches(listing.encode, result.items, limits):
@@ -86,10 +99,12 @@ async def batches(
     """
     batch: list[bytes] = []
     size_bytes = 0
+    slicer = Slicer()
     for start in range(0, len(items), SLICE_ROWS):
-        if start:
-            await asyncio.sleep(0)
-        for row in map(encode, items[start : start + SLICE_ROWS]):
+        for item in items[start : start + SLICE_ROWS]:
+            if slicer.is_over():
+                await slicer.next_turn()
+            row = encode(item)
             size_bytes += len(row)
             if batch and (size_bytes > limits.bytes or len(batch) == limits.rows):
                 yield batch

@@ -26,7 +26,7 @@ from lightning_store.engine.store import EngineStore
 from lightning_store.engine.transfer import Imported, Page, Place, Selection
 from lightning_store.errors import SpansRejectedError, StoreError, UnsupportedError
 from lightning_store.in_memory import InMemoryLightningStore
-from lightning_store.model import Attempt, AttemptedRollout, EnqueueRolloutRequest, Rollout, Span
+from lightning_store.model import Attempt, AttemptedRollout, EnqueueRolloutRequest, ResourcesUpdate, Rollout, Span
 from lightning_store.outcomes import SpanOutcome, add_legal
 from lightning_store.queries import RolloutQuery, SpanBatchQuery, SpanQuery
 from lightning_store.spans.document import decode, encode
@@ -57,6 +57,12 @@ class RecordStore(Protocol):
     async def add_spans(self, records: Sequence[SpanRecord]) -> Sequence[SpanOutcome]: ...
 
     async def rollout(self, rollout_id: str) -> RolloutRow | None: ...
+
+    async def resources(self, resources_id: str) -> ResourcesRecord | None: ...
+
+    async def latest_resources(self, run: str | None) -> ResourcesRecord | None:
+        """Those of a run; the latest of all for None."""
+        ...
 
     async def query_rollouts(self, query: RolloutQuery) -> Rows[RolloutRow]: ...
 
@@ -124,6 +130,14 @@ class _Adapter:
     async def query_rollouts(self, query: RolloutQuery) -> Rows[RolloutRow]:
         found = await self._store.query_rollouts(**query.arguments())
         return Rows(list(map(_row_of, found)), found.total)
+
+    async def resources(self, resources_id: str) -> ResourcesRecord | None:
+        found = await self._store.get_resources_by_id(resources_id)
+        return None if found is None else _resources_record_of(found)
+
+    async def latest_resources(self, run: str | None) -> ResourcesRecord | None:
+        found = await self._store.get_latest_resources(**({} if run is None else {"run": run}))
+        return None if found is None else _resources_record_of(found)
 
     async def _update_attempt(self, update: UpdateAttempt) -> AttemptRecord:
         fields = dict(update.columns)
@@ -231,6 +245,19 @@ def _record_of(rollout: Rollout) -> RolloutRecord:
         priority=rollout.priority,
         group_id=rollout.group_id,
         group_size=rollout.group_size,
+    )
+
+
+def _resources_record_of(resources: ResourcesUpdate) -> ResourcesRecord:
+    named = {name: one.model_dump() for name, one in resources.resources.items()}
+    return ResourcesRecord(
+        resources_id=resources.resources_id,
+        resources_json=json_text.dumps(named, "resources"),
+        create_time=resources.create_time,
+        update_time=resources.update_time,
+        version=resources.version,
+        policy_version=resources.policy_version,
+        run=resources.run,
     )
 
 

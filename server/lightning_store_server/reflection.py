@@ -6,7 +6,7 @@ the same servicer answers for both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc
@@ -14,17 +14,32 @@ import grpc.aio
 from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from lightning_store.errors import StoreError
+from lightning_store_server.admission import Lane
+from lightning_store_server.interceptors import Context, abort, peer_of
+
 V1ALPHA = "grpc.reflection.v1alpha"
 V1 = "grpc.reflection.v1"
 SERVICE = "ServerReflection"
 
 
-def add_reflection(server: grpc.aio.Server, services: Sequence[str]) -> None:
-    """Let ``server`` describe ``services`` and reflection itself, in v1 and v1alpha."""
+def add_reflection(server: grpc.aio.Server, services: Sequence[str], watches: Lane) -> None:
+    """Let ``server`` describe ``services`` and reflection itself, in v1 and v1alpha. ``watches`` has the places."""
     _describe_v1()
     names = [*services, f"{V1}.{SERVICE}", f"{V1ALPHA}.{SERVICE}"]
+    servicer: Any = reflection.aio.ReflectionServicer(names, pool=_Pool())  # type: ignore[attr-defined]  # not in its stub
+
+    async def info(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        try:
+            slot = watches.enter(0, peer_of(context))
+        except StoreError as error:
+            await abort(f"/{V1}.{SERVICE}/ServerReflectionInfo", context, error)
+        with slot:
+            async for response in servicer.ServerReflectionInfo(requests, context):
+                yield response
+
     handler = grpc.stream_stream_rpc_method_handler(
-        reflection.aio.ReflectionServicer(names, pool=_Pool()).ServerReflectionInfo,  # type: ignore[attr-defined]  # not in its stub
+        info,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractContextManager, aclosing
 from importlib.metadata import version
 from typing import Any, TypeVar
 
-from lightning_store.backends.records import SpanRecord
+from google.protobuf.message import Message
+
+from lightning_store.backends.records import ResourcesRecord, SpanRecord
 from lightning_store.engine.idempotency import request_scope
 from lightning_store.engine.operations import EnqueueRollouts, StartAttempt, StartRollout, UpdateAttempt
 from lightning_store.engine.transfer import Place, Selection
@@ -30,7 +32,7 @@ from lightning_store.v1 import worker_pb2 as worker
 from lightning_store.v1.query_pb2 import StreamQueryRequest, StreamQueryResponse
 from lightning_store.wire import codec, enums, queries, records, requests, selections, spans
 from lightning_store.wire import transfer as transfers
-from lightning_store.wire.checks import require, required_text
+from lightning_store.wire.checks import bounded_text, require, required_text
 from lightning_store.wire.errors import write_span_outcome
 from lightning_store.wire.frames import with_rows
 from lightning_store.wire.methods import ACCEPTED_METADATA, METHODS, REPEATED_METADATA, Method
@@ -41,14 +43,22 @@ from lightning_store_server.interceptors import Context, seconds_left
 from lightning_store_server.otlp.rejections import Rejections
 from lightning_store_server.pages import Listing, PageLimits, all_pages, batches, first_page, stream_rows
 from lightning_store_server.record_store import records_of
+from lightning_store_server.slices import HEAVY_BYTES, FairGate, HeavyThread, in_slices
 
 T = TypeVar("T")
+M = TypeVar("M")
 
 REQUEST_ID_CHARS_MAX = 128
 REPLY_MARGIN_SECONDS = 0.5
 """A wait ends this long before its caller's deadline, or half way to it, so that the answer arrives in time."""
 CLAIMS_MAX = 1000
 """Rollouts of one DequeueRollouts: a step that takes long holds up every other call."""
+
+
+SINGLE_READS_MAX = 4
+"""Rollouts and resources that are read at once: each may be as large as a message."""
+SCANS_MAX = 4
+"""Queries that look for their rows at once; the others wait for their turn, and hold nothing until then."""
 
 
 class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
@@ -58,6 +68,8 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self._store = store
         self._records = records_of(store)
         self._config = config
+        self._single_reads = FairGate(SINGLE_READS_MAX)
+        self._scans = FairGate(SCANS_MAX)
         self._limits = PageLimits(config.page_rows_max, config.page_bytes_max)
         self._rollouts = Listing(
             "rollouts",
@@ -103,10 +115,17 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         )
         self.rejections = Rejections()
         """Of spans that come over OTLP."""
+        self.heavy = HeavyThread()
         self.otlp_http_port: int | None = None
         """Where the server takes OTLP over HTTP; it is known once that is bound."""
         self._waits: set[asyncio.Task[Any] | FeedRuns[Any]] = set()
         self._draining = False
+
+    async def _read_all(self, request: Message, read: Callable[[int, M], T], items: Sequence[M]) -> list[T]:
+        """Read many items of a request, with other calls in between."""
+        if request.ByteSize() <= HEAVY_BYTES:
+            return await in_slices(read, items)
+        return await self.heavy.run(lambda: list(map(read, range(len(items)), items)))
 
     def drain(self) -> None:
         """End the waits that are under way, and those to come, as UNAVAILABLE."""
@@ -153,11 +172,15 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     async def EnqueueRollouts(
         self, request: rollout.EnqueueRolloutsRequest, context: Context
     ) -> rollout.EnqueueRolloutsResponse:
-        new = [records.new_rollout_from_proto(one, f"rollouts[{i}]") for i, one in enumerate(request.rollouts)]
+        new = await self._read_all(
+            request, lambda i, one: records.new_rollout_from_proto(one, f"rollouts[{i}]"), request.rollouts
+        )
         key = requests.idempotency_key_from_proto(request)
         with _once(request, context):
             queued = await self._records.execute(EnqueueRollouts(new, key))
-        return rollout.EnqueueRolloutsResponse(rollouts=map(records.rollout_record_to_proto, queued))
+        return rollout.EnqueueRolloutsResponse(
+            rollouts=await in_slices(lambda _, one: records.rollout_record_to_proto(one), queued)
+        )
 
     async def DequeueRollouts(
         self, request: rollout.DequeueRolloutsRequest, context: Context
@@ -189,7 +212,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         if caller is not None:
             caller.check_spans()
             caller.take_spans(len(request.spans))
-        read = [_span_record(message, f"spans[{index}]") for index, message in enumerate(request.spans)]
+        read = await self._read_all(request, lambda i, message: _span_record(message, f"spans[{i}]"), request.spans)
         if caller is not None:
             held = [(one.rollout_id, one.attempt_id) for one in read if isinstance(one, SpanRecord)]
             await caller.require_held(self._store, held)
@@ -220,8 +243,10 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     # --- Reading -----------------------------------------------------------------------------------------------------
 
     async def GetRollout(self, request: rollout.GetRolloutRequest, context: Context) -> rollout.GetRolloutResponse:
-        found = await self._records.rollout(required_text(request.rollout_id, "rollout_id"))
-        return rollout.GetRolloutResponse(rollout=None if found is None else records.rollout_row_to_proto(found))
+        rollout_id = required_text(request.rollout_id, "rollout_id")
+        async with self._single_reads.place(context.peer):
+            found = await self._records.rollout(rollout_id)
+            return rollout.GetRolloutResponse(rollout=None if found is None else records.rollout_row_to_proto(found))
 
     async def GetLatestAttempt(
         self, request: rollout.GetLatestAttemptRequest, context: Context
@@ -232,16 +257,30 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     async def GetResources(
         self, request: resources.GetResourcesRequest, context: Context
     ) -> resources.GetResourcesResponse:
-        found = await self._store.get_resources_by_id(required_text(request.resources_id, "resources_id"))
-        shown = None if found is None else _shown(codec.resources_to_proto(found))
-        return resources.GetResourcesResponse(resources=shown)
+        resources_id = required_text(request.resources_id, "resources_id")
+        return resources.GetResourcesResponse(resources=await self._resources_message(resources_id, context))
 
     async def GetLatestResources(
         self, request: resources.GetLatestResourcesRequest, context: Context
     ) -> resources.GetLatestResourcesResponse:
-        found = await self._store.get_latest_resources(**requests.run_from_proto(request))
-        latest = None if found is None else _shown(codec.resources_to_proto(found))
+        latest = await self._resources_message(None, context, **requests.run_from_proto(request))
         return resources.GetLatestResourcesResponse(resources=latest)
+
+    async def _resources_message(
+        self, resources_id: str | None, context: Context, run: str | None = None
+    ) -> resources.Resources | None:
+        """Those of this id as the caller may see them; for None the latest ones, of a run if one is given."""
+        caller = caller_now()
+        hides = caller is not None and not caller.sees_secrets
+        convert = _masked_resources_to_proto if hides else records.resources_record_to_proto
+        async with self._single_reads.place(context.peer):
+            if resources_id is None:
+                found = await self._records.latest_resources(run)
+            else:
+                found = await self._records.resources(resources_id)
+            if found is None:
+                return None
+            return await self.heavy.convert(convert, found, found.payload_bytes)
 
     async def GetWorker(self, request: worker.GetWorkerRequest, context: Context) -> worker.GetWorkerResponse:
         found = await self._store.get_worker_by_id(required_text(request.worker_id, "worker_id"))
@@ -250,23 +289,23 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     async def ListRollouts(
         self, request: rollout.ListRolloutsRequest, context: Context
     ) -> rollout.ListRolloutsResponse:
-        return await first_page(self._rollouts, request, self._limits)
+        return await first_page(self._rollouts, request, self._limits, self._scans.place(context.peer))
 
     async def ListAttempts(
         self, request: rollout.ListAttemptsRequest, context: Context
     ) -> rollout.ListAttemptsResponse:
-        return await first_page(self._attempts, request, self._limits)
+        return await first_page(self._attempts, request, self._limits, self._scans.place(context.peer))
 
     async def ListSpans(self, request: span.ListSpansRequest, context: Context) -> span.ListSpansResponse:
-        return await first_page(self._span_rows, request, self._limits)
+        return await first_page(self._span_rows, request, self._limits, self._scans.place(context.peer))
 
     async def ListResources(
         self, request: resources.ListResourcesRequest, context: Context
     ) -> resources.ListResourcesResponse:
-        return await first_page(self._resources, request, self._limits)
+        return await first_page(self._resources, request, self._limits, self._scans.place(context.peer))
 
     async def ListWorkers(self, request: worker.ListWorkersRequest, context: Context) -> worker.ListWorkersResponse:
-        return await first_page(self._workers, request, self._limits)
+        return await first_page(self._workers, request, self._limits, self._scans.place(context.peer))
 
     async def StreamQuery(self, request: StreamQueryRequest, context: Context) -> AsyncIterator[StreamQueryResponse]:
         kind = request.WhichOneof("query")
@@ -274,14 +313,16 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             raise InvalidArgumentError("query is missing; give one of the requests", field="query")
         if kind == "span_batch":
             query = queries.span_batch_from_proto(request.span_batch)
-            async for reply in stream_rows(self._span_batches, query, self._limits):
+            async for reply in stream_rows(self._span_batches, query, self._limits, self._scans.place(context.peer)):
                 yield reply
             return
         listings: dict[str, Listing[Any]] = {
             listing.rows_field: listing
             for listing in (self._rollouts, self._attempts, self._span_rows, self._resources, self._workers)
         }
-        async for reply in all_pages(listings[kind], getattr(request, kind), self._limits):
+        async for reply in all_pages(
+            listings[kind], getattr(request, kind), self._limits, self._scans.place(context.peer)
+        ):
             yield reply
 
     # --- Changes -----------------------------------------------------------------------------------------------------
@@ -302,7 +343,9 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         rollout_ids, filters = selections.cancellation_from_proto(request)
         with _once(request, context):
             cancelled = await self._store.cancel_rollouts(rollout_ids, **filters)
-        return rollout.CancelRolloutsResponse(rollouts=map(codec.rollout_to_proto, cancelled))
+        return rollout.CancelRolloutsResponse(
+            rollouts=await in_slices(lambda _, one: codec.rollout_to_proto(one), cancelled)
+        )
 
     async def RequeueRollouts(
         self, request: rollout.RequeueRolloutsRequest, context: Context
@@ -310,7 +353,9 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         ids = [required_text(rollout_id, f"rollout_ids[{i}]") for i, rollout_id in enumerate(request.rollout_ids)]
         with _once(request, context):
             requeued = await self._store.requeue_rollouts(ids)
-        return rollout.RequeueRolloutsResponse(rollouts=map(codec.rollout_to_proto, requeued))
+        return rollout.RequeueRolloutsResponse(
+            rollouts=await in_slices(lambda _, one: codec.rollout_to_proto(one), requeued)
+        )
 
     async def DeleteRollouts(
         self, request: rollout.DeleteRolloutsRequest, context: Context
@@ -404,7 +449,8 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     ) -> transfer.ExportRolloutsResponse:
         selection = selections.exported_from_proto(request)
         begin = Place(*transfers.place_from_proto(request.page_token, "page_token"))
-        page = await self._records.export_page(Selection(**selection), begin)
+        async with self._scans.place(context.peer):
+            page = await self._records.export_page(Selection(**selection), begin)
         return transfer.ExportRolloutsResponse(
             rollouts=map(transfers.stored_rollout_to_proto, page.rollouts),
             seen=page.seen,
@@ -415,13 +461,15 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     async def ImportRollouts(
         self, request: transfer.ImportRolloutsRequest, context: Context
     ) -> transfer.ImportRolloutsResponse:
-        rollouts = [
-            transfers.stored_rollout_from_proto(one, f"rollouts[{i}]") for i, one in enumerate(request.rollouts)
-        ]
-        resources_ = [
-            transfers.resources_record_from_proto(one, f"resources[{i}]") for i, one in enumerate(request.resources)
-        ]
-        workers = [transfers.worker_record_from_proto(one, f"workers[{i}]") for i, one in enumerate(request.workers)]
+        rollouts = await self._read_all(
+            request, lambda i, one: transfers.stored_rollout_from_proto(one, f"rollouts[{i}]"), request.rollouts
+        )
+        resources_ = await self._read_all(
+            request, lambda i, one: transfers.resources_record_from_proto(one, f"resources[{i}]"), request.resources
+        )
+        workers = await self._read_all(
+            request, lambda i, one: transfers.worker_record_from_proto(one, f"workers[{i}]"), request.workers
+        )
         with _once(request, context):
             done = await self._records.import_rollouts(rollouts, resources_, workers)
         audit("imported", **done.imported._asdict())
@@ -611,7 +659,7 @@ def _fingerprint(request: Any) -> str:
 
 def _worker_id(request: Any) -> str | None:
     """The worker's id; None where it is absent or empty."""
-    return request.worker_id or None
+    return bounded_text(request.worker_id, "worker_id") or None
 
 
 def _own_worker_id(request: Any) -> str:
@@ -626,7 +674,14 @@ def _own_worker_id(request: Any) -> str:
 def _shown(message: resources.Resources) -> resources.Resources:
     """Resources as the caller may see them."""
     caller = caller_now()
-    if caller is not None and not caller.sees_secrets:
-        for name, text in message.resources_json.items():
-            message.resources_json[name] = json.dumps(masked(json.loads(text)), ensure_ascii=False)
+    return message if caller is None or caller.sees_secrets else _masked(message)
+
+
+def _masked_resources_to_proto(record: ResourcesRecord) -> resources.Resources:
+    return _masked(records.resources_record_to_proto(record))
+
+
+def _masked(message: resources.Resources) -> resources.Resources:
+    for name, text in message.resources_json.items():
+        message.resources_json[name] = json.dumps(masked(json.loads(text)), ensure_ascii=False)
     return message

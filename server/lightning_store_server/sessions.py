@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -22,6 +22,8 @@ from google.rpc.status_pb2 import Status
 
 from lightning_store.clock import Clock, SystemClock, Timer
 from lightning_store.errors import InvalidArgumentError, StoreUnavailableError, UnsupportedError
+from lightning_store.items import check_items
+from lightning_store.loops import Slicer
 from lightning_store.store import LightningStore
 from lightning_store.text import clipped, printable
 from lightning_store.v1.session_pb2 import CallStatus, SessionCall, SessionRequest, SessionResponse
@@ -46,6 +48,7 @@ from lightning_store_server.interceptors import (
     Rpc,
     abort,
     is_cancelled,
+    peer_of,
     shown_error,
     write,
 )
@@ -57,10 +60,14 @@ MESSAGE_BYTES_MAX: Final = 8 * 1024 * 1024
 CALLS_AT_A_STRETCH: Final = 32
 """Calls that are begun before others get their turn, the sending of replies among them: with all at once, the caller
 would wait while the server works, and the server while the caller does."""
+UNSENT_MAX: Final = 1000
+"""Replies that wait until their caller reads. With more, no further calls are read."""
 SEVERAL_TURNS: Final = frozenset(
     {"DeleteRollouts", "ListAttempts", "ListResources", "ListRollouts", "ListSpans", "ListWorkers", "WaitForRollouts"}
 )
 """Methods that let other calls in between, whatever the store is."""
+BRIEF_BYTES_MAX: Final = 64 * 1024
+"""A larger request may have many items, which are worked on in slices."""
 METHOD_CHARS_MAX: Final = 100
 """Characters of an unknown method's name that are logged and told."""
 PATH: Final = f"/{SERVICE}/{SESSION}"
@@ -86,10 +93,12 @@ class SessionServicer(StoreServicer):
         self._access = access
         self._clock: Clock = clock if clock is not None else SystemClock()
         self._age_seconds = config.max_connection_age_seconds
+        self._admission = admission
         self._calls = _Calls(
             {name: self._rpc(method) for name, method in METHODS.items() if not method.streams},
             admission,
             inline=self._records.inline,
+            items_max=config.request_items_max,
         )
         self.call_observers: Sequence[CallObserver] = ()
         """Told of each call of a session."""
@@ -101,9 +110,8 @@ class SessionServicer(StoreServicer):
         return len(self._sessions)
 
     def _rpc(self, method: Method) -> Rpc:
-        return Rpc.of(
-            method, grpc.unary_unary_rpc_method_handler(getattr(self, method.name), REQUESTS[method.name].FromString)
-        )
+        handler = grpc.unary_unary_rpc_method_handler(getattr(self, method.name), REQUESTS[method.name].FromString)
+        return Rpc.of(method, handler, self._config.request_items_max)
 
     def drain(self) -> None:
         super().drain()
@@ -112,7 +120,7 @@ class SessionServicer(StoreServicer):
 
     # It writes by itself, as gRPC lets it: the generated base knows only generators.
     async def Session(  # type: ignore[override]  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, request_iterator: AsyncIterator[SessionRequest], context: Context
+        self, request_iterator: AsyncIterator[bytes], context: Context
     ) -> None:
         observe = None
         if self.call_observers:
@@ -122,10 +130,8 @@ class SessionServicer(StoreServicer):
         judge = None
         if self._access is not None:  # which has let this stream in
             judge = partial(self._access.caller, bearer_digest(context.invocation_metadata() or ()))
-        session = _Session(self._calls, partial(write, context), observe, judge)
-        self._sessions.add(session)
-        if self._draining:
-            session.take_no_more()
+        peer = peer_of(context)
+        session = _Session(self._calls, partial(write, context), observe, judge, peer)
         moving: list[Timer] = []
         if self._age_seconds:
             after = random.uniform(*MOVE_AFTER) * self._age_seconds
@@ -133,14 +139,39 @@ class SessionServicer(StoreServicer):
             end = partial(session.take_no_more, "this session is as old as it may be; make the call on another")
             moving.append(self._clock.call_later(after + MOVE_SECONDS, end))
         try:
-            await context.send_initial_metadata((ACCEPTED_METADATA,))
-            await session.serve(request_iterator)
+            with self._admission.sessions.enter(0, peer):
+                self._sessions.add(session)
+                if self._draining:
+                    session.take_no_more()
+                await context.send_initial_metadata((ACCEPTED_METADATA,))
+                await session.serve(request_iterator)
         except Exception as error:
             await abort(PATH, context, error)
         finally:
             self._sessions.discard(session)
             for timer in moving:
                 timer.cancel()
+
+
+class SessionInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]  # generic in its stub only
+    """Hands the messages of a session on as bytes, so that their calls are counted before they are parsed."""
+
+    def __init__(self) -> None:
+        self._handler: Any = None
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> Any:
+        if handler_call_details.method != PATH:
+            return await continuation(handler_call_details)
+        if self._handler is None:
+            handler = await continuation(handler_call_details)
+            self._handler = grpc.stream_stream_rpc_method_handler(
+                handler.stream_stream, response_serializer=handler.response_serializer
+            )
+        return self._handler
 
 
 class _Ended(NamedTuple):
@@ -156,10 +187,14 @@ class _Ended(NamedTuple):
 class _CallContext:
     """What a method asks of its gRPC context, for one call of a session."""
 
-    __slots__ = ("_call",)
+    __slots__ = ("_call", "_peer")
 
-    def __init__(self, call: SessionCall) -> None:
+    def __init__(self, call: SessionCall, peer: str) -> None:
         self._call = call
+        self._peer = peer
+
+    def peer(self) -> str:
+        return self._peer
 
     def time_remaining(self) -> float | None:
         """As of when the call came: a method asks before it waits."""
@@ -172,15 +207,16 @@ class _CallContext:
 class _Calls:
     """Makes the calls of all sessions."""
 
-    def __init__(self, rpcs: Mapping[str, Rpc], admission: Admission, *, inline: bool) -> None:
+    def __init__(self, rpcs: Mapping[str, Rpc], admission: Admission, *, inline: bool, items_max: int) -> None:
         """``inline`` tells whether the store carries out a call that does not wait without suspending."""
+        self.items_max = items_max
         self._rpcs = rpcs
         self._admission = admission
         self._inline = inline
 
     def is_brief(self, call: SessionCall) -> bool:
         """Whether the call is over before another could have its turn."""
-        if not self._inline or call.method in SEVERAL_TURNS:
+        if not self._inline or call.method in SEVERAL_TURNS or len(call.request) > BRIEF_BYTES_MAX:
             return False
         rpc, may_wait = self._rpcs.get(call.method), WAITS.get(call.method)
         if rpc is None or may_wait is None:
@@ -190,7 +226,9 @@ class _Calls:
         except InvalidArgumentError:  # with which it fails at once
             return True
 
-    async def make(self, call: SessionCall, judge: Judge | None, observed: ObservedCall | None = None) -> _Ended:
+    async def make(
+        self, call: SessionCall, judge: Judge | None, peer: str, observed: ObservedCall | None = None
+    ) -> _Ended:
         """Its end, whatever that is. CancelledError only if nobody waits for it any more."""
         slot = None
         try:
@@ -204,8 +242,8 @@ class _Calls:
             request = rpc.decode(call.request)
             if observed is not None:
                 observed.request_id = getattr(request, "request_id", "")
-            slot = self._admission.lane(rpc.method, request).enter(len(call.request))
-            reply = rpc.encode(await rpc.behaviour(request, _CallContext(call)))
+            slot = self._admission.enter(rpc.method, request, len(call.request), peer)
+            reply = rpc.encode(await rpc.behaviour(request, _CallContext(call, peer)))
             slot.reply(len(reply), may_refuse=rpc.method.repeat is Repeat.READ)
             return _Ended(call.id, reply, None, slot)
         except asyncio.CancelledError:
@@ -246,15 +284,21 @@ class _Session:
         calls: _Calls,
         write: Callable[[SessionResponse], Coroutine[Any, Any, None]],
         observe: Callable[[str], ObservedCall] | None,
-        judge: Judge | None = None,
+        judge: Judge | None,
+        peer: str,
     ) -> None:
         self._calls = calls
+        self._peer = peer
         self._write = write
         self._observe = observe
         self._judge = judge
         self._under_way: dict[int, asyncio.Task[None]] = {}
         self._ended: list[_Ended] = []
         """Whose replies are to be sent next."""
+        self._unsent = 0
+        """How many replies are not sent yet, those that are being sent included."""
+        self._may_read = asyncio.Event()
+        self._may_read.set()
         self._reading = True
         self._sending = False
         self._sender: asyncio.Task[None] | None = None
@@ -266,7 +310,7 @@ class _Session:
         """Why nothing more can be read, or sent."""
         self._over = asyncio.Event()
 
-    async def serve(self, requests: AsyncIterator[SessionRequest]) -> None:
+    async def serve(self, requests: AsyncIterator[bytes]) -> None:
         """Until the caller has said all and has its answers, or the server drains.
 
         Raises at once if what the caller says cannot be understood.
@@ -293,18 +337,26 @@ class _Session:
     def move_on(self) -> None:
         """Ask the caller to make further calls on another stream."""
         self._moving_on = True
-        self._send()
+        self._begin_sending()
 
     # --- Reading -----------------------------------------------------------------------------------------------------
 
-    async def _read(self, requests: AsyncIterator[SessionRequest]) -> None:
+    async def _read(self, requests: AsyncIterator[bytes]) -> None:
         try:
             with contextlib.suppress(grpc.aio.BaseError):
-                async for request in requests:
+                async for data in requests:
+                    slicer = Slicer()
+                    check_items(data, SessionRequest, self._calls.items_max)
+                    request = SessionRequest.FromString(data)
                     called_off = {id_ for id_ in request.cancelled_ids if not self._cancel(id_)}
                     for begun, call in enumerate(one for one in request.calls if one.id not in called_off):
-                        if begun and begun % CALLS_AT_A_STRETCH == 0:
+                        if slicer.is_over():
+                            await slicer.next_turn()
+                        elif begun and begun % CALLS_AT_A_STRETCH == 0:
                             await asyncio.sleep(0)
+                        if self._unsent >= UNSENT_MAX:
+                            self._may_read.clear()
+                            await self._may_read.wait()
                         await self._begin(call)
         except DecodeError as error:
             self._failure = InvalidArgumentError(f"what came is no SessionRequest: {error}")
@@ -318,11 +370,9 @@ class _Session:
             raise InvalidArgumentError(f"the id {call.id} belongs to a call that is under way", field="calls.id")
         if self._draining:
             error = StoreUnavailableError(self._refusal)
-            self._ended.append(_Ended(call.id, b"", error_to_proto(error), None))
-            self._send()
+            self._send(_Ended(call.id, b"", error_to_proto(error), None))
         elif self._calls.is_brief(call):
-            self._ended.append(await self._make(call))
-            self._send()
+            self._send(await self._make(call))
         else:
             self._under_way[call.id] = asyncio.create_task(self._run(call))
 
@@ -341,22 +391,26 @@ class _Session:
             _leave([ended])
             return
         del self._under_way[call.id]
-        self._ended.append(ended)
-        self._send()
+        self._send(ended)
 
     async def _make(self, call: SessionCall) -> _Ended:
         if self._observe is None:
-            return await self._calls.make(call, self._judge)
+            return await self._calls.make(call, self._judge, self._peer)
         with self._observe(_name_of(call)) as observed:
-            ended = await self._calls.make(call, self._judge, observed)
+            ended = await self._calls.make(call, self._judge, self._peer, observed)
             observed.code = 0 if ended.error is None else ended.error.code
         return ended
 
     # --- Sending -----------------------------------------------------------------------------------------------------
 
-    def _send(self) -> None:
-        """Send what has ended, after what is being sent, with all that ends in this turn of the event loop."""
-        if (self._ended or self._moving_on) and not self._sending:
+    def _send(self, ended: _Ended) -> None:
+        """Send this, after what is being sent, with all that ends in this turn of the event loop."""
+        self._ended.append(ended)
+        self._unsent += 1
+        self._begin_sending()
+
+    def _begin_sending(self) -> None:
+        if not self._sending:
             self._sending = True
             self._sender = asyncio.create_task(self._send_all())
 
@@ -371,6 +425,9 @@ class _Session:
                     for run in _runs(ended):
                         await self._write(_message_of(run))
                         _leave(run)
+                        self._unsent -= len(run)
+                        if self._unsent < UNSENT_MAX:
+                            self._may_read.set()
                 finally:  # the caller may be gone
                     _leave(ended)
             self._sending = False

@@ -23,6 +23,7 @@ from lightning_store.model import (
     Unset,
     explained,
 )
+from lightning_store.text import ID_BYTES_MAX, is_id
 
 _NAMED_RESOURCES: Final[TypeAdapter[dict[str, Resource]]] = TypeAdapter(NamedResources)
 
@@ -122,11 +123,13 @@ def check_optional_id(argument: str, value: object) -> None:
 
 
 def check_text(argument: str, value: str | None) -> None:
-    """ValueError for text that cannot be sent."""
+    """ValueError for text that cannot be sent, or is too long for an id or a name."""
     try:
         (value or "").encode()
     except UnicodeEncodeError:
         raise InvalidArgumentError(f"{argument} is {value!r}, which has no UTF-8 form", field=argument) from None
+    if not is_id(value or ""):
+        raise InvalidArgumentError(f"{argument} has more than {ID_BYTES_MAX} bytes", field=argument)
 
 
 def distinct_ids(ids: Sequence[object], argument: str = "rollout_ids") -> dict[str, None]:

@@ -37,10 +37,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, Final, NamedTuple, Self
+
+from lightning_store.text import clipped
 
 if TYPE_CHECKING:
     from lightning_store.model import Span
+
+
+MESSAGE_CHARS_MAX: Final = 8192
+DETAIL_CHARS_MAX: Final = 1024
+"""What an error says may come from outside, and be kept: it is cut off where it is longer."""
 
 
 class StoreError(Exception):
@@ -49,8 +56,8 @@ class StoreError(Exception):
     reason: ClassVar[str] = "STORE_ERROR"
 
     def __init__(self, message: str, **details: str) -> None:
-        super().__init__(message)
-        self.details = details
+        super().__init__(clipped(message, MESSAGE_CHARS_MAX))
+        self.details = {name: clipped(value, DETAIL_CHARS_MAX) for name, value in details.items()}
         """What the message speaks of, by name, for programs (``rollout_id``, ``field``, …)."""
 
     @property

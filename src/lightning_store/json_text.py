@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from lightning_store.errors import InvalidArgumentError, NotJsonError
+from lightning_store.text import clipped
 
 _JSON_VALUE: TypeAdapter[Any] = TypeAdapter(JsonValue)
 DEPTH_MAX: Final = 200
@@ -23,6 +24,13 @@ DEPTH_MAX: Final = 200
 DIGITS_MAX: Final = 4300
 """Digits of an integer, which is what Python converts unless told otherwise."""
 _LONG_NUMBER: Final = re.compile(rf"\d{{{DIGITS_MAX}}}")
+LISTS_MAX: Final = 1_000_000
+"""Opening brackets of a text from outside, those in strings included: an empty list has three bytes of text and sixty
+in memory."""
+COMMAS_MAX: Final = 5_000_000
+"""Its commas likewise."""
+STEP_CHARS_MAX: Final = 100
+"""Of each step on the way to a place that is shown."""
 PATH_CHARS_MAX: Final = 80
 """Of the place that is too deep: an error need not show all the way there."""
 
@@ -56,14 +64,51 @@ def loads(text: str, path: str) -> Any:
         if _is_recursion(error):
             raise InvalidArgumentError(str(_too_deep(path)), field=path) from None
     try:
-        return _plain(json.loads(text), path, 0)  # this parser takes escaped surrogates that are not paired
-    except NotJsonError as error:
-        raise InvalidArgumentError(str(error), field=path) from None
+        value = json.loads(text)  # this parser takes escaped surrogates that are not paired
+        if text.count("[") + text.count("{") > DEPTH_MAX:
+            _check_depth(value, path)
+        return value
     except RecursionError:
         raise InvalidArgumentError(str(_too_deep(path)), field=path) from None
     except ValueError as error:
         message = _too_many_digits(path) if _is_about_digits(error) else f"{path} is not valid JSON: {error}"
         raise InvalidArgumentError(message, field=path) from None
+
+
+def _check_depth(value: Any, path: str) -> None:
+    """InvalidArgumentError if the value of a JSON text is nested too deeply. Level by level: nothing is copied."""
+    level = [value]
+    for _ in range(DEPTH_MAX):
+        level = [child for one in level for child in _children(one) if isinstance(child, list | dict)]
+        if not level:
+            return
+    if any(level):
+        raise InvalidArgumentError(str(_too_deep(path)), field=path)
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def check_values(text: str | bytes, path: str) -> None:
+    """InvalidArgumentError if JSON text from outside may have more values than should be parsed at a time."""
+    if len(text) <= LISTS_MAX:  # as a rule
+        return
+    lists = _count(text, "[") + _count(text, "{")
+    if lists > LISTS_MAX:
+        message = f"{path} has {lists} opening brackets, and may have {LISTS_MAX}; give fewer lists and objects"
+        raise InvalidArgumentError(message, field=path)
+    commas = _count(text, ",")
+    if commas > COMMAS_MAX:
+        raise InvalidArgumentError(
+            f"{path} has {commas} commas, and may have {COMMAS_MAX}; give fewer values", field=path
+        )
+
+
+def _count(text: str | bytes, char: str) -> int:
+    return text.count(char.encode()) if isinstance(text, bytes) else text.count(char)
 
 
 def _write(value: Any) -> str:
@@ -106,22 +151,69 @@ def _too_deep(path: str) -> NotJsonError:
 
 
 def _plain(value: Any, path: str, depth: int) -> Any:
-    """``value`` in lists, dicts and scalars only, or an error that names the first place where that fails."""
+    """``value`` in lists, dicts and scalars only, or an error that names the first place where that fails. The path is
+    put together only then: one for each value would take more memory than the values."""
+    try:
+        return _converted(value, depth)
+    except _NotPlainError as error:
+        raise error.at(path) from None
+
+
+class _NotPlainError(Exception):
+    """What is wrong with a value, and the steps that lead to it, the last one first."""
+
+    def __init__(self, problem: str, *, is_too_deep: bool = False) -> None:
+        super().__init__(problem)
+        self.steps: list[str] = []
+        self._is_too_deep = is_too_deep
+
+    def at(self, path: str) -> NotJsonError:
+        """The error for a value below ``path``."""
+        path += "".join(clipped(step, STEP_CHARS_MAX) for step in reversed(self.steps))
+        if self._is_too_deep:
+            return _too_deep(f"{path[:PATH_CHARS_MAX]}…")
+        return NotJsonError(f"{path} {self}", path=path)
+
+
+def _converted(value: Any, depth: int) -> Any:
     if depth > DEPTH_MAX:
-        raise _too_deep(f"{path[:PATH_CHARS_MAX]}…")
+        raise _NotPlainError("", is_too_deep=True)
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
-        return [_plain(item, f"{path}[{index}]", depth + 1) for index, item in enumerate(value)]
+        return _converted_list(value, depth + 1)
     if isinstance(value, Mapping):
-        for key in value:
-            if not isinstance(key, str):
-                raise NotJsonError(
-                    f"{path} has the key {key!r} of type {type(key).__name__}; JSON keys are text", path=path
-                )
-        return {key: _plain(item, f"{path}.{key}", depth + 1) for key, item in value.items()}
+        return _converted_members(value, depth + 1)
     kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     give = "give text, numbers, booleans, None, lists or dicts"
     if kind.startswith(("numpy.", "torch.")):
         give = "give .item() of a number, .tolist() of an array"
-    raise NotJsonError(f"{path} holds a value of type {kind}, which is not JSON; {give}", path=path)
+    raise _NotPlainError(f"holds a value of type {kind}, which is not JSON; {give}")
+
+
+def _converted_list(items: Sequence[Any], depth: int) -> list[Any]:
+    index = 0
+    made: list[Any] = [None] * len(items)
+    try:
+        for index, item in enumerate(items):
+            made[index] = _converted(item, depth)
+    except _NotPlainError as error:
+        error.steps.append(f"[{index}]")
+        raise
+    return made
+
+
+def _converted_members(members: Mapping[Any, Any], depth: int) -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    for key, item in members.items():
+        if not isinstance(key, str):
+            problem = (
+                f"has the key {clipped(repr(key), STEP_CHARS_MAX)} of type {type(key).__name__}; JSON keys are text"
+            )
+            raise _NotPlainError(problem)
+        try:
+            made[key] = _converted(item, depth)
+        except _NotPlainError as error:
+            error.steps.append(f".{key}")
+            raise
+    return made

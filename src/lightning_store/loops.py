@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 
 def forget_closed(by_loop: dict[asyncio.AbstractEventLoop, Any]) -> None:
@@ -11,3 +11,43 @@ def forget_closed(by_loop: dict[asyncio.AbstractEventLoop, Any]) -> None:
     for loop in list(by_loop):
         if loop.is_closed():
             by_loop.pop(loop, None)
+
+
+SLICE_SECONDS: Final = 0.005
+"""How long work goes on that can be cut, before others get their turn."""
+
+_slicing: dict[asyncio.AbstractEventLoop, asyncio.Lock] = {}
+
+
+async def next_turn() -> None:
+    """Let others in between two slices of long work.
+
+    Of all the work that is cut into slices on an event loop, one slice is done in each turn of it: however many callers
+    want such work done, another call waits for one slice.
+    """
+    loop = asyncio.get_running_loop()
+    lock = _slicing.get(loop)
+    if lock is None:
+        forget_closed(_slicing)
+        lock = _slicing[loop] = asyncio.Lock()
+    async with lock:
+        await asyncio.sleep(0)
+
+
+class Slicer:
+    """Tells when a slice of long work is over: ``if slicer.is_over(): await slicer.next_turn()``."""
+
+    __slots__ = ("_began", "_now")
+
+    def __init__(self) -> None:
+        self._now = asyncio.get_running_loop().time
+        self._began = self._now()
+
+    def is_over(self) -> bool:
+        """Whether others should have their turn now."""
+        return self._now() - self._began > SLICE_SECONDS
+
+    async def next_turn(self) -> None:
+        """Let them have it, and begin another slice."""
+        await next_turn()
+        self._began = self._now()

@@ -17,6 +17,8 @@ SAFE_RATIO_DEFAULT: Final = 0.8
 """Of the eviction threshold."""
 LIMIT_RATIO_DEFAULT: Final = 0.9
 """Of the machine's memory."""
+RESERVE_SHARE: Final = 8
+"""Attempts and workers may take so large a part of the limit beyond it, and so may a call that passes it."""
 RETRY_AFTER_SECONDS: Final = 5.0
 """When to try again what was refused: somebody has to read and delete first."""
 
@@ -35,6 +37,15 @@ class MemoryLimits:
     limit_bytes: int
     span_size_estimator: Callable[[Span], int] | None = None
     """Bytes to count for a span; None counts its encoded size and a fixed overhead."""
+
+    def is_past_reserve(self, stored_bytes: int) -> bool:
+        """Whether so many bytes are more than the limit and what is kept free beyond it."""
+        return stored_bytes > self.limit_bytes + self.limit_bytes // RESERVE_SHARE
+
+    def excess(self, stored_bytes: int, coming_bytes: int) -> int:
+        """How many bytes have to go so that others may come; 0 or less if there is room."""
+        past_reserve = stored_bytes + coming_bytes - self.limit_bytes - self.limit_bytes // RESERVE_SHARE
+        return max(stored_bytes - self.limit_bytes, past_reserve)
 
     @classmethod
     def of(
@@ -68,11 +79,15 @@ class MemoryLimits:
         return cls(capacity, eviction, safe, limit, span_size_estimator)
 
 
-def memory_full(stored_bytes: int, limit_bytes: int) -> ResourceExhaustedError:
+def memory_full(stored_bytes: int, coming_bytes: int, limit_bytes: int) -> ResourceExhaustedError:
     """What is raised past ``limit_bytes`` with nothing left to drop."""
+    if stored_bytes > limit_bytes:
+        problem = f"the store holds {stored_bytes} bytes, more than its limit of {limit_bytes}"
+    else:
+        problem = f"the store holds {stored_bytes} bytes, and its limit of {limit_bytes} has no room for {coming_bytes}"
     error = ResourceExhaustedError(
-        f"the store holds {stored_bytes} bytes, more than its limit of {limit_bytes}, and has no spans of finished "
-        "rollouts left to drop; read and delete finished rollouts (delete_rollouts), or raise memory_limit",
+        f"{problem}, and has no spans of finished rollouts left to drop; read and delete finished rollouts "
+        "(delete_rollouts), or raise memory_limit",
         limit="memory_limit",
     )
     error.retry_after_seconds = RETRY_AFTER_SECONDS

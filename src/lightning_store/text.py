@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+ID_BYTES_MAX: Final = 1024
+"""Bytes of an id or a name in UTF-8."""
 REPLACEMENT: Final = "\ufffd"
 ELLIPSIS: Final = "…"
 _SURROGATES: Final = re.compile("[\ud800-\udfff]")
@@ -44,6 +46,18 @@ def column_text(text: str) -> str:
         The text with U+FFFD for each lone surrogate and each U+0000.
     """
     return text if text.isascii() and "\0" not in text else replace_surrogates(text).replace("\0", REPLACEMENT)
+
+
+def is_id(text: str) -> bool:
+    """Tell whether text is short enough for an id or a name.
+
+    Args:
+        text: Any text that has a UTF-8 form.
+
+    Returns:
+        Whether it has :data:`ID_BYTES_MAX` bytes or less.
+    """
+    return len(text) <= ID_BYTES_MAX and (text.isascii() or len(text.encode(errors="replace")) <= ID_BYTES_MAX)
 
 
 def printable(text: str) -> str:

@@ -27,6 +27,7 @@ from lightning_store_server.http.app import Stage
 from lightning_store_server.http.limits import HttpLimits
 from lightning_store_server.http.side import HttpSide
 from lightning_store_server.otlp.ingest import TraceIngest
+from lightning_store_server.slices import HeavyThread
 from lightning_store_server.tokens import add_token
 
 
@@ -50,7 +51,9 @@ def fetch(url, method="GET", **headers):
 async def listening(**limits):
     """The HTTP side alone, and its port."""
     config = ServerConfig()
-    side = HttpSide(config, TraceIngest(InMemoryLightningStore()), Admission(config), limits=HttpLimits(**limits))
+    side = HttpSide(
+        config, TraceIngest(InMemoryLightningStore(), HeavyThread()), Admission(config), limits=HttpLimits(**limits)
+    )
     port = side.bind([(socket.AF_INET, "127.0.0.1")], 0)
     await side.start()
     try:

@@ -43,6 +43,7 @@ from lightning_store_server.admission import Admission
 from lightning_store_server.http.limits import HttpLimits
 from lightning_store_server.http.side import HttpSide
 from lightning_store_server.otlp.ingest import TraceIngest
+from lightning_store_server.slices import HeavyThread
 from tests.otlp_bytes import deep_attribute, request_of
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
@@ -576,7 +577,9 @@ def test_calls_are_in_the_access_log(takes_http, log):
 async def listening(**limits):
     """A listener with limits of its own, and its port."""
     config = ServerConfig(max_message_bytes=LIMIT)
-    side = HttpSide(config, TraceIngest(InMemoryLightningStore()), Admission(config), limits=HttpLimits(**limits))
+    side = HttpSide(
+        config, TraceIngest(InMemoryLightningStore(), HeavyThread()), Admission(config), limits=HttpLimits(**limits)
+    )
     port = side.bind([(socket.AF_INET, "127.0.0.1")], 0)
     await side.start()
     side.note_started()

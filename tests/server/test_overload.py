@@ -6,8 +6,9 @@ import asyncio
 import json
 import math
 import queue
+import socket
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import grpc
@@ -16,14 +17,21 @@ from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from lightning_store import InMemoryLightningStore, InvalidArgumentError, ResourceExhaustedError
+from lightning_store import (
+    InMemoryLightningStore,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    StoreUnavailableError,
+)
+from lightning_store.clock import SystemClock
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.v1 import query_pb2, resources_pb2, rollout_pb2, server_pb2, service_pb2_grpc, worker_pb2
 from lightning_store.wire.errors import from_rpc_error
 from lightning_store.wire.methods import BY_PATH, METHODS
-from lightning_store_server import ServerConfig, interceptors
+from lightning_store_server import ServerConfig, admission, interceptors
 from lightning_store_server.admission import Admission
 from lightning_store_server.config import SECONDS_MAX
+from lightning_store_server.connections import cut_connection
 
 STATISTICS = server_pb2.GetStatisticsRequest()
 INFO = server_pb2.GetServerInfoRequest()
@@ -141,10 +149,10 @@ def other_client(served):
 
 
 def test_one_call_too_many_is_told_which_limit_and_when_to_come_back(parking):
-    parked = parking(calls_max=3)
-    calls, opens = parked.park(3)
+    parked = parking(calls_max=2)
+    calls, opens = parked.park(2)
     error = refusal(lambda: parked.served.call("GetServerInfo", INFO))
-    assert error.details == {"limit": "calls_max", "maximum": "3"}
+    assert error.details == {"limit": "calls_max", "maximum": "2"}
     assert error.retry_after_seconds == 1.0
     assert "try again in 1 s" in str(error)
     for open_ in opens:
@@ -414,6 +422,63 @@ def test_a_reply_that_can_be_had_again_is_not_kept_when_too_many_wait_to_be_read
     with slots[1], slots[2]:
         pass
     assert (lane.count, lane.reply_bytes) == (1, 0)
+
+
+# --- Shares of connections -------------------------------------------------------------------------------------------
+
+
+def test_a_connection_may_have_no_more_than_it_leaves_to_others():
+    lane = Admission(ServerConfig(calls_max=9, queued_bytes_max=100)).calls
+    slots = [lane.enter(1, "greedy") for _ in range(5)]
+    with pytest.raises(ResourceExhaustedError, match="this connection has 5 of the 5 calls") as caught:
+        lane.enter(1, "greedy")
+    assert caught.value.details == {"limit": "calls_max", "maximum": "9"}
+    slots += [lane.enter(1, peer) for peer in ("second", "second", "third")]
+    slots.pop().leave()
+    lane.enter(1, "third")
+
+
+def test_a_connection_may_hold_no_more_bytes_than_it_leaves_to_others():
+    lane = Admission(ServerConfig(queued_bytes_max=100)).calls
+    first, second, third = (lane.enter(1, "greedy") for _ in range(3))
+    first.reply(40, may_refuse=True)
+    with pytest.raises(ResourceExhaustedError, match="40 bytes of replies wait to be read on this connection"):
+        second.reply(40, may_refuse=True)
+    with pytest.raises(StoreUnavailableError, match="the call may have happened, so send it again"):
+        third.reply(40)
+    lane.enter(1, "another").reply(40, may_refuse=True)
+    first.sent(40)
+    third.reply(10)
+    for slot in (first, second, third):
+        slot.leave()
+    assert lane.reply_bytes == 40
+
+
+def test_a_connection_that_reads_nothing_is_cut_when_others_need_the_bytes(monkeypatch):
+    times = iter(range(100))
+    monkeypatch.setattr(SystemClock, "monotonic", lambda _: 100.0 * next(times))
+    monkeypatch.setattr(admission, "STALLED_BYTES", 10)
+    cut: list[str] = []
+    lane = Admission(ServerConfig(queued_bytes_max=100), cut.append).calls
+    lane.enter(1, "unread").reply(95)
+    lane.enter(1, "small").reply(5)
+    with pytest.raises(ResourceExhaustedError):
+        lane.enter(1, "another")
+    assert cut == ["unread"]
+
+
+def test_the_connection_is_closed_and_no_other():
+    with socket.create_server(("127.0.0.1", 0)) as listening, ExitStack() as stack:
+        ends = []
+        for _ in range(2):
+            ours = stack.enter_context(socket.create_connection(listening.getsockname()))
+            ends.append((ours, stack.enter_context(listening.accept()[0])))
+        (cut, _), (left, other_end) = ends
+        assert cut_connection("ipv4:{}:{}".format(*cut.getsockname()))
+        assert cut.recv(1) == b""
+        other_end.send(b"x")
+        assert left.recv(1) == b"x"
+        assert not cut_connection(f"ipv6:[::1]:{left.getsockname()[1]}")
 
 
 # --- Slow readers ----------------------------------------------------------------------------------------------------

@@ -37,12 +37,14 @@ WRITES: Final[dict[str, Call]] = {
     "add_many_spans": lambda store, one: store.add_many_spans([make_span(one, 99)]),
     "add_resources": lambda store, one: store.add_resources(some_llm()),
     "update_resources": lambda store, one: store.update_resources("rs-1", some_llm()),
+    "update_rollout": lambda store, one: store.update_rollout(one.rollout_id, metadata={"a": 1}),
+    "update_attempt": lambda store, one: store.update_attempt(one.rollout_id, "latest", metadata={"a": 1}),
 }
 OTHERS: Final[dict[str, Call]] = {
     "dequeue_rollout": lambda store, one: store.dequeue_rollout("w"),
     "start_attempt": lambda store, one: store.start_attempt(one.rollout_id),
     "update_attempt": lambda store, one: report(store, one, "succeeded"),
-    "update_rollout": lambda store, one: store.update_rollout(one.rollout_id, metadata={"a": 1}),
+    "update_rollout": lambda store, one: store.update_rollout(one.rollout_id, status="running"),
     "cancel_rollouts": lambda store, one: store.cancel_rollouts([one.rollout_id]),
     "update_worker": lambda store, one: store.update_worker("w", {"cpu": 1}),
     "query_rollouts": lambda store, one: store.query_rollouts(),
@@ -141,6 +143,31 @@ class TestRefusals:
             await store.enqueue_rollout("x" * 1000)
         assert LIMIT < await stored_bytes(store) < LIMIT + 5000
 
+    async def test_what_comes_may_not_be_much_more_than_there_is_room_for(self):
+        store = limited()
+        with pytest.raises(ResourceExhaustedError, match="has no room for 1[0-9]{5}") as caught:
+            await store.enqueue_rollout("x" * (LIMIT * 9 // 8))
+        assert caught.value.details["limit"] == "memory_limit"
+        await store.enqueue_rollout("x" * LIMIT)
+        assert await stored_bytes(store) > LIMIT
+
+    async def test_attempts_and_new_workers_have_a_reserve_that_ends(self):
+        store = limited()
+        started = await filled(store)
+        while await stored_bytes(store) <= LIMIT * 9 // 8:
+            await store.start_attempt(started.rollout_id)
+        with pytest.raises(ResourceExhaustedError):
+            await store.start_attempt(started.rollout_id)
+        assert LIMIT * 9 // 8 - 2000 < await stored_bytes(store) < LIMIT * 9 // 8 + 2000
+        with pytest.raises(ResourceExhaustedError):
+            await store.dequeue_rollout("another")
+        with pytest.raises(ResourceExhaustedError):
+            await store.update_worker("another")
+        assert (await store.update_worker("w", {"cpu": 1})).heartbeat_stats is None  # alive, without its payload
+        await store.update_attempt(started.rollout_id, "latest", status="succeeded")
+        assert await store.delete_rollouts(older_than=0) == [started.rollout_id]
+        assert (await store.update_worker("another", {"cpu": 1})).heartbeat_stats == {"cpu": 1}
+
     async def test_a_refusal_is_not_for_ever(self):
         """A caller that asks again with the same request id gets through as soon as there is room."""
         store = limited()
@@ -185,10 +212,10 @@ class TestWhatIsDropped:
 
     async def test_spans_of_what_is_under_way_stay(self):
         store = limited()
-        started = await filled(store, 20)
+        started = await filled(store, 10)
         with pytest.raises(ResourceExhaustedError):
-            await store.add_span(make_span(started, 21))
-        assert len(await store.query_spans(started.rollout_id)) == 20
+            await store.add_span(make_span(started, 11))
+        assert len(await store.query_spans(started.rollout_id)) == 10
 
     async def test_nothing_goes_for_a_call_that_stores_nothing(self):
         store = limited()

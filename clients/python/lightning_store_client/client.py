@@ -17,6 +17,7 @@ from lightning_store.errors import (
     StoreError,
 )
 from lightning_store.feeds import GroupFeed, RolloutFeed
+from lightning_store.items import parts
 from lightning_store.model import (
     UNSET,
     Admission,
@@ -277,9 +278,10 @@ class LightningStoreClient(QueryMethods):
         arguments.check_optional_id("idempotency_key", idempotency_key)
         checked = arguments.checked_requests(rollouts)
         new = [codec.new_rollout_to_proto(request, f"rollouts[{i}].") for i, request in enumerate(checked)]
-        return [
-            codec.rollout_from_proto(queued, "rollouts") for queued in await _enqueue(self._calls, new, idempotency_key)
-        ]
+        # A batch under a key is one request: whoever asks again finds all of it, or none.
+        some = parts(new) if idempotency_key is None else [new]
+        queued = [one for part in some for one in await _enqueue(self._calls, part, idempotency_key)]
+        return [codec.rollout_from_proto(one, "rollouts") for one in queued]
 
     async def dequeue_rollout(self, worker_id: str | None = None, *, max_wait: float = 0.0) -> AttemptedRollout | None:
         claimed = await self.dequeue_many_rollouts(limit=1, worker_id=worker_id, max_wait=max_wait)
@@ -364,7 +366,7 @@ class LightningStoreClient(QueryMethods):
         for rollout_id, attempt_id in keys:
             arguments.check_id("rollout_id", rollout_id)
             arguments.check_id("attempt_id", attempt_id)
-        return await _allocate(self._calls, keys)
+        return [number for part in parts(keys) for number in await _allocate(self._calls, part)]
 
     # --- Queries -----------------------------------------------------------------------------------------------------
 
@@ -472,15 +474,21 @@ class LightningStoreClient(QueryMethods):
         where = cancelled_where(rollout_ids, status_in, filters)
         if rollout_ids is not None and not len(rollout_ids):
             return []
-        request = selections.cancellation_to_proto(new_request_id(), rollout_ids, where)
-        reply = await self._calls.unary("CancelRollouts", request)
-        return [codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts]
+        cancelled: list[Rollout] = []
+        for part in [None] if rollout_ids is None else parts(list(rollout_ids)):
+            request = selections.cancellation_to_proto(new_request_id(), part, where)
+            reply = await self._calls.unary("CancelRollouts", request)
+            cancelled += (codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts)
+        return cancelled
 
     async def requeue_rollouts(self, rollout_ids: Sequence[str]) -> list[Rollout]:
         arguments.distinct_ids(rollout_ids)
-        request = rollout_pb2.RequeueRolloutsRequest(request_id=new_request_id(), rollout_ids=rollout_ids)
-        reply = await self._calls.unary("RequeueRollouts", request)
-        return [codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts]
+        requeued: list[Rollout] = []
+        for part in parts(list(rollout_ids)):
+            request = rollout_pb2.RequeueRolloutsRequest(request_id=new_request_id(), rollout_ids=part)
+            reply = await self._calls.unary("RequeueRollouts", request)
+            requeued += (codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts)
+        return requeued
 
     async def update_attempt(
         self,
@@ -516,18 +524,24 @@ class LightningStoreClient(QueryMethods):
         self, rollout_ids: Sequence[str], *, timeout: float | None = None, return_when: ReturnWhen = "all"
     ) -> list[Rollout]:
         distinct = list(arguments.distinct_ids(rollout_ids))
-        arguments.is_any(return_when)
+        some = [distinct] if arguments.is_any(return_when) else parts(distinct)
         until = None if timeout is None else self._clock.monotonic() + arguments.wait_seconds("timeout", timeout)
-        while distinct:
+        ended: dict[str, Rollout] = {}
+        for part in some if distinct else ():
+            ended |= await self._wait_for(part, until, return_when)
+        return [ended[rollout_id] for rollout_id in rollout_ids if rollout_id in ended]
+
+    async def _wait_for(
+        self, rollout_ids: Sequence[str], until: float | None, return_when: ReturnWhen
+    ) -> dict[str, Rollout]:
+        while True:
             left = math.inf if until is None else max(0.0, until - self._clock.monotonic())
             seconds = min(left, WAIT_SECONDS_MAX)
             will_ask_again = left > seconds
-            request = requests.wait_to_proto(distinct, seconds, return_when, omit_unless_complete=will_ask_again)
+            request = requests.wait_to_proto(rollout_ids, seconds, return_when, omit_unless_complete=will_ask_again)
             reply = await self._calls.unary("WaitForRollouts", request, wait_seconds=seconds)
             if reply.complete or (until is not None and not will_ask_again and self._clock.monotonic() >= until):
-                ended = await self._all_ended(reply)
-                return [ended[rollout_id] for rollout_id in rollout_ids if rollout_id in ended]
-        return []
+                return await self._all_ended(reply)
 
     async def _all_ended(self, reply: rollout_pb2.WaitForRolloutsResponse) -> dict[str, Rollout]:
         """The rollouts of a reply and those that it left out for their size, by id."""
@@ -633,19 +647,26 @@ class LightningStoreClient(QueryMethods):
         **filters: Unpack[RolloutFilters],
     ) -> list[str]:
         arguments.check_deletion(rollout_ids, older_than, status_in)
-        which = selections.Deletion(rollout_ids=rollout_ids, older_than=older_than, status_in=status_in)
-        request = selections.deletion_to_proto(new_request_id(), which, RolloutQuery(**filters))
-        return list((await self._calls.unary("DeleteRollouts", request)).rollout_ids)
+        deleted: list[str] = []
+        for part in [None] if rollout_ids is None else parts(list(rollout_ids)):
+            which = selections.Deletion(rollout_ids=part, older_than=older_than, status_in=status_in)
+            request = selections.deletion_to_proto(new_request_id(), which, RolloutQuery(**filters))
+            deleted += (await self._calls.unary("DeleteRollouts", request)).rollout_ids
+        return deleted
 
     async def delete_workers(self, worker_ids: Sequence[str]) -> list[str]:
-        ids = arguments.distinct_ids(worker_ids, "worker_ids")
-        request = worker_pb2.DeleteWorkersRequest(request_id=new_request_id(), worker_ids=ids)
-        return list((await self._calls.unary("DeleteWorkers", request)).worker_ids)
+        deleted: list[str] = []
+        for part in parts(list(arguments.distinct_ids(worker_ids, "worker_ids"))):
+            request = worker_pb2.DeleteWorkersRequest(request_id=new_request_id(), worker_ids=part)
+            deleted += (await self._calls.unary("DeleteWorkers", request)).worker_ids
+        return deleted
 
     async def delete_resources(self, resources_ids: Sequence[str]) -> list[str]:
-        ids = arguments.distinct_ids(resources_ids, "resources_ids")
-        request = resources_pb2.DeleteResourcesRequest(request_id=new_request_id(), resources_ids=ids)
-        return list((await self._calls.unary("DeleteResources", request)).resources_ids)
+        deleted: list[str] = []
+        for part in parts(list(arguments.distinct_ids(resources_ids, "resources_ids"))):
+            request = resources_pb2.DeleteResourcesRequest(request_id=new_request_id(), resources_ids=part)
+            deleted += (await self._calls.unary("DeleteResources", request)).resources_ids
+        return deleted
 
     async def release_worker(self, worker_id: str) -> Worker | None:
         arguments.check_id("worker_id", worker_id)

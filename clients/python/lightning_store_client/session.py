@@ -42,6 +42,8 @@ CALL_BYTES_MAX: Final = 1024 * 1024
 MESSAGE_BYTES_MAX: Final = CALL_BYTES_MAX
 """Calls of one message, but for the last of them. Far less than servers take: a message that is too large ends the
 stream."""
+MESSAGE_CALLS_MAX: Final = 1000
+"""Likewise."""
 TURN_CALLS_MAX: Final = 16
 """Calls that are gathered in one turn of an event loop. They are sent before its end then, …"""
 TURN_BYTES_MAX: Final = 4096
@@ -250,8 +252,9 @@ class Session:
         """A SessionRequest. (protobuf would copy each request three times on the way.)"""
         parts: list[bytes] = []
         cancelled_ids: list[int] = []
-        size_bytes = 0
-        while self._outbox and size_bytes <= MESSAGE_BYTES_MAX:
+        size_bytes = taken = 0
+        while self._outbox and size_bytes <= MESSAGE_BYTES_MAX and taken < MESSAGE_CALLS_MAX:
+            taken += 1
             item = self._outbox.popleft()
             if isinstance(item, int):
                 cancelled_ids.append(item)

@@ -16,6 +16,7 @@ from lightning_store.errors import (
     StoreError,
     UnsupportedError,
 )
+from lightning_store.items import ITEMS_MAX
 from lightning_store.model import Span
 from lightning_store.outcomes import SpanOutcome, stored_number
 from lightning_store.spans.document import encode
@@ -102,10 +103,11 @@ async def _send(calls: Calls, records: Sequence[SpanRecord]) -> Sequence[span_pb
 
 
 def _batch(records: Sequence[SpanRecord], start: int, bytes_max: int) -> Sequence[SpanRecord]:
-    """As many of the spans from ``start`` on as go into ``bytes_max``, but at least one."""
+    """As many of the spans from ``start`` on as one request takes and go into ``bytes_max``, but at least one."""
     size_bytes = 0
-    for end in range(start, len(records)):
+    last = min(len(records), start + ITEMS_MAX)
+    for end in range(start, last):
         size_bytes += len(records[end].document) + SPAN_FRAME_BYTES
         if size_bytes > bytes_max and end > start:
             return records[start:end]
-    return records[start:]
+    return records[start:last]

@@ -174,6 +174,13 @@ Exit codes:
 )
 @size("--max-message-bytes", default=DEFAULTS.max_message_bytes, help="The largest request that is taken.")
 @setting(
+    "--request-items-max",
+    type=Whole(1, INT32_MAX),
+    default=DEFAULTS.request_items_max,
+    metavar="ITEMS",
+    help="Items of one list in a request, such as rollouts to enqueue.",
+)
+@setting(
     "--calls-max",
     type=Whole(1, INT32_MAX),
     default=DEFAULTS.calls_max,
@@ -193,6 +200,20 @@ Exit codes:
     default=DEFAULTS.stream_queries_max,
     metavar="CALLS",
     help="Queries with a streamed result under way at once, beside the others.",
+)
+@setting(
+    "--sessions-max",
+    type=Whole(1, INT32_MAX),
+    default=DEFAULTS.sessions_max,
+    metavar="SESSIONS",
+    help="Processes with a client that are connected at once.",
+)
+@setting(
+    "--watches-max",
+    type=Whole(1, INT32_MAX),
+    default=DEFAULTS.watches_max,
+    metavar="CALLS",
+    help="Watches of the health, and reflections, at once.",
 )
 @size(
     "--queued-bytes-max",

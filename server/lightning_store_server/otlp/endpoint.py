@@ -7,7 +7,7 @@ every body of an error is a google.rpc.Status, and that an answer has the encodi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from typing import Final
 
@@ -52,16 +52,15 @@ class TracesEndpoint:
         caller = caller_now()
         if caller is not None:
             caller.take(len(body))
-        with self._admission.lane(TRACE_EXPORT, None).enter(len(body)):
-            spans = received_spans_from_json(body) if sent == JSON else received_spans(body)
-            response = await self._store(spans)
+        with self._admission.enter(TRACE_EXPORT, None, len(body)):
+            response = await self._store(body, received_spans_from_json if sent == JSON else received_spans)
         return Response(encoded(response, sent), media_type=sent)
 
-    async def _store(self, spans: Iterable[ReceivedSpan]) -> ExportTraceServiceResponse:
+    async def _store(self, body: bytes, read: Callable[[bytes], Iterator[ReceivedSpan]]) -> ExportTraceServiceResponse:
         bound = asyncio.timeout(TRACE_EXPORT.deadline_seconds)
         try:
             async with bound:
-                return await self._ingest.export(spans)
+                return await self._ingest.export(body, read)
         except TimeoutError:
             if not bound.expired():
                 raise

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Final, TypeVar
+from typing import Final
 
 import grpc
 import grpc.aio
@@ -21,8 +21,7 @@ from lightning_store_server.interceptors import Context, shown_error
 from lightning_store_server.otlp.rejections import Rejections
 from lightning_store_server.otlp.report import ExportReport
 from lightning_store_server.record_store import records_of
-
-T = TypeVar("T")
+from lightning_store_server.slices import HEAVY_BYTES, HeavyThread
 
 SLICE_SPANS: Final = 256
 """Spans that are converted and stored at a stretch; other calls get their turn in between."""
@@ -36,23 +35,29 @@ class TraceIngest:
 
     Args:
         store: Where the spans go.
+        heavy: Parses large requests.
     """
 
-    def __init__(self, store: LightningStore) -> None:
+    def __init__(self, store: LightningStore, heavy: HeavyThread) -> None:
         self._store_of_spans = store
         self._spans = records_of(store)
+        self._heavy = heavy
         self.rejections = Rejections()
 
-    async def export(self, spans: Iterable[ReceivedSpan]) -> ExportTraceServiceResponse:
+    async def export(
+        self, body: bytes, read: Callable[[bytes], Iterator[ReceivedSpan]] = received_spans
+    ) -> ExportTraceServiceResponse:
         """Store the spans that can be stored, in the order of the request. The rejected ones are counted and logged.
 
         Args:
-            spans: The spans of one request.
+            body: One request.
+            read: Reads the spans in it.
 
         Returns:
             The response, with the number of rejected spans and the first causes.
 
         Raises:
+            InvalidArgumentError: The request is malformed as a whole, or has too many spans.
             StoreError: Another attempt may succeed, be it for one span only. It is raised since exporters do not
                 repeat a request that is a partial success.
             PermissionDeniedError: The caller may not report on an attempt of the request.
@@ -61,9 +66,15 @@ class TraceIngest:
         caller = caller_now()
         if caller is not None:
             caller.check_spans()
-        for some in _slices(spans, SLICE_SPANS):
-            await self._store(some, report)
-            await asyncio.sleep(0)
+        if len(body) <= HEAVY_BYTES:
+            spans = read(body)
+            while some := _some(spans):
+                await self._store(some, report)
+                await asyncio.sleep(0)
+        else:
+            spans = await self._heavy.run(read, body)
+            while some := await self._heavy.run(_some, spans):
+                await self._store(some, report)
         return report.response()
 
     async def _store(self, spans: list[ReceivedSpan], report: ExportReport) -> None:
@@ -92,11 +103,9 @@ class TraceIngest:
         report.add_rejected(path, cause)
 
 
-def _slices(items: Iterable[T], length: int) -> Iterator[list[T]]:
-    """The items in lists of ``length``, the last of them shorter."""
-    iterator = iter(items)
-    while some := list(islice(iterator, length)):
-        yield some
+def _some(spans: Iterator[ReceivedSpan]) -> list[ReceivedSpan]:
+    """The spans that come next; none when there are no more."""
+    return list(islice(spans, SLICE_SPANS))
 
 
 def add_trace_service(server: grpc.aio.Server, ingest: TraceIngest) -> None:
@@ -110,7 +119,7 @@ def add_trace_service(server: grpc.aio.Server, ingest: TraceIngest) -> None:
     """
 
     async def export(request: bytes, context: Context) -> ExportTraceServiceResponse:
-        return await ingest.export(received_spans(request))
+        return await ingest.export(request)
 
     handler = grpc.unary_unary_rpc_method_handler(
         export, response_serializer=ExportTraceServiceResponse.SerializeToString

@@ -111,7 +111,7 @@ class RolloutRecord(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """About what it takes in memory."""
-        return ROLLOUT_OVERHEAD_BYTES + self.payload_bytes
+        return ROLLOUT_OVERHEAD_BYTES + self.payload_bytes + text_bytes(self.resources_id)
 
 
 class NewRollout(NamedTuple):
@@ -165,7 +165,7 @@ class AttemptRecord(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """About what it takes in memory."""
-        return ATTEMPT_OVERHEAD_BYTES + self.payload_bytes
+        return ATTEMPT_OVERHEAD_BYTES + self.payload_bytes + text_bytes(self.worker_id)
 
 
 class SpanRecord(NamedTuple):
@@ -212,7 +212,7 @@ class ResourcesRecord(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """About what it takes in memory."""
-        return RESOURCES_OVERHEAD_BYTES + self.payload_bytes
+        return RESOURCES_OVERHEAD_BYTES + self.payload_bytes + text_bytes(self.resources_id)
 
 
 class WorkerRecord(NamedTuple):
@@ -231,7 +231,7 @@ class WorkerRecord(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """About what it takes in memory."""
-        return WORKER_OVERHEAD_BYTES + text_bytes(self.heartbeat_stats_json)
+        return WORKER_OVERHEAD_BYTES + text_bytes(self.worker_id) + text_bytes(self.heartbeat_stats_json)
 
 
 class RolloutRow(NamedTuple):

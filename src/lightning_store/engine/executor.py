@@ -60,6 +60,8 @@ DUE_BATCH: Final = 500
 only."""
 TRIES_MAX: Final = 20
 """Transactions in a row that may end with a conflict, or without an answer. Then the operations fail as unavailable."""
+COMING_BYTES_MAX: Final = 1024**3
+"""What one transaction stores at the most: it is looked at only where there may not be as much room."""
 LOOK_AGAIN_SECONDS: Final = 1.0
 """After the backend failed when a deadline had passed."""
 CONFLICT_BACKOFF_SECONDS: Final = 0.001
@@ -310,7 +312,7 @@ class Executor:
     async def _transact(self, calls: Sequence[_Call[Any]]) -> bool:
         """One transaction. False if there was so much that was due that no call has run yet."""
         limits = self._memory
-        full = await self._refusal(calls)
+        full, to_the_last = await self._refusal(calls)
         # A pause is noticed before the time is read: whatever is judged at that time is judged with it in mind.
         watched_since = max(self._opened_at, self._clock.awake_since())
         now = self._clock.now()
@@ -320,10 +322,10 @@ class Executor:
             view = View(loaded, now, self._policy, watched_since)
             ready = await self._expire(transaction, view) if loaded.overdue or loaded.expendable else True
             if ready:
-                left, missing = self._decide_each(view, calls, full)
+                left, missing = self._decide_each(view, calls, full, to_the_last)
                 while left:
                     await transaction.load(missing)
-                    left, missing = self._decide_each(view, left, full)
+                    left, missing = self._decide_each(view, left, full, to_the_last)
             if view.effects.runs:
                 await self._readmit(transaction, view)
         except BaseException:
@@ -363,20 +365,27 @@ class Executor:
         except Exception:  # what is committed is committed
             logger.exception("An observer of the store failed")
 
-    async def _refusal(self, calls: Sequence[_Call[Any]]) -> ResourceExhaustedError | None:
-        """Why nothing more can be stored, if any of the calls would; what is due to be deleted goes before that."""
+    async def _refusal(self, calls: Sequence[_Call[Any]]) -> tuple[ResourceExhaustedError | None, bool]:
+        """Why nothing more can be stored, if any of the calls would; what is due to be deleted goes before that. And
+        whether the reserve for attempts and workers is used up, too."""
         limits, backend = self._memory, self._backend
-        full = None
-        if limits is not None and backend.stored_bytes > limits.limit_bytes and await self._any_stores(calls):
-            full = await self._make_room(limits)
-        if full is None and backend.refusal() is not None and await self._any_stores(calls):
+        full, to_the_last = None, False
+        if limits is not None and backend.stored_bytes + COMING_BYTES_MAX > limits.limit_bytes:
+            coming = sum(call.operation.size_bytes for call in calls)
+            to_the_last = limits.is_past_reserve(backend.stored_bytes + coming)
+            if (to_the_last or backend.stored_bytes > limits.limit_bytes) and await self._any_stores(
+                calls, to_the_last
+            ):
+                full = await self._make_room(limits, coming)
+                to_the_last = limits.is_past_reserve(backend.stored_bytes + coming)
+        if full is None and backend.refusal() is not None and await self._any_stores(calls, False):
             await self._act_on_due("new data was refused")
             full = backend.refusal()
-        return full
+        return full, to_the_last
 
-    async def _any_stores(self, calls: Sequence[_Call[Any]]) -> bool:
+    async def _any_stores(self, calls: Sequence[_Call[Any]], to_the_last: bool) -> bool:
         """Whether any of these adds to what is stored, rather than having done so before."""
-        storing = [call for call in calls if call.operation.stores]
+        storing = [call for call in calls if call.operation.stores or (to_the_last and call.operation.grows)]
         ids = {call.request.id for call in storing if call.request is not None}
         if not ids:
             return bool(storing)
@@ -401,7 +410,7 @@ class Executor:
         return needs
 
     def _decide_each(
-        self, view: View, calls: Sequence[_Call[Any]], full: ResourceExhaustedError | None
+        self, view: View, calls: Sequence[_Call[Any]], full: ResourceExhaustedError | None, to_the_last: bool
     ) -> tuple[list[_Call[Any]], Needs]:
         """Have each call decide.
 
@@ -412,13 +421,13 @@ class Executor:
         missing = _ON_DEMAND
         for call in calls:
             try:
-                self._decide(view, call, full)
+                self._decide(view, call, full, to_the_last)
             except NotLoadedError as error:
                 missing = missing.plus(error.needs)
                 left.append(call)
         return left, missing
 
-    def _decide(self, view: View, call: _Call[Any], full: ResourceExhaustedError | None) -> None:
+    def _decide(self, view: View, call: _Call[Any], full: ResourceExhaustedError | None, to_the_last: bool) -> None:
         """Have a call decide on the view, and record its reply. A call that fails leaves nothing in the view.
 
         Raises:
@@ -432,9 +441,10 @@ class Executor:
                 return _replay(call, recorded)
         mark = view.mark()
         try:
-            if full is not None and call.operation.stores:
-                raise full
-            call.reply = call.operation.decide(view)
+            operation = call.operation
+            if full is not None:
+                operation = operation.when_full(full, to_the_last=to_the_last)
+            call.reply = operation.decide(view)
             self._record(view, call)
         except NotLoadedError:
             view.revert(mark)
@@ -545,15 +555,16 @@ class Executor:
 
     # --- Limits of memory --------------------------------------------------------------------------------------------
 
-    async def _make_room(self, limits: MemoryLimits) -> ResourceExhaustedError | None:
+    async def _make_room(self, limits: MemoryLimits, coming_bytes: int) -> ResourceExhaustedError | None:
         """Delete what is not retained, then drop spans of finished rollouts. Why nothing more can be stored, if that is
         not enough."""
         await self._act_on_due("spans were dropped")
-        excess = self._backend.stored_bytes - limits.limit_bytes
+        excess = limits.excess(self._backend.stored_bytes, coming_bytes)
         if excess > 0:
             self._note_evicted(await self._backend.evict_spans(excess, unfinished=False))
         stored = self._backend.stored_bytes
-        return memory_full(stored, limits.limit_bytes) if stored > limits.limit_bytes else None
+        full = limits.excess(stored, coming_bytes) > 0
+        return memory_full(stored, coming_bytes, limits.limit_bytes) if full else None
 
     async def _act_on_due(self, before: str) -> None:
         """Delete all that is not retained, among other things. Not in a group: this may be called for one."""

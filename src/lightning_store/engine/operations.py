@@ -10,10 +10,12 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from lightning_store.backends.base import AttemptKey, Needs
 from lightning_store.backends.records import (
+    RESOURCES_OVERHEAD_BYTES,
+    ROLLOUT_OVERHEAD_BYTES,
     AdmissionRecord,
     AttemptRecord,
     Claim,
@@ -25,6 +27,7 @@ from lightning_store.backends.records import (
     SpanRecord,
     StoredRollout,
     WorkerRecord,
+    text_bytes,
 )
 from lightning_store.engine import admission, consuming, rules, transfer
 from lightning_store.engine.groups import Judged, judge
@@ -33,11 +36,15 @@ from lightning_store.engine.replies import RecordCodec, ReplyCodec, SpanOutcomes
 from lightning_store.engine.rules import Deletion
 from lightning_store.engine.transfer import Counted, Imported
 from lightning_store.engine.view import View
+from lightning_store.errors import ResourceExhaustedError
 from lightning_store.model import AttemptStatus, RolloutStatus
 from lightning_store.outcomes import SpanOutcome
 from lightning_store.queries import ALL_ROLLOUTS, GroupQuery, RolloutQuery
 
 R = TypeVar("R")
+
+PAYLOADS: Final = ("input_json", "metadata_json")
+NO_PAYLOAD: Final = "{}"
 
 
 class Operation(ABC, Generic[R]):
@@ -49,8 +56,10 @@ class Operation(ABC, Generic[R]):
     """Part of what a recorded reply is known by: it never changes."""
     codec: ClassVar[ReplyCodec[Any] | None] = None
     """Turns the reply into bytes and back. None: the operation may as well run twice, and no reply is recorded."""
-    stores: ClassVar[bool] = False
-    """Whether it adds to what is stored, which is refused when the limits of memory or disk are reached."""
+    adds: ClassVar[bool] = False
+    """Whether it adds rollouts, spans or resources."""
+    grows: ClassVar[bool] = False
+    """Whether it may add an attempt or a worker, without which nobody could finish what is stored."""
 
     @abstractmethod
     def add_needs(self, needs: Needs) -> None:
@@ -59,6 +68,22 @@ class Operation(ABC, Generic[R]):
     @abstractmethod
     def decide(self, view: View) -> R:
         """Read and change the view; the reply. A StoreError is a refusal, of which no change remains."""
+
+    @property
+    def stores(self) -> bool:
+        """Whether it adds to what is stored, which is refused when the limits of memory or disk are reached."""
+        return self.adds
+
+    def when_full(self, full: ResourceExhaustedError, *, to_the_last: bool) -> Operation[R]:
+        """What of it is done all the same. ``full`` raised if that is nothing.
+
+        Args:
+            full: Why nothing more can be stored.
+            to_the_last: Whether not even the reserve is left that is for attempts and workers.
+        """
+        if self.stores or (to_the_last and self.grows):
+            raise full
+        return self
 
     @property
     def rows(self) -> int:
@@ -93,7 +118,7 @@ class EnqueueRollouts(Operation[list[RolloutRecord]]):
 
     name = "enqueue_rollouts"
     codec = RecordCodec(list[RolloutRecord])
-    stores = True
+    adds = True
 
     new: Sequence[NewRollout]
     idempotency_key: str | None = None
@@ -115,7 +140,7 @@ class EnqueueRollouts(Operation[list[RolloutRecord]]):
 
     @property
     def size_bytes(self) -> int:
-        return sum(one.payload_bytes for one in self.new)
+        return sum(one.payload_bytes + ROLLOUT_OVERHEAD_BYTES for one in self.new)
 
     @property
     def rows(self) -> int:
@@ -128,7 +153,7 @@ class StartRollout(Operation[Claim]):
 
     name = "start_rollout"
     codec = RecordCodec(Claim)
-    stores = True
+    adds = True
 
     new: NewRollout
     worker_id: str | None
@@ -142,7 +167,7 @@ class StartRollout(Operation[Claim]):
 
     @property
     def size_bytes(self) -> int:
-        return self.new.payload_bytes
+        return self.new.payload_bytes + ROLLOUT_OVERHEAD_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +175,7 @@ class ClaimRollouts(Operation[list[Claim]]):
     """Claim from the head of the queue, without waiting."""
 
     name = "dequeue_rollouts"
+    grows = True
     codec = RecordCodec(list[Claim])
 
     limit: int
@@ -174,6 +200,7 @@ class StartAttempt(Operation[Claim]):
     """Begin a new attempt of a rollout."""
 
     name = "start_attempt"
+    grows = True
     codec = RecordCodec(Claim)
 
     rollout_id: str
@@ -205,6 +232,11 @@ class UpdateRollout(Operation[RolloutRecord]):
 
     def decide(self, view: View) -> RolloutRecord:
         return rules.update_rollout(view, self.rollout_id, self.columns, self.status)
+
+    @property
+    def stores(self) -> bool:
+        """Reports without a payload go on."""
+        return any(len(self.columns.get(name) or "") > len(NO_PAYLOAD) for name in PAYLOADS)
 
     @property
     def size_bytes(self) -> int:
@@ -363,6 +395,7 @@ class UpdateAttempt(Operation[AttemptRecord]):
     """Set columns of an attempt, and move it to another status; the rollout follows."""
 
     name = "update_attempt"
+    grows = True
     codec = RecordCodec(AttemptRecord)
 
     rollout_id: str
@@ -383,6 +416,17 @@ class UpdateAttempt(Operation[AttemptRecord]):
         return rules.update_attempt(view, self.rollout_id, self.attempt_id, self.columns, self.status)
 
     @property
+    def stores(self) -> bool:
+        """Reports without a payload go on."""
+        return any(len(self.columns.get(name) or "") > len(NO_PAYLOAD) for name in PAYLOADS)
+
+    def when_full(self, full: ResourceExhaustedError, *, to_the_last: bool) -> UpdateAttempt:
+        """A report goes on unless it has a payload, or makes a worker known."""
+        if self.stores or (to_the_last and self.columns.get("worker_id")):
+            raise full
+        return self
+
+    @property
     def size_bytes(self) -> int:
         return _text_bytes(self.columns)
 
@@ -392,21 +436,30 @@ class Heartbeat(Operation[WorkerRecord]):
     """Record a worker's heartbeat. It may as well run twice."""
 
     name = "update_worker"
+    grows = True
 
     worker_id: str
     stats_json: str | None
     """None keeps the former."""
+    unless_new: ResourceExhaustedError | None = None
+    """What is raised for a worker that is not known."""
 
     def add_needs(self, needs: Needs) -> None:
         needs.workers.add(self.worker_id)
         needs.held.add(self.worker_id)
 
+    def when_full(self, full: ResourceExhaustedError, *, to_the_last: bool) -> Heartbeat:
+        """A heartbeat that is refused would make a worker look dead: it goes without its payload."""
+        return Heartbeat(self.worker_id, None, full if to_the_last else None)
+
     def decide(self, view: View) -> WorkerRecord:
+        if self.unless_new is not None and view.worker(self.worker_id) is None:
+            raise self.unless_new
         return rules.heartbeat(view, self.worker_id, self.stats_json)
 
     @property
     def size_bytes(self) -> int:
-        return len(self.stats_json or "")
+        return text_bytes(self.stats_json)
 
 
 @dataclass(frozen=True, slots=True)
@@ -475,7 +528,7 @@ class AddSpans(Operation[list[SpanOutcome]]):
 
     name = "add_spans"
     codec = SpanOutcomesCodec()
-    stores = True
+    adds = True
 
     spans: Sequence[tuple[SpanRecord, int]]
     """Each with the bytes that count for it."""
@@ -528,7 +581,7 @@ class PublishResources(Operation[ResourcesRecord]):
 
     name = "publish_resources"
     codec = RecordCodec(ResourcesRecord)
-    stores = True
+    adds = True
 
     resources_id: str | None
     """None makes a new id."""
@@ -547,7 +600,7 @@ class PublishResources(Operation[ResourcesRecord]):
 
     @property
     def size_bytes(self) -> int:
-        return len(self.resources_json)
+        return text_bytes(self.resources_json) + RESOURCES_OVERHEAD_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -580,7 +633,7 @@ class ImportRollouts(Operation[Imported]):
 
     name = "import_rollouts"
     codec = RecordCodec(Imported)
-    stores = True
+    adds = True
 
     rollouts: Sequence[StoredRollout]
     span_bytes: Sequence[Sequence[int]]
@@ -642,4 +695,4 @@ def _need_worker(needs: Needs, worker_id: str | None) -> None:
 
 
 def _text_bytes(columns: Mapping[str, Any]) -> int:
-    return sum(len(value) for value in columns.values() if isinstance(value, str))
+    return sum(text_bytes(value) for value in columns.values() if isinstance(value, str))

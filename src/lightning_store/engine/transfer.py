@@ -25,6 +25,8 @@ PAGE_ROLLOUTS: Final = 200
 """Rollouts that a page is done with at the most."""
 PAGE_BYTES: Final = 4 * 1024 * 1024
 """A page ends with the rollout that brings it to so many bytes. One that has more itself is cut into parts."""
+PAGE_SPANS: Final = 5000
+"""Spans of one rollout in a page: as many as an import takes in a request."""
 SPANS_AT_ONCE: Final = 1000
 """Spans of one rollout that are read at a time."""
 
@@ -102,7 +104,7 @@ async def _spans(snapshot: Snapshot, rollout_id: str, before: int) -> tuple[list
         query = SpanQuery(rollout_id=rollout_id, limit=SPANS_AT_ONCE, offset=before + len(found))
         rows = await snapshot.query_spans(query)
         for span in rows.items:
-            if found and size_bytes + len(span.document) > PAGE_BYTES:
+            if len(found) == PAGE_SPANS or (found and size_bytes + len(span.document) > PAGE_BYTES):
                 return found, True
             found.append(span)
             size_bytes += len(span.document)

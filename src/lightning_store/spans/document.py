@@ -20,7 +20,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from lightning_store.backends.records import SpanRecord
 from lightning_store.errors import InvalidArgumentError
-from lightning_store.json_text import DIGITS_MAX, PATH_CHARS_MAX
+from lightning_store.json_text import DIGITS_MAX, PATH_CHARS_MAX, check_values
 from lightning_store.model import POLICY_VERSIONS, Counter, Span
 from lightning_store.spans.exact import (
     DEPTH_MAX,
@@ -31,11 +31,13 @@ from lightning_store.spans.exact import (
 )
 from lightning_store.spans.labels import POLICY_VERSION
 from lightning_store.spans.schemas import EXACT, READER, RESTORED, WRITER
-from lightning_store.text import column_text, has_surrogate
+from lightning_store.text import ID_BYTES_MAX, column_text, has_surrogate, is_id
 
 DOCUMENT_BYTES_MAX: Final = 64 * 1024 * 1024
 """Default limit on the size of a document, that of a request."""
 
+UTF8_BYTES_MAX: Final = 4
+"""Of a character."""
 FINDINGS_MAX: Final = 5
 """Problems of one document that an error lists."""
 ID_FIELDS: Final = ("rollout_id", "attempt_id", "trace_id", "span_id", "parent_id")
@@ -168,6 +170,7 @@ def validate(
     if not text:
         raise InvalidArgumentError(f"{field} is missing; it must be the JSON document of a span", field=field)
     _check_size(text, field, bytes_max)
+    check_values(text, field)
     try:
         fields = READER.validate_json(text, strict=True)
     except ValidationError as error:
@@ -199,9 +202,11 @@ def _record(fields: Mapping[str, Any], sequence_id: int | None, document: bytes,
         policy_versions(fields["attributes"].get(POLICY_VERSION)),
     )
     ids = f"{record.rollout_id}{record.attempt_id}{record.trace_id}{record.span_id}{record.parent_id}"
-    if not record.rollout_id or not record.attempt_id or "\0" in ids or not ids.isascii():
+    if not record.rollout_id or not record.attempt_id or "\0" in ids or not ids.isascii() or len(ids) > ID_BYTES_MAX:
         for name in ID_FIELDS:
             _check_id(getattr(record, name), name, field)
+    if len(record.name) > ID_BYTES_MAX // UTF8_BYTES_MAX:
+        _check_length(record.name, "name", field)
     return record
 
 
@@ -220,6 +225,14 @@ def _check_id(value: str | None, name: str, field: str) -> None:
         raise InvalidArgumentError(f"{path} has the character U+0000, which ids must not have", field=path)
     if value is not None and has_surrogate(value):
         raise InvalidArgumentError(f"{path} has a lone surrogate, which ids must not have", field=path)
+    if value is not None:
+        _check_length(value, name, field)
+
+
+def _check_length(value: str, name: str, field: str) -> None:
+    if not is_id(value):
+        path = f"{field}.{name}"
+        raise InvalidArgumentError(f"{path} has more than {ID_BYTES_MAX} bytes", field=path)
 
 
 def _check_size(document: bytes, field: str, bytes_max: int) -> None:

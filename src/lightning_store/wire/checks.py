@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from lightning_store import json_text
 from lightning_store.errors import InvalidArgumentError, InvalidTypeError
-from lightning_store.text import has_surrogate
+from lightning_store.text import ID_BYTES_MAX, has_surrogate, is_id
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -54,6 +54,13 @@ def optional_json_to_proto(value: Any, field: str) -> str | None:
 def required_text(text: str, field: str) -> str:
     if not text:
         raise invalid(field, "is missing; it must not be empty")
+    return bounded_text(text, field)
+
+
+def bounded_text(text: str, field: str) -> str:
+    """An id or a name, which may be empty."""
+    if not is_id(text):
+        raise invalid(field, f"has more than {ID_BYTES_MAX} bytes")
     return text
 
 
@@ -69,9 +76,15 @@ def not_negative(number: int, field: str) -> int:
     return number
 
 
+def json_value(text: str, field: str) -> Any:
+    """The JSON value that ``text`` is."""
+    json_text.check_values(text, field)
+    return json_text.loads(text, field)
+
+
 def json_object(text: str, field: str) -> dict[str, Any]:
     """The JSON object that ``text`` is."""
-    value = json_text.loads(text, field)
+    value = json_value(text, field)
     if not isinstance(value, dict):
         raise invalid(field, f"must be the text of a JSON object, not of {_JSON_KINDS[type(value)]}")
     return value

@@ -28,10 +28,13 @@ from lightning_store.model import (
     construct,
 )
 from lightning_store.store import LightningStoreCapabilities, LightningStoreStatistics
+from lightning_store.text import clipped
 from lightning_store.v1 import resources_pb2, rollout_pb2, server_pb2, worker_pb2
 from lightning_store.wire.checks import (
+    bounded_text,
     invalid,
     json_object,
+    json_value,
     not_negative,
     optional_json_to_proto,
     optional_text_to_proto,
@@ -52,6 +55,10 @@ from lightning_store.wire.times import (
 
 CONFIGS_MAX: Final = 256
 """Different configs that are remembered."""
+CONFIG_BYTES_MAX: Final = 256
+"""A larger config is not: it has something that is not known here."""
+RETRY_CONDITIONS_MAX: Final = 100
+NAME_CHARS_SHOWN: Final = 100
 
 # --- Rollouts --------------------------------------------------------------------------------------------------------
 
@@ -88,7 +95,7 @@ def rollout_from_proto(message: rollout_pb2.Rollout, field: str) -> Rollout:
         "start_time": timestamp_from_proto(message.start_time, f"{field}.start_time"),
         "end_time": timestamp_from_proto(message.end_time, f"{field}.end_time") if has("end_time") else None,
         "mode": mode_from_proto(message.mode, f"{field}.mode"),
-        "resources_id": message.resources_id if has("resources_id") else None,
+        "resources_id": bounded_text(message.resources_id, f"{field}.resources_id") if has("resources_id") else None,
         "status": ROLLOUT_STATUS.from_proto(message.status, f"{field}.status"),
         "config": RolloutConfig.model_validate(shared_config_from_proto(message.config, f"{field}.config")),  # a copy
         "metadata": metadata_from_proto(message, field),
@@ -144,6 +151,8 @@ def config_to_proto(config: RolloutConfig) -> rollout_pb2.RolloutConfig:
 
 
 def config_from_proto(message: rollout_pb2.RolloutConfig, field: str) -> RolloutConfig:
+    if len(message.retry_condition) > RETRY_CONDITIONS_MAX:
+        raise invalid(f"{field}.retry_condition", f"has more than {RETRY_CONDITIONS_MAX} statuses; give each one once")
     values: dict[str, Any] = {
         "retry_condition": [
             ATTEMPT_STATUS.from_proto(status, f"{field}.retry_condition[{index}]")
@@ -170,6 +179,8 @@ def config_from_proto(message: rollout_pb2.RolloutConfig, field: str) -> Rollout
 
 def shared_config_from_proto(message: rollout_pb2.RolloutConfig, field: str) -> RolloutConfig:
     """The same object for the same config, not to be changed: a training run has few, each for very many rollouts."""
+    if message.ByteSize() > CONFIG_BYTES_MAX:
+        return config_from_proto(message, field)
     return _known_config(message.SerializeToString(), field)
 
 
@@ -211,7 +222,7 @@ def attempt_from_proto(message: rollout_pb2.Attempt, field: str) -> Attempt:
         "start_time": timestamp_from_proto(message.start_time, f"{field}.start_time"),
         "end_time": _optional_time(message, "end_time", field),
         "status": ATTEMPT_STATUS.from_proto(message.status, f"{field}.status"),
-        "worker_id": message.worker_id if message.HasField("worker_id") else None,
+        "worker_id": bounded_text(message.worker_id, f"{field}.worker_id") if message.HasField("worker_id") else None,
         "last_heartbeat_time": _optional_time(message, "last_heartbeat_time", field),
         "metadata": metadata_from_proto(message, field),
         "counts": message.counts if message.HasField("counts") else True,
@@ -263,7 +274,12 @@ def named_resources_to_proto(resources: Mapping[str, Resource]) -> dict[str, str
 
 
 def named_resources_from_proto(texts: Mapping[str, str], field: str) -> dict[str, Resource]:
-    return {name: _resource_from_json(text, f"{field}[{name!r}]") for name, text in texts.items()}
+    return {
+        bounded_text(name, f"the name {clipped(name, NAME_CHARS_SHOWN)!r} in {field}"): _resource_from_json(
+            text, f"{field}[{clipped(name, NAME_CHARS_SHOWN)!r}]"
+        )
+        for name, text in texts.items()
+    }
 
 
 def _resource_from_json(text: str, field: str) -> Resource:
@@ -431,7 +447,7 @@ def input_from_proto(
 ) -> Any:
     if not message.HasField("input_json"):
         return None
-    return json_text.loads(message.input_json, f"{field}.input_json")
+    return json_value(message.input_json, f"{field}.input_json")
 
 
 def metadata_from_proto(

@@ -9,11 +9,11 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from lightning_store import json_text
-from lightning_store.backends.records import AttemptRecord, NewRollout, RolloutRecord, RolloutRow
+from lightning_store.backends.records import AttemptRecord, NewRollout, ResourcesRecord, RolloutRecord, RolloutRow
 from lightning_store.model import GROUP_SIZE_MAX, PRIORITY_MAX, AttemptStatus, RolloutConfig
 from lightning_store.reserved import with_reserved
-from lightning_store.v1 import rollout_pb2
-from lightning_store.wire.checks import invalid, json_object, required_text
+from lightning_store.v1 import resources_pb2, rollout_pb2
+from lightning_store.wire.checks import bounded_text, invalid, json_object, json_value, required_text
 from lightning_store.wire.codec import CONFIGS_MAX, config_to_proto, shared_config_from_proto
 from lightning_store.wire.enums import ATTEMPT_STATUS, ROLLOUT_STATUS, mode_from_proto, mode_to_proto
 from lightning_store.wire.requests import ATTEMPT_READERS, masked_fields
@@ -73,6 +73,20 @@ def attempt_record_to_proto(record: AttemptRecord) -> rollout_pb2.Attempt:
     return message
 
 
+def resources_record_to_proto(record: ResourcesRecord) -> resources_pb2.Resources:
+    named = json_text.loads(record.resources_json, "resources")
+    message = resources_pb2.Resources(
+        resources_id=record.resources_id,
+        resources_json={name: _as_utf8(json_text.dumps(one, name)) for name, one in named.items()},
+        version=record.version,
+        policy_version=record.policy_version,
+        run=record.run,
+    )
+    write_timestamp(message.create_time, record.create_time)
+    write_timestamp(message.update_time, record.update_time)
+    return message
+
+
 def _as_utf8(text: str | None) -> Any:
     """For a string field. With a text that is not ASCII, Python would keep its UTF-8 form as long as the text."""
     return text if text is None or text.isascii() else text.encode()
@@ -81,7 +95,7 @@ def _as_utf8(text: str | None) -> Any:
 def new_rollout_from_proto(message: rollout_pb2.NewRollout, field: str) -> NewRollout:
     """InvalidArgumentError names what is not legal, malformed JSON included."""
     input_json = message.input_json if message.HasField("input_json") else NULL
-    json_text.loads(input_json, f"{field}.input_json")
+    json_value(input_json, f"{field}.input_json")
     metadata_json = "{}"
     if message.HasField("metadata_json"):
         metadata_json = message.metadata_json
@@ -89,7 +103,9 @@ def new_rollout_from_proto(message: rollout_pb2.NewRollout, field: str) -> NewRo
     new = NewRollout(
         input_json=input_json,
         mode=mode_from_proto(message.mode, f"{field}.mode"),
-        resources_id=message.resources_id if message.HasField("resources_id") else None,
+        resources_id=bounded_text(message.resources_id, f"{field}.resources_id")
+        if message.HasField("resources_id")
+        else None,
         config=shared_config_from_proto(message.config, f"{field}.config"),
         metadata_json=metadata_json,
         priority=_priority(message.priority, f"{field}.priority"),

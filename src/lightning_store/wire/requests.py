@@ -16,6 +16,7 @@ from lightning_store.v1 import resources_pb2, rollout_pb2, span_pb2, worker_pb2
 from lightning_store.wire import enums
 from lightning_store.wire.checks import (
     INT32_MAX,
+    bounded_text,
     invalid,
     json_object,
     not_negative,
@@ -183,7 +184,9 @@ def _heartbeat_of(update: rollout_pb2.AttemptUpdate, field: str) -> float | None
 _ROLLOUT_READERS: Final[Mapping[str, Callable[[rollout_pb2.RolloutUpdate, str], Any]]] = {
     "input_json": lambda update, field: input_from_proto(update, "update"),
     "mode": lambda update, field: enums.mode_from_proto(update.mode, field),
-    "resources_id": lambda update, field: update.resources_id if update.HasField("resources_id") else None,
+    "resources_id": lambda update, field: (
+        bounded_text(update.resources_id, field) if update.HasField("resources_id") else None
+    ),
     "status": lambda update, field: enums.ROLLOUT_STATUS.from_proto(update.status, field),
     "config": _config_of,
     "metadata_json": lambda update, field: metadata_from_proto(update, "update"),
@@ -191,7 +194,7 @@ _ROLLOUT_READERS: Final[Mapping[str, Callable[[rollout_pb2.RolloutUpdate, str], 
 
 ATTEMPT_READERS: Final[Mapping[str, Callable[[rollout_pb2.AttemptUpdate, str], Any]]] = {
     "status": lambda update, field: enums.ATTEMPT_STATUS.from_proto(update.status, field),
-    "worker_id": lambda update, field: update.worker_id if update.HasField("worker_id") else None,
+    "worker_id": lambda update, field: bounded_text(update.worker_id, field) if update.HasField("worker_id") else None,
     "last_heartbeat_time": _heartbeat_of,
     "metadata_json": lambda update, field: metadata_from_proto(update, "update"),
     "counts": _counts_of,

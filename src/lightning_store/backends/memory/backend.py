@@ -471,7 +471,11 @@ class MemoryData(Loaded):
         former, entry.record = entry.record, rollout
         if rollout.group_id is not None:
             self._note_open(rollout)
-        if former.input_json is not rollout.input_json or former.metadata_json is not rollout.metadata_json:
+        if (
+            former.input_json is not rollout.input_json
+            or former.metadata_json is not rollout.metadata_json
+            or former.resources_id is not rollout.resources_id
+        ):
             self.other_bytes += rollout.size_bytes - former.size_bytes
             self._label(entry, labels_of(former.metadata_json), labels_of(rollout.metadata_json))
         if former.status != rollout.status or former.mode != rollout.mode:
@@ -565,7 +569,7 @@ class MemoryData(Loaded):
         if former is None:
             self._attempts += 1
             self.other_bytes += attempt.size_bytes
-        elif former.metadata_json is not attempt.metadata_json:
+        elif former.metadata_json is not attempt.metadata_json or former.worker_id is not attempt.worker_id:
             self.other_bytes += attempt.size_bytes - former.size_bytes
 
     def _insert_span(self, span: SpanRecord, size_bytes: int) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
-from lightning_store.backends.records import AttemptRecord, ReplyRecord, ResourcesRecord, RolloutRecord
+from lightning_store.backends.records import AttemptRecord, ReplyRecord, ResourcesRecord, RolloutRecord, text_bytes
+from lightning_store.errors import StoreError
 
 REPLY_BYTES_MAX: Final = 256 * 1024 * 1024
 """Bytes of recorded replies at most; the oldest go first, but the last one stays, however large it is."""
@@ -16,7 +17,7 @@ RECORD_BYTES: Final = 200
 NUMBER_BYTES: Final = 8
 PAYLOAD_RECORDS: Final = (RolloutRecord, AttemptRecord, ResourcesRecord)
 OTHER_BYTES: Final = 100
-"""Of anything else in a reply: an id, as a rule."""
+"""Of anything else in a reply, and of a text beside its characters."""
 
 
 class Replies:
@@ -72,4 +73,8 @@ def _kept_bytes(reply: Any) -> int:
         return sum(map(_kept_bytes, reply))
     if isinstance(reply, bytes):
         return len(reply)
+    if isinstance(reply, str):
+        return OTHER_BYTES + text_bytes(reply)
+    if isinstance(reply, StoreError):
+        return OTHER_BYTES + text_bytes(str(reply)) + sum(map(text_bytes, reply.details.values()))
     return OTHER_BYTES

@@ -17,7 +17,11 @@ _FIELDS: Final = {
     "Request": {"resource_spans": 1},
     "ResourceSpans": {"resource": 1, "scope_spans": 2, "schema_url": 3},
     "ScopeSpans": {"scope": 1, "spans": 2, "schema_url": 3},
+    "CountedRequest": {"resource_spans": 1},
+    "CountedResourceSpans": {"scope_spans": 2},
 }
+_MESSAGES: Final = {("CountedRequest", 1): "CountedResourceSpans", ("CountedResourceSpans", 2): "ScopeSpans"}
+"""Fields that have messages after all: they tell how spans lie in a request, for whoever counts them."""
 
 
 def _file() -> descriptor_pb2.FileDescriptorProto:
@@ -25,10 +29,13 @@ def _file() -> descriptor_pb2.FileDescriptorProto:
     for name, fields in _FIELDS.items():
         message = file.message_type.add(name=name)
         for field, number in fields.items():
+            inside = _MESSAGES.get((name, number))
+            of = descriptor_pb2.FieldDescriptorProto.TYPE_BYTES
             message.field.add(
                 name=field,
                 number=number,
-                type=descriptor_pb2.FieldDescriptorProto.TYPE_BYTES,
+                type=of if inside is None else descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE,
+                type_name=None if inside is None else f".{_PACKAGE}.{inside}",
                 label=descriptor_pb2.FieldDescriptorProto.LABEL_REPEATED,
             )
     return file
@@ -45,3 +52,4 @@ def _message(name: str) -> Any:
 RequestFrame: Final = _message("Request")
 ResourceSpansFrame: Final = _message("ResourceSpans")
 ScopeSpansFrame: Final = _message("ScopeSpans")
+CountedRequest: Final = _message("CountedRequest")

@@ -23,6 +23,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Status
 from pydantic_core import from_json
 
 from lightning_store.errors import InvalidArgumentError
+from lightning_store.json_text import check_values
 from lightning_store.text import replace_surrogates
 
 MessageT = TypeVar("MessageT", bound=Message)
@@ -51,8 +52,9 @@ def load(body: bytes) -> dict[str, Any]:
         Its members. None of them has been checked.
 
     Raises:
-        InvalidArgumentError: It is not a JSON object.
+        InvalidArgumentError: It is not a JSON object, or one of too many values.
     """
+    check_values(body, "the body")
     try:
         request = from_json(body)
     except ValueError:

@@ -14,7 +14,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -24,6 +24,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span as OtlpSpan
 
 from lightning_store.backends.records import SpanRecord
 from lightning_store.errors import InvalidArgumentError, StoreError
+from lightning_store.items import check_items
 from lightning_store.model import Span
 from lightning_store.spans.document import encode_fields
 from lightning_store.spans.labels import ATTEMPT_ID, LABELS, ROLLOUT_ID, SEQUENCE_ID
@@ -38,6 +39,13 @@ from lightning_store.spans.otlp.messages import (
 )
 from lightning_store.spans.otlp.values import INT64_MAX
 from lightning_store.text import replace_surrogates
+
+WHOLE_BYTES_MAX: Final = 1024 * 1024
+"""A larger request is parsed span by span: as messages its spans may take a hundred times as much."""
+PART_ITEMS_MAX: Final = 250_000
+"""Items of one list in a span, a resource or a scope: the token ids of a long text are one list."""
+PART_FIELDS_MAX: Final = 500_000
+"""All its fields, nested ones included."""
 
 MessageT = TypeVar("MessageT", bound=Message)
 Part = Callable[[], MessageT]
@@ -69,12 +77,14 @@ def received_spans(body: bytes) -> Iterator[ReceivedSpan]:
         An iterator over all spans, in the order of the request.
 
     Raises:
-        InvalidArgumentError: It is not such a request at all.
+        InvalidArgumentError: It is not such a request at all, or has too many spans.
     """
-    try:
-        return spans_of(ExportTraceServiceRequest.FromString(body))
-    except DecodeError:
-        pass
+    check_items(body, frames.CountedRequest)
+    if len(body) <= WHOLE_BYTES_MAX:
+        try:
+            return spans_of(ExportTraceServiceRequest.FromString(body))
+        except DecodeError:
+            pass
     try:
         request = frames.RequestFrame.FromString(body)
     except DecodeError as error:
@@ -158,11 +168,12 @@ def _framed_scopes(request: Any) -> Iterator[_Scope | ReceivedSpan]:
                 _last_text(of_resource.schema_url),
                 partial(_parse, InstrumentationScope, b"".join(of_scope.scope)),
                 _last_text(of_scope.schema_url),
-                [partial(_parse, OtlpSpan, span) for span in of_scope.spans],
+                (partial(_parse, OtlpSpan, span) for span in of_scope.spans),
             )
 
 
 def _parse(message: type[MessageT], data: bytes) -> MessageT:
+    check_items(data, message, PART_ITEMS_MAX, fields_max=PART_FIELDS_MAX)
     try:
         return message.FromString(data)
     except DecodeError as error:

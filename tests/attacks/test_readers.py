@@ -1,0 +1,82 @@
+"""Peers that ask for much and read nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pytest
+
+from lightning_store import LLM
+from lightning_store.v1 import resources_pb2
+from lightning_store.v1.session_pb2 import SessionCall, SessionRequest
+from lightning_store_client import SyncLightningStoreClient
+from lightning_store_server.sessions import PATH
+from tests.attacks.target import MIB, Bystander, Target
+
+pytestmark = pytest.mark.slow
+
+REPLY_BYTES = 8 * MIB
+
+
+@pytest.fixture(scope="module")
+def resources_id(target: Target) -> str:
+    """Resources that take eight MiB to send."""
+    with SyncLightningStoreClient(target.endpoint) as client:
+        large = LLM(endpoint="http://here", model="x" * REPLY_BYTES)
+        return client.add_resources({"llm": large}).resources_id
+
+
+@contextmanager
+def unread_session(target: Target, *requests: bytes) -> Iterator[Any]:
+    """A session on a connection of its own, whose replies nobody reads."""
+    over = threading.Event()
+
+    def messages() -> Iterator[bytes]:
+        yield from requests
+        over.wait()
+
+    with target.raw() as channel:
+        stream = channel.stream_stream(PATH)(messages())
+        try:
+            yield stream
+        finally:
+            over.set()
+            stream.cancel()
+
+
+def reading(resources_id: str, count: int) -> bytes:
+    request = resources_pb2.GetResourcesRequest(resources_id=resources_id).SerializeToString()
+    calls = [SessionCall(id=one + 1, method="GetResources", request=request) for one in range(count)]
+    return SessionRequest(calls=calls).SerializeToString()
+
+
+def test_a_session_that_never_reads(target: Target, resources_id: str) -> None:
+    request = reading(resources_id, 100)
+    with Bystander(target) as bystander, unread_session(target, request):
+        with SyncLightningStoreClient(target.endpoint) as client:
+            for _ in range(5):
+                assert client.get_resources_by_id(resources_id) is not None
+        bystander.wait_for_rounds(20)
+    assert bystander.grown_bytes < 2 * 256 * MIB
+
+
+def test_sessions_that_never_read(target: Target, resources_id: str) -> None:
+    request = reading(resources_id, 100)
+    with Bystander(target) as bystander, ExitStack() as sessions:
+        for _ in range(3):
+            sessions.enter_context(unread_session(target, request))
+        client = sessions.enter_context(SyncLightningStoreClient(target.endpoint))
+        for _ in range(3):
+            assert client.get_resources_by_id(resources_id) is not None
+        bystander.wait_for_rounds(20)
+    assert bystander.grown_bytes < 1.5 * 512 * MIB
+
+
+def test_a_session_that_reads_no_refusals(target: Target) -> None:
+    refused = SessionRequest(calls=[SessionCall(id=one) for one in range(10_000)]).SerializeToString()
+    with Bystander(target) as bystander, unread_session(target, *[refused] * 20):
+        bystander.wait_for_rounds(20)
+    assert bystander.grown_bytes < 50 * MIB
