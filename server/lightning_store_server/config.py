@@ -16,7 +16,7 @@ MIB: Final = 1024 * 1024
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 4747
 
-PENDING_CALLS_MAX: Final = 50_000
+PENDING_CALLS_MAX: Final = 10_000
 """Calls of one method that may have come and not been looked at yet. gRPC cancels those beyond and says no reason, from
 1,000 on if left alone, which many runners that start together are; so this is only the last line of defence."""
 
@@ -25,7 +25,13 @@ SECONDS_MAX: Final = INT32_MAX // 1000
 """Some 24 days: gRPC counts its times in milliseconds of 32 bits."""
 UNIX_PATH_BYTES_MAX: Final = 107
 """What fits into the address of a socket, on Linux."""
-SECONDS: Final = ("wait_seconds_max", "keepalive_seconds", "keepalive_timeout_seconds")
+SECONDS: Final = (
+    "wait_seconds_max",
+    "idle_seconds",
+    "handshake_seconds",
+    "keepalive_seconds",
+    "keepalive_timeout_seconds",
+)
 MOVE_AFTER: Final = (1.1, 1.2)
 """When sessions move on, in ages of connections: gRPC's own age varies by a tenth. Had a session ended before its
 connection has refused new streams, the next one would be on the same connection."""
@@ -39,6 +45,8 @@ POSITIVE: Final = (
     "stream_queries_max",
     "sessions_max",
     "watches_max",
+    "connections_max",
+    "streams_max",
     "queued_bytes_max",
     "read_ahead_bytes",
     "page_rows_max",
@@ -110,6 +118,15 @@ class ServerConfig:
     drain_delay_seconds: float = 0.0
     """When the server is told to stop it is not ready any more, and for so long takes calls as before: load balancers
     notice."""
+    connections_max: int = 10_000
+    """Connections of gRPC at once; one more is closed as soon as it is made."""
+    streams_max: int = 2000
+    """Calls and sessions on one connection at once; its client keeps back more. A stream that is begun and reset takes
+    memory until its turn comes, so that without a limit one connection could fill it."""
+    idle_seconds: float = 300.0
+    """A connection without calls is closed after so long. Clients make another when they need it."""
+    handshake_seconds: float = 10.0
+    """A connection that has not begun to speak HTTP/2, or TLS, by then is closed."""
     grace_seconds: float = 10.0
     """How long calls that are under way may take when the server is told to stop."""
     keepalive_seconds: float = 20.0
@@ -198,6 +215,12 @@ class ServerConfig:
             # Left alone, gRPC reads requests as fast as they come, and keeps them in memory until their turn.
             ("grpc.http2.bdp_probe", 0),
             ("grpc.http2.lookahead_bytes", self.read_ahead_bytes),
+            ("grpc.max_concurrent_streams", self.streams_max),
+            # A peer that resets streams is asked for a sign of life each time, and gets no new ones until it comes.
+            ("grpc.http2.ping_on_rst_stream_percent", 100),
+            ("grpc.max_allowed_incoming_connections", self.connections_max),
+            ("grpc.max_connection_idle_ms", int(self.idle_seconds * 1000)),
+            ("grpc.server_handshake_timeout_ms", int(self.handshake_seconds * 1000)),
             ("grpc.server.max_pending_requests", PENDING_CALLS_MAX),
             ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS_MAX),
             # Replies are bounded by the page limits; what a caller was allowed to store it may also get back.

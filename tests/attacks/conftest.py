@@ -19,8 +19,5 @@ def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         yield started
         assert started.end() == 0
     finally:
-        started.process.kill()
-        started.process.wait()
-        assert started.process.stdout is not None
-        started.process.stdout.close()
+        started.kill()
         print(started.log.read_text()[-3000:])

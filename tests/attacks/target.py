@@ -52,6 +52,13 @@ class Target:
                 return int(line.split()[1]) * 1024
         raise LookupError(name)
 
+    def kill(self) -> None:
+        """Harmless when it has ended."""
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
     def end(self) -> int:
         """Its exit code after SIGTERM; it may not take long."""
         self.process.send_signal(signal.SIGTERM)

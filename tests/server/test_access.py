@@ -372,3 +372,13 @@ def test_what_admins_do_is_in_the_log_with_who_it_was(path, serve, log):
     request = rollout_pb2.DequeueRolloutsRequest(request_id="q", max_wait=Duration())
     doors.call("DequeueRollouts", request, doors.tokens[Role.RUNNER])
     assert log.next("lightning_store_server.access").call["caller"] == "runner"
+
+
+def test_a_request_id_belongs_to_the_caller_that_made_it(serve, path):
+    other = add_token(path, "another", Role.ADMIN, NOW)
+    doors = Doors(serve, path)
+    request = rollout_pb2.EnqueueRolloutsRequest(request_id="r", rollouts=[rollout_pb2.NewRollout(input_json="1")])
+    mine = doors.call("EnqueueRollouts", request, doors.tokens[Role.ADMIN])
+    assert doors.call("EnqueueRollouts", request, doors.tokens[Role.ADMIN]) == mine
+    theirs = doors.call("EnqueueRollouts", request, other)
+    assert theirs.rollouts[0].rollout_id != mine.rollouts[0].rollout_id

@@ -194,8 +194,10 @@ def test_replies_that_are_too_many_for_one_message_come_in_several(serve, open_s
     stream = open_stream(serve(store))
     get = rollout_pb2.GetRolloutRequest(rollout_id=made.rollout_id)
     stream.send(*(call_of(number, "GetRollout", get) for number in range(10)))
-    sizes = [len(response.replies) for response in itertools.islice(stream.rpc, 4)]
-    assert (sum(sizes), max(sizes)) == (10, 3)
+    sizes: list[int] = []
+    while sum(sizes) < 10:
+        sizes.append(len(next(stream.rpc).replies))
+    assert (sum(sizes), len(sizes) >= 4, max(sizes) <= 3) == (10, True, True)
 
 
 def test_the_stream_ends_when_the_caller_has_said_all_and_has_its_answers(gated, open_stream):

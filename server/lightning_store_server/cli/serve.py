@@ -202,6 +202,34 @@ Exit codes:
     help="Queries with a streamed result under way at once, beside the others.",
 )
 @setting(
+    "--connections-max",
+    type=Whole(1, INT32_MAX),
+    default=DEFAULTS.connections_max,
+    metavar="CONNECTIONS",
+    help="Connections of gRPC at once.",
+)
+@setting(
+    "--streams-max",
+    type=Whole(1, INT32_MAX),
+    default=DEFAULTS.streams_max,
+    metavar="STREAMS",
+    help="Calls and sessions on one connection at once; its client keeps back more.",
+)
+@seconds(
+    "--connection-idle",
+    "idle_seconds",
+    min=1,
+    default=DEFAULTS.idle_seconds,
+    help="A connection without calls is closed after so long.",
+)
+@seconds(
+    "--handshake-timeout",
+    "handshake_seconds",
+    min=0.1,
+    default=DEFAULTS.handshake_seconds,
+    help="A connection that has not begun to speak by then is closed.",
+)
+@setting(
     "--sessions-max",
     type=Whole(1, INT32_MAX),
     default=DEFAULTS.sessions_max,

@@ -642,7 +642,7 @@ def _replay(call: _Call[Any], recorded: ReplyRecord) -> None:
     call.replayed = True
     assert call.operation.codec is not None
     if recorded.signature != call.signature:
-        message = f"request_id {recorded.request_id} was used for another call already; make a new one for each call"
+        message = "the request_id was used for another call already; make a new one for each call"
         call.fail(RequestIdReusedError(message, field="request_id"))
     elif recorded.refused:
         call.fail(decode_refusal(recorded.reply) if recorded.encode is None else copy(recorded.reply))
