@@ -49,8 +49,6 @@ T = TypeVar("T")
 M = TypeVar("M")
 
 REQUEST_ID_CHARS_MAX = 128
-CALLER_END = "\n"
-"""What no name of a token has."""
 REPLY_MARGIN_SECONDS = 0.5
 """A wait ends this long before its caller's deadline, or half way to it, so that the answer arrives in time."""
 CLAIMS_MAX = 1000
@@ -645,14 +643,9 @@ def _once(request: Any, context: Context) -> AbstractContextManager[None]:
         message = f"request_id has {len(request.request_id)} characters; give at most {REQUEST_ID_CHARS_MAX}"
         raise InvalidArgumentError(message, field="request_id")
     repeated = REPEATED_METADATA in (context.invocation_metadata() or ())
-    return request_scope(_own_id(request.request_id), _fingerprint(request), repeated=repeated)
-
-
-def _own_id(request_id: str) -> str:
-    """A request id as the engine knows it. It belongs to the caller that made it: nobody else gets the reply of a call by
-    guessing its id."""
     caller = caller_now()
-    return request_id if caller is None else f"{caller.name}{CALLER_END}{request_id}"
+    owner = "" if caller is None else caller.name
+    return request_scope(request.request_id, _fingerprint(request), repeated=repeated, owner=owner)
 
 
 def _fingerprint(request: Any) -> str:

@@ -16,14 +16,16 @@ from lightning_store import (
     PromptTemplate,
     RolloutConfig,
     RolloutNotFoundError,
+    loops,
 )
 from lightning_store.backends.base import Changes, Needs
-from lightning_store.backends.memory import MemoryBackend, backend, indices, replies
+from lightning_store.backends.memory import MemoryBackend, backend, filtering, indices, replies
 from lightning_store.backends.memory.backend import MemoryData
-from lightning_store.backends.records import RolloutRecord
+from lightning_store.backends.records import RolloutRecord, WorkerRecord
 from lightning_store.engine.idempotency import request_scope
 from lightning_store.engine.replies import decode_refusal
 from lightning_store.model import RolloutStatus
+from lightning_store.queries import WorkerQuery
 from lightning_store.testing import FakeClock
 from lightning_store.testing.contract.base import make_span
 
@@ -258,3 +260,36 @@ class TestReplies:
         with pytest.raises(InvalidArgumentError, match="; give") as caught:
             InMemoryLightningStore(**{setting: value})
         assert caught.value.details["field"] == setting
+
+
+class TestManyRows:
+    """Long lists are filtered and sorted in slices, with other calls in between."""
+
+    @pytest.mark.parametrize("descending", [False, True])
+    @pytest.mark.parametrize(("offset", "limit"), [(0, -1), (0, 7), (23, 40), (95, 10), (0, 0)])
+    async def test_slices_select_what_one_piece_would(
+        self, monkeypatch: pytest.MonkeyPatch, descending: bool, offset: int, limit: int
+    ):
+        monkeypatch.setattr(filtering, "SLICE_ROWS", 3)
+        monkeypatch.setattr(filtering, "SORTED_ROWS", 4)
+        monkeypatch.setattr(loops, "SLICE_SECONDS", -1.0)
+        records = [WorkerRecord(f"w{number}", last_busy_time=number % 5 or None) for number in range(100)]
+        for fields in ({"worker_id_contains": "1"}, {}):
+            order = "desc" if descending else "asc"
+            query = WorkerQuery(**fields, limit=limit, offset=offset, sort_by="last_busy_time", sort_order=order)
+            expected = filtering.select(records, query)
+            found = await filtering.select_in_slices([filtering.Candidate(one, None) for one in records], query)
+            assert ([one.record for one in found.items], found.total) == (list(expected.items), expected.total)
+
+    async def test_others_have_their_turn_and_the_result_is_of_one_moment(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(loops, "SLICE_SECONDS", -1.0)
+        monkeypatch.setattr(filtering, "SLICE_ROWS", 10)
+        store = InMemoryLightningStore()
+        made = await store.enqueue_many_rollouts([EnqueueRolloutRequest(input=number) for number in range(100)])
+        query = asyncio.create_task(store.query_rollouts(rollout_id_contains="ro-"))
+        await asyncio.sleep(0)
+        assert await store.delete_rollouts([one.rollout_id for one in made[50:]])
+        await store.cancel_rollouts([one.rollout_id for one in made[:50]])
+        assert not query.done()
+        found = await query
+        assert [one.status for one in found] == ["queuing"] * 100

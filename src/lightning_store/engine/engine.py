@@ -52,6 +52,7 @@ from lightning_store.engine.waiting import Waiting
 from lightning_store.engine.workers import last_seen
 from lightning_store.errors import RolloutNotFoundError, SpansEvictedError
 from lightning_store.lifecycle import TERMINAL
+from lightning_store.loops import Slicer
 from lightning_store.memory_limits import MemoryLimits
 from lightning_store.model import LazyRows
 from lightning_store.outcomes import SpanOutcome
@@ -300,7 +301,13 @@ class Engine:
         before = self._clock.now() - self._silence_seconds
         try:
             everybody = await self._executor.read(lambda snapshot: snapshot.query_workers(WorkerQuery()))
-            silent = [one.worker_id for one in everybody.items if last_seen(one) < before]
+            silent: list[str] = []
+            slicer = Slicer()
+            for one in everybody.items:
+                if slicer.is_over():
+                    await slicer.next_turn()
+                if last_seen(one) < before:
+                    silent.append(one.worker_id)
             for start in range(0, len(silent), TIDY_BATCH):
                 await self.execute(TidyWorkers(silent[start : start + TIDY_BATCH]))
         except Exception as error:

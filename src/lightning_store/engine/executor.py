@@ -30,7 +30,7 @@ from lightning_store.backends.records import ReplyRecord
 from lightning_store.clock import Clock
 from lightning_store.engine import admission, rules
 from lightning_store.engine.deadlines import DeadlineTimer
-from lightning_store.engine.idempotency import Request, current_request
+from lightning_store.engine.idempotency import Request, current_request, shown_id
 from lightning_store.engine.observing import StoreObserver, TransactionDetails, Transitions, transitions_of
 from lightning_store.engine.operations import ActOnDue, Operation
 from lightning_store.engine.policy import Policy
@@ -642,7 +642,8 @@ def _replay(call: _Call[Any], recorded: ReplyRecord) -> None:
     call.replayed = True
     assert call.operation.codec is not None
     if recorded.signature != call.signature:
-        message = "the request_id was used for another call already; make a new one for each call"
+        used = shown_id(recorded.request_id)
+        message = f"request_id {used} was used for another call already; make a new one for each call"
         call.fail(RequestIdReusedError(message, field="request_id"))
     elif recorded.refused:
         call.fail(decode_refusal(recorded.reply) if recorded.encode is None else copy(recorded.reply))

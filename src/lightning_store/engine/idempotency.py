@@ -13,7 +13,10 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+OWNER_END: Final = "\n"
+"""What no name of an owner has."""
 
 
 class Request(NamedTuple):
@@ -44,13 +47,21 @@ class _Scope:
         _request.reset(self._token)
 
 
-def request_scope(request_id: str, fingerprint: str = "", *, repeated: bool = False) -> AbstractContextManager[None]:
+def request_scope(
+    request_id: str, fingerprint: str = "", *, repeated: bool = False, owner: str = ""
+) -> AbstractContextManager[None]:
     """The one call that is made inside carries ``request_id``; again with another ``fingerprint``, it is refused.
 
     A call that came to nothing (an empty claim, a refusal) is recorded only if it is ``repeated``: then the earlier
-    one may arrive later, and must not act when nobody expects it any more.
+    one may arrive later, and must not act when nobody expects it any more. An id belongs to its ``owner``: that of
+    another is another id, so that nobody gets the reply of a call by guessing.
     """
-    return _Scope(Request(request_id, fingerprint, repeated))
+    return _Scope(Request(f"{owner}{OWNER_END}{request_id}" if owner else request_id, fingerprint, repeated))
+
+
+def shown_id(request_id: str) -> str:
+    """The id as its owner gave it."""
+    return request_id.rpartition(OWNER_END)[2]
 
 
 def part_scope(part: str) -> AbstractContextManager[None]:

@@ -8,10 +8,10 @@ import itertools
 import math
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from operator import attrgetter
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from lightning_store.backends.base import (
     Backend,
@@ -24,7 +24,14 @@ from lightning_store.backends.base import (
     Transaction,
 )
 from lightning_store.backends.matching import matches
-from lightning_store.backends.memory.filtering import is_plain, page_of_all, select
+from lightning_store.backends.memory.filtering import (
+    FEW_ROWS,
+    Candidate,
+    is_plain,
+    page_of_all,
+    select,
+    select_in_slices,
+)
 from lightning_store.backends.memory.indices import SLACK, Blocks, Deadlines, Shards
 from lightning_store.backends.memory.replies import Replies
 from lightning_store.backends.records import (
@@ -48,7 +55,15 @@ from lightning_store.ids import new_hex
 from lightning_store.labels import label_of, labels_of
 from lightning_store.lifecycle import TERMINAL
 from lightning_store.model import TIME_MAX_SECONDS
-from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanBatchQuery, SpanQuery, WorkerQuery
+from lightning_store.queries import (
+    AttemptQuery,
+    Query,
+    ResourcesQuery,
+    RolloutQuery,
+    SpanBatchQuery,
+    SpanQuery,
+    WorkerQuery,
+)
 
 REPLAY_WINDOW_SECONDS: Final = 600.0
 """How long a reply is kept: well beyond the time over which a client retries."""
@@ -60,18 +75,31 @@ SHARED_CHARS_MAX: Final = 256
 """Longer texts are not shared: anybody may send them, and they would fill the memory."""
 
 
+T = TypeVar("T")
+_RECORD_AND_LATEST: Final = attrgetter("record", "latest")
 SizedT = TypeVar("SizedT", WorkerRecord, ResourcesRecord)
 
 
 class _Rollout:
     """All that belongs to one rollout."""
 
-    __slots__ = ("attempts", "marks", "ordinal", "record", "sequence", "span_bytes", "spans", "spans_ordinal")
+    __slots__ = (
+        "attempts",
+        "latest",
+        "marks",
+        "ordinal",
+        "record",
+        "sequence",
+        "span_bytes",
+        "spans",
+        "spans_ordinal",
+    )
 
     def __init__(self, record: RolloutRecord, ordinal: int) -> None:
         self.record = record
         self.ordinal = ordinal
         self.attempts: dict[str, AttemptRecord] = {}
+        self.latest: AttemptRecord | None = None
         self.marks: dict[str, int] | None = None
         """Of the consumers that have consumed it."""
         self.sequence = 0
@@ -83,11 +111,6 @@ class _Rollout:
     def span_key(self, attempt_id: str, span_id: str) -> str | tuple[str, str]:
         """Its key among all spans of the rollout; a short one in the first attempt, which is the only one as a rule."""
         return span_id if attempt_id == next(iter(self.attempts), None) else (attempt_id, span_id)
-
-    @property
-    def latest(self) -> AttemptRecord | None:
-        attempt_id = self.record.latest_attempt_id
-        return None if attempt_id is None else self.attempts[attempt_id]
 
     @property
     def row(self) -> RolloutRow:
@@ -566,6 +589,8 @@ class MemoryData(Loaded):
             return
         former = entry.attempts.get(attempt.attempt_id)
         entry.attempts[attempt.attempt_id] = attempt
+        if attempt.attempt_id == entry.record.latest_attempt_id:
+            entry.latest = attempt
         if former is None:
             self._attempts += 1
             self.other_bytes += attempt.size_bytes
@@ -631,14 +656,13 @@ class MemoryData(Loaded):
 
     # --- Lists -------------------------------------------------------------------------------------------------------
 
-    def list_rollouts(self, query: RolloutQuery) -> Rows[RolloutRow]:
-        if is_plain(query):
-            page = page_of_all((entry.record for entry in self._in_order), len(self._rollouts), query)
-        else:
-            records = (entry.record for entry in self._candidates(query))
-            page = select(records, query, lambda record: self._rollouts[record.rollout_id].latest)
-        rows = [self._rollouts[record.rollout_id].row for record in page.items]
-        return Rows(rows, page.total)
+    def all_rollouts(self, query: RolloutQuery) -> Rows[RolloutRow]:
+        """Of a query with neither filter nor order."""
+        return page_of_all((entry.row for entry in self._in_order), len(self._rollouts), query)
+
+    def candidates(self, query: RolloutQuery) -> list[Candidate[RolloutRecord]]:
+        """The rollouts that can match, as they are now. (For a million of them this takes 0.1 s, all of it in C.)"""
+        return list(map(Candidate._make, map(_RECORD_AND_LATEST, self._candidates(query))))
 
     def _candidates(self, query: RolloutQuery) -> Iterable[_Rollout]:
         """Rollouts that can match, in order of insertion: through an index where each row must pass a filter that has
@@ -668,14 +692,14 @@ class MemoryData(Loaded):
         entry = self._rollouts.get(query.rollout_id)
         return Rows([], 0) if entry is None else select(entry.attempts.values(), query)
 
-    def list_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
+    def spans_of(self, query: SpanQuery) -> Collection[SpanRecord]:
+        """The spans of the rollout, and of the attempt if the query names one."""
         entry = self._rollouts.get(query.rollout_id)
         if entry is None:
-            return Rows([], 0)
-        spans: Iterable[SpanRecord] = entry.spans.values()
-        if query.attempt_id is not None:
-            spans = [span for span in spans if span.attempt_id == query.attempt_id]
-        return select(spans, query)
+            return ()
+        if query.attempt_id is None:
+            return entry.spans.values()
+        return [span for span in entry.spans.values() if span.attempt_id == query.attempt_id]
 
     def list_many_spans(self, query: SpanBatchQuery, attempts: Sequence[tuple[str, str | None]]) -> Rows[SpanRecord]:
         found: list[SpanRecord] = []
@@ -685,11 +709,13 @@ class MemoryData(Loaded):
             found += sorted(wanted, key=attrgetter("sequence_id"))
         return Rows(found, len(found))
 
-    def list_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]:
-        return select(self._resources.values(), query)
+    @property
+    def all_resources(self) -> Collection[ResourcesRecord]:
+        return self._resources.values()
 
-    def list_workers(self, query: WorkerQuery) -> Rows[WorkerRecord]:
-        return select(self._workers.values(), query)
+    @property
+    def all_workers(self) -> Collection[WorkerRecord]:
+        return self._workers.values()
 
     def list_completions(self, after: int, limit: int) -> list[CompletionRow]:
         rows: list[CompletionRow] = []
@@ -762,13 +788,32 @@ class _Snapshot(Snapshot):
         return self._data.worker(worker_id)
 
     async def query_rollouts(self, query: RolloutQuery) -> Rows[RolloutRow]:
-        return self._data.list_rollouts(query)
+        if is_plain(query):
+            return self._data.all_rollouts(query)
+        found = await self._select(self._data.candidates(query), query)
+        return Rows(
+            [RolloutRow(record, cast(AttemptRecord | None, latest)) for record, latest in found.items], found.total
+        )
+
+    async def _select(self, candidates: Sequence[Candidate[T]], query: Query[Any]) -> Rows[Candidate[T]]:
+        """Select in slices, between which others have the lock: the candidates are what was taken under it."""
+        self._lock.release()
+        try:
+            return await select_in_slices(candidates, query)
+        finally:
+            self._lock.acquire()
+
+    async def _select_records(self, records: Collection[T], query: Query[Any]) -> Rows[T]:
+        if len(records) <= FEW_ROWS:
+            return select(records, query)
+        found = await self._select([Candidate(one, None) for one in records], query)
+        return Rows([one.record for one in found.items], found.total)
 
     async def query_attempts(self, query: AttemptQuery) -> Rows[AttemptRecord]:
         return self._data.list_attempts(query)
 
     async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
-        return self._data.list_spans(query)
+        return await self._select_records(self._data.spans_of(query), query)
 
     async def query_many_spans(
         self, query: SpanBatchQuery, attempts: Sequence[tuple[str, str | None]]
@@ -776,10 +821,10 @@ class _Snapshot(Snapshot):
         return self._data.list_many_spans(query, attempts)
 
     async def query_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]:
-        return self._data.list_resources(query)
+        return await self._select_records(self._data.all_resources, query)
 
     async def query_workers(self, query: WorkerQuery) -> Rows[WorkerRecord]:
-        return self._data.list_workers(query)
+        return await self._select_records(self._data.all_workers, query)
 
     async def completions(self, after: int, limit: int) -> list[CompletionRow]:
         return self._data.list_completions(after, limit)

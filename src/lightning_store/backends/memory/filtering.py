@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import heapq
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 from operator import attrgetter
-from typing import Any, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
 from lightning_store.backends.base import Rows
 from lightning_store.backends.matching import matches
+from lightning_store.loops import Slicer
 from lightning_store.queries import Query
 
 T = TypeVar("T")
+
+FEW_ROWS: Final = 2000
+"""So many are looked through at a stretch: some milliseconds."""
+SLICE_ROWS: Final = 250
+"""Of more, so many before others may have their turn."""
+SORTED_ROWS: Final = 5000
+"""Rows that are sorted at a stretch; sorted ones are merged."""
 
 
 def select(
@@ -33,6 +42,55 @@ def select(
         rows.reverse()
     end = None if query.limit < 0 else query.offset + query.limit
     return Rows(rows[query.offset : end], len(rows))
+
+
+class Candidate(NamedTuple, Generic[T]):
+    """A record that a query may select."""
+
+    record: T
+    attempt: object | None
+    """The latest attempt, if the record is a rollout that has one."""
+
+
+async def select_in_slices(candidates: Sequence[Candidate[T]], query: Query[Any]) -> Rows[Candidate[T]]:
+    """As ``select``, with other calls in between. The candidates are those of one moment, and do not change."""
+    slicer = Slicer()
+    rows: list[Candidate[T]] = [] if query.filters else list(candidates)
+    for start in range(0, len(candidates) if query.filters else 0, SLICE_ROWS):
+        if slicer.is_over():
+            await slicer.next_turn()
+        rows += (one for one in candidates[start : start + SLICE_ROWS] if matches(one.record, query, one.attempt))
+    total = len(rows)
+    end = total if query.limit < 0 else min(query.offset + query.limit, total)
+    if query.sort_by is not None:
+        rows = await _sorted_in_slices(rows, query, query.sort_by, end, slicer)
+    elif query.descending:
+        rows.reverse()
+    return Rows(rows[query.offset : end], total)
+
+
+async def _sorted_in_slices(
+    rows: list[Candidate[T]], query: Query[Any], field: str, end: int, slicer: Slicer
+) -> list[Candidate[T]]:
+    """The first rows in the order of the query, up to ``end``."""
+    key = _sort_key(rows, f"record.{field}", query.none_first)
+    runs = []
+    for start in range(0, len(rows), SORTED_ROWS):
+        if slicer.is_over():
+            await slicer.next_turn()
+        run = rows[start : start + SORTED_ROWS]
+        run.sort(key=key, reverse=query.descending)
+        runs.append(run)
+    if len(runs) == 1:
+        return runs[0]
+    found: list[Candidate[T]] = []
+    for one in heapq.merge(*runs, key=key, reverse=query.descending):
+        if len(found) == end:
+            break
+        if len(found) % SLICE_ROWS == 0 and slicer.is_over():
+            await slicer.next_turn()
+        found.append(one)
+    return found
 
 
 def page_of_all(records: Iterable[T], total: int, query: Query[Any]) -> Rows[T]:
