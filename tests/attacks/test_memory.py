@@ -29,7 +29,7 @@ class Flood:
     def __init__(self, target: Target) -> None:
         self._channel = target.raw(("grpc.max_receive_message_length", -1))
         self._messages: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._replies = self._channel.stream_stream(PATH)(iter(self._messages.get, None))
+        self._replies: Any = self._channel.stream_stream(PATH)(iter(self._messages.get, None))
 
     def send(self, method: str, requests: list[Any]) -> int:
         calls = [

@@ -278,7 +278,7 @@ class TestManyRows:
             order = "desc" if descending else "asc"
             query = WorkerQuery(**fields, limit=limit, offset=offset, sort_by="last_busy_time", sort_order=order)
             expected = filtering.select(records, query)
-            found = await filtering.select_in_slices([filtering.Candidate(one, None) for one in records], query)
+            found = await filtering.select_in_slices(records, query)
             assert ([one.record for one in found.items], found.total) == (list(expected.items), expected.total)
 
     async def test_others_have_their_turn_and_the_result_is_of_one_moment(self, monkeypatch: pytest.MonkeyPatch):

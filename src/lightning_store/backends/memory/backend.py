@@ -76,7 +76,8 @@ SHARED_CHARS_MAX: Final = 256
 
 
 T = TypeVar("T")
-_RECORD_AND_LATEST: Final = attrgetter("record", "latest")
+_RECORD: Final = attrgetter("record")
+_LATEST: Final = attrgetter("latest")
 SizedT = TypeVar("SizedT", WorkerRecord, ResourcesRecord)
 
 
@@ -660,9 +661,11 @@ class MemoryData(Loaded):
         """Of a query with neither filter nor order."""
         return page_of_all((entry.row for entry in self._in_order), len(self._rollouts), query)
 
-    def candidates(self, query: RolloutQuery) -> list[Candidate[RolloutRecord]]:
-        """The rollouts that can match, as they are now. (For a million of them this takes 0.1 s, all of it in C.)"""
-        return list(map(Candidate._make, map(_RECORD_AND_LATEST, self._candidates(query))))
+    def candidates(self, query: RolloutQuery) -> tuple[list[RolloutRecord], list[AttemptRecord | None]]:
+        """The rollouts that can match, and the latest attempt of each, as they are now. (All of it is done in C: a
+        million rollouts take 0.1 s.)"""
+        entries = list(self._candidates(query))
+        return list(map(_RECORD, entries)), list(map(_LATEST, entries))
 
     def _candidates(self, query: RolloutQuery) -> Iterable[_Rollout]:
         """Rollouts that can match, in order of insertion: through an index where each row must pass a filter that has
@@ -790,23 +793,25 @@ class _Snapshot(Snapshot):
     async def query_rollouts(self, query: RolloutQuery) -> Rows[RolloutRow]:
         if is_plain(query):
             return self._data.all_rollouts(query)
-        found = await self._select(self._data.candidates(query), query)
+        found = await self._select(*self._data.candidates(query), query)
         return Rows(
             [RolloutRow(record, cast(AttemptRecord | None, latest)) for record, latest in found.items], found.total
         )
 
-    async def _select(self, candidates: Sequence[Candidate[T]], query: Query[Any]) -> Rows[Candidate[T]]:
-        """Select in slices, between which others have the lock: the candidates are what was taken under it."""
+    async def _select(
+        self, records: Sequence[T], attempts: Sequence[object | None] | None, query: Query[Any]
+    ) -> Rows[Candidate[T]]:
+        """Select in slices, between which others have the lock: the lists are what was taken under it."""
         self._lock.release()
         try:
-            return await select_in_slices(candidates, query)
+            return await select_in_slices(records, query, attempts)
         finally:
             self._lock.acquire()
 
     async def _select_records(self, records: Collection[T], query: Query[Any]) -> Rows[T]:
         if len(records) <= FEW_ROWS:
             return select(records, query)
-        found = await self._select([Candidate(one, None) for one in records], query)
+        found = await self._select(list(records), None, query)
         return Rows([one.record for one in found.items], found.total)
 
     async def query_attempts(self, query: AttemptQuery) -> Rows[AttemptRecord]:

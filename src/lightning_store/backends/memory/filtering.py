@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from itertools import islice, repeat
 from operator import attrgetter
 from typing import Any, Final, Generic, NamedTuple, TypeVar
 
@@ -45,21 +45,31 @@ def select(
 
 
 class Candidate(NamedTuple, Generic[T]):
-    """A record that a query may select."""
+    """A record that a query selects."""
 
     record: T
     attempt: object | None
     """The latest attempt, if the record is a rollout that has one."""
 
 
-async def select_in_slices(candidates: Sequence[Candidate[T]], query: Query[Any]) -> Rows[Candidate[T]]:
-    """As ``select``, with other calls in between. The candidates are those of one moment, and do not change."""
+async def select_in_slices(
+    records: Sequence[T], query: Query[Any], attempts: Sequence[object | None] | None = None
+) -> Rows[Candidate[T]]:
+    """As ``select``, with other calls in between. The lists are of one moment, and do not change.
+
+    Args:
+        records: What to select from.
+        query: What to select.
+        attempts: The latest attempt of each, if the records are rollouts.
+    """
     slicer = Slicer()
-    rows: list[Candidate[T]] = [] if query.filters else list(candidates)
-    for start in range(0, len(candidates) if query.filters else 0, SLICE_ROWS):
+    rows: list[Candidate[T]] = []
+    for start in range(0, len(records), SLICE_ROWS):
         if slicer.is_over():
             await slicer.next_turn()
-        rows += (one for one in candidates[start : start + SLICE_ROWS] if matches(one.record, query, one.attempt))
+        some = slice(start, start + SLICE_ROWS)
+        pairs = zip(records[some], repeat(None) if attempts is None else attempts[some], strict=False)
+        rows += (Candidate(record, attempt) for record, attempt in pairs if matches(record, query, attempt))
     total = len(rows)
     end = total if query.limit < 0 else min(query.offset + query.limit, total)
     if query.sort_by is not None:
