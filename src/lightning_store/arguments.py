@@ -62,7 +62,11 @@ def checked_requests(requests: Sequence[EnqueueRolloutRequest]) -> list[EnqueueR
 
 def _sendable(request: EnqueueRolloutRequest, argument: str) -> EnqueueRolloutRequest:
     check_text(argument, request.resources_id)
-    check_text(argument.replace("resources_id", "group_id"), request.group_id)
+    if request.group_id is not None:
+        check_text(argument.replace("resources_id", "group_id"), request.group_id)
+    elif request.group_size is not None:
+        message = f"group_size is {request.group_size} and group_id is None; give both, or neither"
+        raise InvalidArgumentError(message, field=argument.replace("resources_id", "group_id"))
     return request
 
 

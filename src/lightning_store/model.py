@@ -304,12 +304,6 @@ class EnqueueRolloutRequest(Arguments):
     group_size: GroupSize | None = None
     """How many members the group has; None: as many as there are."""
 
-    @model_validator(mode="after")
-    def _check_group(self) -> Self:
-        if self.group_size is not None and self.group_id is None:
-            raise ValueError("group_size is given without a group_id; give both")
-        return self
-
 
 class RolloutUpdate(Arguments):
     """The fields that one ``update_rollout`` sets: exactly those in ``model_fields_set``; the rest stay as they are."""

@@ -16,6 +16,7 @@ from typing import Any, Final
 from lightning_store import lifecycle, reserved
 from lightning_store.backends.matching import matches
 from lightning_store.backends.records import (
+    LOST,
     AttemptRecord,
     Claim,
     NewRollout,
@@ -427,7 +428,7 @@ def _status_columns(
         at_head: Whether it stands before all others of its priority.
     """
     columns: dict[str, Any] = {"status": status}
-    if rollout.held or status in lifecycle.TERMINAL or rollout.completion_position is not None:
+    if rollout.held or status in LOST or rollout.completion_position is not None:
         admission.note(view, rollout)
     if rollout.held and status not in lifecycle.QUEUED:
         columns["held"] = False
@@ -467,7 +468,8 @@ def delete(view: View, rollout_id: str, which: Deletion) -> bool:
         return False
     for worker in view.holders(rollout_id):
         view.put_worker(workers.release(worker, view.now))
-    admission.note(view, record)
+    if not record.consumers:
+        admission.note(view, record)
     view.delete_rollout(rollout_id)
     return True
 
