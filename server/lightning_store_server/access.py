@@ -21,8 +21,8 @@ from lightning_store.errors import (
 )
 from lightning_store.store import LightningStore
 from lightning_store.watched_files import WatchedFiles
-from lightning_store.wire.methods import Method, Role
-from lightning_store_server.tokens import Token, digest_of, read_tokens
+from lightning_store.wire.methods import BY_PATH, Method, Role
+from lightning_store_server.tokens import NO_LIMITS, Token, digest_of, read_tokens
 
 logger = logging.getLogger("lightning_store_server")
 audit_logger: Final = logging.getLogger("lightning_store_server.audit")
@@ -83,6 +83,9 @@ class Caller:
         self._calls = Allowance("calls", "calls_per_second", limits.calls_per_second, clock)
         self._bytes = Allowance("bytes", "bytes_per_second", limits.bytes_per_second, clock)
         self._spans = Allowance("spans", "spans_per_second", limits.spans_per_second, clock)
+        self._is_limited = limits != NO_LIMITS
+        self._methods = frozenset(method.name for method in BY_PATH.values() if token.role.suffices_for(method.role))
+        """Names of those that it may call."""
 
     @property
     def name(self) -> str:
@@ -104,8 +107,10 @@ class Caller:
 
     def admit(self, method: Method, request_bytes: int) -> None:
         """PermissionDeniedError or ResourceExhaustedError unless the token may make this call, now."""
-        self.require(method.role, method.name)
-        self.take(request_bytes)
+        if method.name not in self._methods:
+            self.require(method.role, method.name)
+        if self._is_limited:
+            self.take(request_bytes)
 
     def take(self, request_bytes: int) -> None:
         """Count a call. ResourceExhaustedError if the token has had its calls or bytes."""
