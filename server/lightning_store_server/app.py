@@ -133,10 +133,15 @@ class GrpcServer:
             rejected_spans=lambda: self._ingest.rejections.count,
             http_connections=lambda: http.listener.connections,
             sessions=lambda: self._servicer.session_count,
+            certificate_expires=None if self._tls is None else self._certificate_expires,
         )
         self._observers.append(metrics.observe_call)
         http.observers.append(metrics.observe_http)
         http.add_routes(metrics.routes())
+
+    def _certificate_expires(self) -> float:
+        assert self._tls is not None
+        return self._tls.expires
 
     async def _start_grpc(self) -> None:
         self._servicer.call_observers = self._observers

@@ -134,6 +134,7 @@ class ServerMetrics:
         rejected_spans: Tells how many spans OTLP has rejected.
         http_connections: Tells how many connections the HTTP side has.
         sessions: Tells how many sessions are open.
+        certificate_expires: Tells when the certificate expires, in seconds since the epoch; None if there is none.
     """
 
     def __init__(
@@ -145,6 +146,7 @@ class ServerMetrics:
         rejected_spans: Callable[[], int],
         http_connections: Callable[[], int],
         sessions: Callable[[], int],
+        certificate_expires: Callable[[], float] | None = None,
     ) -> None:
         self.registry = CollectorRegistry()
         self._calls = Histograms(
@@ -168,7 +170,9 @@ class ServerMetrics:
         self._gauges = _Gauges()
         self.registry.register(self._gauges)
         self.registry.register(_Families(self._calls, self._requests))
-        self.registry.register(_ServerState(admission, version, rejected_spans, http_connections, sessions))
+        self.registry.register(
+            _ServerState(admission, version, rejected_spans, http_connections, sessions, certificate_expires)
+        )
         ProcessCollector(registry=self.registry)
 
     def observe_call(self, details: CallDetails) -> None:
@@ -264,8 +268,10 @@ class _ServerState(Collector):
         rejected_spans: Callable[[], int],
         http_connections: Callable[[], int],
         sessions: Callable[[], int],
+        certificate_expires: Callable[[], float] | None,
     ) -> None:
         self._admission = admission
+        self._certificate_expires = certificate_expires
         self._version = version
         self._rejected_spans = rejected_spans
         self._http_connections = http_connections
@@ -287,6 +293,8 @@ class _ServerState(Collector):
         yield from (under_way, held, limit)
         yield _gauge("sessions", "Sessions that are open.", self._sessions())
         yield _gauge("http_connections", "Connections of the HTTP side.", self._http_connections())
+        if self._certificate_expires is not None:
+            yield _gauge("certificate_expiry_timestamp_seconds", "When it expires.", self._certificate_expires())
         rejected = CounterMetricFamily("lightning_store_spans_rejected", "Spans that came over OTLP and were rejected.")
         rejected.add_metric([], self._rejected_spans())
         yield rejected

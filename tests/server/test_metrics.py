@@ -267,7 +267,9 @@ def told_names(measured, tmp_path):
     measured.call("GetStatistics", server_pb2.GetStatisticsRequest())
     text, _ = scrape_text(url_of(measured))
     disk = {f"lightning_store_disk_{name}_bytes" for name in ("used", "file", "free", "limit")}
-    return {sample.name for sample in Samples(text).all} | disk
+    return (
+        {sample.name for sample in Samples(text).all} | disk | {"lightning_store_certificate_expiry_timestamp_seconds"}
+    )
 
 
 def test_alerts_and_board_ask_for_metrics_that_there_are(measured, tmp_path):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import pickle
+import re
 import socket
 import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -112,6 +113,11 @@ async def test_calls_sessions_streams_and_http_go_over_tls(authority, tmp_path, 
                 return answer.status
 
         assert await asyncio.to_thread(probe) == 200
+        request = Request(url.replace("/readyz", "/metrics"), headers={"Authorization": f"Bearer {token}"})
+        metrics = await asyncio.to_thread(lambda: urlopen(request, timeout=SAFETY_SECONDS, context=context).read())
+        found = re.search(rb"\nlightning_store_certificate_expiry_timestamp_seconds ([\d.e+]+)", metrics)
+        assert found is not None
+        assert float(found[1]) == expiry_of(str(tmp_path / "server-cert.pem"), str(tmp_path / "server-key.pem"))
 
 
 async def test_each_form_of_address_is_checked_by_the_name_in_the_certificate(authority, tmp_path):

@@ -43,6 +43,7 @@ class Guard:
             HttpError: It names another host, or has a token in its URL.
             UnauthenticatedError: It has no token that counts.
             PermissionDeniedError: Its token's role does not suffice.
+            ResourceExhaustedError: Its token has had its calls.
         """
         headers, path = Headers(scope=scope), scope["path"]
         if self._hosts is not None:
@@ -57,6 +58,8 @@ class Guard:
         caller = self._access.caller(bearer_digest(headers.items()))
         note_caller(caller)
         caller.require(ROLES.get(path, Role.ADMIN), f"{scope['method']} {shown_path(path)}")
+        if path != TRACES_PATH:  # whose bytes count, too, when they have come
+            caller.take(0)
 
     def _check_host(self, given: str) -> None:
         """A page of another site can have its own name lead here (DNS rebinding), and call as if it were ours. An
