@@ -15,7 +15,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from lightning_store.clock import SystemClock
 from lightning_store.errors import ResourceExhaustedError, StoreUnavailableError
@@ -39,18 +39,27 @@ RELIEVE_SECONDS: Final = 1.0
 WAITED_FOR_BYTES: Final = 400
 """What each rollout that a call waits for takes beside its id in the request."""
 
-_WAITED_FOR: Final[Mapping[str, Callable[[Any], int]]] = {
-    "DequeueRollouts": lambda request: 0,
-    "WaitForRollouts": lambda request: len(request.rollout_ids),
-    "WatchRollouts": lambda request: len(request.rollout_id_in.values),
+
+class Wait(NamedTuple):
+    """What is known of a method that may hold a call until something happens."""
+
+    holds: Callable[[Any], bool]
+    """Whether it will hold the call with this request."""
+    count: Callable[[Any], int]
+    """How many rollouts or groups the call waits for, each by its id."""
+
+
+WAITS: Final[Mapping[str, Wait]] = {
+    "DequeueRollouts": Wait(lambda request: dequeue_wait_from_proto(request, math.inf) > 0, lambda request: 0),
+    "WaitForRollouts": Wait(
+        lambda request: wait_seconds_from_proto(request, math.inf) > 0, lambda request: len(request.rollout_ids)
+    ),
+    "WatchRollouts": Wait(lambda request: True, lambda request: len(request.rollout_id_in.values)),
+    "WatchGroups": Wait(
+        lambda request: True, lambda request: len(request.group_id_in.values) + len(request.told_group_ids)
+    ),
 }
-WAITS: Final[Mapping[str, Callable[[Any], bool]]] = {
-    "DequeueRollouts": lambda request: dequeue_wait_from_proto(request, math.inf) > 0,
-    "WaitForRollouts": lambda request: wait_seconds_from_proto(request, math.inf) > 0,
-    "WatchRollouts": lambda request: True,
-    "WatchGroups": lambda request: True,
-}
-"""Methods, by name, that may hold a call until something happens, and whether they will hold this one."""
+"""By their names."""
 
 
 class _Share:
@@ -290,9 +299,9 @@ class Admission:
             size_bytes: Bytes of the request.
             peer: The connection that it came on; empty if nobody can tell it from others.
         """
-        will_wait = WAITS.get(method.name)
-        if will_wait is not None and will_wait(request):
-            return self.waits.enter(size_bytes + _WAITED_FOR[method.name](request) * WAITED_FOR_BYTES, peer)
+        wait = WAITS.get(method.name)
+        if wait is not None and wait.holds(request):
+            return self.waits.enter(size_bytes + wait.count(request) * WAITED_FOR_BYTES, peer)
         return self._lanes.get(method.name, self.calls).enter(size_bytes, peer)
 
     def _relieve(self) -> None:

@@ -218,11 +218,11 @@ class _Calls:
         """Whether the call is over before another could have its turn."""
         if not self._inline or call.method in SEVERAL_TURNS or len(call.request) > BRIEF_BYTES_MAX:
             return False
-        rpc, may_wait = self._rpcs.get(call.method), WAITS.get(call.method)
-        if rpc is None or may_wait is None:
+        rpc, wait = self._rpcs.get(call.method), WAITS.get(call.method)
+        if rpc is None or wait is None:
             return True
         try:
-            return not may_wait(rpc.decode(call.request))
+            return not wait.holds(rpc.decode(call.request))
         except InvalidArgumentError:  # with which it fails at once
             return True
 
