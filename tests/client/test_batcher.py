@@ -303,7 +303,7 @@ async def test_a_large_item_goes_by_itself(rig):
     made = await asyncio.gather(client.enqueue_rollout("small"), client.enqueue_rollout(large))
     assert [rollout.input for rollout in made] == ["small", large]
     started = await client.start_rollout("task")
-    spans = [make_span(started, number, name=name) for number, name in enumerate(("small", large))]
+    spans = [make_span(started, number, attributes={"a": text}) for number, text in enumerate(("small", large))]
     assert await asyncio.gather(*map(client.add_span, spans)) == spans
 
 

@@ -369,7 +369,7 @@ async def test_a_full_store_is_an_error_that_says_when_to_come_back(
     stack: AsyncExitStack, leaping_clock: Any, exact_delays: None
 ):
     async with stack:
-        line = await Line(stack).open(InMemoryLightningStore(memory_limit=1000))
+        line = await Line(stack).open(InMemoryLightningStore(memory_limit=2400))
         client = await line.connect(retry_delays=(1.0, 2.0, 7.0), health_retry_delays=(), clock=leaping_clock)
         large = await client.enqueue_rollout("x" * 1000)
         with pytest.raises(ResourceExhaustedError, match="memory_limit") as caught:
@@ -386,7 +386,7 @@ async def test_who_is_told_to_come_back_gets_through_as_soon_as_there_is_room(
     stack: AsyncExitStack, leaping_clock: Any
 ):
     async with stack:
-        line = await Line(stack).open(InMemoryLightningStore(memory_limit=1000))
+        line = await Line(stack).open(InMemoryLightningStore(memory_limit=2400))
         client = await line.connect(retry_delays=(1.0,) * 5, health_retry_delays=(), clock=leaping_clock)
         large = await client.enqueue_rollout("x" * 1000)
         sleep = leaping_clock.sleep

@@ -181,7 +181,7 @@ def test_another_servers_cursor_is_refused(serve):
 
 
 def test_a_full_store_says_when_to_come_back_for_each_kind_of_write(serve):
-    store = InMemoryLightningStore(memory_limit=1000)
+    store = InMemoryLightningStore(memory_limit=2400)
     started = asyncio.run(store.start_rollout("x" * 1000))
     served = serve(store)
     span = new_span(make_span(started))

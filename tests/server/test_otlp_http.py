@@ -430,8 +430,8 @@ def large(labels, size_bytes):
     """A request of exactly so many bytes."""
     request = a_request(labels, 1)
     span = request.resource_spans[0].scope_spans[0].spans[0]
-    span.name = "x" * size_bytes
-    span.name = "x" * (size_bytes - (request.ByteSize() - size_bytes))
+    span.status.message = "x" * size_bytes
+    span.status.message = "x" * (size_bytes - (request.ByteSize() - size_bytes))
     assert request.ByteSize() == size_bytes
     return request.SerializeToString()
 

@@ -21,6 +21,8 @@ ATTEMPT_OVERHEAD_BYTES: Final = 800
 RESOURCES_OVERHEAD_BYTES: Final = 500
 WORKER_OVERHEAD_BYTES: Final = 500
 WIDEST_CHAR_BYTES: Final = 4
+ID_INCLUDED_BYTES: Final = 100
+"""Of an id that a caller gives, which the overheads above include."""
 POSITIONS_PER_BAND: Final = 1 << 48
 """More rollouts than these are never queued."""
 NO_PLACE: Final = (1 << 62, 0)
@@ -34,6 +36,11 @@ def text_bytes(text: str | None) -> int:
     if text is None:
         return 0
     return len(text) if text.isascii() else WIDEST_CHAR_BYTES * len(text)
+
+
+def id_bytes(text: str | None) -> int:
+    """Memory of an id beyond what the overheads include."""
+    return max(0, text_bytes(text) - ID_INCLUDED_BYTES)
 
 
 class RolloutRecord(NamedTuple):
@@ -111,7 +118,7 @@ class RolloutRecord(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """About what it takes in memory."""
-        return ROLLOUT_OVERHEAD_BYTES + self.payload_bytes + text_bytes(self.resources_id)
+        return ROLLOUT_OVERHEAD_BYTES + self.payload_bytes + id_bytes(self.resources_id)
 
 
 class NewRollout(NamedTuple):
@@ -165,7 +172,7 @@ class AttemptRecord(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """About what it takes in memory."""
-        return ATTEMPT_OVERHEAD_BYTES + self.payload_bytes + text_bytes(self.worker_id)
+        return ATTEMPT_OVERHEAD_BYTES + self.payload_bytes + id_bytes(self.worker_id)
 
 
 class SpanRecord(NamedTuple):
@@ -212,7 +219,7 @@ class ResourcesRecord(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """About what it takes in memory."""
-        return RESOURCES_OVERHEAD_BYTES + self.payload_bytes + text_bytes(self.resources_id)
+        return RESOURCES_OVERHEAD_BYTES + self.payload_bytes + id_bytes(self.resources_id)
 
 
 class WorkerRecord(NamedTuple):
@@ -231,7 +238,7 @@ class WorkerRecord(NamedTuple):
     @property
     def size_bytes(self) -> int:
         """About what it takes in memory."""
-        return WORKER_OVERHEAD_BYTES + text_bytes(self.worker_id) + text_bytes(self.heartbeat_stats_json)
+        return WORKER_OVERHEAD_BYTES + id_bytes(self.worker_id) + text_bytes(self.heartbeat_stats_json)
 
 
 class RolloutRow(NamedTuple):

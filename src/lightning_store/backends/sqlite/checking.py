@@ -13,6 +13,7 @@ from lightning_store.backends.records import (
     RESOURCES_OVERHEAD_BYTES,
     ROLLOUT_OVERHEAD_BYTES,
     WORKER_OVERHEAD_BYTES,
+    id_bytes,
     text_bytes,
 )
 from lightning_store.backends.sqlite.errors import is_damage
@@ -64,9 +65,12 @@ def _last(column: str, numbers: str) -> _Rule:
 _OTHER_BYTES: Final = f"""
     (SELECT coalesce(sum({ROLLOUT_OVERHEAD_BYTES} + text_bytes(input_json) + text_bytes(metadata_json)), 0)
         FROM payloads)
-    + (SELECT coalesce(sum({ATTEMPT_OVERHEAD_BYTES} + text_bytes(metadata_json)), 0) FROM attempts)
-    + (SELECT coalesce(sum({RESOURCES_OVERHEAD_BYTES} + text_bytes(resources_json)), 0) FROM resources)
-    + (SELECT coalesce(sum({WORKER_OVERHEAD_BYTES} + text_bytes(heartbeat_stats_json)), 0) FROM workers)
+    + (SELECT coalesce(sum(id_bytes(resources_id)), 0) FROM rollouts)
+    + (SELECT coalesce(sum({ATTEMPT_OVERHEAD_BYTES} + id_bytes(worker_id) + text_bytes(metadata_json)), 0) FROM attempts)
+    + (SELECT coalesce(sum({RESOURCES_OVERHEAD_BYTES} + id_bytes(resources_id) + text_bytes(resources_json)), 0)
+        FROM resources)
+    + (SELECT coalesce(sum({WORKER_OVERHEAD_BYTES} + id_bytes(worker_id) + text_bytes(heartbeat_stats_json)), 0)
+        FROM workers)
 """
 
 RULES: Final = (
@@ -285,6 +289,7 @@ def violations(connection: Connection, *, quick: bool = False) -> Iterator[Viola
         quick: Whether to leave out what takes long: whether indexes agree with their tables.
     """
     connection.create_function("text_bytes", 1, text_bytes, deterministic=True)
+    connection.create_function("id_bytes", 1, id_bytes, deterministic=True)
     connection.create_function("labels_of", 1, lambda text: json.dumps(labels_of(text)), deterministic=True)
     connection.execute("BEGIN")
     try:

@@ -139,10 +139,11 @@ class _Writer:
         numbers = [loaded.numbers[one.rollout_id] for one in records]
         for one in records:
             await self._drop_spans(loaded.numbers[one.rollout_id], loaded.span_bytes[one.rollout_id])
-        statement = "SELECT metadata_json FROM attempts WHERE rollout IN (?*)"
+        statement = "SELECT worker_id, metadata_json FROM attempts WHERE rollout IN (?*)"
         for found in rows.select_in(self._connection, statement, numbers):
-            sizes = (AttemptRecord("", "", 0, 0.0, None, "failed", None, None, *row).size_bytes for row in found)
-            totals.other_bytes -= sum(sizes)
+            for worker_id, metadata_json in found:
+                attempt = AttemptRecord("", "", 0, 0.0, None, "failed", worker_id, None, metadata_json)
+                totals.other_bytes -= attempt.size_bytes
             await self._pacer.breathe()
         totals.attempts -= await self._execute_in("DELETE FROM attempts WHERE rollout IN (?*)", numbers)
         await self._leave(records, {})
@@ -196,7 +197,7 @@ class _Writer:
                     payloads.append((record.input_json, record.metadata_json, number))
                     former_labels += [(label, number) for label in _labels(old)]
                     labels += [(label, number) for label in _labels(record)]
-                    totals.other_bytes += record.size_bytes - old.size_bytes
+                totals.other_bytes += record.size_bytes - old.size_bytes
             totals.completed += (record.completion_position is not None) - (
                 old is not None and old.completion_position is not None
             )
@@ -269,7 +270,7 @@ class _Writer:
             else:
                 updated.append((*columns, loaded.attempt_numbers[key]))
                 old = loaded.attempts[key]
-                if old is not None and old.metadata_json is not record.metadata_json:
+                if old is not None:
                     totals.other_bytes += record.size_bytes - old.size_bytes
         await self._execute_many(rows.INSERT_ATTEMPT, inserted)
         await self._execute_many(rows.UPDATE_ATTEMPT, updated)
