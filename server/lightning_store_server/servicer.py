@@ -517,9 +517,11 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     ) -> AsyncIterator[rollout.WatchGroupsResponse]:
         await context.send_initial_metadata((ACCEPTED_METADATA,))
         wanted, terms = selections.watched_groups_from_proto(request)
+        told = frozenset(request.told_group_ids)
         async with aclosing(self._followed("WatchGroups", self._store.watch_groups(wanted, **terms), context)) as runs:
             async for run in runs:
-                async for groups in batches(_group_to_bytes, run or (), self._limits):
+                new = [group for group in run or () if group.group_id not in told]
+                async for groups in batches(_group_to_bytes, new, self._limits):
                     yield with_rows(rollout.WatchGroupsResponse(), "groups", groups)
                 if run is None:
                     yield rollout.WatchGroupsResponse(complete=True)

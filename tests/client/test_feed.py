@@ -24,6 +24,7 @@ from lightning_store.forwarding import ForwardingStore
 from lightning_store.testing import Fault, FaultProxy, FaultSchedule
 from lightning_store.testing.contract.base import until, within_safety
 from lightning_store.testing.contract.feed import Follower, ended, many_ended
+from lightning_store.testing.contract.groups import make_group
 from lightning_store.wire.methods import METHODS
 from lightning_store_client import LightningStoreClient, calls, channel
 from lightning_store_server import LightningStoreServer, ServerConfig
@@ -90,6 +91,26 @@ async def test_a_feed_that_is_cut_at_any_place_misses_nothing_and_tells_nothing_
             assert [one.rollout.rollout_id for one in follower.told] == ids
             assert len({one.cursor for one in follower.told}) == len(ids)
         # How many depends on how far ahead of its reader a feed is.
+        assert line.proxy.statistics.connections > 1
+
+
+async def test_a_feed_of_groups_that_is_cut_tells_each_once(stack: AsyncExitStack):
+    chance = random.Random(1)
+    async with stack:
+        line = await Line(stack).open(page_rows_max=3)
+        feed: Any = line.client.watch_groups(run="r")
+        made: list[str] = []
+        told: list[str] = []
+        while len(told) < 40:
+            name = f"g{len(made)}"
+            await make_group(line.store, name, "succeeded", run="r")
+            made.append(name)
+            if chance.random() < 0.4:
+                await line.proxy.cut_connections()
+            if chance.random() < 0.7:
+                told += [(await within_safety(anext(feed))).group_id for _ in range(len(made) - len(told))]
+        await feed.aclose()
+        assert told == made[: len(told)]
         assert line.proxy.statistics.connections > 1
 
 

@@ -594,13 +594,16 @@ class LightningStoreClient(QueryMethods):
 
     async def _groups(self, terms: GroupQuery, group_ids: list[str] | None) -> AsyncGenerator[Group, None]:
         wanted = None if group_ids is None else dict.fromkeys(group_ids)
+        told: list[str] = []
         async with aclosing(
-            self._calls.follow("WatchGroups", lambda: selections.watch_groups_to_proto(wanted, terms))
+            self._calls.follow("WatchGroups", lambda: selections.watch_groups_to_proto(wanted, terms, told))
         ) as replies:
             async for reply in replies:
                 for message in reply.groups:
                     group = selections.group_from_proto(message, "groups")
-                    if wanted is not None:
+                    if wanted is None:
+                        told.append(group.group_id)
+                    else:
                         wanted.pop(group.group_id, None)  # so that it is not asked for again
                     yield group
                 if reply.complete:

@@ -1869,6 +1869,7 @@ class WatchGroupsRequest(_message.Message):
     DEADLINE_FIELD_NUMBER: _builtins.int
     CANCEL_PARTIAL_FIELD_NUMBER: _builtins.int
     CONSUMER_FIELD_NUMBER: _builtins.int
+    TOLD_GROUP_IDS_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """Only groups whose members have this lightning.run in their metadata. Absent: all."""
     min_done: _builtins.int
@@ -1887,6 +1888,10 @@ class WatchGroupsRequest(_message.Message):
         Absent: not before they have ended.
         """
 
+    @_builtins.property
+    def told_group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Groups that were told already, by a stream that has ended, and are not to be told again."""
+
     def __init__(
         self,
         *,
@@ -1896,10 +1901,11 @@ class WatchGroupsRequest(_message.Message):
         deadline: _duration_pb2.Duration | None = ...,
         cancel_partial: _builtins.bool = ...,
         consumer: _builtins.str | None = ...,
+        told_group_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_consumer", b"_consumer", "_min_done", b"_min_done", "_run", b"_run", "consumer", b"consumer", "deadline", b"deadline", "group_id_in", b"group_id_in", "min_done", b"min_done", "run", b"run"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_consumer", b"_consumer", "_min_done", b"_min_done", "_run", b"_run", "cancel_partial", b"cancel_partial", "consumer", b"consumer", "deadline", b"deadline", "group_id_in", b"group_id_in", "min_done", b"min_done", "run", b"run"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_consumer", b"_consumer", "_min_done", b"_min_done", "_run", b"_run", "cancel_partial", b"cancel_partial", "consumer", b"consumer", "deadline", b"deadline", "group_id_in", b"group_id_in", "min_done", b"min_done", "run", b"run", "told_group_ids", b"told_group_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__consumer: _TypeAlias = _typing.Literal["consumer"]  # noqa: Y015
     _WhichOneofArgType__consumer: _TypeAlias = _typing.Literal["_consumer", b"_consumer"]  # noqa: Y015

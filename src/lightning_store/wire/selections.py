@@ -118,7 +118,9 @@ def completed_from_proto(message: rollout_pb2.CompletedRollout, field: str) -> C
     return CompletedRollout(rollout, required_text(message.cursor, f"{field}.cursor"))
 
 
-def watch_groups_to_proto(group_ids: Collection[str] | None, terms: GroupQuery) -> rollout_pb2.WatchGroupsRequest:
+def watch_groups_to_proto(
+    group_ids: Collection[str] | None, terms: GroupQuery, told: Collection[str] = ()
+) -> rollout_pb2.WatchGroupsRequest:
     deadline = terms.deadline
     return rollout_pb2.WatchGroupsRequest(
         group_id_in=None if group_ids is None else texts_to_proto(list(group_ids), "group_ids"),
@@ -127,6 +129,7 @@ def watch_groups_to_proto(group_ids: Collection[str] | None, terms: GroupQuery) 
         min_done=terms.min_done,
         deadline=None if deadline is None else duration_to_proto(min(max(0.0, deadline), TIME_MAX_SECONDS)),
         cancel_partial=terms.on_partial == "cancel",
+        told_group_ids=told,
     )
 
 
