@@ -58,6 +58,10 @@ demo: $(VENV)/.installed-demo ## Train a small agent through the store (DEMO_ARG
 demo-agentlightning: $(VENV_AGENTLIGHTNING)/.installed ## … as an Agent Lightning program (DEMO_ARGS="--compare …")
 	$(VENV_AGENTLIGHTNING)/bin/python -m examples.agent_lightning $(DEMO_ARGS)
 
+.PHONY: demo-grpo
+demo-grpo: $(VENV)/.installed-demo ## … in groups, asynchronously, with a trainer that is killed (DEMO_ARGS="--kill-server …")
+	$(BIN)/python -m examples.grpo $(DEMO_ARGS)
+
 ##@ Measure it
 
 .PHONY: bench

@@ -111,12 +111,12 @@ class Children:
         )
 
     async def start_server(
-        self, database: str, endpoint: str = f"{_HOST}:0", *, name: str = "server"
+        self, database: str, endpoint: str = f"{_HOST}:0", *, name: str = "server", flags: Sequence[str] = ()
     ) -> tuple[Child, str]:
-        """Start the store's server on a free port, or on the port of ``endpoint``; the process and its endpoint,
-        ``host:port``."""
+        """Start the store's server on a free port, or on the port of ``endpoint``, with further ``flags``; the process
+        and its endpoint, ``host:port``."""
         host, _, port = endpoint.rpartition(":")
-        command = [server_command(), "serve", "--host", host, "--port", port, "--database", database]
+        command = [server_command(), "serve", "--host", host, "--port", port, "--database", database, *flags]
         try:
             server = await self.start(name, command)
         except OSError as error:
