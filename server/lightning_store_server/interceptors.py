@@ -261,7 +261,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         method = handler_call_details.method
-        if method.split("/")[1] in self._public:
+        if method.rpartition("/")[0].removeprefix("/") in self._public:
             return await continuation(handler_call_details)
         caller = None
         try:
