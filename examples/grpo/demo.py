@@ -77,8 +77,8 @@ async def _run(options: argparse.Namespace) -> None:
         print(f"server at {endpoint}, 1 trainer, 16 runners; their output is in {output}", flush=True)
         flags = ["--server", endpoint, "--output", str(output), "--steps", str(options.steps)]
         kill_at = sorted(random.Random(options.seed).sample(range(1, options.steps), options.kills))
-        for number, step in enumerate(kill_at):
-            trainer = await children.start(f"trainer-{number}", _module("trainer", *flags), logged=False)
+        for kill, step in enumerate(kill_at):
+            trainer = await children.start(f"trainer-{kill}", _module("trainer", *flags), logged=False)
             await _see_through(trainer, runners, Report(output), step)
             trainer.signal(signal.SIGKILL)
             await trainer.process.wait()
@@ -86,7 +86,7 @@ async def _run(options: argparse.Namespace) -> None:
             if options.kill_server:
                 server.signal(signal.SIGKILL)
                 await server.process.wait()
-                server, _ = await children.start_server(database, endpoint, name=f"server-{number}", flags=SERVER_FLAGS)
+                server, _ = await children.start_server(database, endpoint, name=f"server-{kill}", flags=SERVER_FLAGS)
         trainer = await children.start("trainer", _module("trainer", *flags), logged=False)
         await _see_through(trainer, runners)
         await _check(endpoint, output)
