@@ -462,3 +462,23 @@ def test_what_their_interface_has_no_name_for():
 def test_a_store_in_process_cannot_be_pickled():
     with pytest.raises(TypeError, match="GrpcLightningStore"):
         pickle.dumps(InProcessLightningStore())
+
+
+def test_metadata_stand_for_what_their_interface_has_no_name_for(run_ours):
+    async def program(store):
+        metadata = {"lightning.run": "r", "lightning.group_id": "g", "lightning.group_size": 2, "lightning.priority": 1}
+        requests = [
+            agl.EnqueueRolloutRequest(input=n, metadata={**metadata, "lightning.idempotency_key": "step-1"})
+            for n in range(2)
+        ]
+        first = await store.enqueue_many_rollouts(requests)
+        again = await store.enqueue_many_rollouts(requests)
+        assert [one.rollout_id for one in again] == [one.rollout_id for one in first]
+        for _ in range(2):
+            claimed = await store.dequeue_rollout()
+            await store.update_attempt(claimed.rollout_id, claimed.attempt.attempt_id, status="succeeded")
+        [group] = await store.store.wait_for_groups(["g"], consumer="trainer")
+        assert (group.status, group.rollout_ids) == ("whole", [one.rollout_id for one in first])
+        assert await store.store.mark_consumed("trainer", group.rollout_ids[:1]) == group.rollout_ids
+
+    run_ours(program)
