@@ -10,6 +10,7 @@ from typing import Annotated, Final
 
 from pydantic import BaseModel, Field, ValidationError
 
+from lightning_store.arguments import check_text
 from lightning_store.backends.records import NewRollout
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.labels import RESERVED_PREFIX, may_have_labels
@@ -108,4 +109,6 @@ def _read(model: type[ModelT], metadata_json: str | None) -> ModelT | None:
         found = error.errors(include_url=False, include_input=False)[0]
         message = f"metadata: {RESERVED_PREFIX}{found['loc'][0]}: {found['msg']}"
         raise InvalidArgumentError(message, field="metadata") from None
+    for name in said.model_fields_set & {"run", "group_id"}:
+        check_text(f"metadata: {RESERVED_PREFIX}{name}", getattr(said, name))
     return said if said.model_fields_set else None

@@ -217,7 +217,12 @@ class GroupsContract(ContractBase):
             await anext(store.watch_groups(**bad))
 
     @pytest.mark.parametrize(
-        "bad", [{"group_id": ""}, {"group_id": 5}, {"group_id": "g", "group_size": 0}, {"group_size": 2}], ids=str
+        "bad",
+        [
+            *({"group_id": ""}, {"group_id": 5}, {"group_id": "g", "group_size": 0}, {"group_size": 2}),
+            *({"metadata": {"lightning.group_id": one}} for one in ("", 5, "g" * 10_000)),
+        ],
+        ids=lambda bad: str(bad)[:40],
     )
     async def test_x_group_that_is_not_legal_is_refused(self, store: LightningStore, bad: Any) -> None:
         with pytest.raises((ValueError, TypeError), match="group_"):
