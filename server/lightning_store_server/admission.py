@@ -45,7 +45,7 @@ class Wait(NamedTuple):
 
     holds: Callable[[Any], bool]
     """Whether it will hold the call with this request."""
-    count: Callable[[Any], int]
+    awaited: Callable[[Any], int]
     """How many rollouts or groups the call waits for, each by its id."""
 
 
@@ -301,7 +301,7 @@ class Admission:
         """
         wait = WAITS.get(method.name)
         if wait is not None and wait.holds(request):
-            return self.waits.enter(size_bytes + wait.count(request) * WAITED_FOR_BYTES, peer)
+            return self.waits.enter(size_bytes + wait.awaited(request) * WAITED_FOR_BYTES, peer)
         return self._lanes.get(method.name, self.calls).enter(size_bytes, peer)
 
     def _relieve(self) -> None:
