@@ -15,12 +15,11 @@ import pytest
 from grpc_health.v1 import health_pb2
 
 from lightning_store.wire.methods import METHODS
-from tests.attacks.target import MIB, Bystander, Target, start_target
+from tests.attacks.target import MIB, Bystander, Target, long_form, start_target
 
 pytestmark = pytest.mark.slow
 
 WATCH = "/grpc.health.v1.Health/Watch"
-RESETS = 20_000
 AT_A_TIME = 50
 
 
@@ -75,12 +74,13 @@ def raw_peer(target: Target) -> Iterator[RawPeer]:
         peer.socket.close()
 
 
-def test_streams_that_are_begun_and_reset(target: Target) -> None:
+@pytest.mark.parametrize("resets", [4000, pytest.param(90_000, marks=long_form)])
+def test_streams_that_are_begun_and_reset(target: Target, resets: int) -> None:
     begun = time.perf_counter()
     with Bystander(target) as bystander, raw_peer(target) as peer:
         sent = 0
         try:
-            for _ in range(RESETS // AT_A_TIME):
+            for _ in range(resets // AT_A_TIME):
                 for _ in range(AT_A_TIME):
                     peer.http.reset_stream(peer.request())
                 peer.flush()

@@ -18,7 +18,7 @@ from tests.attacks.target import MIB, Target, start_target
 
 pytestmark = pytest.mark.slow
 
-LIMIT = 24 * MIB
+LIMIT = 8 * MIB
 LONG_ID = "w" * 1000
 AT_A_TIME = 500
 
@@ -70,7 +70,7 @@ def full(tmp_path: Path) -> Iterator[Target]:
 
 
 def test_everything_that_is_kept_counts(full: Target) -> None:
-    with SyncLightningStoreClient(full.endpoint) as client:
+    with SyncLightningStoreClient(full.endpoint, retry_delays=()) as client:
         mine = client.start_rollout("a task", worker_id="mine")
         before = full.reset_peak()
         flood = Flood(full)
@@ -105,7 +105,7 @@ def test_everything_that_is_kept_counts(full: Target) -> None:
         flood.close()
         grown = full.memory() - before
         print(made, f"{grown / MIB:.0f} MiB")
-        assert grown < 3 * LIMIT  # the replies to these calls, and messages that were on their way, included
+        assert grown < 5 * LIMIT  # the replies to these calls, and messages that were on their way, included
         with pytest.raises(ResourceExhaustedError):
             client.enqueue_rollout("more")
         assert client.update_worker("mine").worker_id == "mine"

@@ -14,16 +14,31 @@ from lightning_store.v1 import resources_pb2
 from lightning_store.v1.session_pb2 import SessionCall, SessionRequest
 from lightning_store_client import SyncLightningStoreClient
 from lightning_store_server.sessions import PATH
-from tests.attacks.target import MIB, Bystander, Target
+from tests.attacks.target import MIB, Bystander, Target, start_target
 
 pytestmark = pytest.mark.slow
 
-REPLY_BYTES = 8 * MIB
+REPLY_BYTES = MIB
+CALLS = 60
+QUEUED_BYTES_MAX = 32 * MIB
+
+
+@pytest.fixture(scope="module", params=["memory", "sqlite"])
+def target(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+    """One that holds few bytes for calls."""
+    folder = tmp_path_factory.mktemp("readers")
+    database = "memory:" if request.param == "memory" else f"sqlite:{folder / 'store.db'}"
+    started = start_target(database, folder / "log", "--queued-bytes-max", f"{QUEUED_BYTES_MAX}B")
+    try:
+        yield started
+        assert started.end() == 0
+    finally:
+        started.kill()
 
 
 @pytest.fixture(scope="module")
 def resources_id(target: Target) -> str:
-    """Resources that take eight MiB to send."""
+    """Large resources."""
     with SyncLightningStoreClient(target.endpoint) as client:
         large = LLM(endpoint="http://here", model="x" * REPLY_BYTES)
         return client.add_resources({"llm": large}).resources_id
@@ -54,17 +69,17 @@ def reading(resources_id: str, count: int) -> bytes:
 
 
 def test_a_session_that_never_reads(target: Target, resources_id: str) -> None:
-    request = reading(resources_id, 100)
+    request = reading(resources_id, CALLS)
     with Bystander(target) as bystander, unread_session(target, request):
         with SyncLightningStoreClient(target.endpoint) as client:
             for _ in range(5):
                 assert client.get_resources_by_id(resources_id) is not None
         bystander.wait_for_rounds(20)
-    assert bystander.grown_bytes < 2 * 256 * MIB
+    assert bystander.grown_bytes < 2 * QUEUED_BYTES_MAX
 
 
 def test_sessions_that_never_read(target: Target, resources_id: str) -> None:
-    request = reading(resources_id, 100)
+    request = reading(resources_id, CALLS)
     with Bystander(target) as bystander, ExitStack() as sessions:
         for _ in range(3):
             sessions.enter_context(unread_session(target, request))
@@ -72,7 +87,7 @@ def test_sessions_that_never_read(target: Target, resources_id: str) -> None:
         for _ in range(3):
             assert client.get_resources_by_id(resources_id) is not None
         bystander.wait_for_rounds(20)
-    assert bystander.grown_bytes < 1.5 * 512 * MIB
+    assert bystander.grown_bytes < 2 * QUEUED_BYTES_MAX
 
 
 def test_a_session_that_reads_no_refusals(target: Target) -> None:
