@@ -260,7 +260,7 @@ FILTERS: list[tuple[dict[str, Any], list[str]]] = [
     ({"metadata_equals": {"step": True}}, ["c"]),
     ({"metadata_equals": {"step": 1.5}}, []),
     ({"metadata_equals": {"tags": {"y": [1], "x": None}}}, ["b"]),
-    ({"metadata_equals": {"lightning.run": "☃ \ud800"}}, ["c"]),
+    ({"metadata_equals": {"lightning.note": "☃ \ud800"}}, ["c"]),
     ({"metadata_equals": {"lightning.tags": ["r1"]}}, ["d"]),
     ({"metadata_equals": {"lightning.run": None}}, []),
     ({"metadata_equals": {}}, ["a", "b", "c", "d"]),
@@ -289,7 +289,7 @@ class FiltersContract(ContractBase):
                     {
                         "mode": "val",
                         "resources_id": "rs-2",
-                        "metadata": {"lightning.run": "☃ \ud800", "step": True},
+                        "metadata": {"lightning.note": "☃ \ud800", "step": True},
                     },
                 ),
                 ("d", {"metadata": {"lightning.tags": ["r1"], "n": "r1"}}),
@@ -315,9 +315,9 @@ class FiltersContract(ContractBase):
 
     async def test_x_filter_long_values_are_found(self, labelled: LightningStore) -> None:
         long = "x" * 5_000
-        await labelled.enqueue_rollout("long", metadata={"lightning.run": long})
-        assert await ids_of(labelled, metadata_equals={"lightning.run": long}) == ["long"]
-        assert await ids_of(labelled, metadata_equals={"lightning.run": long + "x"}) == []
+        await labelled.enqueue_rollout("long", metadata={"lightning.note": long})
+        assert await ids_of(labelled, metadata_equals={"lightning.note": long}) == ["long"]
+        assert await ids_of(labelled, metadata_equals={"lightning.note": long + "x"}) == []
 
     @pytest.mark.parametrize(
         "bad",
