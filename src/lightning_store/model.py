@@ -580,6 +580,8 @@ class GroupTerms(TypedDict, total=False):
     """How many members have to succeed, if there are as many; None: all."""
     deadline: float | None
     """How long after its first claim a group is returned though members go on, in seconds; None: not at all."""
+    timeout: float | None
+    """How long to follow the groups, in seconds: the feed ends then, after one look at least. None: it does not."""
     on_partial: OnPartial
     """"cancel": members that have not ended when their group is returned are cancelled, in the transaction that finds
     it so. "keep", the default: they go on."""

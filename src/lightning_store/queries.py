@@ -209,6 +209,7 @@ class GroupQuery:
     consumer: str | None = None
     min_done: int | None = None
     deadline: float | None = None
+    timeout: float | None = None
     on_partial: OnPartial = "keep"
 
     def __post_init__(self) -> None:
@@ -222,6 +223,8 @@ class GroupQuery:
             raise InvalidArgumentError(f"min_done is {least}; give 1 to {GROUP_SIZE_MAX}", field="min_done")
         if self.deadline is not None:
             wait_seconds("deadline", self.deadline)
+        if self.timeout is not None:
+            wait_seconds("timeout", self.timeout)
         if self.on_partial not in get_args(OnPartial):
             message = f"on_partial is {self.on_partial!r}; give 'keep' or 'cancel'"
             raise InvalidArgumentError(message, field="on_partial")

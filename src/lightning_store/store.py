@@ -24,13 +24,11 @@ ValueError; sorting by a field that has no order (``input``, ``config``, …) is
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 from lightning_store.errors import UnsupportedError
-from lightning_store.feeds import close_feed
 from lightning_store.model import (
     UNSET,
     Admission,
@@ -846,14 +844,11 @@ class LightningStore(ABC):
         """
         raise UnsupportedError(f"{type(self).__name__} has no feed of groups")
 
-    async def wait_for_groups(
-        self, group_ids: Sequence[str], *, timeout: float | None = None, **terms: Unpack[GroupTerms]
-    ) -> list[Group]:
-        """Wait until each of these groups is whole, partial or failed, as ``watch_groups`` says.
+    async def wait_for_groups(self, group_ids: Sequence[str], **terms: Unpack[GroupTerms]) -> list[Group]:
+        """Wait until each of these groups is whole, partial or failed, as ``watch_groups`` says, or until ``timeout``.
 
         Args:
             group_ids: Those that have no members are left out.
-            timeout: How long to wait, in seconds; None without limit.
             terms: Any of :class:`lightning_store.model.GroupTerms`.
 
         Returns:
@@ -863,16 +858,8 @@ class LightningStore(ABC):
             ValueError: An argument is not legal.
             UnsupportedError: This store cannot.
         """
-        found: dict[str, Group] = {}
         groups = self.watch_groups(group_ids, **terms)
-        try:
-            async with asyncio.timeout(timeout):
-                async for group in groups:
-                    found[group.group_id] = group
-        except TimeoutError:
-            pass
-        finally:
-            await close_feed(groups)
+        found = {group.group_id: group async for group in groups}
         return [found[group_id] for group_id in group_ids if group_id in found]
 
     async def cancel_group(self, group_id: str) -> list[Rollout]:

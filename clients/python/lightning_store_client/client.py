@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar, Unpack
 
@@ -595,9 +596,13 @@ class LightningStoreClient(QueryMethods):
     async def _groups(self, terms: GroupQuery, group_ids: list[str] | None) -> AsyncGenerator[Group, None]:
         wanted = None if group_ids is None else dict.fromkeys(group_ids)
         told: list[str] = []
-        async with aclosing(
-            self._calls.follow("WatchGroups", lambda: selections.watch_groups_to_proto(wanted, terms, told))
-        ) as replies:
+        until = None if terms.timeout is None else self._clock.monotonic() + terms.timeout
+
+        def request() -> rollout_pb2.WatchGroupsRequest:
+            left = None if until is None else max(0.0, until - self._clock.monotonic())
+            return selections.watch_groups_to_proto(wanted, replace(terms, timeout=left), told)
+
+        async with aclosing(self._calls.follow("WatchGroups", request)) as replies:
             async for reply in replies:
                 for message in reply.groups:
                     group = selections.group_from_proto(message, "groups")

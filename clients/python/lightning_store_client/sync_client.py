@@ -539,14 +539,12 @@ class SyncLightningStoreClient(SyncClientBase):
             self._client.wait_for_rollouts(rollout_ids=rollout_ids, timeout=timeout, return_when=return_when)
         )
 
-    def wait_for_groups(
-        self, group_ids: Sequence[str], *, timeout: float | None = None, **terms: Unpack[GroupTerms]
-    ) -> list[Group]:
-        """Wait until each of these groups is whole, partial or failed, as ``watch_groups`` says.
+    def wait_for_groups(self, group_ids: Sequence[str], **terms: Unpack[GroupTerms]) -> list[Group]:
+        """Wait until each of these groups is whole, partial or failed, as ``watch_groups`` says, or until ``timeout``.
 
         See :meth:`lightning_store.store.LightningStore.wait_for_groups`.
         """
-        return run_blocking(self._client.wait_for_groups(group_ids=group_ids, timeout=timeout, **terms))
+        return run_blocking(self._client.wait_for_groups(group_ids=group_ids, **terms))
 
     def cancel_group(self, group_id: str) -> list[Rollout]:
         """Cancel the members of a group that have not ended.

@@ -423,6 +423,7 @@ class Engine:
             terms: Which groups, and what it takes for one to be returned.
         """
         feed = GroupFeed(group_ids, terms)
+        until = None if terms.timeout is None else self._clock.monotonic() + terms.timeout
         heeds_deletions = group_ids is not None
         with (
             self._waiting.watchers.register(None, heeds_deletions=heeds_deletions) as watcher,
@@ -439,9 +440,12 @@ class Engine:
                         feed.note_returned(judged.group.group_id)
                         yield judged
                 if feed.caught_up and not feed.done:
+                    left = None if until is None else until - self._clock.monotonic()
+                    if left is not None and left <= 0:
+                        return
                     deadline = feed.next_deadline
                     seconds = None if deadline is None else max(0.0, deadline - self._clock.now()) + SLACK_SECONDS
-                    await watcher.wakeup.wait(self._clock, seconds)
+                    await watcher.wakeup.wait(self._clock, min(filter(None, (left, seconds)), default=None))
 
     async def present_cursor(self) -> str:
         """The cursor of the last completion that is stored."""

@@ -1870,6 +1870,7 @@ class WatchGroupsRequest(_message.Message):
     CANCEL_PARTIAL_FIELD_NUMBER: _builtins.int
     CONSUMER_FIELD_NUMBER: _builtins.int
     TOLD_GROUP_IDS_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """Only groups whose members have this lightning.run in their metadata. Absent: all."""
     min_done: _builtins.int
@@ -1892,6 +1893,10 @@ class WatchGroupsRequest(_message.Message):
     def told_group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Groups that were told already, by a stream that has ended, and are not to be told again."""
 
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """After how long the stream is over, with what is decided by then. Absent: it is not."""
+
     def __init__(
         self,
         *,
@@ -1902,10 +1907,11 @@ class WatchGroupsRequest(_message.Message):
         cancel_partial: _builtins.bool = ...,
         consumer: _builtins.str | None = ...,
         told_group_ids: _abc.Iterable[_builtins.str] | None = ...,
+        timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_consumer", b"_consumer", "_min_done", b"_min_done", "_run", b"_run", "consumer", b"consumer", "deadline", b"deadline", "group_id_in", b"group_id_in", "min_done", b"min_done", "run", b"run"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_consumer", b"_consumer", "_min_done", b"_min_done", "_run", b"_run", "consumer", b"consumer", "deadline", b"deadline", "group_id_in", b"group_id_in", "min_done", b"min_done", "run", b"run", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_consumer", b"_consumer", "_min_done", b"_min_done", "_run", b"_run", "cancel_partial", b"cancel_partial", "consumer", b"consumer", "deadline", b"deadline", "group_id_in", b"group_id_in", "min_done", b"min_done", "run", b"run", "told_group_ids", b"told_group_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_consumer", b"_consumer", "_min_done", b"_min_done", "_run", b"_run", "cancel_partial", b"cancel_partial", "consumer", b"consumer", "deadline", b"deadline", "group_id_in", b"group_id_in", "min_done", b"min_done", "run", b"run", "timeout", b"timeout", "told_group_ids", b"told_group_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__consumer: _TypeAlias = _typing.Literal["consumer"]  # noqa: Y015
     _WhichOneofArgType__consumer: _TypeAlias = _typing.Literal["_consumer", b"_consumer"]  # noqa: Y015
@@ -2145,7 +2151,7 @@ class WatchGroupsResponse(_message.Message):
     GROUPS_FIELD_NUMBER: _builtins.int
     COMPLETE_FIELD_NUMBER: _builtins.int
     complete: _builtins.bool
-    """Whether each of the groups asked for has been told: the stream is over. A stream that ends without it was ended for its
+    """Whether each of the groups asked for has been told, or the timeout has passed: the stream is over. A stream that ends without it was ended for its
     age: ask again.
     """
     @_builtins.property

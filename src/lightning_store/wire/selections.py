@@ -121,7 +121,7 @@ def completed_from_proto(message: rollout_pb2.CompletedRollout, field: str) -> C
 def watch_groups_to_proto(
     group_ids: Collection[str] | None, terms: GroupQuery, told: Collection[str] = ()
 ) -> rollout_pb2.WatchGroupsRequest:
-    deadline = terms.deadline
+    deadline, timeout = terms.deadline, terms.timeout
     return rollout_pb2.WatchGroupsRequest(
         group_id_in=None if group_ids is None else texts_to_proto(list(group_ids), "group_ids"),
         run=optional_text_to_proto(terms.run, "run"),
@@ -130,6 +130,7 @@ def watch_groups_to_proto(
         deadline=None if deadline is None else duration_to_proto(min(max(0.0, deadline), TIME_MAX_SECONDS)),
         cancel_partial=terms.on_partial == "cancel",
         told_group_ids=told,
+        timeout=None if timeout is None else duration_to_proto(min(max(0.0, timeout), TIME_MAX_SECONDS)),
     )
 
 
@@ -145,6 +146,7 @@ def watched_groups_from_proto(request: rollout_pb2.WatchGroupsRequest) -> tuple[
         consumer=required_text(request.consumer, "consumer") if has("consumer") else None,
         min_done=request.min_done if has("min_done") else None,
         deadline=duration_from_proto(request.deadline, "deadline") if has("deadline") else None,
+        timeout=duration_from_proto(request.timeout, "timeout") if has("timeout") else None,
         on_partial="cancel" if request.cancel_partial else "keep",
     )
 
