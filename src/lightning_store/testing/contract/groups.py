@@ -207,6 +207,17 @@ class GroupsContract(ContractBase):
         [group] = await store.wait_for_groups(["g"])
         assert summary(group) == ("g", "whole", 1)
 
+    async def test_x_group_wait_ends_after_its_timeout(self, store: LightningStore, clock: FakeClock) -> None:
+        await make_group(store, "done", "succeeded")
+        await make_group(store, "open", "running")
+        waiting = asyncio.ensure_future(store.wait_for_groups(["open", "done"], timeout=10))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        while not waiting.done():  # wherever its timer is set by now
+            clock.advance(11)
+            await asyncio.sleep(0.01)
+        assert [summary(group) for group in await waiting] == [("done", "whole", 1)]
+
     @pytest.mark.parametrize(
         "bad",
         [{"min_done": 0}, {"min_done": "1"}, {"deadline": "soon"}, {"on_partial": "drop"}, {"run": 5}],
