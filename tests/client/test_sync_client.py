@@ -91,6 +91,18 @@ def test_a_feed(sync):
     feed.close()
 
 
+def test_a_feed_of_groups(sync):
+    member = sync.enqueue_rollout("task", group_id="g")
+    assert sync.wait_for_groups(["g"], timeout=0) == []
+    feed = sync.watch_groups(["g"], consumer="trainer")
+    with pytest.raises(TimeoutError):
+        feed.next(timeout=0.01)
+    sync.cancel_group("g")
+    assert [(group.status, group.rollout_ids) for group in feed] == [("failed", [member.rollout_id])]
+    assert sync.mark_consumed("trainer", [member.rollout_id]) == [member.rollout_id]
+    assert list(sync.watch_groups(["g"], consumer="trainer")) == []
+
+
 def test_a_feed_that_is_closed_has_ended(sync):
     feed = sync.watch_rollouts()
     with pytest.raises(TimeoutError):
