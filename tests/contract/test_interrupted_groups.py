@@ -223,13 +223,14 @@ async def test_an_operation_whose_size_cannot_be_told_fails_alone(backend: Watch
 
 
 async def test_a_call_that_is_repeated_on_a_full_store_drops_no_spans(clock: FakeClock):
-    store = InMemoryLightningStore(clock=clock, memory_limit=40_000)
+    store = InMemoryLightningStore(clock=clock, memory_limit=60_000)
     with request_scope("first"):
         first = await store.enqueue_rollout("x" * 10_000)
     ended = await store.start_rollout("task")
     await store.add_span(make_span(ended, attributes={"text": "y" * 20_000}))
     await store.update_attempt(ended.rollout_id, ended.attempt.attempt_id, status="succeeded")
     await store.update_rollout(first.rollout_id, input="z" * 30_000)
+    await store.enqueue_rollout("w" * 10_000)
     with request_scope("first", repeated=True):
         assert (await store.enqueue_rollout("x" * 10_000)).rollout_id == first.rollout_id
     assert len(await store.query_spans(ended.rollout_id)) == 1

@@ -269,7 +269,7 @@ async def test_all_or_nothing(store, source):
 
 
 async def test_a_full_store_takes_no_import(source, clock):
-    store = InMemoryLightningStore(clock=clock, memory_limit=1)
+    store = InMemoryLightningStore(clock=clock, memory_limit=4_000)
     await store.engine.import_rollouts(await exported(source))
     with pytest.raises(ResourceExhaustedError):
         await store.engine.import_rollouts(await exported(source))
