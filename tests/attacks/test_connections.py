@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ import h2.connection
 import pytest
 from grpc_health.v1 import health_pb2
 
+from lightning_store.testing import Fault, FaultProxy, FaultSchedule
 from lightning_store.wire.methods import METHODS
+from lightning_store_client import LightningStoreClient
 from tests.attacks.target import MIB, Bystander, Target, long_form, start_target
 
 pytestmark = pytest.mark.slow
@@ -135,4 +138,26 @@ def test_streams_that_never_say_anything(target: Target) -> None:
                 stack.callback(one.cancel)
         assert refused == 3
         bystander.wait_for_rounds(5)
+    assert bystander.grown_bytes < 100 * MIB
+
+
+@pytest.mark.parametrize("count", [30, pytest.param(1000, marks=long_form)])
+def test_clients_behind_a_partition(target: Target, count: int) -> None:
+    """Each has a call under way when nothing passes any more; the network tells nobody."""
+
+    async def partition(bystander: Bystander) -> None:
+        hole = FaultSchedule(lambda number: Fault.BLACK_HOLE if number > count else None)
+        async with FaultProxy(target.endpoint, hole) as proxy:
+            clients = [LightningStoreClient(proxy.endpoint, timeout=60.0) for _ in range(count)]
+            await asyncio.gather(*(one.statistics() for one in clients))
+            cut_off = [asyncio.ensure_future(one.dequeue_rollout("cut off", max_wait=60)) for one in clients]
+            await asyncio.to_thread(bystander.wait_for_rounds, 20)
+            assert not any(one.done() for one in cut_off)
+            for one in cut_off:
+                one.cancel()
+            await asyncio.wait(cut_off)
+            await asyncio.gather(*(one.close() for one in clients))
+
+    with Bystander(target) as bystander:
+        asyncio.run(partition(bystander))
     assert bystander.grown_bytes < 100 * MIB

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from lightning_store import ResourceExhaustedError
-from lightning_store.v1 import rollout_pb2, worker_pb2
+from lightning_store import PromptTemplate, ResourceExhaustedError
+from lightning_store.v1 import rollout_pb2, span_pb2, worker_pb2
 from lightning_store.v1.session_pb2 import SessionCall, SessionRequest, SessionResponse
 from lightning_store_client import SyncLightningStoreClient
 from lightning_store_server.sessions import PATH
-from tests.attacks.target import MIB, Target, start_target
+from tests.attacks.target import MIB, Bystander, Target, long_form, start_target
 
 pytestmark = pytest.mark.slow
 
@@ -114,3 +114,63 @@ def test_everything_that_is_kept_counts(full: Target) -> None:
         unfinished = [one.rollout_id for one in client.query_rollouts(status_in=["preparing"])]
         assert len(client.delete_rollouts(unfinished)) == len(unfinished)
         client.enqueue_rollout("more")
+
+
+@pytest.mark.parametrize("count", [2_000, pytest.param(100_000, marks=long_form)])
+def test_workers_that_are_made_up(target: Target, count: int) -> None:
+    with Bystander(target) as bystander:
+        flood = Flood(target)
+        for first in range(0, count, AT_A_TIME):
+            requests = [worker_pb2.UpdateWorkerRequest(worker_id=f"made-up-{first + n}") for n in range(AT_A_TIME)]
+            assert flood.send("UpdateWorker", requests) == AT_A_TIME
+        flood.close()
+        with SyncLightningStoreClient(target.endpoint, timeout=120.0) as client:
+            made_up = [one.worker_id for one in client.query_workers() if one.worker_id.startswith("made-up-")]
+            assert len(client.delete_workers(made_up)) == count
+    assert bystander.grown_bytes < 100 * MIB + 3000 * count
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "limit_bytes"), [(2 * MIB, 16 * MIB), pytest.param(57 * MIB, 512 * MIB, marks=long_form)]
+)
+def test_large_resources_end_at_the_limit(tmp_path: Path, size_bytes: int, limit_bytes: int) -> None:
+    target = start_target("memory:", tmp_path / "log", "--memory-limit", f"{limit_bytes}B")
+    try:
+        with SyncLightningStoreClient(target.endpoint, retry_delays=()) as client:
+            before = target.reset_peak()
+            prompt = PromptTemplate(template="x" * size_bytes, engine="f-string")
+            taken = 0
+            while taken * size_bytes <= 2 * limit_bytes:
+                try:
+                    client.add_resources({"prompt": prompt})
+                except ResourceExhaustedError:
+                    break
+                taken += 1
+            assert limit_bytes // 2 < taken * size_bytes <= limit_bytes * 9 / 8
+            # Beside what is stored: a message at gRPC, parsed, as the text to be stored; and the reply to it.
+            assert target.memory() - before < limit_bytes * 9 / 8 + 5 * size_bytes + 50 * MIB
+            assert client.update_worker("mine").worker_id == "mine"
+        assert target.end() == 0
+    finally:
+        target.kill()
+
+
+def test_recorded_replies_are_of_a_number_of_calls(tmp_path: Path) -> None:
+    entries = 500
+    target = start_target("memory:", tmp_path / "log", "--replay-entries-max", str(entries))
+    try:
+        with Bystander(target) as bystander, SyncLightningStoreClient(target.endpoint) as client:
+            mine = client.start_rollout("a task")
+            key = span_pb2.AttemptKey(rollout_id=mine.rollout_id, attempt_id=mine.attempt.attempt_id)
+            flood = Flood(target)
+            for first in range(0, 4 * entries, AT_A_TIME):
+                requests = [
+                    span_pb2.AllocateSpanSequenceIdsRequest(request_id=f"r{first + n}", keys=[key] * 100)
+                    for n in range(AT_A_TIME)
+                ]
+                assert flood.send("AllocateSpanSequenceIds", requests) == AT_A_TIME
+            flood.close()
+        assert bystander.grown_bytes < 50 * MIB
+        assert target.end() == 0
+    finally:
+        target.kill()
