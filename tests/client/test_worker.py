@@ -55,7 +55,7 @@ def entered(rig, clock, **settings):
 
 
 async def claim(client, input="task", config=None):
-    await client.enqueue_rollout(input, config=config)
+    await client.enqueue_rollout(input, config=config, group_id="group")
     claimed = await client.dequeue_rollout(WORKER)
     assert claimed is not None
     return claimed
@@ -351,6 +351,10 @@ async def cancel(store, claimed, clock):
     await store.cancel_rollouts([claimed.rollout_id])
 
 
+async def cancel_group(store, claimed, clock):
+    await store.cancel_group("group")
+
+
 async def set_to_cancelled(store, claimed, clock):
     await store.update_rollout(claimed.rollout_id, status="cancelled")
 
@@ -507,7 +511,7 @@ async def delete(store, claimed, clock):
 
 @pytest.mark.parametrize(
     ("act", "reason"),
-    [(cancel, "cancelled"), (set_to_cancelled, "cancelled"), (delete, "lost")],
+    [(cancel, "cancelled"), (cancel_group, "cancelled"), (set_to_cancelled, "cancelled"), (delete, "lost")],
     ids=lambda value: getattr(value, "__name__", value),
 )
 def test_an_attempt_that_is_cancelled_hears_of_it_without_a_heartbeat(timed, clock, act, reason):
