@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import AsyncIterator
 
 import grpc
 import grpc.aio
@@ -31,6 +32,7 @@ class CuttingProxy:
         self._life_seconds = life_seconds
         self._connections = 0
         self._connected = asyncio.Condition()
+        self._handing_on: set[asyncio.Future[None]] = set()
 
     async def __aenter__(self) -> CuttingProxy:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -39,29 +41,42 @@ class CuttingProxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        for one in self._handing_on:
+            one.cancel()
+        await asyncio.gather(*self._handing_on, return_exceptions=True)
 
     async def until_connections(self, count: int) -> None:
         """Return when there have been so many."""
         async with self._connected:
             await self._connected.wait_for(lambda: self._connections >= count)
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async with self._connected:
-            self._connections += 1
-            self._connected.notify_all()
-        try:
-            server_reader, server_writer = await asyncio.open_connection(self._host, self._port)
-        except OSError:  # the server is gone
-            writer.close()
-            return
-        with contextlib.suppress(TimeoutError, ConnectionError):
-            async with asyncio.timeout(self._life_seconds):
-                await asyncio.gather(_hand_on(reader, server_writer), _hand_on(server_reader, writer))
+    def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handing_on = asyncio.ensure_future(self._hand_on(reader, writer))
+        self._handing_on.add(handing_on)
+        handing_on.add_done_callback(self._handing_on.discard)
+
+    async def _hand_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with closed_in_the_end(writer):
+            async with self._connected:
+                self._connections += 1
+                self._connected.notify_all()
+            with contextlib.suppress(TimeoutError, OSError):
+                server_reader, server_writer = await asyncio.open_connection(self._host, self._port)
+                async with closed_in_the_end(server_writer), asyncio.timeout(self._life_seconds):
+                    await asyncio.gather(_copy(reader, server_writer), _copy(server_reader, writer))
+
+
+@contextlib.asynccontextmanager
+async def closed_in_the_end(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
         writer.close()
-        server_writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()
 
 
-async def _hand_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     while data := await reader.read(65536):
         writer.write(data)
         await writer.drain()
