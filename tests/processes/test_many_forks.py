@@ -9,7 +9,7 @@ import pytest
 
 from lightning_store_client.channel import CHILD_MAY_KEEP_CORE
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.forks]
 
 FORKS = int(os.environ.get("LIGHTNING_STORE_TEST_FORKS", "2000"))
 AT_ONCE = 8
