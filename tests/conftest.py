@@ -9,7 +9,8 @@ import signal
 from collections import Counter
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and they would hand that on to their programs.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -24,6 +25,7 @@ _CONTRACT_TEST = re.compile(r"tests/contract/test_(?P<store>\w+)\.py::Test\w+::t
 
 def pytest_collection_finish() -> None:
     """Spare the garbage collector the thousands of tests, which all stay."""
+    given(st.none())(lambda _: None)()  # Hypothesis 6.100 looks for references at first, which it could not find later
     gc.collect()
     gc.freeze()
 

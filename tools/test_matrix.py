@@ -27,7 +27,7 @@ ENVIRONMENTS = ROOT / ".venv-matrix"
 PYTHONS = ("3.11", "3.12", "3.13")
 EXTRAS = ("server", "templates", "testing", "demo", "bench")
 EXPORTERS = ("opentelemetry-exporter-otlp-proto-grpc", "opentelemetry-exporter-otlp-proto-http")
-TOOLS = ("pytest-timeout", "pytest-xdist", "trustme")
+TOOLS = ("h2", "pytest-timeout", "pytest-xdist", "trustme")
 
 
 def main() -> int:

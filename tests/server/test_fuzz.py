@@ -289,7 +289,7 @@ def fuzzed(serve: Any) -> Fuzzed:
 
 
 FUZZ = settings(
-    max_examples=max(30, settings.default.max_examples),  # of fewer, not one may be legal
+    max_examples=max(60, settings.default.max_examples),  # of fewer, not one may be legal
     database=None,
     phases=[Phase.generate],  # the server remembers: a call may fail only after others, and cannot be made smaller
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture],
