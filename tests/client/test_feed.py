@@ -94,10 +94,14 @@ async def test_a_feed_that_is_cut_at_any_place_misses_nothing_and_tells_nothing_
         assert line.proxy.statistics.connections > 1
 
 
-async def test_a_feed_of_groups_that_is_cut_tells_each_once(stack: AsyncExitStack):
+@pytest.mark.parametrize("items_max", [100, 5], ids=["request-holds-all-told", "request-holds-few"])
+async def test_a_feed_of_groups_that_is_cut_tells_each_once(
+    stack: AsyncExitStack, items_max: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("lightning_store_client.client.TOLD_MAX", items_max)
     chance = random.Random(1)
     async with stack:
-        line = await Line(stack).open(page_rows_max=3)
+        line = await Line(stack).open(page_rows_max=3, request_items_max=items_max)
         feed: Any = line.client.watch_groups(run="r")
         made: list[str] = []
         told: list[str] = []

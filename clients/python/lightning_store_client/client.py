@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
+from itertools import islice
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeVar, Unpack
 
 from lightning_store import arguments, otel
@@ -18,7 +20,7 @@ from lightning_store.errors import (
     StoreError,
 )
 from lightning_store.feeds import GroupFeed, RolloutFeed
-from lightning_store.items import parts
+from lightning_store.items import ITEMS_MAX, parts
 from lightning_store.model import (
     UNSET,
     Admission,
@@ -89,6 +91,8 @@ logger = logging.getLogger("lightning_store_client")
 
 WAIT_SECONDS_MAX = 20.0
 """What one call asks the server to wait; a longer wait is several calls."""
+TOLD_MAX: Final = ITEMS_MAX
+"""Groups of which a feed tells a server anew that they have come. Older ones that come again are passed over here."""
 
 
 class _Listing(NamedTuple):
@@ -475,21 +479,23 @@ class LightningStoreClient(QueryMethods):
         where = cancelled_where(rollout_ids, status_in, filters)
         if rollout_ids is not None and not len(rollout_ids):
             return []
-        cancelled: list[Rollout] = []
-        for part in [None] if rollout_ids is None else parts(list(rollout_ids)):
-            request = selections.cancellation_to_proto(new_request_id(), part, where)
-            reply = await self._calls.unary("CancelRollouts", request)
-            cancelled += (codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts)
-        return cancelled
+        cancelled = await self._in_parts(
+            "CancelRollouts",
+            rollout_ids,
+            lambda part: selections.cancellation_to_proto(new_request_id(), part, where),
+            attrgetter("rollouts"),
+        )
+        return [codec.rollout_from_proto(one, "rollouts") for one in cancelled]
 
     async def requeue_rollouts(self, rollout_ids: Sequence[str]) -> list[Rollout]:
         arguments.distinct_ids(rollout_ids)
-        requeued: list[Rollout] = []
-        for part in parts(list(rollout_ids)):
-            request = rollout_pb2.RequeueRolloutsRequest(request_id=new_request_id(), rollout_ids=part)
-            reply = await self._calls.unary("RequeueRollouts", request)
-            requeued += (codec.rollout_from_proto(one, "rollouts") for one in reply.rollouts)
-        return requeued
+        requeued = await self._in_parts(
+            "RequeueRollouts",
+            rollout_ids,
+            lambda part: rollout_pb2.RequeueRolloutsRequest(request_id=new_request_id(), rollout_ids=part),
+            attrgetter("rollouts"),
+        )
+        return [codec.rollout_from_proto(one, "rollouts") for one in requeued]
 
     async def update_attempt(
         self,
@@ -595,21 +601,24 @@ class LightningStoreClient(QueryMethods):
 
     async def _groups(self, terms: GroupQuery, group_ids: list[str] | None) -> AsyncGenerator[Group, None]:
         wanted = None if group_ids is None else dict.fromkeys(group_ids)
-        told: list[str] = []
+        told: dict[str, None] = {}
         until = None if terms.timeout is None else self._clock.monotonic() + terms.timeout
 
         def request() -> rollout_pb2.WatchGroupsRequest:
             left = None if until is None else max(0.0, until - self._clock.monotonic())
-            return selections.watch_groups_to_proto(wanted, replace(terms, timeout=left), told)
+            newest = list(islice(reversed(told), TOLD_MAX))
+            return selections.watch_groups_to_proto(wanted, replace(terms, timeout=left), newest)
 
         async with aclosing(self._calls.follow("WatchGroups", request)) as replies:
             async for reply in replies:
                 for message in reply.groups:
                     group = selections.group_from_proto(message, "groups")
-                    if wanted is None:
-                        told.append(group.group_id)
-                    else:
+                    if wanted is not None:
                         wanted.pop(group.group_id, None)  # so that it is not asked for again
+                    elif group.group_id in told:  # longer ago than a request can say
+                        continue
+                    else:
+                        told[group.group_id] = None
                     yield group
                 if reply.complete:
                     return
@@ -655,26 +664,48 @@ class LightningStoreClient(QueryMethods):
         **filters: Unpack[RolloutFilters],
     ) -> list[str]:
         arguments.check_deletion(rollout_ids, older_than, status_in)
-        deleted: list[str] = []
-        for part in [None] if rollout_ids is None else parts(list(rollout_ids)):
+
+        def request(part: Sequence[str] | None) -> rollout_pb2.DeleteRolloutsRequest:
             which = selections.Deletion(rollout_ids=part, older_than=older_than, status_in=status_in)
-            request = selections.deletion_to_proto(new_request_id(), which, RolloutQuery(**filters))
-            deleted += (await self._calls.unary("DeleteRollouts", request)).rollout_ids
-        return deleted
+            return selections.deletion_to_proto(new_request_id(), which, RolloutQuery(**filters))
+
+        return await self._in_parts("DeleteRollouts", rollout_ids, request, attrgetter("rollout_ids"))
 
     async def delete_workers(self, worker_ids: Sequence[str]) -> list[str]:
-        deleted: list[str] = []
-        for part in parts(list(arguments.distinct_ids(worker_ids, "worker_ids"))):
-            request = worker_pb2.DeleteWorkersRequest(request_id=new_request_id(), worker_ids=part)
-            deleted += (await self._calls.unary("DeleteWorkers", request)).worker_ids
-        return deleted
+        return await self._in_parts(
+            "DeleteWorkers",
+            arguments.distinct_ids(worker_ids, "worker_ids"),
+            lambda part: worker_pb2.DeleteWorkersRequest(request_id=new_request_id(), worker_ids=part),
+            attrgetter("worker_ids"),
+        )
 
     async def delete_resources(self, resources_ids: Sequence[str]) -> list[str]:
-        deleted: list[str] = []
-        for part in parts(list(arguments.distinct_ids(resources_ids, "resources_ids"))):
-            request = resources_pb2.DeleteResourcesRequest(request_id=new_request_id(), resources_ids=part)
-            deleted += (await self._calls.unary("DeleteResources", request)).resources_ids
-        return deleted
+        return await self._in_parts(
+            "DeleteResources",
+            arguments.distinct_ids(resources_ids, "resources_ids"),
+            lambda part: resources_pb2.DeleteResourcesRequest(request_id=new_request_id(), resources_ids=part),
+            attrgetter("resources_ids"),
+        )
+
+    async def _in_parts(
+        self,
+        rpc: str,
+        ids: Iterable[str] | None,
+        request: Callable[[Sequence[str] | None], Any],
+        rows: Callable[[Any], Iterable[Any]],
+    ) -> list[Any]:
+        """Make a call for as many ids at a time as one request may have; for None, one without ids.
+
+        Args:
+            rpc: The method.
+            ids: What the call is about.
+            request: The request for some of the ids.
+            rows: What of a reply is returned, from all replies in order.
+        """
+        found: list[Any] = []
+        for part in [None] if ids is None else parts(list(ids)):
+            found += rows(await self._calls.unary(rpc, request(part)))
+        return found
 
     async def release_worker(self, worker_id: str) -> Worker | None:
         arguments.check_id("worker_id", worker_id)
