@@ -281,7 +281,7 @@ class Admission:
 
     @property
     def lanes(self) -> dict[str, Lane]:
-        """All of them, by the kind of their calls."""
+        """Those of calls, by their kind. (Sessions and watches have lanes too, and are no calls.)"""
         lanes = {"calls": self.calls, "waits": self.waits, "stream_queries": self.stream_queries}
         return {**lanes, "heartbeats": self.heartbeats}
 
@@ -311,7 +311,7 @@ class Admission:
             return
         self._relieved_at = now
         stalled = set[str]()
-        for lane in (self.calls, self.waits, self.stream_queries, self.heartbeats):
+        for lane in self.lanes.values():
             stalled |= {
                 peer for peer, size_bytes in lane.stalled(now - STALLED_SECONDS).items() if size_bytes > STALLED_BYTES
             }

@@ -219,16 +219,16 @@ class ServerConfig:
             # A peer that resets streams is asked for a sign of life each time, and gets no new ones until it comes.
             ("grpc.http2.ping_on_rst_stream_percent", 100),
             ("grpc.max_allowed_incoming_connections", self.connections_max),
-            ("grpc.max_connection_idle_ms", int(self.idle_seconds * 1000)),
-            ("grpc.server_handshake_timeout_ms", int(self.handshake_seconds * 1000)),
+            ("grpc.max_connection_idle_ms", _milliseconds(self.idle_seconds)),
+            ("grpc.server_handshake_timeout_ms", _milliseconds(self.handshake_seconds)),
             ("grpc.server.max_pending_requests", PENDING_CALLS_MAX),
             ("grpc.server.max_pending_requests_hard_limit", PENDING_CALLS_MAX),
             # Replies are bounded by the page limits; what a caller was allowed to store it may also get back.
             ("grpc.max_send_message_length", -1),
-            ("grpc.keepalive_time_ms", int(self.keepalive_seconds * 1000)),
-            ("grpc.keepalive_timeout_ms", int(self.keepalive_timeout_seconds * 1000)),
+            ("grpc.keepalive_time_ms", _milliseconds(self.keepalive_seconds)),
+            ("grpc.keepalive_timeout_ms", _milliseconds(self.keepalive_timeout_seconds)),
             # What a probe waits for its answer where TCP stays open; by itself the setting above does not decide that.
-            ("grpc.http2.ping_timeout_ms", int(self.keepalive_timeout_seconds * 1000)),
+            ("grpc.http2.ping_timeout_ms", _milliseconds(self.keepalive_timeout_seconds)),
             ("grpc.keepalive_permit_without_calls", 1),
             # Clients probe too; answer them instead of cutting them off as abusive.
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),

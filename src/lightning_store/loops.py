@@ -1,4 +1,4 @@
-"""What is kept for each event loop."""
+"""What is kept for each event loop, and long work on it that is cut into slices."""
 
 from __future__ import annotations
 
@@ -35,19 +35,31 @@ async def next_turn() -> None:
 
 
 class Slicer:
-    """Tells when a slice of long work is over: ``if slicer.is_over(): await slicer.next_turn()``."""
+    """Tells when a slice of long work is over: ``if slicer.is_over(): await slicer.next_turn()``.
 
-    __slots__ = ("_began", "_now")
+    Args:
+        seconds: How long a slice may take; None is :data:`SLICE_SECONDS`.
+        in_line: Whether its slices wait for those of other work. Not so that of a transaction, for which others wait.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_began", "_in_line", "_now", "_seconds")
+
+    def __init__(self, seconds: float | None = None, *, in_line: bool = True) -> None:
+        self._seconds = SLICE_SECONDS if seconds is None else seconds
+        self._in_line = in_line
         self._now = asyncio.get_running_loop().time
         self._began = self._now()
 
     def is_over(self) -> bool:
         """Whether others should have their turn now."""
-        return self._now() - self._began > SLICE_SECONDS
+        return self._now() - self._began > self._seconds
 
     async def next_turn(self) -> None:
         """Let them have it, and begin another slice."""
-        await next_turn()
+        await (next_turn() if self._in_line else asyncio.sleep(0))
         self._began = self._now()
+
+    async def breathe(self) -> None:
+        """Let others have their turn if it is time."""
+        if self.is_over():
+            await self.next_turn()

@@ -65,8 +65,7 @@ async def select_in_slices(
     slicer = Slicer()
     rows: list[Candidate[T]] = []
     for start in range(0, len(records), SLICE_ROWS):
-        if slicer.is_over():
-            await slicer.next_turn()
+        await slicer.breathe()
         some = slice(start, start + SLICE_ROWS)
         pairs = zip(records[some], repeat(None) if attempts is None else attempts[some], strict=False)
         rows += (Candidate(record, attempt) for record, attempt in pairs if matches(record, query, attempt))
@@ -86,8 +85,7 @@ async def _sorted_in_slices(
     key = _sort_key(rows, f"record.{field}", query.none_first)
     runs = []
     for start in range(0, len(rows), SORTED_ROWS):
-        if slicer.is_over():
-            await slicer.next_turn()
+        await slicer.breathe()
         run = rows[start : start + SORTED_ROWS]
         run.sort(key=key, reverse=query.descending)
         runs.append(run)

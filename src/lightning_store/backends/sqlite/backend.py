@@ -45,7 +45,7 @@ from lightning_store.backends.records import (
 from lightning_store.backends.sqlite import reading, rows, storing
 from lightning_store.backends.sqlite.errors import REPLACED, as_store_error, primary_code, store_errors
 from lightning_store.backends.sqlite.file import Durability, FileLock, file_identity, open_writer, wal_bytes
-from lightning_store.backends.sqlite.loading import Pacer, SqliteLoaded, load, newest_resources, next_deadline
+from lightning_store.backends.sqlite.loading import SqliteLoaded, load, newest_resources, next_deadline, pacer
 from lightning_store.backends.sqlite.network import network_type
 from lightning_store.backends.sqlite.readers import Reader, Readers
 from lightning_store.backends.sqlite.replies import ReplyIndex
@@ -321,7 +321,7 @@ class SqliteBackend(Backend):
         try:
             with store_errors(self.path):
                 written = Written(copy(self.totals), self.deadline)
-                evicted = await storing.evict(connection, written, excess_bytes, unfinished, Pacer())
+                evicted = await storing.evict(connection, written, excess_bytes, unfinished, pacer())
                 if evicted:
                     await self.commit(written)
             return evicted
@@ -367,7 +367,7 @@ class _Transaction(Transaction):
             self._connection = await backend.begin()
             self._loaded.totals, self._loaded.deadline = backend.totals, backend.deadline
         with store_errors(backend.path):
-            await load(self._connection, needs, due, self._loaded, backend.replies, Pacer())
+            await load(self._connection, needs, due, self._loaded, backend.replies, pacer())
         return self._loaded
 
     async def commit(self, changes: Changes) -> None:
@@ -383,7 +383,7 @@ class _Transaction(Transaction):
         backend = self._backend
         try:
             with store_errors(backend.path):
-                written = await storing.write(connection, changes, self._loaded, backend.replies, Pacer())
+                written = await storing.write(connection, changes, self._loaded, backend.replies, pacer())
                 await backend.commit(written)
         finally:
             backend.end()

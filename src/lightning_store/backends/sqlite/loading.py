@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from sqlite3 import Connection
-from time import perf_counter
 from typing import Any, Final
 
 from lightning_store.backends.base import AttemptKey, Due, Needs
@@ -14,6 +12,7 @@ from lightning_store.backends.records import AdmissionRecord, ResourcesRecord
 from lightning_store.backends.sqlite import rows
 from lightning_store.backends.sqlite.replies import ReplyIndex
 from lightning_store.backends.sqlite.rows import RolloutEntry, Totals
+from lightning_store.loops import Slicer
 
 QUEUE_START: Final = -(2**63)
 """Comes before all keys of the queue."""
@@ -27,17 +26,9 @@ EXPENDABLE_BYTES: Final = 4 * 1024 * 1024
 """Spans of rollouts that are not retained which one transaction deletes; one rollout may have more."""
 
 
-class Pacer:
-    """Lets others in between."""
-
-    def __init__(self) -> None:
-        self._since = perf_counter()
-
-    async def breathe(self) -> None:
-        """Suspend if the work has held the event loop for long enough."""
-        if perf_counter() - self._since > STRETCH_SECONDS:
-            await asyncio.sleep(0)
-            self._since = perf_counter()
+def pacer() -> Slicer:
+    """Lets others in between the stretches of a transaction."""
+    return Slicer(STRETCH_SECONDS, in_line=False)
 
 
 class SqliteLoaded(LoadedRecords):
@@ -72,7 +63,7 @@ class SqliteLoaded(LoadedRecords):
 
 
 async def load(
-    connection: Connection, needs: Needs, due: Due | None, into: SqliteLoaded, replies: ReplyIndex, pacer: Pacer
+    connection: Connection, needs: Needs, due: Due | None, into: SqliteLoaded, replies: ReplyIndex, pacer: Slicer
 ) -> None:
     """Read what is needed and not loaded yet, with what comes along."""
     rollouts, attempts, workers = set(needs.rollouts), set(needs.attempts), set(needs.workers | needs.held)
@@ -185,7 +176,7 @@ def _load_admissions(connection: Connection, needs: Needs, into: SqliteLoaded) -
 
 
 async def _load_attempts(
-    connection: Connection, keys: Iterable[AttemptKey], into: SqliteLoaded, named: set[str], pacer: Pacer
+    connection: Connection, keys: Iterable[AttemptKey], into: SqliteLoaded, named: set[str], pacer: Slicer
 ) -> None:
     missing = {key for key in keys if key not in into.attempts and into.rollouts.get(key[0], key) is not None}
     for found in rows.select_values(connection, rows.SELECT_ATTEMPTS_BY_KEY, missing, 2):
@@ -202,7 +193,7 @@ async def _load_attempts(
 
 
 async def _load_holders(
-    connection: Connection, rollout_ids: set[str], into: SqliteLoaded, named: set[str], pacer: Pacer
+    connection: Connection, rollout_ids: set[str], into: SqliteLoaded, named: set[str], pacer: Slicer
 ) -> None:
     statement = """
         SELECT DISTINCT r.rollout_id, a.worker_id
@@ -219,7 +210,7 @@ async def _load_holders(
     into.holder_ids.update(held)
 
 
-async def _load_workers(connection: Connection, worker_ids: set[str], into: SqliteLoaded, pacer: Pacer) -> None:
+async def _load_workers(connection: Connection, worker_ids: set[str], into: SqliteLoaded, pacer: Slicer) -> None:
     missing = worker_ids - into.workers.keys()
     for found in rows.select_in(connection, rows.SELECT_WORKERS_BY_ID, missing):
         for row in found:
@@ -229,7 +220,7 @@ async def _load_workers(connection: Connection, worker_ids: set[str], into: Sqli
         into.workers.setdefault(worker_id, None)
 
 
-async def _load_spans(connection: Connection, needs: Needs, into: SqliteLoaded, pacer: Pacer) -> None:
+async def _load_spans(connection: Connection, needs: Needs, into: SqliteLoaded, pacer: Slicer) -> None:
     missing = needs.spans - into.spans.keys()
     stored: set[tuple[Any, ...] | None] = set()
     numbered = {}

@@ -11,11 +11,12 @@ from typing import Any, Final
 from lightning_store.backends.base import Changes, Needs
 from lightning_store.backends.records import AttemptRecord, ResourcesRecord, RolloutRecord, WorkerRecord
 from lightning_store.backends.sqlite import rows
-from lightning_store.backends.sqlite.loading import Pacer, SqliteLoaded, load
+from lightning_store.backends.sqlite.loading import SqliteLoaded, load
 from lightning_store.backends.sqlite.replies import Entry, ReplyIndex
 from lightning_store.backends.sqlite.rows import Totals
 from lightning_store.labels import labels_of
 from lightning_store.lifecycle import TERMINAL
+from lightning_store.loops import Slicer
 
 ROWS_AT_ONCE: Final = 64
 """Rows that one call inserts or updates: well below what may hold the event loop."""
@@ -53,7 +54,7 @@ def is_empty(changes: Changes) -> bool:
 
 
 async def write(
-    connection: Connection, changes: Changes, loaded: SqliteLoaded, replies: ReplyIndex, pacer: Pacer
+    connection: Connection, changes: Changes, loaded: SqliteLoaded, replies: ReplyIndex, pacer: Slicer
 ) -> Written:
     """Write ``changes`` into the open transaction.
 
@@ -75,7 +76,7 @@ async def write(
 class _Writer:
     """One transaction's changes on their way."""
 
-    def __init__(self, connection: Connection, loaded: SqliteLoaded, pacer: Pacer) -> None:
+    def __init__(self, connection: Connection, loaded: SqliteLoaded, pacer: Slicer) -> None:
         self._connection = connection
         self._loaded = loaded
         self._pacer = pacer
@@ -352,7 +353,7 @@ def _deleted(table: Mapping[str, object | None]) -> list[str]:
     return [key for key, record in table.items() if record is None]
 
 
-async def drop_spans(connection: Connection, number: int, pacer: Pacer) -> int:
+async def drop_spans(connection: Connection, number: int, pacer: Slicer) -> int:
     """Delete the spans of the rollout in this row; how many these were."""
     statement = "DELETE FROM spans WHERE number IN (SELECT number FROM spans WHERE rollout = ? LIMIT ?)"
     dropped = 0
@@ -365,7 +366,7 @@ async def drop_spans(connection: Connection, number: int, pacer: Pacer) -> int:
 
 
 async def evict(
-    connection: Connection, written: Written, excess_bytes: int, unfinished: bool, pacer: Pacer
+    connection: Connection, written: Written, excess_bytes: int, unfinished: bool, pacer: Slicer
 ) -> list[str]:
     """Drop whole rollouts' spans in the open transaction until so many bytes are free.
 
