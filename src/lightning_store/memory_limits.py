@@ -18,7 +18,7 @@ SAFE_RATIO_DEFAULT: Final = 0.8
 LIMIT_RATIO_DEFAULT: Final = 0.9
 """Of the machine's memory."""
 RESERVE_SHARE: Final = 8
-"""Attempts and workers may take so large a part of the limit beyond it, and so may a call that passes it."""
+"""Attempts, workers and marks may take so large a part of the limit beyond it, and so may a call that passes it."""
 RETRY_AFTER_SECONDS: Final = 5.0
 """When to try again what was refused: somebody has to read and delete first."""
 

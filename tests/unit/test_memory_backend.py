@@ -293,3 +293,16 @@ class TestManyRows:
         assert not query.done()
         found = await query
         assert [one.status for one in found] == ["queuing"] * 100
+
+    async def test_a_batch_of_spans_leaves_others_their_turn(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(loops, "SLICE_SECONDS", -1.0)
+        store = InMemoryLightningStore()
+        started = [await store.start_rollout(number) for number in range(20)]
+        await store.add_many_spans([make_span(one) for one in started])
+        ids = [one.rollout_id for one in started]
+        reading = asyncio.create_task(store.query_many_spans(ids))
+        await asyncio.sleep(0)
+        await store.cancel_rollouts(ids)
+        assert await store.delete_rollouts(ids[10:]) == ids[10:]
+        assert not reading.done()
+        assert [len(spans) for spans in (await reading).values()] == [1] * 20

@@ -347,3 +347,56 @@ def test_bytes_are_those_of_what_is_stored(actions: list[tuple[str, int, str]]):
         assert counts.bytes == sum(record.size_bytes for record in left)
 
     asyncio.run(scenario())
+
+
+# --- What consumers and runs keep ------------------------------------------------------------------------------------
+
+KEPT: Final[dict[str, tuple[Any, Any]]] = {
+    "admissions": (
+        lambda store, _, number: store.set_admission(f"run-{number}", paused=True),
+        lambda store, number: store.set_admission(f"run-{number}"),
+    ),
+    "marks": (
+        lambda store, rollout_id, number: store.mark_consumed(f"consumer-{number}", [rollout_id]),
+        lambda store, number: store.rewind_consumer(f"consumer-{number}"),
+    ),
+    "checkpoints": (
+        lambda store, _, number: store.mark_consumed("consumer", [], checkpoint=f"step-{number}"),
+        lambda store, number: store.rewind_consumer("consumer"),
+    ),
+}
+"""What keeps one, and what forgets it."""
+
+
+async def keep_until_refused(store: InMemoryLightningStore, keep: Any, rollout_id: str) -> int:
+    for number in range(1_000):
+        try:
+            await keep(store, rollout_id, number)
+        except ResourceExhaustedError:
+            return number
+    return -1
+
+
+@pytest.mark.parametrize("kind", KEPT)
+@pytest.mark.asyncio
+async def test_what_is_kept_for_consumers_and_runs_counts(kind: str):
+    keep, forget = KEPT[kind]
+    store = limited(memory_limit=20_000)
+    rollout = await store.enqueue_rollout("task")
+    before = await stored_bytes(store)
+    kept = await keep_until_refused(store, keep, rollout.rollout_id)
+    assert kept > 10
+    for number in range(kept):
+        await forget(store, number)
+    assert await stored_bytes(store) == before
+
+
+@pytest.mark.asyncio
+async def test_marks_go_with_their_rollout():
+    store = limited()
+    before = await stored_bytes(store)
+    rollout = await store.enqueue_rollout("task")
+    await store.mark_consumed("consumer", [rollout.rollout_id])
+    await store.cancel_rollouts([rollout.rollout_id])
+    await store.delete_rollouts([rollout.rollout_id])
+    assert await stored_bytes(store) == before

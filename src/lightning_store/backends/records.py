@@ -20,6 +20,8 @@ ROLLOUT_OVERHEAD_BYTES: Final = 1500
 ATTEMPT_OVERHEAD_BYTES: Final = 800
 RESOURCES_OVERHEAD_BYTES: Final = 500
 WORKER_OVERHEAD_BYTES: Final = 500
+MARK_OVERHEAD_BYTES: Final = 300
+"""Memory of a mark, a checkpoint or an admission beside the name that it is kept under."""
 WIDEST_CHAR_BYTES: Final = 4
 ID_INCLUDED_BYTES: Final = 100
 """Of an id that a caller gives, which the overheads above include."""
@@ -302,6 +304,16 @@ class AdmissionRecord(NamedTuple):
     run: str
     max_open_groups: int | None
     paused: bool
+
+    @property
+    def size_bytes(self) -> int:
+        """About how much memory it takes."""
+        return MARK_OVERHEAD_BYTES + id_bytes(self.run)
+
+    @property
+    def bounds(self) -> bool:
+        """Whether it keeps any group from beginning."""
+        return self.paused or self.max_open_groups is not None
 
 
 class Claim(NamedTuple):

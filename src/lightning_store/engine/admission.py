@@ -13,8 +13,7 @@ from lightning_store.lifecycle import QUEUED
 
 def set_admission(view: View, admission: AdmissionRecord) -> AdmissionRecord:
     """That of its run from now on; one that bounds nothing is none."""
-    bounds = admission.paused or admission.max_open_groups is not None
-    view.put_admission(admission.run, admission if bounds else None)
+    view.put_admission(admission.run, admission if admission.bounds else None)
     view.effects.runs[admission.run] = None
     return admission
 

@@ -59,7 +59,7 @@ class Operation(ABC, Generic[R]):
     adds: ClassVar[bool] = False
     """Whether it adds rollouts, spans or resources."""
     grows: ClassVar[bool] = False
-    """Whether it may add an attempt or a worker, without which nobody could finish what is stored."""
+    """Whether it may add what is small and needed to finish what is stored: an attempt, a worker, a mark."""
 
     @abstractmethod
     def add_needs(self, needs: Needs) -> None:
@@ -79,7 +79,7 @@ class Operation(ABC, Generic[R]):
 
         Args:
             full: Why nothing more can be stored.
-            to_the_last: Whether not even the reserve is left that is for attempts and workers.
+            to_the_last: Whether not even the reserve is left that is for attempts, workers and marks.
         """
         if self.stores or (to_the_last and self.grows):
             raise full
@@ -236,7 +236,7 @@ class UpdateRollout(Operation[RolloutRecord]):
     @property
     def stores(self) -> bool:
         """Reports without a payload go on."""
-        return any(len(self.columns.get(name) or "") > len(NO_PAYLOAD) for name in PAYLOADS)
+        return _has_payload(self.columns)
 
     @property
     def size_bytes(self) -> int:
@@ -292,6 +292,7 @@ class SetAdmission(Operation[AdmissionRecord]):
     """Bound the groups of a run. The reply: what holds."""
 
     name = "set_admission"
+    grows = True
     codec = RecordCodec(AdmissionRecord)
 
     record: AdmissionRecord
@@ -302,12 +303,19 @@ class SetAdmission(Operation[AdmissionRecord]):
     def decide(self, view: View) -> AdmissionRecord:
         return admission.set_admission(view, self.record)
 
+    def when_full(self, full: ResourceExhaustedError, *, to_the_last: bool) -> SetAdmission:
+        """Bounds can be lifted in any case."""
+        if to_the_last and self.record.bounds:
+            raise full
+        return self
+
 
 @dataclass(frozen=True, slots=True)
 class MarkConsumed(Operation[list[str]]):
     """Mark rollouts as consumed, and record a checkpoint. The reply: those that were not marked before."""
 
     name = "mark_consumed"
+    grows = True
     codec = RecordCodec(list[str])
 
     consumer: str
@@ -418,7 +426,7 @@ class UpdateAttempt(Operation[AttemptRecord]):
     @property
     def stores(self) -> bool:
         """Reports without a payload go on."""
-        return any(len(self.columns.get(name) or "") > len(NO_PAYLOAD) for name in PAYLOADS)
+        return _has_payload(self.columns)
 
     def when_full(self, full: ResourceExhaustedError, *, to_the_last: bool) -> UpdateAttempt:
         """A report goes on unless it has a payload, or makes a worker known."""
@@ -692,6 +700,10 @@ def _need_resources(needs: Needs, new: NewRollout) -> None:
 def _need_worker(needs: Needs, worker_id: str | None) -> None:
     if worker_id:
         needs.workers.add(worker_id)
+
+
+def _has_payload(columns: Mapping[str, Any]) -> bool:
+    return any(len(columns.get(name) or "") > len(NO_PAYLOAD) for name in PAYLOADS)
 
 
 def _text_bytes(columns: Mapping[str, Any]) -> int:

@@ -9,6 +9,7 @@ import math
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Final, TypeVar, cast
@@ -35,6 +36,7 @@ from lightning_store.backends.memory.filtering import (
 from lightning_store.backends.memory.indices import SLACK, Blocks, Deadlines, Shards
 from lightning_store.backends.memory.replies import Replies
 from lightning_store.backends.records import (
+    MARK_OVERHEAD_BYTES,
     AdmissionRecord,
     AttemptRecord,
     CompletionRow,
@@ -49,11 +51,13 @@ from lightning_store.backends.records import (
     RolloutRow,
     SpanRecord,
     WorkerRecord,
+    id_bytes,
 )
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.ids import new_hex
 from lightning_store.labels import label_of, labels_of
 from lightning_store.lifecycle import TERMINAL
+from lightning_store.loops import Slicer
 from lightning_store.model import TIME_MAX_SECONDS
 from lightning_store.queries import (
     AttemptQuery,
@@ -78,7 +82,7 @@ SHARED_CHARS_MAX: Final = 256
 T = TypeVar("T")
 _RECORD: Final = attrgetter("record")
 _LATEST: Final = attrgetter("latest")
-SizedT = TypeVar("SizedT", WorkerRecord, ResourcesRecord)
+SizedT = TypeVar("SizedT", WorkerRecord, ResourcesRecord, AdmissionRecord)
 
 
 class _Rollout:
@@ -152,6 +156,18 @@ def _put(table: dict[str, SizedT], key: str, record: SizedT | None) -> int:
     else:
         table[key] = record
     return (0 if record is None else record.size_bytes) - (0 if former is None else former.size_bytes)
+
+
+def _put_number(table: dict[str, int], name: str, number: int | None) -> int:
+    """The same for a mark or a checkpoint."""
+    former = table.pop(name, None)
+    if number is not None:
+        table[name] = number
+    return ((number is not None) - (former is not None)) * _number_bytes(name)
+
+
+def _number_bytes(name: str) -> int:
+    return MARK_OVERHEAD_BYTES + id_bytes(name)
 
 
 _INDEXED: Final = ("rollout_id", "status", "group_id")
@@ -273,7 +289,7 @@ class MemoryData(Loaded):
         """Candidates for eviction: a heap of end time, ordinal and id, with some that are out of date."""
         self._open_groups: defaultdict[str, dict[str, None]] = defaultdict(dict)
         """The groups of each run that may be open; whoever looks at them drops those that are not."""
-        self._admissions: dict[str, AdmissionRecord | None] = {}
+        self._admissions: dict[str, AdmissionRecord] = {}
         self._checkpoints: defaultdict[str, dict[str, int]] = defaultdict(dict)
         """Of each consumer."""
         self._resources: dict[str, ResourcesRecord] = {}
@@ -344,7 +360,10 @@ class MemoryData(Loaded):
             group_id: GroupRow(group_id, self._rows(group_id)).open for group_id in self._open_groups.get(run, ())
         }
         found = [group for group in groups.values() if group is not None]
-        self._open_groups[run] = {group.group_id: None for group in found}
+        if found:
+            self._open_groups[run] = {group.group_id: None for group in found}
+        else:
+            self._open_groups.pop(run, None)
         return found
 
     def checkpoints(self, consumer: str) -> Mapping[str, int]:
@@ -456,17 +475,14 @@ class MemoryData(Loaded):
         for (consumer, rollout_id), mark in changes.marks.items():
             if (entry := self._rollouts.get(rollout_id)) is not None:
                 entry.marks = entry.marks or {}
-                if mark is None:
-                    entry.marks.pop(consumer, None)
-                else:
-                    entry.marks[consumer] = mark
+                self.other_bytes += _put_number(entry.marks, consumer, mark)
         for (consumer, checkpoint), number in changes.checkpoints.items():
-            if number is None:
-                self._checkpoints[consumer].pop(checkpoint, None)
-            else:
-                self._checkpoints[consumer][checkpoint] = number
+            checkpoints = self._checkpoints[consumer]
+            self.other_bytes += _put_number(checkpoints, checkpoint, number)
+            if not checkpoints:
+                del self._checkpoints[consumer]
         for run, admission in changes.admissions.items():
-            self._admissions[run] = admission
+            self.other_bytes += _put(self._admissions, run, admission)
 
     def _insert(self, rollout: RolloutRecord) -> None:
         entry = self._rollouts[rollout.rollout_id] = _Rollout(rollout, next(self._ordinals))
@@ -570,6 +586,7 @@ class MemoryData(Loaded):
         self._drop_spans(entry)
         self._attempts -= len(entry.attempts)
         self.other_bytes -= entry.record.size_bytes + sum(one.size_bytes for one in entry.attempts.values())
+        self.other_bytes -= sum(map(_number_bytes, entry.marks or ()))
 
     def _note_open(self, rollout: RolloutRecord) -> None:
         if rollout.run is not None and rollout.group_id is not None:
@@ -582,7 +599,7 @@ class MemoryData(Loaded):
             del members[entry.ordinal]
             if not members:
                 self._groups.pop(group_id)
-                self._open_groups[entry.record.run or ""].pop(group_id, None)
+                self._open_groups.get(entry.record.run or "", {}).pop(group_id, None)
 
     def _put_attempt(self, attempt: AttemptRecord) -> None:
         entry = self._rollouts.get(attempt.rollout_id)
@@ -704,13 +721,9 @@ class MemoryData(Loaded):
             return entry.spans.values()
         return [span for span in entry.spans.values() if span.attempt_id == query.attempt_id]
 
-    def list_many_spans(self, query: SpanBatchQuery, attempts: Sequence[tuple[str, str | None]]) -> Rows[SpanRecord]:
-        found: list[SpanRecord] = []
-        for rollout_id, attempt_id in attempts:
-            spans = self._rollouts[rollout_id].spans.values()
-            wanted = [one for one in spans if attempt_id in (None, one.attempt_id) and matches(one, query)]
-            found += sorted(wanted, key=attrgetter("sequence_id"))
-        return Rows(found, len(found))
+    def spans_of_each(self, rollout_ids: Iterable[str]) -> list[list[SpanRecord]]:
+        """All spans of each of these rollouts, as they are now."""
+        return [list(self._rollouts[rollout_id].spans.values()) for rollout_id in rollout_ids]
 
     @property
     def all_resources(self) -> Collection[ResourcesRecord]:
@@ -801,10 +814,15 @@ class _Snapshot(Snapshot):
     async def _select(
         self, records: Sequence[T], attempts: Sequence[object | None] | None, query: Query[Any]
     ) -> Rows[Candidate[T]]:
-        """Select in slices, between which others have the lock: the lists are what was taken under it."""
+        with self._unlocked():
+            return await select_in_slices(records, query, attempts)
+
+    @contextmanager
+    def _unlocked(self) -> Iterator[None]:
+        """For work in slices, between which others have the lock, on what was taken under it."""
         self._lock.release()
         try:
-            return await select_in_slices(records, query, attempts)
+            yield
         finally:
             self._lock.acquire()
 
@@ -823,7 +841,15 @@ class _Snapshot(Snapshot):
     async def query_many_spans(
         self, query: SpanBatchQuery, attempts: Sequence[tuple[str, str | None]]
     ) -> Rows[SpanRecord]:
-        return self._data.list_many_spans(query, attempts)
+        spans_of_each = self._data.spans_of_each(rollout_id for rollout_id, _ in attempts)
+        found: list[SpanRecord] = []
+        with self._unlocked():
+            slicer = Slicer()
+            for (_, attempt_id), spans in zip(attempts, spans_of_each, strict=True):
+                await slicer.breathe()
+                wanted = [one for one in spans if attempt_id in (None, one.attempt_id) and matches(one, query)]
+                found += sorted(wanted, key=attrgetter("sequence_id"))
+        return Rows(found, len(found))
 
     async def query_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]:
         return await self._select_records(self._data.all_resources, query)
