@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from lightning_store.model import TIME_MAX_SECONDS, AttemptStatus, EndReason, RolloutConfig, RolloutStatus
+from lightning_store.model import (
+    TIME_MAX_SECONDS,
+    AttemptStatus,
+    EndReason,
+    GroupStatus,
+    RolloutConfig,
+    RolloutStatus,
+)
 
 QUEUED: Final[frozenset[str]] = frozenset({"queuing", "requeuing"})
 """Rollout statuses that a dequeue hands out."""
@@ -61,6 +68,23 @@ def end_reason(status: RolloutStatus, latest: AttemptStatus | None) -> EndReason
     if status == "cancelled":
         return "cancelled"
     return _FAILURES.get(latest, "error") if status == "failed" else None
+
+
+def group_status(statuses: Sequence[RolloutStatus], size: int, needed: int) -> GroupStatus:
+    """The status of a group before any deadline.
+
+    Args:
+        statuses: Of the members that there are.
+        size: How many members it has, or is to have.
+        needed: How many of them have to succeed.
+    """
+    succeeded = statuses.count("succeeded")
+    pending = size - sum(status in TERMINAL for status in statuses)
+    if succeeded == size:
+        return "whole"
+    if succeeded + pending < needed:
+        return "failed"
+    return "open" if pending or succeeded < needed else "partial"
 
 
 def limits(

@@ -18,7 +18,7 @@ from lightning_store.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
-from lightning_store.lifecycle import TERMINAL
+from lightning_store.lifecycle import group_status
 from lightning_store.masking import masked
 from lightning_store.model import (
     Attempt,
@@ -189,9 +189,7 @@ def groups(server: str, timeout: float, as_json: bool, **flags: Any) -> None:
 def group_of(group_id: str, members: Sequence[Rollout]) -> Group:
     """The group of these members, where all are to succeed."""
     size = max(len(members), *(one.group_size or 0 for one in members))
-    succeeded = sum(one.status == "succeeded" for one in members)
-    lost = sum(one.status in TERMINAL for one in members) - succeeded
-    return Group(group_id, size, "failed" if lost else "whole" if succeeded == size else "open", members)
+    return Group(group_id, size, group_status([one.status for one in members], size, needed=size), members)
 
 
 @click.command()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from lightning_store.backends.base import Snapshot
 from lightning_store.backends.records import GroupRow
 from lightning_store.engine.completion_feed import FEED_BATCH
-from lightning_store.lifecycle import TERMINAL
+from lightning_store.lifecycle import group_status
 from lightning_store.model import GroupStatus
 from lightning_store.queries import GroupQuery
 
@@ -24,19 +24,11 @@ class Judged(NamedTuple):
 
 def judge(group: GroupRow, terms: GroupQuery, now: float) -> Judged:
     """Where a group stands."""
-    size = group.size
-    needed = size if terms.min_done is None else min(terms.min_done, size)
+    needed = group.size if terms.min_done is None else min(terms.min_done, group.size)
     statuses = [one.rollout.status for one in group.rows]
-    succeeded = statuses.count("succeeded")
-    pending = size - sum(status in TERMINAL for status in statuses)
-    if succeeded == size:
-        return Judged(group, "whole")
-    if succeeded + pending < needed:
-        return Judged(group, "failed")
-    if succeeded < needed:
-        return Judged(group, "open")
-    if not pending:
-        return Judged(group, "partial")
+    status = group_status(statuses, group.size, needed)
+    if status != "open" or statuses.count("succeeded") < needed:
+        return Judged(group, status)
     if terms.deadline is None or group.first_claim_time is None:
         return Judged(group, "open")
     deadline = group.first_claim_time + terms.deadline
