@@ -15,6 +15,7 @@ from lightning_store.testing.clock import FakeClock
 from lightning_store_agentlightning import GrpcLightningStore
 from lightning_store_agentlightning.remote import BACKOFF_SECONDS, BACKOFF_SECONDS_MAX
 from tests.agentlightning.forks import in_fork
+from tests.logged import levels
 
 NOBODY = "localhost:1"
 
@@ -53,10 +54,6 @@ def clock():
 @pytest.fixture
 def store(clock):
     return GrpcLightningStore(NOBODY, clock=clock)
-
-
-def levels(caplog):
-    return [record.levelname for record in caplog.records if record.name == "lightning_store_agentlightning"]
 
 
 @pytest.mark.parametrize("error", [StoreUnavailableError("gone"), StoreTimeoutError("slow"), InternalError("broken")])

@@ -17,6 +17,7 @@ from lightning_store.wire.methods import ACCEPTED_METADATA
 from lightning_store_client import LightningStoreClient
 from lightning_store_client.session import STATUS_DETAILS_KEY, was_cut
 from lightning_store_server import LightningStoreServer
+from tests import logged
 
 LIFE_SECONDS = 0.15
 QUICK = {"retry_delays": (0.02, 0.03), "health_retry_delays": ()}
@@ -152,14 +153,14 @@ def test_what_is_cut_is_no_outage_and_a_server_that_is_away_is_told_once(caplog)
         async with behind_a_proxy(store) as (client, proxy):
             waiting = asyncio.create_task(client.dequeue_rollout("w", max_wait=60))
             await proxy.until_connections(4)
-            assert warnings(caplog) == []
+            assert logged.warnings(caplog) == []
             waiting.cancel()
         async with LightningStoreClient("127.0.0.1:9", retry_delays=(0.01, 0.01, 0.01)) as client:
             calls = [client.statistics() for _ in range(5)]
             results = await asyncio.gather(*calls, return_exceptions=True)
             assert {type(one) for one in results} == {StoreUnavailableError}
-        assert len(warnings(caplog)) == 1
-        assert "GetStatistics: 127.0.0.1:9: " in warnings(caplog)[0]
+        [warning] = logged.warnings(caplog)
+        assert "GetStatistics: 127.0.0.1:9: " in warning
 
     with caplog.at_level(logging.INFO):
         run(scenario)
@@ -174,13 +175,8 @@ def test_the_end_of_an_outage_is_told_and_the_next_one_is_another(rig, broken, c
 
     with caplog.at_level(logging.INFO):
         run(scenario)
-    levels = [record.levelname for record in caplog.records if record.name == "lightning_store_client"]
-    assert levels == ["WARNING", "INFO", "INFO"] * 2
+    assert logged.levels(caplog) == ["WARNING", "INFO", "INFO"] * 2
     assert caplog.text.count("calls succeed again") == 2
-
-
-def warnings(caplog):
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 @pytest.mark.parametrize("retry_delays", [()])

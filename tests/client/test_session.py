@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import queue
 import threading
 import types
@@ -31,6 +30,7 @@ from lightning_store.wire.methods import SESSION
 from lightning_store_client import LightningStoreClient, calls, channel, grpc_internals
 from lightning_store_client.session import CALL_BYTES_MAX, MESSAGE_BYTES_MAX, Session
 from lightning_store_server import LightningStoreServer
+from tests import logged
 
 pytestmark = pytest.mark.usefixtures("exact_delays")
 
@@ -297,7 +297,7 @@ def test_with_a_grpc_that_lets_no_thread_of_ours_read_calls_are_made_by_themselv
 
     asyncio.run(scenario())
     assert not any(sent.in_session or sent.repeated for sent in rig.proxy.sent)
-    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    [warning] = logged.warnings(caplog)
     assert warning.endswith("does not let calls share a stream (no segregated_call); they are slower")
 
 
@@ -314,7 +314,7 @@ def test_calls_whose_replies_cannot_be_read_are_made_by_themselves(rig, monkeypa
 
     asyncio.run(scenario())
     assert not any(sent.in_session for sent in rig.proxy.calls("GetStatistics"))
-    [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    [warning] = logged.warnings(caplog)
     assert "does not let calls share a stream" in warning
 
 
@@ -507,7 +507,7 @@ def test_a_loop_that_ends_with_calls_under_way_calls_them_off(held, caplog):
     assert [held.events.get(timeout=SAFETY_SECONDS) for _ in range(3)] == ["cancelled"] * 3
     assert not session._waiting
     assert asyncio.run(client.enqueue_rollout("still works")).input == "still works"
-    assert [record for record in caplog.records if record.levelno > logging.INFO] == []
+    assert logged.warnings(caplog) == []
 
 
 def test_a_loop_that_is_closed_with_a_call_under_way_hurts_no_other(held):

@@ -20,6 +20,7 @@ from lightning_store.testing import SAFETY_SECONDS, FakeClock
 from lightning_store_client import worker as worker_module
 from lightning_store_client.background import THREAD_NAME
 from lightning_store_client.worker import LISTEN_AFTER_SECONDS, LISTEN_PAUSE_SECONDS
+from tests.logged import levels
 
 INTERVAL = 7.25
 """No other timer of these tests is due at a multiple of it."""
@@ -71,10 +72,6 @@ async def beat(clock, times=1):
 
 async def report(client, claimed, status):
     return await client.update_attempt(claimed.rollout_id, claimed.attempt.attempt_id, status=status)
-
-
-def levels(caplog):
-    return [record.levelname for record in caplog.records if record.name == "lightning_store_client"]
 
 
 # --- The end ---------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import pytest
 
 from lightning_store.testing import FakeClock
 from lightning_store_server.otlp.rejections import LINES_MAX, PERIOD_SECONDS, Rejections
+from tests import logged
 
 pytestmark = pytest.mark.asyncio
 
@@ -21,13 +22,14 @@ async def test_the_first_ones_are_logged_and_the_others_counted(clock, caplog):
     rejections = Rejections(clock)
     for number in range(LINES_MAX + 25):
         rejections.add(f"spans[{number}]", "span_id is missing")
-    assert len(caplog.messages) == LINES_MAX
-    assert caplog.messages[0] == "OTLP: span rejected: span_id is missing (spans[0])"
+    assert len(logged.warnings(caplog)) == LINES_MAX
+    assert logged.warnings(caplog)[0] == "OTLP: span rejected: span_id is missing (spans[0])"
     clock.advance(PERIOD_SECONDS)
     await asyncio.sleep(0)
-    assert caplog.messages[LINES_MAX:] == [f"OTLP: 25 more spans rejected; {LINES_MAX + 25} since the server started"]
+    [line] = logged.warnings(caplog)[LINES_MAX:]
+    assert line == f"OTLP: 25 more spans rejected; {LINES_MAX + 25} since the server started"
     rejections.add("spans[0]", "span_id is missing")
-    assert len(caplog.messages) == LINES_MAX + 2
+    assert len(logged.warnings(caplog)) == LINES_MAX + 2
     assert rejections.count == LINES_MAX + 26
 
 
@@ -37,7 +39,7 @@ async def test_a_quiet_period_adds_no_line(clock, caplog):
     clock.advance(PERIOD_SECONDS)
     await asyncio.sleep(0)
     rejections.close()
-    assert len(caplog.messages) == 1
+    assert len(logged.warnings(caplog)) == 1
 
 
 async def test_what_is_not_logged_yet_is_logged_at_the_end(clock, caplog):
@@ -45,4 +47,4 @@ async def test_what_is_not_logged_yet_is_logged_at_the_end(clock, caplog):
     for _ in range(LINES_MAX + 1):
         rejections.add("spans[0]", "span_id is missing")
     rejections.close()
-    assert caplog.messages[-1].startswith("OTLP: 1 more spans rejected")
+    assert logged.warnings(caplog)[-1].startswith("OTLP: 1 more spans rejected")

@@ -22,6 +22,7 @@ from lightning_store_client import LightningStoreClient
 from lightning_store_server import LightningStoreServer, ServerConfig
 from lightning_store_server.tls import ServerTls, expiry_of
 from lightning_store_server.tokens import add_token, revoke_token
+from tests import logged
 from tests.certificates import Authority
 
 pytestmark = pytest.mark.asyncio
@@ -303,13 +304,11 @@ async def test_a_certificate_that_is_about_to_expire_is_warned_of_once_a_day(aut
     assert expiry_of(*pair) == expires.timestamp()
     tls = ServerTls(pair.cert, pair.key, clock=clock)
     assert tls.expires == expires.timestamp()
-    assert not caplog.records
+    assert not logged.records(caplog)
     clock.advance(7 * 86_400)
     for _ in range(3):
         assert tls.expires
-    assert [record.getMessage() for record in caplog.records] == [
-        f"the certificate in {pair.cert} expires in 13.0 days"
-    ]
+    assert logged.warnings(caplog) == [f"the certificate in {pair.cert} expires in 13.0 days"]
     clock.advance(14 * 86_400)
     assert tls.expires
-    assert caplog.records[-1].getMessage() == f"the certificate in {pair.cert} has expired"
+    assert logged.warnings(caplog)[-1] == f"the certificate in {pair.cert} has expired"
