@@ -325,13 +325,13 @@ class DeadlineInterceptor(CallInterceptor):
 class ObservedCall:
     """``with ObservedCall(observers, method, peer) as observed: …`` tells observers in the end how the call went."""
 
-    __slots__ = ("_metadata", "_method", "_observers", "_peer", "_started", "caller", "code", "request_id")
+    __slots__ = ("_method", "_observers", "_peer", "_started", "caller", "code", "metadata", "request_id")
 
     def __init__(self, observers: Sequence[CallObserver], method: str, peer: str, metadata: Any = ()) -> None:
         self._observers = observers
         self._method = method
         self._peer = peer
-        self._metadata = metadata
+        self.metadata = metadata or ()
         self._started = 0.0
         self.code: Any = None
         """A status code or its number; None, or 0, ended well."""
@@ -346,7 +346,7 @@ class ObservedCall:
         seconds = time.perf_counter() - self._started
         cancelled = exc_type is not None and issubclass(exc_type, asyncio.CancelledError)
         code = "CANCELLED" if cancelled else _code_name(self.code)
-        details = CallDetails(self._method, code, seconds, self._peer, self.request_id, self._metadata, self.caller)
+        details = CallDetails(self._method, code, seconds, self._peer, self.request_id, self.metadata, self.caller)
         for observe in self._observers:
             observe(details)
 

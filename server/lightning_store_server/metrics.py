@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from lightning_store.backends.records import QUEUE_LOOK
 from lightning_store.engine.observing import TransactionDetails
 from lightning_store.lifecycle import QUEUED
 from lightning_store.store import LightningStore, LightningStoreStatistics
@@ -205,7 +206,7 @@ class ServerMetrics:
             gauges, memory, disk = await self._engine.gauges(), self._engine.memory, self._engine.disk_use
             self._gauges.families = [
                 *_queue(gauges.queue.rollouts, gauges.queue.workers),
-                *_age(gauges.queue.oldest_queued_time, gauges.time),
+                _ages(gauges.queue.oldest_by_mode, gauges.time),
                 _gauge("attempts", "Attempts that are stored.", gauges.counts.attempts),
                 _gauge("spans", "Spans that are stored.", gauges.counts.spans),
                 _gauge("resources", "Resources that are stored.", gauges.counts.resources),
@@ -335,9 +336,15 @@ def _queue(rollouts: Mapping[tuple[str, str | None], int], workers: Mapping[str,
     yield of_workers
 
 
-def _age(oldest_queued_time: float | None, now: float) -> Iterator[Metric]:
-    age = 0.0 if oldest_queued_time is None else max(0.0, now - oldest_queued_time)
-    yield _gauge("queue_oldest_seconds", "Age of the rollout at the head of the queue; 0 if it is empty.", age)
+def _ages(oldest_by_mode: Mapping[str | None, float], now: float) -> Metric:
+    text = f"Age of the first rollout of each mode in the queue, among the first {QUEUE_LOOK}; 0 if there is none."
+    family = GaugeMetricFamily("lightning_store_queue_oldest_seconds", text, labels=["mode"])
+    ages = dict.fromkeys(MODES.values(), 0.0)
+    for mode, time in oldest_by_mode.items():
+        ages[_mode(mode)] = max(ages.get(_mode(mode), 0.0), now - time)
+    for name, age in ages.items():
+        family.add_metric([name], age)
+    return family
 
 
 def _of_statistics(statistics: LightningStoreStatistics) -> Iterator[Metric]:

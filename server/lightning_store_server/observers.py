@@ -23,7 +23,8 @@ class CallDetails(NamedTuple):
     request_id: str = ""
     """Empty if it has none."""
     metadata: Any = ()
-    """What came along with it, as pairs; with a call of a session, what came with the session."""
+    """What came along with it, as pairs; with a call of a session, what came with the session and then its own trace
+    context."""
     caller: str = ""
     """The name of the token; empty if there is none."""
 

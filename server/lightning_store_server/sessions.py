@@ -397,6 +397,9 @@ class _Session:
         if self._observe is None:
             return await self._calls.make(call, self._judge, self._peer)
         with self._observe(_name_of(call)) as observed:
+            if call.traceparent:
+                own = ("traceparent", call.traceparent), ("tracestate", call.tracestate)
+                observed.metadata = (*observed.metadata, *own)
             ended = await self._calls.make(call, self._judge, self._peer, observed)
             observed.code = 0 if ended.error is None else ended.error.code
         return ended

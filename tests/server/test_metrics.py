@@ -119,7 +119,7 @@ def test_the_way_of_rollouts_is_measured(measured):
     assert found("lightning_store_rollout_queue_duration_seconds_count", mode="train") == 1
     assert found("lightning_store_rollout_duration_seconds_count", mode="val", status="failed") == 1
     assert found("lightning_store_workers", status="idle") == 1
-    assert found("lightning_store_queue_oldest_seconds") == 0
+    assert found("lightning_store_queue_oldest_seconds", mode="train") == 0
     assert found("lightning_store_commit_duration_seconds_count") >= 9
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import urllib.request
 
 import pytest
@@ -14,6 +15,7 @@ from lightning_store import InvalidArgumentError
 from lightning_store.errors import UnsupportedError
 from lightning_store.testing import SAFETY_SECONDS
 from lightning_store.v1 import rollout_pb2, server_pb2
+from lightning_store_client import LightningStoreClient
 from lightning_store_server import app
 from lightning_store_server.tracing import Tracing, tracing_of
 
@@ -84,6 +86,30 @@ def test_a_call_is_a_child_of_its_caller_s_span(serve, spans):
     assert second.attributes["rpc.response.status_code"] == "NOT_FOUND"
     assert second.attributes["lightning_store.request_id"] == "a"
     assert second.status.status_code is StatusCode.UNSET  # the caller's fault
+
+
+@pytest.mark.parametrize("sessions", [True, False])
+def test_calls_of_the_client_are_children_of_the_span_that_makes_them(serve, spans, sessions):
+    served = serve()
+    tracer = TracerProvider(shutdown_on_exit=False).get_tracer("caller")
+    made = []
+
+    async def ask(client):
+        with tracer.start_as_current_span("ask") as span:
+            made.append(span.get_span_context())
+            await client.statistics()
+
+    async def scenario():
+        async with LightningStoreClient(served.server.endpoint) as client:
+            await client.statistics()
+            client._connector.get().has_sessions = sessions
+            await asyncio.gather(ask(client), ask(client))
+
+    asyncio.run(scenario())
+    served.stop()
+    first, *others = [one.parent for one in spans() if one.name.endswith("/GetStatistics")]
+    assert first is None
+    assert {(one.trace_id, one.span_id) for one in others} == {(one.trace_id, one.span_id) for one in made}
 
 
 @pytest.mark.parametrize("given", ["", "garbage", "00-0-0-0", "00-" + "0" * 32 + "-" + "0" * 16 + "-01"])

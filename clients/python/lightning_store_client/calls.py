@@ -39,6 +39,7 @@ from lightning_store_client.session import (
     naming_server,
     was_cut,
 )
+from lightning_store_client.trace_context import TraceContext, current_trace_context
 
 logger = logging.getLogger("lightning_store_client")
 
@@ -141,16 +142,19 @@ class Calls:
         """Send the serialized request once: with other calls on one stream, or by itself if it is large or the server
         cannot do otherwise."""
         connection = self._connector.get()
+        trace_context = current_trace_context()
         if connection.has_sessions and len(data) <= CALL_BYTES_MAX:
             try:
-                reply = await _call_on(connection.session(), rpc, data, seconds, repeated)
+                reply = await _call_on(connection.session(), rpc, data, seconds, repeated, trace_context)
                 return REPLIES[rpc].FromString(reply)
             except DecodeError as error:
                 raise InternalError(f"{rpc}: the reply is no message of this method's type: {error}") from None
             except SessionUnsupported as unsupported:
                 connection.has_sessions = False
                 repeated = repeated or unsupported.repeated
-        metadata = (REPEATED_METADATA,) if repeated else ()
+        metadata = tuple((key, str(value)) for key, value in trace_context.items() if value)
+        if repeated:
+            metadata += (REPEATED_METADATA,)
         return await call_unary(connection.method(rpc), data, seconds, metadata)
 
     async def stream(self, rpc: str, request: Message) -> list[Any]:
@@ -294,9 +298,11 @@ class Calls:
         await self.clock.sleep(min(jittered(seconds), deadline.left))
 
 
-async def _call_on(session: Session, rpc: str, data: bytes, seconds: float, repeated: bool) -> bytes:
+async def _call_on(
+    session: Session, rpc: str, data: bytes, seconds: float, repeated: bool, trace_context: TraceContext
+) -> bytes:
     try:
-        return await session.call(rpc, data, seconds, repeated=repeated)
+        return await session.call(rpc, data, seconds, repeated=repeated, trace_context=trace_context)
     except StoreUnavailableError:
         session.retire()  # its server drains, say: another stream may lead to another server
         raise

@@ -36,6 +36,7 @@ from lightning_store.wire.frames import tag_of, varint
 from lightning_store.wire.methods import ACCEPTED_METADATA
 from lightning_store_client.grpc_internals import MessageStream
 from lightning_store_client.streams import now, warn_of_grpc
+from lightning_store_client.trace_context import NONE, TraceContext
 
 CALL_BYTES_MAX: Final = 1024 * 1024
 """A larger request goes by itself, so that it does not hold up the others."""
@@ -139,7 +140,9 @@ class Session:
         """Whether it takes calls and has none."""
         return not (self.ended or self._waiting)
 
-    async def call(self, method: str, request: bytes, timeout: float, *, repeated: bool) -> bytes:
+    async def call(
+        self, method: str, request: bytes, timeout: float, *, repeated: bool, trace_context: TraceContext = NONE
+    ) -> bytes:
         """The reply to ``request``, both serialized. Cancelling cancels the call.
 
         StoreError if it fails: StoreTimeoutError after ``timeout`` seconds, StoreUnavailableError if the stream ends.
@@ -149,7 +152,7 @@ class Session:
         reply: asyncio.Future[SessionReply] = loop.create_future()
         id_ = next(self._ids)
         until = loop.time() + timeout
-        call = SessionCall(id=id_, method=method, timeout_ms=_milliseconds(timeout), repeated=repeated)
+        call = SessionCall(id=id_, method=method, timeout_ms=_milliseconds(timeout), repeated=repeated, **trace_context)
         head = call.SerializeToString()
         with self._ending:
             if self._end is not None:

@@ -25,6 +25,8 @@ MARK_OVERHEAD_BYTES: Final = 300
 WIDEST_CHAR_BYTES: Final = 4
 ID_INCLUDED_BYTES: Final = 100
 """Of an id that a caller gives, which the overheads above include."""
+QUEUE_LOOK: Final = 1000
+"""How far into the queue one looks for the first rollout of each mode."""
 POSITIONS_PER_BAND: Final = 1 << 48
 """More rollouts than these are never queued."""
 NO_PLACE: Final = (1 << 62, 0)
@@ -408,6 +410,8 @@ class QueueCounts(NamedTuple):
     """How many workers have each status, likewise."""
     oldest_queued_time: float | None
     """When the rollout at the head of the queue was made; None while the queue is empty."""
+    oldest_by_mode: Mapping[str | None, float]
+    """When the first one of each mode was made, among the first QUEUE_LOOK of the queue."""
 
     @property
     def by_status(self) -> dict[str, int]:

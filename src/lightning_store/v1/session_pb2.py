@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n lightning_store/v1/session.proto\x12\x12lightning_store.v1\x1a\x19google/protobuf/any.proto\"`\n\x0bSessionCall\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x04 \x01(\r\x12\x10\n\x08repeated\x18\x05 \x01(\x08\"W\n\x0eSessionRequest\x12.\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1f.lightning_store.v1.SessionCall\x12\x15\n\rcancelled_ids\x18\x02 \x03(\x04\"R\n\nCallStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any\"j\n\x0cSessionReply\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\x08response\x18\x02 \x01(\x0cH\x00\x12/\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1e.lightning_store.v1.CallStatusH\x00\x42\t\n\x07outcome\"W\n\x0fSessionResponse\x12\x31\n\x07replies\x18\x01 \x03(\x0b\x32 .lightning_store.v1.SessionReply\x12\x11\n\tmoving_on\x18\x02 \x01(\x08\x42=Z;lightning-store-grpc/go/lightning_store/v1;lightningstorev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n lightning_store/v1/session.proto\x12\x12lightning_store.v1\x1a\x19google/protobuf/any.proto\"\x89\x01\n\x0bSessionCall\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12\x12\n\ntimeout_ms\x18\x04 \x01(\r\x12\x10\n\x08repeated\x18\x05 \x01(\x08\x12\x13\n\x0btraceparent\x18\x06 \x01(\t\x12\x12\n\ntracestate\x18\x07 \x01(\t\"W\n\x0eSessionRequest\x12.\n\x05\x63\x61lls\x18\x01 \x03(\x0b\x32\x1f.lightning_store.v1.SessionCall\x12\x15\n\rcancelled_ids\x18\x02 \x03(\x04\"R\n\nCallStatus\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any\"j\n\x0cSessionReply\x12\n\n\x02id\x18\x01 \x01(\x04\x12\x12\n\x08response\x18\x02 \x01(\x0cH\x00\x12/\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x1e.lightning_store.v1.CallStatusH\x00\x42\t\n\x07outcome\"W\n\x0fSessionResponse\x12\x31\n\x07replies\x18\x01 \x03(\x0b\x32 .lightning_store.v1.SessionReply\x12\x11\n\tmoving_on\x18\x02 \x01(\x08\x42=Z;lightning-store-grpc/go/lightning_store/v1;lightningstorev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,14 +33,14 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lightning_store.v1.session_
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z;lightning-store-grpc/go/lightning_store/v1;lightningstorev1'
-  _globals['_SESSIONCALL']._serialized_start=83
-  _globals['_SESSIONCALL']._serialized_end=179
-  _globals['_SESSIONREQUEST']._serialized_start=181
-  _globals['_SESSIONREQUEST']._serialized_end=268
-  _globals['_CALLSTATUS']._serialized_start=270
-  _globals['_CALLSTATUS']._serialized_end=352
-  _globals['_SESSIONREPLY']._serialized_start=354
-  _globals['_SESSIONREPLY']._serialized_end=460
-  _globals['_SESSIONRESPONSE']._serialized_start=462
-  _globals['_SESSIONRESPONSE']._serialized_end=549
+  _globals['_SESSIONCALL']._serialized_start=84
+  _globals['_SESSIONCALL']._serialized_end=221
+  _globals['_SESSIONREQUEST']._serialized_start=223
+  _globals['_SESSIONREQUEST']._serialized_end=310
+  _globals['_CALLSTATUS']._serialized_start=312
+  _globals['_CALLSTATUS']._serialized_end=394
+  _globals['_SESSIONREPLY']._serialized_start=396
+  _globals['_SESSIONREPLY']._serialized_end=502
+  _globals['_SESSIONRESPONSE']._serialized_start=504
+  _globals['_SESSIONRESPONSE']._serialized_end=591
 # @@protoc_insertion_point(module_scope)

@@ -30,6 +30,8 @@ class SessionCall(_message.Message):
     REQUEST_FIELD_NUMBER: _builtins.int
     TIMEOUT_MS_FIELD_NUMBER: _builtins.int
     REPEATED_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
+    TRACESTATE_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """Chosen by the caller, one that no other call of this session has while it is under way. Its reply carries it."""
     method: _builtins.str
@@ -42,6 +44,12 @@ class SessionCall(_message.Message):
     """What is left until the caller gives up, in milliseconds: a call that may wait answers before. 0: it does not say."""
     repeated: _builtins.bool
     """Whether this call, with its request_id, was sent before, on whatever stream."""
+    traceparent: _builtins.str
+    """The caller's span, as the W3C Trace Context of the metadata of a call outside of a session; empty: none. Where a call
+    carries what several callers gave, it is that of the one whose item came first.
+    """
+    tracestate: _builtins.str
+    """Likewise."""
     def __init__(
         self,
         *,
@@ -50,10 +58,12 @@ class SessionCall(_message.Message):
         request: _builtins.bytes = ...,
         timeout_ms: _builtins.int = ...,
         repeated: _builtins.bool = ...,
+        traceparent: _builtins.str = ...,
+        tracestate: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "method", b"method", "repeated", b"repeated", "request", b"request", "timeout_ms", b"timeout_ms"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "method", b"method", "repeated", b"repeated", "request", b"request", "timeout_ms", b"timeout_ms", "traceparent", b"traceparent", "tracestate", b"tracestate"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -37,6 +37,7 @@ from lightning_store.backends.memory.indices import SLACK, Blocks, Deadlines, Sh
 from lightning_store.backends.memory.replies import Replies
 from lightning_store.backends.records import (
     MARK_OVERHEAD_BYTES,
+    QUEUE_LOOK,
     AdmissionRecord,
     AttemptRecord,
     CompletionRow,
@@ -758,11 +759,12 @@ class MemoryData(Loaded):
         )
 
     def queue_counts(self) -> QueueCounts:
-        head = next(self.queue(), None)
+        queued = [self._rollouts[id_].record for id_ in itertools.islice(self.queue(), QUEUE_LOOK)]
         return QueueCounts(
             dict(+self._tally),
             Counter(worker.status for worker in self._workers.values()),
-            None if head is None else self._rollouts[head].record.start_time,
+            queued[0].start_time if queued else None,
+            {one.mode: one.start_time for one in reversed(queued)},
         )
 
 

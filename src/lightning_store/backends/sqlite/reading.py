@@ -11,6 +11,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from lightning_store.backends.base import Due, Rows
 from lightning_store.backends.records import (
+    QUEUE_LOOK,
     AttemptRecord,
     CompletionRow,
     GroupRow,
@@ -120,11 +121,12 @@ def queue_counts(connection: Connection) -> QueueCounts:
     tallies = connection.execute("SELECT status, mode, rollouts FROM rollout_tallies WHERE rollouts > 0").fetchall()
     workers = connection.execute("SELECT status, workers FROM worker_tallies WHERE workers > 0").fetchall()
     statement = """
-        SELECT r.start_time FROM queue q CROSS JOIN rollouts r ON r.number = q.rollout ORDER BY q.position LIMIT 1
+        SELECT r.mode, r.start_time FROM queue q CROSS JOIN rollouts r ON r.number = q.rollout
+        ORDER BY q.position LIMIT ?
     """
-    head = connection.execute(statement).fetchone()
+    queued = connection.execute(statement, [QUEUE_LOOK]).fetchall()
     by_status_and_mode = {(status, mode or None): count for status, mode, count in tallies}
-    return QueueCounts(by_status_and_mode, dict(workers), None if head is None else head[0])
+    return QueueCounts(by_status_and_mode, dict(workers), queued[0][1] if queued else None, dict(reversed(queued)))
 
 
 # --- Lists -----------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from lightning_store.backends.base import Backend, Changes, Loaded, Needs
 from lightning_store.backends.records import WorkerRecord
+from lightning_store.model import RolloutMode
 from lightning_store.queries import ResourcesQuery, WorkerQuery
 from lightning_store.testing.contract.backend.base import (
     NOW,
@@ -75,6 +76,19 @@ class CountsContract(BackendContractBase):
         assert await look_at_queue() == ({"queuing": 1, "succeeded": 2}, NOW)
         await store(backend, deleted=["ro-3", "ro-2"])
         assert await look_at_queue() == ({"succeeded": 1}, None)
+
+    async def test_x_the_first_of_each_mode_in_the_queue(self, backend: Backend) -> None:
+        async def look() -> dict[str | None, float]:
+            async with backend.snapshot() as snapshot:
+                return dict((await snapshot.queue_counts()).oldest_by_mode)
+
+        assert await look() == {}
+        modes: list[RolloutMode | None] = ["val", None, "train", "val", None]
+        for number, mode in enumerate(modes):
+            await enqueue(backend, f"ro-{number}", mode=mode, start_time=NOW + number)
+        assert await look() == {"val": NOW, None: NOW + 1, "train": NOW + 2}
+        await store(backend, deleted=["ro-0", "ro-2"])
+        assert await look() == {None: NOW + 1, "val": NOW + 3}
 
     async def test_x_counts_by_status_and_mode(self, backend: Backend) -> None:
         async def look() -> tuple[dict[tuple[str, str | None], int], dict[str, int]]:
