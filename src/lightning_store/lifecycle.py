@@ -70,7 +70,7 @@ def end_reason(status: RolloutStatus, latest: AttemptStatus | None) -> EndReason
     return _FAILURES.get(latest, "error") if status == "failed" else None
 
 
-def group_status(statuses: Sequence[RolloutStatus], size: int, needed: int) -> GroupStatus:
+def group_status(statuses: Sequence[str], size: int, needed: int) -> GroupStatus:
     """The status of a group before any deadline.
 
     Args:
