@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from lightning_store import InMemoryLightningStore, InvalidArgumentError
 from lightning_store.testing import SAFETY_SECONDS
+from lightning_store.testing.contract.base import until
 from lightning_store.wire.methods import Role
 from lightning_store_server import LightningStoreServer, ServerConfig
 from lightning_store_server.admission import Admission
@@ -108,6 +109,24 @@ async def test_probes_tell_how_far_the_server_is():
         refused = await say(port, get("/v1/traces"))
         assert statuses(refused) == ["503"]
         assert b"connection: close" in refused.lower()
+
+
+@pytest.mark.asyncio
+@pytest.mark.parametrize("begun", [b"", b"GET /re"])
+async def test_who_has_just_connected_is_told_of_the_drain(begun):
+    async with listening() as (side, port):
+        side.note_started()
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            writer.write(begun)
+            await until(lambda: side.listener.connections)
+            side.drain()
+            writer.write(get("/readyz").removeprefix(begun))
+            answer = await asyncio.wait_for(reader.read(), SAFETY_SECONDS)
+        finally:
+            writer.close()
+        assert statuses(answer) == ["503"]
+        assert b"connection: close" in answer.lower()
 
 
 def test_readiness_is_down_while_calls_still_finish(serve, hooked):

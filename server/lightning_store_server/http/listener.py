@@ -111,14 +111,20 @@ class HttpListener:
             listening.close()
 
     def drain(self) -> None:
-        """Close idle connections, and the others after their answers. Probes that come are still told how it stands."""
+        """Close connections that idle between requests, and the others after their answers.
+
+        Probes that come are still told how it stands, also on connections that were just made: to close one while its
+        first request is on its way would reset it.
+        """
         for connection in list(self._server_state.connections):
-            connection.shutdown()
+            if isinstance(connection, LimitedProtocol) and connection.was_asked:
+                connection.shutdown()
 
     async def stop(self, grace_seconds: float) -> bool:
         """Listen no longer; requests under way get ``grace_seconds`` to finish. Whether all of them did."""
         self.close()
-        self.drain()
+        for connection in list(self._server_state.connections):
+            connection.shutdown()
         tasks = set(self._server_state.tasks)
         cut = (await asyncio.wait(tasks, timeout=grace_seconds))[1] if tasks else set()
         if cut:

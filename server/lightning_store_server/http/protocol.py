@@ -55,6 +55,11 @@ class LimitedProtocol(H11Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
 
+    @property
+    def was_asked(self) -> bool:
+        """Whether a request has come."""
+        return bool(self.cycle)
+
     # --- What happens to the connection ------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
