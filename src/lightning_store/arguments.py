@@ -39,16 +39,15 @@ def rollout_request(
     group_size: int | None = None,
 ) -> EnqueueRolloutRequest:
     """The request of these arguments; pydantic.ValidationError where one is not legal."""
-    fields = {
+    fields: dict[str, Any] = {
         "input": input,
         "mode": mode,
         "resources_id": resources_id,
         "config": config,
         "metadata": metadata,
-        "priority": priority,
-        "group_id": group_id,
-        "group_size": group_size,
     }
+    if priority != 0 or group_id is not None or group_size is not None:
+        fields |= {"priority": priority, "group_id": group_id, "group_size": group_size}
     return _sendable(EnqueueRolloutRequest.model_validate(fields), "resources_id")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, Unpack, cast
 
 from lightning_store import arguments, json_text, otel
 from lightning_store.backends.base import Backend, Rows
@@ -512,18 +512,21 @@ def _page(query: Query[Any], rows: Rows[Any], convert: Callable[[Any], Any]) -> 
     return PaginatedResult(LazyRows(rows.items, convert), query.limit, query.offset, rows.total)
 
 
+_DEFAULT_CONFIG: Final = RolloutConfig()
+
+
 def _new_rollout(request: EnqueueRolloutRequest, prefix: str = "") -> NewRollout:
     new = NewRollout(
         input_json=json_text.dumps(request.input, f"{prefix}input"),
         mode=request.mode,
         resources_id=request.resources_id,
-        config=request.config if request.config is not None else RolloutConfig(),
+        config=request.config if request.config is not None else _DEFAULT_CONFIG,
         metadata_json=json_text.dumps(request.metadata, f"{prefix}metadata") if request.metadata else "{}",
         priority=request.priority,
         group_id=request.group_id,
         group_size=request.group_size,
     )
-    return with_reserved(new)
+    return with_reserved(new) if request.metadata else new
 
 
 def _json_columns(update: RolloutUpdate | AttemptUpdate, *fields: str) -> dict[str, str | None]:
