@@ -61,23 +61,31 @@ class WordProblemAgent(agl.LitAgent[dict[str, Any]]):
         return float(candidate.is_correct(task.problem.answer))
 
 
-class UnreliableAgent(WordProblemAgent):
-    """Breaks down before it answers: in one of eight tasks at the first attempt, in one of 32 at each."""
+class ShakyAgent(WordProblemAgent):
+    """Breaks down before it answers: in one of eight tasks, at the first attempt."""
 
     def training_rollout(self, task: dict[str, Any], resources: agl.NamedResources, rollout: agl.Rollout) -> None:
-        _break_down(task, rollout)
+        self._break_down(task, rollout)
         super().training_rollout(task, resources, rollout)
 
     def validation_rollout(self, task: dict[str, Any], resources: agl.NamedResources, rollout: agl.Rollout) -> float:
-        _break_down(task, rollout)
+        self._break_down(task, rollout)
         return super().validation_rollout(task, resources, rollout)
 
+    def _break_down(self, task: dict[str, Any], rollout: agl.Rollout) -> None:
+        """Leave a span and raise ArithmeticError, if it is the turn of this attempt."""
+        first = isinstance(rollout, agl.AttemptedRollout) and rollout.attempt.sequence_id == 1
+        if self._breaks_down(Task.model_validate(task).seed, first):
+            error = ArithmeticError("broken down, as planned")
+            agl.emit_exception(error)
+            raise error
 
-def _break_down(task: dict[str, Any], rollout: agl.Rollout) -> None:
-    """Leave a span and raise ArithmeticError, if it is the turn of this attempt."""
-    seed = Task.model_validate(task).seed
-    first = isinstance(rollout, agl.AttemptedRollout) and rollout.attempt.sequence_id == 1
-    if seed % _BROKEN_EVERY == 0 or (first and seed % _SHAKY_EVERY == 0):
-        error = ArithmeticError("broken down, as planned")
-        agl.emit_exception(error)
-        raise error
+    def _breaks_down(self, seed: int, first: bool) -> bool:
+        return first and seed % _SHAKY_EVERY == 0
+
+
+class UnreliableAgent(ShakyAgent):
+    """Breaks down at each attempt in one of 32 tasks, too."""
+
+    def _breaks_down(self, seed: int, first: bool) -> bool:
+        return seed % _BROKEN_EVERY == 0 or super()._breaks_down(seed, first)

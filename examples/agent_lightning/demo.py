@@ -46,6 +46,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     what.add_argument(
         "--compare", action="store_true", help="run the same program, with agents that break down, on all three"
     )
+    parser.add_argument(
+        "--failures",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="have agents break down in one of eight first attempts (yes)",
+    )
     parser.add_argument("--server", metavar="HOST:PORT", help="use this running server instead of starting one")
     parser.add_argument("--runners", type=_positive, default=2, metavar="N", help="runner processes (%(default)s)")
     parser.add_argument("--steps", type=_positive, metavar="N", help="training steps (24; to compare: 6)")
@@ -116,7 +122,7 @@ def _run(options: argparse.Namespace, problems: ProblemSet) -> int:
         force=True,
     )
     console.print("importing Agent Lightning …")
-    from examples.agent_lightning import comparison, training
+    from examples.agent_lightning import agent, comparison, training
 
     settings = Settings(
         iterations=options.steps,
@@ -126,10 +132,13 @@ def _run(options: argparse.Namespace, problems: ProblemSet) -> int:
     )
     if options.compare:
         problems = dataclasses.replace(problems, problems=problems.problems[:COMPARED_PROBLEMS])
-    plan = training.Plan(problems, settings, options.runners, unreliable=options.compare)
+    shaky = agent.ShakyAgent if options.failures else agent.WordProblemAgent
+    plan = training.Plan(problems, settings, options.runners, agent.UnreliableAgent if options.compare else shaky)
     if options.compare:
         return 0 if comparison.compare(plan, options.output, console, options.server) else 1
-    trained = training.train(plan, options.store, options.output, console, options.server)
+    trained = training.train(
+        plan, options.store, options.output, console, options.server, lambda page: console.print(f"watch it: {page}")
+    )
     _print_summary(console, trained)
     if options.store == "grpc":
         console.print(look_into(database_in(options.output), options.server), markup=False)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
@@ -17,6 +17,8 @@ from examples.svamp_demo.processes import Children, new_database
 from lightning_store_agentlightning import GrpcExecutionStrategy, GrpcLightningStore, InProcessLightningStore
 
 StoreKind = Literal["grpc", "in-process", "agentlightning"]
+OnPage = Callable[[str], None]
+"""Is told the address of a server's page."""
 
 _HOST: Final = "127.0.0.1"
 _DEQUEUE_WAIT_SECONDS: Final = 1.0
@@ -30,18 +32,19 @@ class Setup(NamedTuple):
 
 
 def opened(
-    kind: StoreKind, runners: int, output: Path, server: str | None = None
+    kind: StoreKind, runners: int, output: Path, server: str | None = None, on_page: OnPage | None = None
 ) -> contextlib.AbstractContextManager[Setup]:
     """An empty store of the kind, for an algorithm in this process and ``runners`` runner processes.
 
     * ``"grpc"``: a :class:`GrpcLightningStore`. Its server is ``server``, ``"host:port"``, whatever that holds already;
-      or one is started as a process that logs into the directory ``output``. StartError if that fails.
+      or one is started as a process that logs into the directory ``output``, and ``on_page`` is told where its page is.
+      StartError if that fails.
     * ``"in-process"``: an :class:`InProcessLightningStore`, served to the runners by this process.
     * ``"agentlightning"``: Agent Lightning's own store, served to the runners by its own strategy over HTTP.
     """
     match kind:
         case "grpc":
-            return _grpc(runners, output, server)
+            return _grpc(runners, output, server, on_page)
         case "in-process":
             return _in_process(runners)
         case "agentlightning":
@@ -49,8 +52,8 @@ def opened(
 
 
 @contextlib.contextmanager
-def _grpc(runners: int, output: Path, server: str | None) -> Iterator[Setup]:
-    with contextlib.nullcontext(server) if server is not None else _serving(output) as endpoint:
+def _grpc(runners: int, output: Path, server: str | None, on_page: OnPage | None) -> Iterator[Setup]:
+    with contextlib.nullcontext(server) if server is not None else _serving(output, on_page) as endpoint:
         store = GrpcLightningStore(endpoint, dequeue_wait=_DEQUEUE_WAIT_SECONDS)
         try:
             yield Setup(store, GrpcExecutionStrategy("both", n_runners=runners))
@@ -75,14 +78,16 @@ def _agent_lightnings_own(runners: int) -> Iterator[Setup]:
 
 
 @contextlib.contextmanager
-def _serving(output: Path) -> Iterator[str]:
+def _serving(output: Path, on_page: OnPage | None) -> Iterator[str]:
     """A server in a process of its own; its endpoint."""
     with asyncio.Runner() as loop:
         processes = contextlib.AsyncExitStack()
         try:
             children = loop.run(processes.enter_async_context(Children.running(output)))
-            _, endpoint = loop.run(children.start_server(new_database(output)))
-            yield endpoint
+            started = loop.run(children.start_server(new_database(output)))
+            if on_page is not None:
+                on_page(started.page)
+            yield started.endpoint
         finally:
             loop.run(processes.aclose())
 

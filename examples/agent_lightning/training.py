@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import agentlightning as agl
 from rich.console import Console
 
-from examples.agent_lightning.agent import ANSWER_SPAN, UnreliableAgent, WordProblemAgent
+from examples.agent_lightning.agent import ANSWER_SPAN, WordProblemAgent
 from examples.agent_lightning.algorithm import Reinforce
-from examples.agent_lightning.stores import StoreKind, opened
+from examples.agent_lightning.stores import OnPage, StoreKind, opened
 from examples.svamp_demo.algorithm import Settings
 from examples.svamp_demo.problems import ProblemSet
 from examples.svamp_demo.report import Report, Summary
@@ -28,8 +28,7 @@ class Plan:
     problems: ProblemSet
     settings: Settings
     runners: int
-    unreliable: bool = False
-    """Whether agents break down now and then."""
+    agent: type[WordProblemAgent] = WordProblemAgent
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +40,25 @@ class Trained:
     report: Report
 
 
-def train(plan: Plan, kind: StoreKind, output: Path, console: Console, server: str | None = None) -> Trained:
+def train(
+    plan: Plan,
+    kind: StoreKind,
+    output: Path,
+    console: Console,
+    server: str | None = None,
+    on_page: OnPage | None = None,
+) -> Trained:
     """Run ``plan`` on a store of the kind; log, plot and the server's output go to the directory ``output``.
+
+    ``on_page`` is told the address of the page, if a server is started.
 
     Raises what the algorithm does, RuntimeError if a runner fails, and KeyboardInterrupt.
     """
     report = Report(output)
     algorithm = Reinforce(plan.settings, report, console)
-    agent: agl.LitAgent[Any] = UnreliableAgent() if plan.unreliable else WordProblemAgent()
     tracer = agl.OtelTracer()  # type: ignore[no-untyped-call]
     learn_from, held_out = plan.problems.split(plan.settings.seed)
-    with opened(kind, plan.runners, output, server) as (store, strategy):
+    with opened(kind, plan.runners, output, server, on_page) as (store, strategy):
         trainer = agl.Trainer(
             store=store,
             strategy=strategy,
@@ -60,7 +67,7 @@ def train(plan: Plan, kind: StoreKind, output: Path, console: Console, server: s
             adapter=agl.TracerTraceToTriplet(llm_call_match=re.escape(ANSWER_SPAN)),
             runner=agl.LitAgentRunner(tracer, poll_interval=POLL_SECONDS, interval_jitter=0.0),
         )
-        trainer.fit(agent, learn_from, val_dataset=held_out)
+        trainer.fit(plan.agent(), learn_from, val_dataset=held_out)
     if algorithm.summary is None:
         raise KeyboardInterrupt  # strategies keep it to themselves
     return Trained(algorithm, algorithm.summary, report)

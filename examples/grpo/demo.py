@@ -18,6 +18,7 @@ from examples.grpo.policy import RUN
 from examples.grpo.report import LOG_NAME, PLOT_NAME, Report, write_plot
 from examples.grpo.trainer import CONSUMER, Checkpoints
 from examples.svamp_demo.processes import (
+    LOOKS,
     PROJECT_ROOT,
     Child,
     Children,
@@ -45,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=3, metavar="N", help="how often to kill the trainer (%(default)s)")
     parser.add_argument("--kill-server", action="store_true", help="kill the server too, each time")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="when to kill (%(default)s)")
+    parser.add_argument("--http-port", type=int, default=0, metavar="PORT", help="where the page is (any free port)")
     parser.add_argument(
         "--output", type=Path, default=DEFAULT_OUTPUT, metavar="DIR", help="database, checkpoints, plot (out/grpo)"
     )
@@ -69,7 +71,9 @@ async def _run(options: argparse.Namespace) -> None:
         database = new_database(output)
         for left in ("checkpoint.json", "checkpoint.json.written", LOG_NAME):
             (output / left).unlink(missing_ok=True)
-        server, endpoint = await children.start_server(database, flags=SERVER_FLAGS)
+        server = await children.start_server(database, http_port=options.http_port, flags=SERVER_FLAGS)
+        endpoint = server.endpoint
+        print(f"watch it: {server.page}", flush=True)
         runners = [
             await children.start(f"runners-{name}", _module("runner", "--server", endpoint, "--name", f"runner-{name}"))
             for name in ("a", "b")
@@ -84,15 +88,15 @@ async def _run(options: argparse.Namespace) -> None:
             await trainer.process.wait()
             print(f"  killed the trainer after step {step}", flush=True)
             if options.kill_server:
-                server.signal(signal.SIGKILL)
-                await server.process.wait()
-                server, _ = await children.start_server(database, endpoint, name=f"server-{kill}", flags=SERVER_FLAGS)
+                server.child.signal(signal.SIGKILL)
+                await server.child.process.wait()
+                server = await children.start_server(database, at=server, name=f"server-{kill}", flags=SERVER_FLAGS)
         trainer = await children.start("trainer", _module("trainer", *flags), logged=False)
         await _see_through(trainer, runners)
         await _check(endpoint, output)
     write_plot(output / PLOT_NAME, Report(output).steps())
     print(f"plot: {output / PLOT_NAME}")
-    print(look_into(database, None))
+    print(look_into(database, None, [*LOOKS, "groups --limit 10"]))
 
 
 def _module(name: str, *arguments: str) -> list[str]:

@@ -55,8 +55,8 @@ class Settings:
     seed: int
     tries: int = 4
     """Answers drawn for each rollout; each is judged against the others."""
-    learning_rate: float = 0.05
-    entropy_bonus: float = 0.05
+    learning_rate: float = 0.03
+    entropy_bonus: float = 0.1
     """Keeps the policy curious."""
     evaluate_every: int = 10
     """Iterations between two measurements on the held-out problems."""

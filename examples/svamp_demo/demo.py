@@ -1,4 +1,4 @@
-"""Trains the agent with one server, one algorithm and several runner processes."""
+"""Trains the agent with a server, or several, one algorithm and several runner processes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from typing import Final, TypeAlias
 from examples.svamp_demo.messages import POLICY, PolicyWeights
 from examples.svamp_demo.problems import DataError, ProblemSet, obtain
 from examples.svamp_demo.processes import (
+    LOOKS,
     PROJECT_ROOT,
     Child,
     Children,
+    Server,
     StartError,
+    for_people,
+    is_shared,
     look_into,
     new_database,
     patient_client,
@@ -51,16 +55,24 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--iterations", type=_positive, metavar="N", help="training steps (60; quick: 12)")
     parser.add_argument("--batch-size", type=_positive, metavar="N", help="rollouts a step (48; quick: 24)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="split, order and draws (%(default)s)")
-    parser.add_argument("--kill-runner", action="store_true", help="SIGKILL a runner at work half way through")
+    parser.add_argument(
+        "--kill-runner",
+        action=argparse.BooleanOptionalAction,
+        help="SIGKILL a runner at work half way through, so that another one tries again (yes, with two or more)",
+    )
+    parser.add_argument(
+        "--servers", type=_positive, default=1, metavar="N", help="servers on one database (%(default)s)"
+    )
+    parser.add_argument("--http-port", type=int, default=0, metavar="PORT", help="where the page is (any free port)")
     parser.add_argument(
         "--database",
-        metavar="memory:|sqlite:PATH",
+        metavar="memory:|sqlite:PATH|postgresql://…",
         help="where the server keeps the data (a new sqlite:DIR/store.db)",
     )
     parser.add_argument(
         "--kill-server",
         action="store_true",
-        help="SIGKILL the server half way through, and start it on its database again",
+        help="SIGKILL a server half way through; one that is alone is started on its database again",
     )
     parser.add_argument("--quick", action="store_true", help="a small run")
     parser.add_argument(
@@ -76,15 +88,32 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options.batch_size = options.batch_size or (24 if options.quick else 48)
     if options.kill_runner and options.runners < 2:
         parser.error("--kill-runner leaves nobody to do the work: give --runners 2 or more")
-    if options.kill_server and options.database == "memory:":
-        parser.error("--kill-server loses everything that is in memory: leave --database memory: out")
-    if options.server is not None and options.kill_server:
-        parser.error("--kill-server is for a server that this starts, and --server names one that runs already")
-    if options.server is not None and options.database is not None:
-        parser.error("--database is for a server that this starts, and --server names one that runs already")
-    if options.seed < 0:
-        parser.error("--seed must not be negative")
+    if options.kill_runner is None:
+        options.kill_runner = options.runners > 1
+    if error := _contradiction(options):
+        parser.error(error)
     return options
+
+
+def _contradiction(options: argparse.Namespace) -> str | None:
+    """What is wrong with flags that are each legal."""
+    if options.server is not None:
+        for_own = {
+            "--kill-server": options.kill_server,
+            "--database": options.database,
+            "--servers": options.servers > 1,
+        }
+        for flag, given in for_own.items():
+            if given:
+                return f"{flag} is for a server that this starts, and --server names one that runs already"
+    if options.kill_server and options.database == "memory:":
+        return "--kill-server loses everything that is in memory: leave --database memory: out"
+    if options.servers > 1 and not is_shared(options.database or ""):
+        return (
+            f"--servers {options.servers} needs a database that several servers can have: give --database "
+            "postgresql://…; one in memory, or in a file of SQLite, belongs to one server"
+        )
+    return None if options.seed >= 0 else "--seed must not be negative"
 
 
 def _positive(text: str) -> int:
@@ -120,12 +149,12 @@ async def _run(options: argparse.Namespace, problems: ProblemSet) -> None:
     _say(f"problems: {len(problems.problems)} from {problems.source}")
     if problems.left_out:
         _say(f"  ({problems.left_out} more take several operations, which this agent cannot do; they are left out)")
+    database = options.database or new_database(options.output)
     async with Children.running(options.output) as children:
-        essential: list[Child] = []
-        endpoint, database = options.server, options.database or new_database(options.output)
-        if endpoint is None:
-            server, endpoint = await children.start_server(database)
-            essential.append(server)
+        servers = [] if options.server else await _start_servers(children, database, options)
+        endpoint = options.server or ",".join(server.endpoint for server in servers)
+        for server in servers:
+            _say(f"watch it: {server.page}")
         former = await _latest_weights(endpoint)
         runners = [
             await children.start_module(name, "runner", ["--server", endpoint, "--worker-id", name])
@@ -134,23 +163,38 @@ async def _run(options: argparse.Namespace, problems: ProblemSet) -> None:
         algorithm = await children.start_module("algorithm", "algorithm", _passed_on(options, endpoint), logged=False)
         _say(f"server at {endpoint}, 1 algorithm, {len(runners)} runners; their output is in {options.output}")
         half_way = partial(_half_way, former=former, iterations=options.iterations)
-        killings: dict[str, asyncio.Task[None]] = {}
+        killings: dict[str, asyncio.Task[str | None]] = {}
         if options.kill_runner:
             killings["runner"] = asyncio.create_task(_kill_runner(endpoint, runners, half_way))
         if options.kill_server:
-            killings["server"] = asyncio.create_task(_kill_server(endpoint, database, children, essential, half_way))
+            killings["server"] = asyncio.create_task(_kill_server(endpoint, database, children, servers, half_way))
         try:
-            await _see_through(algorithm, essential, runners)
+            await _see_through(algorithm, servers, runners)
         finally:
             for name, killing in killings.items():
                 if not killing.done():
                     killing.cancel()
                     _say(f"no {name} was killed: the run was over before it was time; give it more --iterations")
             await asyncio.gather(*killings.values(), return_exceptions=True)
+    looks = list(LOOKS)
     for name, killing in killings.items():
-        if not killing.cancelled() and (error := killing.exception()) is not None:
+        if killing.cancelled():
+            continue
+        if (error := killing.exception()) is not None:
             raise RunError(f"the {name} was not killed, or did not come back: {error}")
-    _say(look_into(database, options.server))
+        if (tried_again := killing.result()) is not None:
+            looks.append(f"rollout {tried_again}")
+    _say(look_into(database, options.server, looks))
+
+
+async def _start_servers(children: Children, database: str, options: argparse.Namespace) -> list[Server]:
+    """As many as are wanted, the first with the page's port."""
+    names = ["server", *(f"server-{number}" for number in range(2, options.servers + 1))]
+    ports = [options.http_port, *(0 for _ in names[1:])]
+    return [
+        await children.start_server(database, http_port=port, name=name)
+        for name, port in zip(names, ports, strict=True)
+    ]
 
 
 def _passed_on(options: argparse.Namespace, endpoint: str) -> list[str]:
@@ -169,12 +213,13 @@ def _cancel_on_signals() -> None:
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
 
 
-async def _see_through(algorithm: Child, essential: Sequence[Child], runners: Sequence[Child]) -> None:
+async def _see_through(algorithm: Child, servers: Sequence[Server], runners: Sequence[Child]) -> None:
     """Wait for the algorithm to end. RunError if it fails, or if it cannot succeed any more."""
     while algorithm.alive:
-        for child in essential:
-            if not child.alive:
-                raise RunError(f"the {child.name} ended with code {child.process.returncode}:\n{child.log_end()}")
+        for server in servers:
+            if not server.child.alive:
+                code, words = server.child.process.returncode, server.child.log_end()
+                raise RunError(f"the {server.child.name} ended with code {code}:\n{words}")
         if not any(runner.alive for runner in runners):
             raise RunError(f"all runners have ended; the last words of {runners[0].name}:\n{runners[0].log_end()}")
         await asyncio.sleep(POLL_SECONDS)
@@ -185,32 +230,35 @@ async def _see_through(algorithm: Child, essential: Sequence[Child], runners: Se
 # --- Killing processes -----------------------------------------------------------------------------------------------
 
 
-async def _kill_runner(endpoint: str, runners: Sequence[Child], half_way: HalfWay) -> None:
-    """SIGKILL one runner while it holds a rollout, once half of the iterations are done."""
+async def _kill_runner(endpoint: str, runners: Sequence[Child], half_way: HalfWay) -> str:
+    """SIGKILL one runner while it holds a rollout, once half of the iterations are done; the id of that rollout."""
     async with patient_client(endpoint) as store:
         for runner in itertools.cycle(runners):
             await asyncio.sleep(POLL_SECONDS)
             if not await half_way(store):
                 continue
-            if await _kill_if_busy(store, runner):
-                _say(f"  killed {runner.name} in the middle of a rollout")
-                return
+            if (rollout_id := await _kill_if_busy(store, runner)) is not None:
+                _say(f"  killed {runner.name} in the middle of the rollout {rollout_id}: another one tries again")
+                return rollout_id
+    raise AssertionError("there is always one more runner to look at")
 
 
 async def _kill_server(
-    endpoint: str, database: str, children: Children, essential: list[Child], half_way: HalfWay
+    endpoint: str, database: str, children: Children, servers: list[Server], half_way: HalfWay
 ) -> None:
-    """SIGKILL the server once half of the iterations are done, and start it again in the same place."""
+    """SIGKILL a server once half of the iterations are done. If it was alone, start it again in the same place."""
     async with patient_client(endpoint) as store:
         while not await half_way(store):  # noqa: ASYNC110
             await asyncio.sleep(POLL_SECONDS)
-    server = essential.pop()
-    server.signal(signal.SIGKILL)
-    await server.process.wait()
-    _say("  killed the server")
-    again, _ = await children.start_server(database, endpoint, name="server-again")
-    essential.append(again)
-    _say(f"  started the server on {database} again")
+    server = servers.pop(0)
+    server.child.signal(signal.SIGKILL)
+    await server.child.process.wait()
+    _say(f"  killed the server at {server.endpoint}")
+    if servers:
+        _say(f"  the run goes on at {', '.join(other.endpoint for other in servers)}")
+        return
+    servers.append(await children.start_server(database, at=server, name="server-again"))
+    _say(f"  started the server on {for_people(database)} again")
 
 
 async def _latest_weights(endpoint: str) -> str | None:
@@ -228,20 +276,20 @@ async def _half_way(store: LightningStore, *, former: str | None, iterations: in
     return PolicyWeights.of(latest.resources[POLICY]).iteration >= iterations // 2
 
 
-async def _kill_if_busy(store: LightningStore, runner: Child) -> bool:
-    """Kill the runner if it holds a rollout, and tell whether it did.
+async def _kill_if_busy(store: LightningStore, runner: Child) -> str | None:
+    """Kill the runner if it holds a rollout, and tell which.
 
     It is halted first: else it could finish the rollout between the look and the kill, and nobody would have to
     take over.
     """
     if not runner.signal(signal.SIGSTOP):
-        return False
+        return None
     await asyncio.sleep(SETTLE_SECONDS)
     worker = await store.get_worker_by_id(runner.name)
-    if worker is not None and worker.status == "busy":
-        return runner.signal(signal.SIGKILL)
+    if worker is not None and worker.status == "busy" and runner.signal(signal.SIGKILL):
+        return worker.current_rollout_id
     runner.signal(signal.SIGCONT)
-    return False
+    return None
 
 
 def _say(message: str) -> None:

@@ -151,7 +151,7 @@ def _problem(index: int, line: _Line) -> Problem:
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """A problem with places for names, things and the numbers ``a`` and ``b``; ``c`` is not needed."""
+    """A problem with places for words and for the numbers ``a`` and ``b``; the operation is a + b, a - b, …"""
 
     body: str
     question: str
@@ -159,23 +159,42 @@ class _Template:
 
 
 _TEMPLATES: Final[tuple[_Template, ...]] = (
-    _Template(
-        "{name} had {a} {thing}. {other} brought {b} more {thing}.", "How many {thing} are there altogether?", "+"
-    ),
-    _Template("{name} picked {a} {thing} on Monday and {b} {thing} on Friday.", "How many {thing} in total?", "+"),
-    _Template("{name} gave away {a} {thing} and still has {b} {thing}.", "How many {thing} were there at first?", "+"),
-    _Template("{name} had {a} {thing} and lost {b} of them.", "How many {thing} are left?", "-"),
-    _Template("{name} owns {a} {thing}. {other} owns {b} {thing}.", "How many more {thing} does {name} own?", "-"),
-    _Template("A shop had {a} {thing} and sold {b} of the {thing}.", "How many {thing} remain in the shop?", "-"),
-    _Template("There are {a} boxes with {b} {thing} in each box.", "How many {thing} do all the boxes hold?", "*"),
-    _Template("{name} buys {a} {thing} that cost {b} dollars each.", "How many dollars does {name} pay?", "*"),
-    _Template("{name} shares {a} {thing} equally among {b} friends.", "How many {thing} does each friend get?", "/"),
-    _Template("{name} packs {a} {thing} into bags of {b} {thing} each.", "How many bags does {name} need?", "/"),
-    _Template("{name} had {a} {thing} and {c} coins, and lost {b} {thing}.", "How many {thing} are left?", "-"),
-    _Template("In {c} days {name} filled {a} boxes with {b} {thing} in each.", "How many {thing} do they hold?", "*"),
+    _Template("{name} had {a} {thing} and {gained} {b} more.", "How many {thing} does {name} have now?", "+"),
+    _Template("{name} {lost} {a} {thing} and still has {b}.", "How many {thing} did {name} have at first?", "+"),
+    _Template("{name} {gained} {a} {thing}. {other} {gained} {b}.", "How many {thing} did they get together?", "+"),
+    _Template("{name} {lost} {a} {thing} on Monday and {b} on Friday.", "How many {thing} are gone altogether?", "+"),
+    _Template("There are {a} {thing} in the {holder} and {b} beside it.", "How many {thing} are there in all?", "+"),
+    _Template("{name} had {a} {thing} and {lost} {b} of them.", "How many {thing} are left?", "-"),
+    _Template("{name} {lost} {b} of the {a} {thing}.", "How many {thing} does {name} have now?", "-"),
+    _Template("{name} {gained} {b} {thing} and has {a} now.", "How many {thing} did {name} have at first?", "-"),
+    _Template("{name} {gained} {a} {thing}. {other} {gained} {b}.", "How many more did {name} get than {other}?", "-"),
+    _Template("{name} has {b} {thing} and wants to have {a}.", "How many more {thing} are needed?", "-"),
+    _Template("{name} had {a} {thing} and has {b} now.", "How many {thing} are gone?", "-"),
+    _Template("There are {a} {holder}s with {b} {thing} in each.", "How many {thing} are there in all?", "*"),
+    _Template("{name} {gained} {b} {thing} a day for {a} days.", "How many {thing} did {name} get altogether?", "*"),
+    _Template("{name} {gained} {a} {thing} at {b} dollars each.", "How many dollars were paid?", "*"),
+    _Template("Each of the {a} {holder}s has room for {b} {thing}.", "How many {thing} have room together?", "*"),
+    _Template("{name} puts {a} {thing} evenly into {b} {holder}s.", "How many {thing} are in each {holder}?", "/"),
+    _Template("{name} has {a} {thing}. Each {holder} takes {b}.", "How many {holder}s are needed?", "/"),
+    _Template("{name} paid {a} dollars for {b} {thing}.", "How many dollars does each cost?", "/"),
+    _Template("{b} friends share the {a} {thing} of {name}.", "How many {thing} does each friend get?", "/"),
 )
+_ASIDES: Final = (
+    "{other} has {c} {another}.",
+    "{other} {lost} {c} {another} too.",
+    "{name} is {c} years old.",
+    "All that took {c} days.",
+    "There are {c} {another} as well.",
+    "The {holder} weighs {c} pounds.",
+)
+"""Sentences with a number that is not needed."""
+_ASIDES_MAX: Final = 2
+"""One problem has no such sentence, or up to so many, before or after its own."""
 _NAMES: Final = ("Ada", "Bruno", "Chen", "Dalia", "Emeka", "Freya", "Goran", "Hana", "Ines", "Jonas")
 _THINGS: Final = ("marbles", "stickers", "pencils", "apples", "shells", "stamps", "buttons", "cards")
+_HOLDERS: Final = ("box", "bag", "jar", "shelf", "crate", "drawer")
+_GAINED: Final = ("found", "bought", "won", "collected", "picked", "received", "earned", "borrowed")
+_LOST: Final = ("lost", "sold", "broke", "donated", "dropped", "mailed", "traded", "forgot")
 
 
 def generate(count: int, seed: int) -> list[Problem]:
@@ -191,16 +210,24 @@ def generate(count: int, seed: int) -> list[Problem]:
 def _fill(template: _Template, chance: random.Random, problem_id: str) -> Problem:
     a, b, answer = _numbers(template.operation, chance)
     name, other = chance.sample(_NAMES, 2)
-    places: dict[str, str | int] = {
+    thing, another = chance.sample(_THINGS, 2)
+    words: dict[str, str | int] = {
         "name": name,
         "other": other,
-        "thing": chance.choice(_THINGS),
+        "thing": thing,
+        "another": another,
+        "holder": chance.choice(_HOLDERS),
+        "gained": chance.choice(_GAINED),
+        "lost": chance.choice(_LOST),
         "a": a,
         "b": b,
-        "c": chance.randint(2, 99),
     }
-    body, question = template.body.format_map(places), template.question.format_map(places)
-    return Problem(problem_id=problem_id, body=body, question=question, answer=answer)
+    sentences = [template.body.format_map(words)]
+    for aside in chance.sample(_ASIDES, chance.randint(0, _ASIDES_MAX)):
+        place = chance.choice((0, len(sentences)))
+        sentences.insert(place, aside.format_map({**words, "c": chance.randint(2, 99)}))
+    question = template.question.format_map(words)
+    return Problem(problem_id=problem_id, body=" ".join(sentences), question=question, answer=answer)
 
 
 def _numbers(operation: str, chance: random.Random) -> tuple[int, int, int]:

@@ -15,12 +15,18 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit, urlunsplit
 
 from lightning_store_client import LightningStoreClient
 
 PROJECT_ROOT: Final = Path(__file__).resolve().parents[2]
 SQLITE: Final = "sqlite:"
+POSTGRESQL: Final = ("postgresql://", "postgres://")
 DATABASE_NAME: Final = "store.db"
+PAGE_PORT: Final = 4748
+"""Where the page is while somebody looks into what a run has left."""
+LOOKS: Final = ("stats", "rollouts --sort-by end_time --desc --limit 10", "workers", "resources --limit 5")
+"""Commands that show what a run has left."""
 SERVER_COMMAND: Final = "lightning-store-grpc"
 START_SECONDS: Final = 30.0
 """How long the server may take to get ready."""
@@ -28,7 +34,7 @@ STOP_SECONDS: Final = 10.0
 """How long a process may take to end before it is killed."""
 
 _HOST: Final = "127.0.0.1"
-_ENDPOINT: Final = re.compile(re.escape(_HOST) + r":[1-9]\d*")
+_READY: Final = re.compile(r"serving on (\S+:[1-9]\d*) \(.*HTTP on (\S+:[1-9]\d*),")
 
 
 class StartError(RuntimeError):
@@ -64,6 +70,22 @@ class Child:
         if self.log is None:
             return ""
         return "\n".join(self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A store's server of this run, which is ready."""
+
+    child: Child
+    endpoint: str
+    """``host:port`` of gRPC."""
+    http: str
+    """``host:port`` of the page, the probes and the metrics."""
+
+    @property
+    def page(self) -> str:
+        """The address for a browser."""
+        return f"http://{self.http}/"
 
 
 class Children:
@@ -111,22 +133,37 @@ class Children:
         )
 
     async def start_server(
-        self, database: str, endpoint: str = f"{_HOST}:0", *, name: str = "server", flags: Sequence[str] = ()
-    ) -> tuple[Child, str]:
-        """Start the store's server on a free port, or on the port of ``endpoint``, with further ``flags``; the process
-        and its endpoint, ``host:port``."""
-        host, _, port = endpoint.rpartition(":")
-        command = [server_command(), "serve", "--host", host, "--port", port, "--database", database, *flags]
+        self,
+        database: str,
+        *,
+        at: Server | None = None,
+        http_port: int = 0,
+        name: str = "server",
+        flags: Sequence[str] = (),
+    ) -> Server:
+        """Start the store's server, and wait until it is ready.
+
+        Args:
+            database: Where it keeps the data, as ``serve --database`` takes it.
+            at: A server that has ended, whose ports it is to take; without it they are free ones.
+            http_port: The port of its HTTP side; 0 takes any free one.
+            name: What its log is called.
+            flags: Further flags of ``serve``.
+
+        Raises:
+            StartError: It did not start, or is not ready in time.
+        """
+        port, http = (0, http_port) if at is None else (_port_of(at.endpoint), _port_of(at.http))
+        command = [server_command(), "serve", "--host", _HOST, "--port", str(port), "--http-port", str(http)]
         try:
-            server = await self.start(name, command)
+            child = await self.start(name, [*command, "--database", database, *flags])
         except OSError as error:
             raise StartError(f"cannot start {SERVER_COMMAND}: {error.strerror}; install the extra 'server'") from error
         try:
             async with asyncio.timeout(START_SECONDS):
-                return server, await _wait_until_ready(server)
+                return await _until_ready(child)
         except TimeoutError:
-            message = f"the server is not ready after {START_SECONDS:g} seconds:\n{server.log_end()}"
-            raise StartError(message) from None
+            raise StartError(f"the server is not ready after {START_SECONDS:g} seconds:\n{child.log_end()}") from None
 
     async def _stop(self) -> None:
         for child in reversed(self._started):
@@ -138,15 +175,19 @@ class Children:
             await child.process.wait()
 
 
-async def _wait_until_ready(server: Child) -> str:
-    """The endpoint, once the server has printed it."""
+async def _until_ready(child: Child) -> Server:
+    """The server, once it has printed where it is."""
     while True:
-        if not server.alive:
-            raise StartError(f"the server ended with exit code {server.process.returncode}:\n{server.log_end()}")
-        found = _ENDPOINT.search(server.log_end(lines=1000))
+        if not child.alive:
+            raise StartError(f"the server ended with exit code {child.process.returncode}:\n{child.log_end()}")
+        found = _READY.search(child.log_end(lines=1000))
         if found is not None:
-            return found.group()
+            return Server(child, found[1], found[2])
         await asyncio.sleep(0.05)
+
+
+def _port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
 
 
 def patient_client(endpoint: str) -> LightningStoreClient:
@@ -166,22 +207,51 @@ def new_database(directory: Path) -> str:
     return database_in(directory)
 
 
-def look_into(database: str, server: str | None) -> str:
-    """The commands that look into what a run has left: in its database, or on a server that it was told to use."""
+def is_shared(database: str) -> bool:
+    """Whether several servers can have the database."""
+    return database.startswith(POSTGRESQL)
+
+
+def for_people(database: str) -> str:
+    """Where the data is, as ``serve --database`` takes it, without a password."""
+    if is_shared(database):
+        parts = urlsplit(database)
+        who, at, where = parts.netloc.rpartition("@")
+        return urlunsplit(parts._replace(netloc=who.partition(":")[0] + at + where))
+    if database.startswith(SQLITE):
+        return SQLITE + _shorter(database.removeprefix(SQLITE))
+    return database
+
+
+def look_into(database: str, server: str | None, looks: Sequence[str] = LOOKS) -> str:
+    """The commands, and the address, that look into what a run has left.
+
+    Args:
+        database: Where it is.
+        server: The server that the run was told to use, which goes on; None if those of the run have ended.
+        looks: What to look at: subcommands with their flags.
+    """
     command = server_command()
     if os.path.isabs(command):
         command = _shorter(command)
-    at = "" if server is None else f" --server {server}"
-    lines = [
-        f"  {command} {what}{at}" for what in ("stats", "rollouts --sort-by end_time --desc --limit 10", "workers")
-    ]
-    if server is None:
-        if not database.startswith(SQLITE):
-            return f"the store was in memory and is gone; give --database {SQLITE}PATH to keep it"
-        path = _shorter(database.removeprefix(SQLITE))
-        serve = f"  {command} serve --database {shlex.quote(SQLITE + path)} &"
-        lines = [serve, *lines, "  kill %1"]
-    return "\n".join(["look into what it has left:", *lines])
+    if server is not None:
+        lines = [f"  {command} {look} --server {server}" for look in looks]
+        return "\n".join([f"the store is that of {server}; look into it:", *lines])
+    if not database.startswith((SQLITE, *POSTGRESQL)):
+        return f"the store was in memory and is gone; give --database {SQLITE}PATH to keep it"
+    kept = for_people(database)
+    serve = f"  {command} serve --database {shlex.quote(kept)} --http-port {PAGE_PORT} &"
+    if kept != database and is_shared(database):
+        serve += "  # the password in PGPASSWORD or PGPASSFILE"
+    return "\n".join(
+        [
+            f"the store is kept in {kept}; look into it:",
+            serve,
+            *(f"  {command} {look}" for look in looks),
+            "  kill %1",
+            f"and, as long as it is served, at http://{_HOST}:{PAGE_PORT}/",
+        ]
+    )
 
 
 def _shorter(path: str) -> str:
