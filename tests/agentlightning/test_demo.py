@@ -82,10 +82,13 @@ def test_bad_data_ends_the_demo_before_anything_starts(tmp_path, capfd):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("store", ["grpc", "in-process"])
-def test_a_short_run(store, run, tmp_path):
+def test_a_short_run(store, run, tmp_path, capfd):
     assert run("--steps", "2", "--store", store) == 0
     summary = Summary.model_validate_json((tmp_path / SUMMARY_NAME).read_text())
     assert (summary.rollouts, summary.failed) == (2 * 6 + 3 * HELD_OUT, 0)
+    assert summary.second_attempts > 0
+    printed = capfd.readouterr().out
+    assert ("watch it: http://" in printed, "serve --database sqlite:" in printed) == (store == "grpc",) * 2
     assert (tmp_path / PLOT_NAME).exists()
 
 

@@ -1,0 +1,34 @@
+# The server and its command line in a container: `docker build -t lightning-store-grpc:0.1.0 .`
+# docs/deployment.md tells how to run it.
+ARG PYTHON=3.13
+
+FROM python:${PYTHON}-slim AS build
+WORKDIR /source
+RUN pip install --no-cache-dir build
+COPY pyproject.toml README.md LICENSE ./
+COPY src src
+COPY server server
+COPY clients/python clients/python
+COPY integrations integrations
+RUN python -m build --wheel
+# An environment of its own, without pip, which the last stage takes as it is.
+RUN python -m venv --without-pip /opt/lightning-store \
+ && pip --python /opt/lightning-store/bin/python install --no-cache-dir "$(ls dist/*.whl)[server,postgres]"
+
+FROM python:${PYTHON}-slim
+RUN groupadd --system --gid 10001 store \
+ && useradd --system --uid 10001 --gid store --no-create-home --home-dir /var/lib/lightning-store store \
+ && install --directory --owner store --group store --mode 0700 /var/lib/lightning-store
+COPY --from=build /opt/lightning-store /opt/lightning-store
+ENV PATH=/opt/lightning-store/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+USER 10001:10001
+# Databases of SQLite are kept here: sqlite:store.db
+WORKDIR /var/lib/lightning-store
+VOLUME /var/lib/lightning-store
+EXPOSE 4747 4318
+STOPSIGNAL SIGTERM
+# LIGHTNING_STORE_SERVER and LIGHTNING_STORE_TLS_CA tell it of another port and of TLS. It needs no token.
+HEALTHCHECK --interval=15s --timeout=10s --start-period=60s --retries=3 CMD ["lightning-store-grpc", "health"]
+ENTRYPOINT ["lightning-store-grpc"]
+# On loopback. For others: serve --host 0.0.0.0 --auth-tokens FILE
+CMD ["serve"]
