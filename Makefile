@@ -55,7 +55,7 @@ serve: $(VENV)/.installed-server ## Run the server (SERVE_ARGS="--port 5000 …"
 	$(BIN)/lightning-store-grpc serve $(SERVE_ARGS)
 
 .PHONY: demo
-demo: $(VENV)/.installed-demo ## Train a small agent through the store (DEMO_ARGS="--data FILE …")
+demo: $(VENV)/.installed-demo ## Train a small agent through the store (DEMO_ARGS="--data FILE --kill-server …")
 	$(BIN)/python -m examples.svamp_demo $(DEMO_ARGS)
 
 .PHONY: demo-agentlightning
@@ -65,6 +65,14 @@ demo-agentlightning: $(VENV_AGENTLIGHTNING)/.installed ## … as an Agent Lightn
 .PHONY: demo-grpo
 demo-grpo: $(VENV)/.installed-demo ## … in groups, asynchronously, with a trainer that is killed (DEMO_ARGS="--kill-server …")
 	$(BIN)/python -m examples.grpo $(DEMO_ARGS)
+
+.PHONY: demo-pictures
+demo-pictures: $(VENV)/.installed-demo ## Run both, and keep their plots in docs/images
+	$(BIN)/python -m examples.svamp_demo
+	$(BIN)/python -m examples.grpo
+	mkdir -p docs/images
+	cp out/svamp_demo/reward.png docs/images/svamp_demo.png
+	cp out/grpo/grpo.png docs/images/grpo.png
 
 ##@ Measure it
 

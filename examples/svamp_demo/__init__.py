@@ -1,6 +1,7 @@
 """A small agent that learns to solve arithmetic word problems, trained through a lightning store.
 
-One server process, one algorithm process and several runner processes that know of each other only through the store:
+One server process (or several, on PostgreSQL), one algorithm process and several runner processes, which know of each
+other only through the store:
 
     algorithm  publishes the policy's weights as a resource, enqueues a batch of problems, waits, reads the spans back,
                and takes one REINFORCE step from what the store returned

@@ -43,6 +43,11 @@ def last_of(name: str) -> str:
     return [rest for found, rest in instructions() if found == name][-1]
 
 
+def image() -> str:
+    """Its name, with the version of the project."""
+    return f"lightning-store-grpc:{tomllib.loads((PROJECT / 'pyproject.toml').read_text())['project']['version']}"
+
+
 def health_command() -> list[str]:
     return list(yaml.safe_load(last_of("HEALTHCHECK").partition(" CMD ")[2]))
 
@@ -235,8 +240,7 @@ def test_pods_have_the_image_s_user_ports_and_folders(name: str) -> None:
         reference = variable["valueFrom"]["secretKeyRef"]
         assert reference["key"] in secrets[reference["name"]]
     images = {container["image"]} | {server["image"] for file in COMPOSE for server in servers_of(file).values()}
-    version = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["version"]
-    assert images == {f"lightning-store-grpc:{version}"}
+    assert images == {image()}
 
 
 def test_the_unit_has_the_settings_folders_and_exit_codes_of_the_server() -> None:
@@ -346,3 +350,11 @@ def test_a_server_as_deployed_passes_its_probes_and_ends_in_time(prepared: Path,
     assert process.returncode == 0
     assert run(*health, env=variables).exit_code == 1
     assert (prepared / "private/data/store.db").exists()
+
+
+def test_what_the_document_names_is_there() -> None:
+    text = (PROJECT / "docs/deployment.md").read_text()
+    for path in set(re.findall(r"\bdeploy/[\w./-]+\w", text)) | set(re.findall(r"\]\((?:\.\./)?([\w./-]+\.\w+)", text)):
+        made = path == "deploy/.env" or path.startswith("deploy/private")
+        assert made or (PROJECT / path).exists() or (PROJECT / "docs" / path).exists(), path
+    assert f"docker build -t {image()} ." in text

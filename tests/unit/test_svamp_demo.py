@@ -38,7 +38,7 @@ from examples.svamp_demo.policy import (
     sample,
 )
 from examples.svamp_demo.problems import DataError, Problem, ProblemSet, generate, load, obtain
-from examples.svamp_demo.processes import PROJECT_ROOT, for_people, look_into
+from examples.svamp_demo.processes import PROJECT_ROOT, Children, Server, for_people, look_into
 from examples.svamp_demo.report import IterationRecord, Report, Summary, write_plot
 from examples.svamp_demo.runner import Runner
 from examples.svamp_demo.tracing import CHOICE, REWARD, ROLLOUT_SPAN, TRY_SPAN, Recorder, Try, read_tries
@@ -445,6 +445,20 @@ def test_a_run_ends_with_what_looks_into_it() -> None:
     assert for_people("postgresql://db/store") == "postgresql://db/store"
     assert look_into("memory:", None).startswith("the store was in memory and is gone")
     assert look_into("memory:", "db:4747", ["stats"]).endswith("stats --server db:4747")
+
+
+@pytest.mark.asyncio
+async def test_of_two_servers_one_is_killed_and_stays_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def at_once(_: LightningStore) -> bool:
+        return True
+
+    async with Children.running(tmp_path) as children:
+        started = [await children.start(name, ["sleep", "600"]) for name in ("server", "server-2")]
+        servers = [Server(child, f"127.0.0.1:{port}", "127.0.0.1:1") for port, child in enumerate(started, start=1)]
+        await demo._kill_server("127.0.0.1:1,127.0.0.1:2", "postgresql://db/store", children, servers, at_once)
+        assert [server.child.name for server in servers] == ["server-2"]
+        assert [child.alive for child in started] == [False, True]
+    assert capsys.readouterr().out == ("  killed the server at 127.0.0.1:1\n  the run goes on at 127.0.0.1:2\n")
 
 
 # --- The whole thing -------------------------------------------------------------------------------------------------
