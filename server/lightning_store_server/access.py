@@ -204,6 +204,10 @@ class Access:
             raise UnauthenticatedError(f"the token {caller.name} {why}")
         return caller
 
+    def tokens(self) -> list[Token]:
+        """Those of the file, without the tokens, as it was read last."""
+        return [caller.token for caller in self._callers.values()]
+
     def _read(self, present: Mapping[str, Caller]) -> dict[str, Caller]:
         callers = {}
         for token in read_tokens(self._path).tokens:

@@ -8,6 +8,7 @@ from rich.console import Console, RenderableType
 from lightning_store import Attempt, AttemptedRollout, PaginatedResult, Rollout, RolloutConfig, Span
 from lightning_store.model import Resource
 from lightning_store_server.cli import tables
+from lightning_store_server.rewards import nested
 
 ROLLOUT_ID, ATTEMPT_ID = "ro-0123456789ab", "at-01234567"
 
@@ -70,14 +71,18 @@ def test_input_is_cut_at_the_edge_and_not_taken_as_markup() -> None:
     assert line.endswith("x…")
 
 
+def nested_ids(spans):
+    return [(depth, one.sequence_id) for depth, one in nested(spans, lambda one: (one.span_id, one.parent_id))]
+
+
 def test_spans_nest_under_their_parents() -> None:
     spans = [span(1, None), span(2, 1), span(3, 2), span(4, 1), span(5, 99)]
-    assert [(depth, one.sequence_id) for depth, one in tables.nested(spans)] == [(0, 1), (1, 2), (2, 3), (1, 4), (0, 5)]
+    assert nested_ids(spans) == [(0, 1), (1, 2), (2, 3), (1, 4), (0, 5)]
 
 
 def test_spans_that_are_their_own_ancestors_are_shown_once() -> None:
     spans = [span(1, 2), span(2, 1), span(3, 3), span(4, None)]
-    assert [(depth, one.sequence_id) for depth, one in tables.nested(spans)] == [(0, 4), (0, 1), (1, 2), (0, 3)]
+    assert nested_ids(spans) == [(0, 4), (0, 1), (1, 2), (0, 3)]
 
 
 def test_very_deep_spans_can_be_drawn() -> None:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lightning_store_server.cli.text import age, byte_size, clip, duration, moment, short_json
+from lightning_store_server.text import age, byte_size, clip, duration, moment, short_json
 
 
 @pytest.mark.parametrize(

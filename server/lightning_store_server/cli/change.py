@@ -15,7 +15,7 @@ from lightning_store_client import LightningStoreClient
 from lightning_store_server.cli.options import Whole
 from lightning_store_server.cli.selecting import Pair, Selection, parse_pair, selecting
 from lightning_store_server.cli.show import ask, echo_json, on_server
-from lightning_store_server.cli.text import counted
+from lightning_store_server.text import counted
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -13,7 +13,7 @@ from lightning_store.backends.sqlite import maintenance
 from lightning_store_server.cli.exit_codes import ExitCode, exiting
 from lightning_store_server.cli.options import parse_database, setting, switch
 from lightning_store_server.cli.show import echo_json
-from lightning_store_server.cli.text import byte_size
+from lightning_store_server.text import byte_size
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -15,8 +15,8 @@ from lightning_store.arguments import database_path
 from lightning_store.clock import SystemClock
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.model import TIME_MAX_SECONDS
-from lightning_store_server.cli.text import byte_size
 from lightning_store_server.config import DEFAULT_PORT, INT32_MAX, MIB, SECONDS_MAX
+from lightning_store_server.text import byte_size
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -48,11 +48,11 @@ from lightning_store_server.cli.options import (
     threshold,
 )
 from lightning_store_server.cli.settings import read_settings, settings_text
-from lightning_store_server.cli.text import byte_size
 from lightning_store_server.config import INT32_MAX, ServerConfig
 from lightning_store_server.garbage import GarbageWatch
 from lightning_store_server.heap import keep_freed_memory
 from lightning_store_server.logs import LogFormat, configure_logging
+from lightning_store_server.text import byte_size
 
 logger = logging.getLogger("lightning_store_server")
 

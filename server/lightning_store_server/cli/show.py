@@ -22,7 +22,6 @@ from lightning_store.lifecycle import group_status
 from lightning_store.masking import masked
 from lightning_store.model import (
     Attempt,
-    AttemptedRollout,
     Group,
     PaginatedResult,
     ResourcesUpdate,
@@ -36,6 +35,7 @@ from lightning_store_client import LightningStoreClient
 from lightning_store_server.cli.connecting import client_of, on_any_server
 from lightning_store_server.cli.options import Whole, seconds, setting, switch
 from lightning_store_server.cli.selecting import Selection, selecting
+from lightning_store_server.rewards import rewards_of
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -46,8 +46,6 @@ ROLLOUT_ORDERS = ("rollout_id", "start_time", "end_time", "mode", "resources_id"
 HEALTH_SECONDS = 2.0
 REWARDED_MAX = 200
 """Rows for which rewards are looked up."""
-REWARD_SPANS = 5
-"""Spans of a rollout that are looked at for its reward, the last ones."""
 
 
 def on_server(command: F) -> F:
@@ -128,36 +126,6 @@ def rollouts(
 
     page, rewards = ask(server, timeout, question)
     show_page(page, as_json, "rollouts", rewards=rewards)
-
-
-async def rewards_of(client: LightningStoreClient, rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """The reward of each rollout that has one, by its id."""
-    rewards = await asyncio.gather(*(_reward_of(client, rollout) for rollout in rollouts))
-    found = zip(rollouts, rewards, strict=True)
-    return {rollout.rollout_id: reward for rollout, reward in found if reward is not None}
-
-
-async def _reward_of(client: LightningStoreClient, rollout: Rollout) -> float | None:
-    """Looks at the spans that are named so first, then at the last few, which are not all that there may be."""
-    from lightning_store_server.cli.tables import final_reward
-
-    if not isinstance(rollout, AttemptedRollout):
-        return None
-    for name in ("reward", None):
-        try:
-            spans = await client.query_spans(
-                rollout.rollout_id,
-                attempt_id=rollout.attempt.attempt_id,
-                name_contains=name,
-                sort_order="desc",
-                limit=REWARD_SPANS,
-            )
-        except SpansEvictedError:
-            return None
-        reward = final_reward(spans[::-1])
-        if reward is not None:
-            return reward
-    return None
 
 
 @click.command()

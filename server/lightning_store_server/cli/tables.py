@@ -27,7 +27,8 @@ from lightning_store.model import (
     Span,
     Worker,
 )
-from lightning_store_server.cli.text import age, byte_size, clip, duration, moment, short_json
+from lightning_store_server.rewards import final_reward, nested
+from lightning_store_server.text import age, byte_size, clip, duration, moment, short_json
 from lightning_store_server.tokens import Token
 
 WIDTH_WITHOUT_TERMINAL: Final = 160
@@ -354,30 +355,10 @@ def attempt_line(attempt: Attempt, now: float) -> Text:
 def add_spans(branch: Tree, spans: Sequence[Span]) -> None:
     """Hang ``spans``, all of one attempt, under ``branch``."""
     path = [branch]
-    for depth, span in nested(spans):
+    for depth, span in nested(spans, lambda span: (span.span_id, span.parent_id)):
         level = min(depth, TREE_DEPTH_MAX)
         del path[level + 1 :]
         path.append(path[level].add(span_line(span)))
-
-
-def nested(spans: Sequence[Span]) -> Iterator[tuple[int, Span]]:
-    """Each span once with its depth, a parent before its children, siblings in the order given.
-
-    A span whose parent is not here is a root. Of spans that are each other's parents, the first given counts as one.
-    """
-    known = {span.span_id for span in spans}
-    children: defaultdict[str | None, list[Span]] = defaultdict(list)
-    for span in spans:
-        children[span.parent_id if span.parent_id in known else None].append(span)
-    seen: set[str] = set()
-    for root in (*children[None], *spans):
-        stack = [(0, root)]
-        while stack:
-            depth, span = stack.pop()
-            if span.span_id not in seen:
-                seen.add(span.span_id)
-                yield depth, span
-                stack.extend((depth + 1, child) for child in reversed(children[span.span_id]))
 
 
 def span_line(span: Span) -> Text:
@@ -398,12 +379,3 @@ def rewards(span: Span) -> Iterator[tuple[str, Any]]:
         at = min((key.lower().find(word) for word in REWARDS if word in key.lower()), default=-1)
         if at >= 0:
             yield clip(key[key.rfind(".", 0, at) + 1 :]), value
-
-
-def final_reward(spans: Sequence[Span]) -> float | None:
-    """The last number in spans of one attempt that is called a reward."""
-    for span in reversed(spans):
-        for key, value in reversed(span.attributes.items()):
-            if "reward" in key.lower() and isinstance(value, int | float) and not isinstance(value, bool):
-                return float(value)
-    return None

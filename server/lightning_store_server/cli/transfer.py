@@ -40,8 +40,8 @@ from lightning_store_server.cli import PROGRAM, export_lines
 from lightning_store_server.cli.connecting import client_of, on_any_server
 from lightning_store_server.cli.exit_codes import ExitCode, exit_code_of, fail
 from lightning_store_server.cli.options import moment, parse_database, seconds
-from lightning_store_server.cli.text import byte_size
 from lightning_store_server.config import ServerConfig
+from lightning_store_server.text import byte_size
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])

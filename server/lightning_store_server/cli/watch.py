@@ -17,7 +17,7 @@ from lightning_store.model import RolloutStatus
 from lightning_store_client import LightningStoreClient
 from lightning_store_server.cli.options import Whole, seconds, setting
 from lightning_store_server.cli.show import ask, on_server
-from lightning_store_server.cli.text import age
+from lightning_store_server.text import age
 
 SHORT: Final = {"queuing": "queued", "preparing": "claimed", "requeuing": "again"}
 """Statuses whose names are shown in other words."""

@@ -124,6 +124,11 @@ def _refuse(request: Request, error: Exception) -> NoReturn:
     raise HttpError(status, error.detail)
 
 
+def _route_of(scope: Scope) -> str:
+    """The path of the route that answered, which has no ids in it; empty if there is none."""
+    return str(getattr(scope["endpoint"], "route_path", scope["path"])) if "endpoint" in scope else ""
+
+
 class _Surroundings:
     """Errors as answers, headers that every answer has, and observers of each request."""
 
@@ -190,7 +195,7 @@ class _Surroundings:
         details = HttpDetails(
             method=shown_path(scope["method"]),
             path=shown_path(scope["path"]),
-            route=scope["path"] if "endpoint" in scope else "",
+            route=_route_of(scope),
             status=status,
             seconds=seconds,
             peer=f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}",

@@ -18,10 +18,17 @@ from lightning_store_server.otlp.endpoint import TRACES_PATH
 
 PUBLIC: Final = frozenset({"/healthz", "/readyz", "/startupz"})
 """Paths that answer without a token: supervisors have none."""
+PAGE_PREFIX: Final = "/ui"
+"""Of all paths of the page but that of the overview, which is ``/``."""
 ROLES: Final[Mapping[str, Role]] = {"/metrics": Role.READER, TRACES_PATH: TRACE_EXPORT.role}
 """The least role for each other path. One that is missing here is for admins."""
 TOKEN_PARAMETERS: Final = frozenset({"access_token", "api_key", "authorization", "bearer", "token"})
 """By which tokens come in URLs elsewhere."""
+
+
+def is_page(path: str) -> bool:
+    """Whether this is a path of the operator's page."""
+    return path == "/" or path.startswith(f"{PAGE_PREFIX}/")
 
 
 class Guard:
@@ -53,7 +60,7 @@ class Guard:
             # Whoever logs or keeps URLs would have it.
             message = "a token is not taken from a URL, where others read it: send it as `Authorization: Bearer TOKEN`"
             raise HttpError(HTTPStatus.BAD_REQUEST, message)
-        if self._access is None or path in PUBLIC:
+        if self._access is None or path in PUBLIC or is_page(path):  # which knows its viewers by sessions
             return
         caller = self._access.caller(bearer_digest(headers.items()))
         note_caller(caller)

@@ -193,6 +193,31 @@ class Engine:
         async with self._backend.snapshot() as snapshot:
             return Gauges(await snapshot.counts(), await snapshot.queue_counts(), self._clock.now())
 
+    async def last_completions(self, after: int, limit: int) -> tuple[list[CompletionRow], int]:
+        """The first ``limit`` completions past position ``after``, as they stand, and the last position of all."""
+        async with self._backend.snapshot() as snapshot:
+            return await snapshot.completions(after, limit), await snapshot.last_completion()
+
+    async def rollouts_as_stored(self, rollout_ids: Sequence[str]) -> list[RolloutRow | None]:
+        """Each of these rollouts, as it stands; None where there is no such rollout."""
+        async with self._backend.snapshot() as snapshot:
+            return await snapshot.rollouts(rollout_ids)
+
+    async def has_placed(self, after: int) -> bool:
+        """Whether there is a rollout past place ``after``."""
+        async with self._backend.snapshot() as snapshot:
+            return bool(await snapshot.placed_rollouts(after, 1))
+
+    async def placed(self, after: int, limit: int) -> list[tuple[int, RolloutRow]]:
+        """The first ``limit`` rollouts past place ``after``, as they stand, each with its place.
+
+        Places count the rollouts in the order in which they were made; those of deleted ones are not used again.
+        """
+        async with self._backend.snapshot() as snapshot:
+            found = await snapshot.placed_rollouts(after, limit)
+            rows = await snapshot.rollouts([one.rollout.rollout_id for one in found])
+            return [(one.place, row) for one, row in zip(found, rows, strict=True) if row is not None]
+
     async def totals(self) -> Totals:
         await self._tidy_workers()
 
