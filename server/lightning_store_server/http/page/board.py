@@ -85,7 +85,8 @@ class Board:
     def _groups(self, state: State) -> None:
         groups = state.groups.values()
         self.has_groups = bool(groups)
-        latest = max(state.versions, key=lambda one: one.time, default=None)
+        moved = max((one.time for one in state.ended), default=state.now)
+        latest = max((one for one in state.versions if one.time <= moved), key=lambda one: one.time, default=None)
         self.latest: Version | None = latest
         ended: dict[str, float] = {}
         for one in state.ended:

@@ -8,11 +8,12 @@ from typing import Final
 
 WIDTH: Final = 640.0
 HEIGHT: Final = 180.0
-LEFT: Final = 40.0
+LEFT: Final = 46.0
 BOTTOM: Final = 22.0
 TOP: Final = 8.0
 RIGHT: Final = 8.0
 TICKS_MAX: Final = 8
+BAR_MAX: Final = 48.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +109,7 @@ def bar_chart(title: str, summary: str, values: Sequence[tuple[str, float]], *, 
     """A bar for each value, with its name below where there is room."""
     high = max((value for _, value in values), default=0.0) or 1.0
     step = (WIDTH - LEFT - RIGHT) / max(1, len(values))
-    gap = min(6.0, step * 0.2)
+    gap = max(step * 0.2, step - BAR_MAX)
     bars, ticks = [], []
     every = max(1, -(-len(values) // TICKS_MAX))
     for place, (name, value) in enumerate(values):

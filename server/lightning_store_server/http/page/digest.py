@@ -33,6 +33,8 @@ FRESH_SECONDS: Final = 1.0
 """So old may be what is shown again."""
 CHUNK: Final = 100
 """Rollouts that are read at once."""
+TOGETHER: Final = 16
+"""Rollouts whose spans are looked at beside each other."""
 CONSUMED_SECONDS: Final = 5.0
 """How often is looked whether somebody has consumed what had not been."""
 WORKERS_MAX: Final = 1000
@@ -210,7 +212,6 @@ class Digest:
             state.figures = {
                 **gauges.counts._asdict(),
                 "memory_limit": None if memory is None else memory.limit_bytes,
-                "eviction": None if memory is None else memory.eviction_bytes,
                 "disk": disk,
             }
             return
@@ -225,6 +226,7 @@ class Digest:
             "resources": statistics.get("total_resources"),
             "bytes": statistics.get("total_bytes"),
             "memory_limit": statistics.get("memory_limit_bytes"),
+            "disk": None,
         }
 
     # --- What has ended ----------------------------------------------------------------------------------------------
@@ -279,20 +281,22 @@ class Digest:
 
     async def _note_rewards(self, until: float) -> None:
         """Look for the rewards of those that succeeded and for the causes of the others, the last ones first."""
-        for one in reversed(self._ended):
-            if one.looked:
-                continue
-            rollout = rollout_with_attempt(one.row)
-            try:
-                if one.rollout.status == "succeeded":
-                    one.reward = await reward_of(self._store, rollout)
-                else:
-                    one.cause = await cause_of(self._store, rollout)
-            except StoreError:
-                pass  # it was deleted, or cannot be read now: there is nothing to tell of it
-            one.looked = True
+        left = [one for one in reversed(self._ended) if not one.looked]
+        for start in range(0, len(left), TOGETHER):
+            await asyncio.gather(*map(self._note_reward, left[start : start + TOGETHER]))
             if self._clock.monotonic() > until:
                 return
+
+    async def _note_reward(self, one: Ended) -> None:
+        rollout = rollout_with_attempt(one.row)
+        try:
+            if one.rollout.status == "succeeded":
+                one.reward = await reward_of(self._store, rollout)
+            else:
+                one.cause = await cause_of(self._store, rollout)
+        except StoreError:
+            pass  # it was deleted, or cannot be read now: there is nothing to tell of it
+        one.looked = True
 
     # --- What goes on ------------------------------------------------------------------------------------------------
 

@@ -72,6 +72,8 @@ CALLS_MAX: Final = 50
 VERSIONS_MAX: Final = 100
 """Sets of resources on one page."""
 WORKERS_ROWS: Final = 200
+VALUE_CHARS_MAX: Final = 400
+"""Characters of a value that are compared; weights are longer, and no reading."""
 USERS_MAX: Final = 20
 """Rollouts that are named as users of a set of resources."""
 STATUS_OF: Final[Mapping[type[StoreError], HTTPStatus]] = {
@@ -552,5 +554,5 @@ def _told(found: ResourcesUpdate) -> str:
             if isinstance(value, str) and "\n" in value:
                 lines += [f"{name}.{field}:", *(f"  {line}" for line in value.splitlines())]
             else:
-                lines.append(f"{name}.{field}: {short_json(value, 4000)}")
+                lines.append(f"{name}.{field}: {short_json(value, VALUE_CHARS_MAX)}")
     return "\n".join(lines[:2000])

@@ -1,5 +1,4 @@
 // What the page does beside links and forms: it renews itself, chooses all rows, and copies. All works without it, too.
-const RENEW_MS = 2000;
 
 function renew(part) {
   const toggle = document.getElementById("live-toggle");
@@ -25,7 +24,7 @@ function renew(part) {
         state.classList.add("lost");
       }
     }
-    timer = setTimeout(once, RENEW_MS);
+    timer = setTimeout(once, Number(part.firstElementChild.dataset.again));
   }
 
   toggle.hidden = false;
@@ -39,7 +38,7 @@ function renew(part) {
       once();
     }
   });
-  timer = setTimeout(once, RENEW_MS);
+  timer = setTimeout(once, Number(part.firstElementChild.dataset.again));
 }
 
 for (const part of document.querySelectorAll("[data-live]")) renew(part);
