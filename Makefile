@@ -26,7 +26,7 @@ TEST_ARGS ?=
 MATRIX_ARGS ?=
 TEST_JOBS ?= auto
 # Of thousands of tests that are for `make test-chaos` alone, not even the names need be read.
-TEST_LEFT_OUT := --ignore tests/chaos/test_flaky_wire_whole.py
+TEST_LEFT_OUT := --ignore tests/chaos/test_flaky_wire_whole.py --ignore tests/web
 # The tests that neither start processes nor search for examples.
 TEST_QUICK := -m "not slow and not hypothesis and not chaos and not soak" $(TEST_LEFT_OUT)
 # Those of them that releases of other packages pass or fail: not the rules on backends that misbehave, but forks at work.
@@ -128,6 +128,16 @@ test-chaos: $(VENV)/.installed-dev ## Run the long forms of the tests that break
 .PHONY: test-attacks
 test-attacks: $(VENV)/.installed-dev ## Attack a server in every way known, beside a client that must not notice
 	$(BIN)/python -m pytest tests/attacks $(TEST_ARGS)
+
+.PHONY: test-web
+test-web: $(VENV)/.installed-web ## Drive the operator's page in a real browser (Debian's chromium), against a real server
+	$(BIN)/python tools/browser.py
+	$(BIN)/python -m pytest -m web tests/web $(TEST_ARGS)
+
+.PHONY: screenshots
+screenshots: $(VENV)/.installed-web ## Take the pictures in docs/images of the page, of real runs of the demos
+	$(BIN)/python tools/browser.py
+	$(BIN)/python -m tools.screenshots docs/images
 
 .PHONY: test-soak
 test-soak: $(VENV)/.installed-dev ## Run 200 runners on a wire that breaks, for ten minutes (SOAK_SECONDS=60)

@@ -525,7 +525,8 @@ def _action(name: str, viewer: Viewer) -> Action:
 
 def _jsonable(value: Rollout | Attempt | Span) -> Any:
     """As JSON has it: NaN and the infinities as text."""
-    return to_jsonable_python(value.model_dump(), bytes_mode="base64", inf_nan_mode="strings", fallback=str)
+    plain = to_jsonable_python(value.model_dump(), bytes_mode="base64", fallback=str)
+    return json.loads(json.dumps(plain), parse_constant=str)
 
 
 def _lives(rollout: Rollout, attempts: Sequence[Attempt]) -> list[tuple[Attempt, float, float]]:
