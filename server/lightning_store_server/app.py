@@ -116,6 +116,7 @@ class GrpcServer:
             message = f"HTTP needs the package {package}: pip install {package}"
             raise ImportError(message, name=package) from error
         http = HttpSide(self._config, self._ingest, self._admission, self._access, self._tls)
+        http.offer_rest(self._servicer)
         if self._config.metrics:
             self._measure(http)
         self._add_page(http)

@@ -42,7 +42,7 @@ def dumps(value: Any, path: str) -> str:
     except ValidationError:
         checked = _plain(value, path, 0)
     try:
-        text = _write(checked)
+        text = to_text(checked)
     except ValueError as error:
         if _is_about_digits(error):
             raise NotJsonError(_too_many_digits(path), path=path) from None
@@ -111,7 +111,8 @@ def _count(text: str | bytes, char: str) -> int:
     return text.count(char.encode()) if isinstance(text, bytes) else text.count(char)
 
 
-def _write(value: Any) -> str:
+def to_text(value: Any) -> str:
+    """``value``, which is lists, dicts and scalars, as JSON text. ValueError if an integer has too many digits."""
     try:
         return to_json(value, inf_nan_mode="constants").decode()
     except PydanticSerializationError:  # unpaired surrogates have no UTF-8 form, but JSON can escape them

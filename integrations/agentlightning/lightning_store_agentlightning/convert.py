@@ -5,8 +5,7 @@ The field names are the same. What is different, and what becomes of it:
 * Our open types (spans, resources) keep fields that they do not declare; some of Agent Lightning's do not. Such an
   object becomes one of a subclass that does (:class:`OpenLLM`, …), and one of a ``resource_type`` that Agent Lightning
   does not know an :class:`OpenResource`.
-* ``Span.kind`` and ``Span.scope`` are fields here, and there extra fields that can hold anything. What cannot be ours
-  is kept in an extra field of another name.
+* What :mod:`lightning_store.agent_lightning` has: extra fields of spans, and versions in the metadata of attempts.
 * Objects that come from the store are made without being validated again: Agent Lightning's attributes, say, hold no
   None and no mapping, and one such span that some other program stored must not make a whole query fail.
 """
@@ -18,24 +17,20 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import agentlightning as agl
 from agentlightning.types import Event, Link, OtelResource, PaginatedResult, SpanContext, TraceStatus
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from lightning_store import model
+from lightning_store.agent_lightning import (
+    STAMPS,
+    attempt_metadata_to_agl,
+    span_values_from_agl,
+    span_values_to_agl,
+)
 from lightning_store.labels import RESERVED_PREFIX
 
 T = TypeVar("T")
 U = TypeVar("U")
 ModelT = TypeVar("ModelT", bound=BaseModel)
-
-OURS_ALONE: Final[Mapping[str, TypeAdapter[Any]]] = {
-    "kind": TypeAdapter(model.SpanKind | model.SpanKindNumber),
-    "scope": TypeAdapter(model.InstrumentationScope),
-}
-"""Fields of our spans that are extra fields of Agent Lightning's, if they are there at all."""
-STAMPS: Final = ("resources_version", "policy_version", "policy_version_min", "policy_version_max")
-"""Fields of our attempts that are members of the metadata of Agent Lightning's, under ``lightning.``."""
-KEPT_AS: Final = "agentlightning.{}"
-"""Our name for an extra field of theirs whose name is taken here, and whose value does not fit."""
 
 _ANY: Final = TypeAdapter(Any)
 _NAMED_RESOURCES: Final = TypeAdapter(model.NamedResources)
@@ -118,8 +113,7 @@ def config_from_agl(config: agl.RolloutConfig) -> model.RolloutConfig:
 
 def attempt_to_agl(attempt: model.Attempt) -> agl.Attempt:
     values = _fields(attempt)
-    stamps = {f"{RESERVED_PREFIX}{name}": values[name] for name in STAMPS if values[name] is not None}
-    return _made(agl.Attempt, {**values, "metadata": {**(attempt.metadata or {}), **stamps}} if stamps else values)
+    return _made(agl.Attempt, {**values, "metadata": attempt_metadata_to_agl(values)})
 
 
 def attempt_from_agl(attempt: agl.Attempt) -> model.Attempt:
@@ -182,8 +176,7 @@ _OURS: Final = _Family(model.Span, model.TraceStatus, model.Event, model.Link, m
 
 def span_to_agl(span: model.Span) -> agl.Span:
     values = _fields(span)
-    for name in OURS_ALONE:
-        _give_back(values, name)
+    span_values_to_agl(values)
     family = _THEIRS._replace(resource=OpenOtelResource) if span.resource.model_extra else _THEIRS
     return cast(agl.Span, _span(family, values))
 
@@ -191,8 +184,7 @@ def span_to_agl(span: model.Span) -> agl.Span:
 def span_from_agl(span: agl.Span) -> model.Span:
     """Not validated: the store checks each span that it is given, so one that is not legal does not spoil its batch."""
     values = _fields(span)
-    for name in OURS_ALONE:
-        _take(values, name)
+    span_values_from_agl(values)
     return cast(model.Span, _span(_OURS, values))
 
 
@@ -212,26 +204,6 @@ def _span(family: _Family, values: dict[str, Any]) -> BaseModel:
 
 def _each(items: Any, into: type[BaseModel]) -> Any:
     return [_made(into, values) for values in items] if isinstance(items, list) else items
-
-
-def _take(values: dict[str, Any], name: str) -> None:
-    """Make an extra field of theirs ours if it says the same there; else keep it under another name."""
-    if name not in values:
-        return
-    theirs, adapter = values.pop(name), OURS_ALONE[name]
-    try:
-        ours = adapter.validate_python(theirs)
-        fits = adapter.dump_python(ours) == theirs
-    except ValidationError:
-        ours, fits = None, False
-    values.update({name: ours} if fits else {KEPT_AS.format(name): theirs})
-
-
-def _give_back(values: dict[str, Any], name: str) -> None:
-    if values[name] is None:
-        del values[name]
-    if KEPT_AS.format(name) in values:
-        values[name] = values.pop(KEPT_AS.format(name))
 
 
 # --- Resources -------------------------------------------------------------------------------------------------------

@@ -93,7 +93,7 @@ def failure(error: Exception, method: str, path: str, encoding: str) -> Response
     else:
         told = error_to_proto(shown_error(f"{method} {shown_path(path)}", error))
         status = HTTP_STATUSES.get(told.code, HTTPStatus.INTERNAL_SERVER_ERROR)
-        headers = _retry_after(status, error)
+        headers = retry_after(status, error)
         if status is HTTPStatus.UNAUTHORIZED:
             headers["WWW-Authenticate"] = "Bearer"
     return Response(encoded(told, encoding), status, headers, media_type=encoding)
@@ -104,7 +104,8 @@ def shown_path(path: str) -> str:
     return printable(clipped(path, PATH_CHARS_MAX))
 
 
-def _retry_after(status: HTTPStatus, error: Exception) -> dict[str, str]:
+def retry_after(status: HTTPStatus, error: Exception) -> dict[str, str]:
+    """The header that says when to try again, if that makes sense."""
     if status not in (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE):
         return {}
     seconds = error.retry_after_seconds if isinstance(error, ResourceExhaustedError) else None

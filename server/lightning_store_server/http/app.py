@@ -23,6 +23,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from lightning_store_server.access import Access, caller_now
 from lightning_store_server.http.answers import JSON, PROTOBUF, HttpError, busy, error_encoding, failure, shown_path
 from lightning_store_server.http.guard import PUBLIC, Guard
+from lightning_store_server.http.rest.errors import failed
+from lightning_store_server.http.rest.tables import version_at
 from lightning_store_server.observers import HttpDetails, HttpObserver
 from lightning_store_server.otlp.endpoint import TRACES_PATH, TracesEndpoint
 
@@ -176,8 +178,12 @@ class _Surroundings:
 
     async def _fail(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
         path, headers = scope["path"], Headers(scope=scope)
-        encoding = error_encoding(headers, PROTOBUF if path == TRACES_PATH else JSON)
-        response = failure(error, scope["method"], path, encoding)
+        version = version_at(path)
+        if version is None:
+            encoding = error_encoding(headers, PROTOBUF if path == TRACES_PATH else JSON)
+            response = failure(error, scope["method"], path, encoding)
+        else:
+            response = failed(error, scope["method"], path, of_0_3=version == "0.3")
         if "expect" in headers:
             response.headers["Connection"] = "close"  # nobody knows whether the body comes
         await response(scope, receive, send)

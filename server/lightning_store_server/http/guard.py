@@ -14,14 +14,19 @@ from starlette.types import Scope
 from lightning_store.wire.methods import TRACE_EXPORT, Role
 from lightning_store_server.access import Access, bearer_digest, note_caller
 from lightning_store_server.http.answers import HttpError, shown_path
+from lightning_store_server.http.rest.tables import role_at
 from lightning_store_server.otlp.endpoint import TRACES_PATH
 
 PUBLIC: Final = frozenset({"/healthz", "/readyz", "/startupz"})
 """Paths that answer without a token: supervisors have none."""
 PAGE_PREFIX: Final = "/ui"
 """Of all paths of the page but that of the overview, which is ``/``."""
-ROLES: Final[Mapping[str, Role]] = {"/metrics": Role.READER, TRACES_PATH: TRACE_EXPORT.role}
-"""The least role for each other path. One that is missing here is for admins."""
+ROLES: Final[Mapping[str, Role]] = {
+    "/metrics": Role.READER,
+    "/openapi.json": Role.READER,
+    TRACES_PATH: TRACE_EXPORT.role,
+}
+"""The least role for each other path that is no operation of the REST interfaces. One that is missing is for admins."""
 TOKEN_PARAMETERS: Final = frozenset({"access_token", "api_key", "authorization", "bearer", "token"})
 """By which tokens come in URLs elsewhere."""
 
@@ -64,8 +69,10 @@ class Guard:
             return
         caller = self._access.caller(bearer_digest(headers.items()))
         note_caller(caller)
-        caller.require(ROLES.get(path, Role.ADMIN), f"{scope['method']} {shown_path(path)}")
-        if path != TRACES_PATH:  # whose bytes count, too, when they have come
+        of_operation = role_at(scope["method"], path)
+        role = ROLES.get(path, Role.ADMIN) if of_operation is None else of_operation
+        caller.require(role, f"{scope['method']} {shown_path(path)}")
+        if of_operation is None and path != TRACES_PATH:  # these count with their bytes when they have come
             caller.take(0)
 
     def _check_host(self, given: str) -> None:

@@ -26,6 +26,11 @@ protocol_logger: Final = logging.getLogger("lightning_store_server.http.protocol
 protocol_logger.setLevel(logging.ERROR)
 
 
+GONE: Final = "lightning_store.gone"
+"""In the state of a request's scope, once its sender has closed the connection, or its own side of it, without waiting
+for the answer."""
+
+
 class _Phase(Enum):
     """What a connection is doing."""
 
@@ -80,6 +85,7 @@ class LimitedProtocol(H11Protocol):
 
     def eof_received(self) -> bool:  # type: ignore[override]  # uvicorn's returns None, which asyncio takes as False
         """Whether to keep the connection: a peer that has said all may still wait for the answer."""
+        self._note_gone()
         if self._phase is not _Phase.AT_WORK or self.scheme == "https" or self.cycle.more_body:
             return False
         self.cycle.keep_alive = False
@@ -95,10 +101,16 @@ class LimitedProtocol(H11Protocol):
             self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._note_gone()
         super().connection_lost(exc)
         for timer in (self._timer, self._write_timer):
             if timer is not None:
                 timer.cancel()
+
+    def _note_gone(self) -> None:
+        # There is none before the first request, which its type does not say.
+        if self.cycle is not None and not self.cycle.response_complete:  # type: ignore[redundant-expr]
+            self.cycle.scope["state"][GONE] = True
 
     def pause_writing(self) -> None:
         super().pause_writing()

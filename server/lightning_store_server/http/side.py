@@ -14,9 +14,14 @@ from lightning_store_server.http.app import Lifecycle, Stage, make_app, probe_ro
 from lightning_store_server.http.bodies import BodyReader
 from lightning_store_server.http.limits import HttpLimits
 from lightning_store_server.http.listener import HttpListener
+from lightning_store_server.http.rest.calls import Service
+from lightning_store_server.http.rest.openapi import openapi_route
+from lightning_store_server.http.rest.operations import Surroundings, deliveries, routes_of
+from lightning_store_server.http.rest.tables import OPERATIONS
 from lightning_store_server.observers import HttpObserver, log_http
 from lightning_store_server.otlp.endpoint import TracesEndpoint
 from lightning_store_server.otlp.ingest import TraceIngest
+from lightning_store_server.servicer import StoreServicer
 from lightning_store_server.tls import ServerTls
 
 
@@ -42,6 +47,8 @@ class HttpSide:
         limits: HttpLimits | None = None,
     ) -> None:
         limits = limits if limits is not None else HttpLimits(held_bytes=config.queued_bytes_max)
+        self._config = config
+        self._admission = admission
         self.lifecycle = Lifecycle()
         self.bodies = BodyReader(config.max_message_bytes, limits)
         self.observers: list[HttpObserver] = [log_http] if config.access_log else []
@@ -59,6 +66,13 @@ class HttpSide:
     def add_routes(self, routes: Sequence[BaseRoute]) -> None:
         """Serve something more. Before ``start``."""
         self._app.router.routes.extend(routes)
+
+    def offer_rest(self, servicer: StoreServicer) -> None:
+        """Serve the REST interfaces, as calls of this service. Before ``start``."""
+        config = self._config
+        service = Service(servicer, self._admission, config.request_items_max, config.wait_seconds_max)
+        around = Surroundings(service, self.bodies, deliveries(), config.http_cors_origins)
+        self.add_routes([openapi_route(), *routes_of(OPERATIONS, around)])
 
     def bind(self, addresses: Iterable[tuple[socket.AddressFamily, str]], port: int) -> int:
         """Listen; the port, which is any free one for 0. OSError if it is taken."""
