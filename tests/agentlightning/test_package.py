@@ -22,6 +22,7 @@ def test_public_names():
         "GrpcExecutionStrategy",
         "GrpcLightningStore",
         "InProcessLightningStore",
+        "LegacyServer",
     ]
 
 

@@ -8,10 +8,12 @@ import multiprocessing
 import os
 import pickle
 import signal
+import stat
 import threading
 from datetime import UTC, datetime
 
 import agentlightning as agl
+import psutil
 import pytest
 
 from lightning_store import PermissionDeniedError
@@ -106,6 +108,20 @@ def test_mistakes(monkeypatch):
         GrpcExecutionStrategy("both", n_runners=0)
 
 
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"transport": "pipe"}, "transport is 'pipe'; give tcp or unix"),
+        ({"socket_path": "/run/s"}, "socket_path is for transport='unix'"),
+        ({"transport": "unix", "role": "runner"}, "role is 'runner': give socket_path"),
+        ({"transport": "unix", "server_config": ServerConfig(http_port=0)}, "http_port is on the network"),
+    ],
+)
+def test_mistakes_with_sockets(options, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        GrpcExecutionStrategy(**options)
+
+
 def test_a_store_that_it_cannot_serve():
     with pytest.raises(TypeError, match="InMemoryLightningStore.*store=InProcessLightningStore"):
         execute(strategy(), nothing, until_stopped, agl.InMemoryLightningStore())
@@ -143,6 +159,66 @@ def test_what_the_algorithm_and_the_runners_get():
     assert (served, client) == (AdaptedStore, GrpcLightningStore)
     assert can == can_there == {"thread_safe": True, "async_safe": True, "zero_copy": True, "otlp_traces": False}
     assert here != there
+
+
+def sockets_on_the_network():
+    """Of this process that listen."""
+    return [one for one in psutil.Process().net_connections("inet") if one.status == psutil.CONN_LISTEN]
+
+
+def test_a_unix_domain_socket_and_nothing_on_the_network():
+    async def algorithm(store, event):
+        path = store.store.endpoint.removeprefix("unix://")
+        tell((path, stat.S_IMODE(os.stat(os.path.dirname(path)).st_mode), sockets_on_the_network()))
+        queued = await store.enqueue_rollout("task")
+        await until_ready()
+        tell([one.status for one in await store.query_rollouts(rollout_id_in=[queued.rollout_id])])
+
+    async def runner(store, worker_id, event):
+        while (claimed := await store.dequeue_rollout("w")) is None and not event.is_set():
+            pass
+        if claimed is not None:
+            await store.update_attempt(claimed.rollout_id, claimed.attempt.attempt_id, status="succeeded")
+            tell(store.endpoint)
+            READY.set()
+
+    heard = []
+    made = GrpcExecutionStrategy(transport="unix", n_runners=2)
+    in_fork(
+        lambda: execute(made, algorithm, runner), meanwhile=lambda _, there: heard.extend(there.recv() for _ in "abc")
+    )
+    (path, mode, on_the_network), endpoint, statuses = heard
+    assert (mode, on_the_network, endpoint, statuses) == (0o700, [], f"unix://{path}", ["succeeded"])
+    assert not os.path.exists(os.path.dirname(path))
+
+
+def test_a_unix_domain_socket_for_processes_that_are_started_apart(tmp_path):
+    path = tmp_path / "socket"
+
+    async def algorithm(store, event):
+        await store.enqueue_rollout("task")
+        await until_ready()
+
+    async def runner(store, worker_id, event):
+        while await store.dequeue_rollout("w") is None:
+            pass
+        READY.set()
+
+    def work():
+        there = multiprocessing.get_context("fork").Process(
+            target=execute, args=(GrpcExecutionStrategy("runner", transport="unix", socket_path=path), nothing, runner)
+        )
+        there.start()
+        execute(GrpcExecutionStrategy("algorithm", transport="unix", socket_path=path), algorithm, nothing)
+        there.join()
+        return there.exitcode
+
+    assert in_fork(work) == 0
+
+
+def test_a_unix_domain_socket_does_not_go_with_a_server_elsewhere(endpoint):
+    with pytest.raises(TypeError, match="GrpcLightningStore has a server elsewhere"):
+        execute(GrpcExecutionStrategy(transport="unix"), nothing, nothing, GrpcLightningStore(endpoint))
 
 
 def test_the_trainers_store_holds_the_results():

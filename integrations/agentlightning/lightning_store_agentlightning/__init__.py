@@ -19,6 +19,7 @@ except ImportError as error:
 
 from lightning_store_agentlightning.adapter import AdaptedStore
 from lightning_store_agentlightning.in_process import InProcessLightningStore
+from lightning_store_agentlightning.legacy import LegacyServer
 from lightning_store_agentlightning.remote import GrpcLightningStore
 from lightning_store_agentlightning.runner import CalledOffError, CancellableLitAgentRunner
 from lightning_store_agentlightning.strategy import GrpcExecutionStrategy
@@ -33,4 +34,5 @@ __all__ = [
     "GrpcExecutionStrategy",
     "GrpcLightningStore",
     "InProcessLightningStore",
+    "LegacyServer",
 ]

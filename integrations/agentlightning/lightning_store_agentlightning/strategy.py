@@ -1,11 +1,16 @@
-"""GrpcExecutionStrategy: Agent Lightning's algorithm and runners as processes that share our store over gRPC."""
+"""GrpcExecutionStrategy: Agent Lightning's algorithm and runners as processes that share our store over gRPC, on the
+network or on a Unix domain socket."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import itertools
 import logging
+import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from typing import Any, Final, Literal, cast, get_args
 
@@ -23,6 +28,7 @@ from lightning_store_server.handle import WILDCARDS
 logger = logging.getLogger("lightning_store_agentlightning")
 
 Role = Literal["algorithm", "runner", "both"]
+Transport = Literal["tcp", "unix"]
 
 PROBE_SECONDS: Final = 0.1
 """Between two looks at whether the server is there."""
@@ -52,6 +58,10 @@ class GrpcExecutionStrategy(ExecutionStrategy):
     :param terminate_timeout: seconds between each two further steps
     :param allowed_exit_codes: of runners that ended well
     :param dequeue_wait: seconds that a runner's request for work waits for it, see :class:`GrpcLightningStore`
+    :param transport: ``"tcp"``, or ``"unix"``: the server listens on a Unix domain socket and nowhere else, for
+        processes of this machine and user. Host and port do not count then
+    :param socket_path: the path of that socket, by which processes that are started apart find each other. None, for
+        the role ``"both"`` only, is one in a new directory that no other user can open, and that is removed in the end
     :param server_config: all other settings of the server. Runners take their token and what they need for its TLS from
         the environment, see :class:`lightning_store_client.LightningStoreClient`
     """
@@ -69,6 +79,8 @@ class GrpcExecutionStrategy(ExecutionStrategy):
         allowed_exit_codes: Iterable[int] = (0, -15),
         *,
         dequeue_wait: float = 1.0,
+        transport: Transport = "tcp",
+        socket_path: str | os.PathLike[str] | None = None,
         server_config: ServerConfig | None = None,
     ) -> None:
         if server_host is None:
@@ -86,9 +98,43 @@ class GrpcExecutionStrategy(ExecutionStrategy):
         self.allowed_exit_codes = tuple(allowed_exit_codes)
         self.dequeue_wait = dequeue_wait
         self.server_config = server_config
+        self.transport: Transport = transport
+        self.socket_path = None if socket_path is None else os.path.abspath(socket_path)
+        self._check_transport()
+
+    def _check_transport(self) -> None:
+        if self.transport not in get_args(Transport):
+            raise ValueError(f"transport is {self.transport!r}; give tcp or unix")
+        if self.transport == "tcp":
+            if self.socket_path is not None:
+                raise ValueError("socket_path is for transport='unix'; give that too, or no path")
+            return
+        if self.socket_path is None and self.role != "both":
+            raise ValueError(f"role is {self.role!r}: give socket_path, by which the other processes find the socket")
+        if self.server_config is not None and self.server_config.http_port is not None:
+            raise ValueError(
+                "server_config.http_port is on the network, where transport='unix' has nothing; leave it out"
+            )
 
     def execute(self, algorithm: AlgorithmBundle, runner: RunnerBundle, store: agl.LightningStore) -> None:
         """Run until the algorithm ends, or, for the role ``"runner"``, until the runners do. TypeError: see above."""
+        if self.transport == "unix" and isinstance(store, GrpcLightningStore):
+            raise TypeError(
+                "transport='unix' serves a store of this process, and a GrpcLightningStore has a server elsewhere; "
+                "give the Trainer store=InProcessLightningStore(), or leave transport out"
+            )
+        if self.transport == "tcp" or self.socket_path is not None:
+            self._execute(algorithm, runner, store)
+            return
+        directory = tempfile.mkdtemp(prefix="lightning-store-")
+        self.socket_path = os.path.join(directory, "socket")
+        try:
+            self._execute(algorithm, runner, store)
+        finally:
+            self.socket_path = None
+            shutil.rmtree(directory, ignore_errors=True)
+
+    def _execute(self, algorithm: AlgorithmBundle, runner: RunnerBundle, store: agl.LightningStore) -> None:
         processes = RunnerProcesses(
             graceful_timeout=self.graceful_timeout,
             terminate_timeout=self.terminate_timeout,
@@ -145,6 +191,8 @@ class GrpcExecutionStrategy(ExecutionStrategy):
             await asyncio.sleep(PROBE_SECONDS)
 
     def _endpoint(self) -> str:
+        if self.socket_path is not None:
+            return f"unix://{self.socket_path}"
         host = WILDCARDS.get(self.server_host, self.server_host)
         return f"[{host}]:{self.server_port}" if ":" in host else f"{host}:{self.server_port}"
 
@@ -155,11 +203,16 @@ class GrpcExecutionStrategy(ExecutionStrategy):
         if isinstance(store, GrpcLightningStore):
             return None
         if isinstance(store, AdaptedStore):
-            return LightningStoreServer(store.store, self.server_host, self.server_port, config=self.server_config)
+            return LightningStoreServer(store.store, self.server_host, self.server_port, config=self._config())
         raise TypeError(
             f"GrpcExecutionStrategy cannot serve a {type(store).__name__}; give the Trainer "
             "store=InProcessLightningStore(), or store=GrpcLightningStore(…) for a server that runs already"
         )
+
+    def _config(self) -> ServerConfig | None:
+        if self.socket_path is None:
+            return self.server_config
+        return dataclasses.replace(self.server_config or ServerConfig(), unix_path=self.socket_path)
 
     async def _run_algorithm(
         self,

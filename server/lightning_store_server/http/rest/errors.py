@@ -74,7 +74,10 @@ class UnprocessableError(Exception):
     def of(cls, error: ValidationError, where: str) -> UnprocessableError:
         """What is wrong with the body or the query."""
         found = error.errors(include_url=False, include_context=True)[:FOUND_MAX]
-        return cls([{**one, "loc": [where, *one["loc"]]} for one in found])
+        nothing = {"input": None} if where == "query" else {}  # of a parameter that is missing
+        return cls(
+            [{**one, "loc": [where, *one["loc"]], **(nothing if one["type"] == "missing" else {})} for one in found]
+        )
 
     @classmethod
     def missing(cls, where: str) -> UnprocessableError:

@@ -1,4 +1,4 @@
-"""What the operations do, each as one call of the service or a few. Those whose name ends in ``_02`` are 0.2's alone."""
+"""What the operations do, each as one call of the service or a few. Those that end in ``_02`` are for 0.2 alone."""
 
 from __future__ import annotations
 

@@ -266,7 +266,7 @@ class Endpoint:
         if value is None and self._operation.body_optional:
             return None
         try:
-            return self._operation.body_adapter.validate_python(value)
+            return self._operation.body_adapter.validate_python(value, from_attributes=True)
         except ValidationError as error:
             raise UnprocessableError.of(error, "body") from None
 
