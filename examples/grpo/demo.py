@@ -96,7 +96,7 @@ async def _run(options: argparse.Namespace) -> None:
         await _check(endpoint, output)
     write_plot(output / PLOT_NAME, Report(output).steps())
     print(f"plot: {output / PLOT_NAME}")
-    print(look_into(database, None, [*LOOKS, "groups --limit 10"]))
+    print(look_into(database, None, [*LOOKS, "groups --status failed"]))
 
 
 def _module(name: str, *arguments: str) -> list[str]:
