@@ -11,6 +11,7 @@ import re
 import shlex
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -490,8 +491,10 @@ def run_printed(said: str) -> list[str]:
     ) as server:
         try:
             assert server.stdout is not None
-            ready = re.search(r"serving on (\S+) .*HTTP on \S+,", server.stdout.readline())
+            ready = re.search(r"serving on (\S+) .*HTTP on (\S+),", server.stdout.readline())
             assert ready is not None
+            with urllib.request.urlopen(f"http://{ready[2]}/", timeout=60) as page:
+                assert "<html" in page.read().decode()
             results = [CliRunner().invoke(root, [*look[1:], "--server", ready[1]]) for look in looks]
         finally:
             server.terminate()
