@@ -89,12 +89,14 @@ class Server:
 
 
 class Children:
-    """The processes of one run. Leaving ``running()`` ends them all, those started last first."""
+    """The processes of one run. Leaving ``running()`` ends them all, those started last first, servers after those that
+    would wait for them."""
 
     def __init__(self, log_directory: Path) -> None:
         log_directory.mkdir(parents=True, exist_ok=True)
         self._log_directory = log_directory
         self._started: list[Child] = []
+        self._servers: list[Child] = []
 
     @classmethod
     @asynccontextmanager
@@ -159,6 +161,7 @@ class Children:
             child = await self.start(name, [*command, "--database", database, *flags])
         except OSError as error:
             raise StartError(f"cannot start {SERVER_COMMAND}: {error.strerror}; install the extra 'server'") from error
+        self._servers.append(child)
         try:
             async with asyncio.timeout(START_SECONDS):
                 return await _until_ready(child)
@@ -166,7 +169,8 @@ class Children:
             raise StartError(f"the server is not ready after {START_SECONDS:g} seconds:\n{child.log_end()}") from None
 
     async def _stop(self) -> None:
-        for child in reversed(self._started):
+        others = [child for child in self._started if child not in self._servers]
+        for child in reversed([*self._servers, *others]):
             child.signal(signal.SIGCONT)
             child.signal(signal.SIGTERM)
             with suppress(TimeoutError):
