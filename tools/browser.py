@@ -1,4 +1,4 @@
-"""Find Debian's chromium, which drives the operator's page in tests and takes its pictures; install it where that may be.
+"""Find Debian's chromium, which drives the operator's page in tests and takes its pictures; install it where possible.
 
 Playwright's own browsers come from a host of their own; a distribution's package is checked with everything else.
 """

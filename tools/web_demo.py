@@ -65,7 +65,8 @@ def _module(name: str, folder: Path, *arguments: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _end(process)
+        process.kill()  # a demo is to be killed at any moment
+        process.wait()
 
 
 def svamp(server: Served, folder: Path) -> None:
@@ -87,7 +88,7 @@ def wait_for(url: str, text: str) -> None:
     raise TimeoutError(f"{url} never had {text}")
 
 
-def _end(process: subprocess.Popen[str] | subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[str]) -> None:
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(SECONDS_MAX)

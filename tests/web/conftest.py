@@ -69,7 +69,7 @@ def open_page(browser, problems):
 def live(tmp_path_factory):
     """A server on which the GRPO demo trains."""
     folder = tmp_path_factory.mktemp("grpo")
-    with serving(f"sqlite:{folder / 'store.db'}", folder / "server.log") as server, training(server, folder):
+    with serving(f"sqlite:{folder / 'served.db'}", folder / "server.log") as server, training(server, folder):
         wait_for(server.url, "since policy version")
         yield server
 
@@ -78,7 +78,7 @@ def live(tmp_path_factory):
 def done(tmp_path_factory):
     """A server with a run of the SVAMP demo, which has ended."""
     folder = tmp_path_factory.mktemp("svamp")
-    with serving(f"sqlite:{folder / 'store.db'}", folder / "server.log") as server:
+    with serving(f"sqlite:{folder / 'served.db'}", folder / "server.log") as server:
         svamp(server, folder)
         yield server
 
@@ -89,5 +89,5 @@ def guarded(tmp_path_factory):
     folder = tmp_path_factory.mktemp("guarded")
     path = str(folder / "tokens.json")
     tokens = {role.value: add_token(path, role.value, role, datetime.now(UTC)) for role in Role}
-    with serving(f"sqlite:{folder / 'store.db'}", folder / "server.log", ["--auth-tokens", path]) as server:
+    with serving(f"sqlite:{folder / 'served.db'}", folder / "server.log", ["--auth-tokens", path]) as server:
         yield server, tokens

@@ -104,8 +104,8 @@ Exit codes:
     "http_port",
     type=Whole(0, 65535),
     default=None,
-    help="Serve HTTP on this port: /metrics, /healthz, /readyz, /startupz, and spans as OTLP at /v1/traces; 0 takes any"
-    " free one. The second name is an older one.",
+    help="Serve HTTP on this port: the operator's page, /metrics, /healthz, /readyz, /startupz, and spans as OTLP at"
+    " /v1/traces; 0 takes any free one. The second name is an older one.",
 )
 @setting(
     "--http-cors-origin",

@@ -27,7 +27,7 @@ from lightning_store_server.rewards import reward_of
 
 WINDOW: Final = 2000
 """Completions that are remembered, the last ones."""
-LOOK_SECONDS: Final = 0.1
+LOOK_SECONDS: Final = 0.06
 """How long one look takes, about."""
 FRESH_SECONDS: Final = 1.0
 """So old may be what is shown again."""

@@ -22,7 +22,7 @@ from lightning_store_server.record_store import engine_of, records_of
 PAGE_ROWS: Final = 50
 LOOKED_MAX: Final = 20_000
 """Rollouts that one page looks at."""
-LOOK_SECONDS: Final = 0.12
+LOOK_SECONDS: Final = 0.1
 WINDOW_MIN: Final = 64
 WINDOW_MAX: Final = 512
 """Places that are read at once."""

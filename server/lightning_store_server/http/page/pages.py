@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from lightning_store.backends.records import RolloutRow
+from lightning_store.backends.records import RolloutRow, SpanRecord
 from lightning_store.clock import Clock
 from lightning_store.engine.conversion import rollout_with_attempt, span_of
 from lightning_store.errors import (
@@ -53,7 +54,7 @@ from lightning_store_server.http.page.listing import (
 from lightning_store_server.http.page.rendering import HEADERS, STATIC, Pages, difference, static_file
 from lightning_store_server.http.page.sessions import Sessions, Viewer, check_csrf, check_origin
 from lightning_store_server.http.page.settings import limits_of
-from lightning_store_server.http.page.waterfall import SPANS_MAX, waterfall
+from lightning_store_server.http.page.waterfall import SPANS_MAX, Waterfall, waterfall
 from lightning_store_server.interceptors import shown_error
 from lightning_store_server.record_store import records_of
 from lightning_store_server.rewards import final_reward, reward_of
@@ -67,6 +68,8 @@ READS_MAX: Final = 4
 """Pages that are made at once; connections that wait for their turn get it in turn."""
 MEMBERS_MAX: Final = 16
 """Members of a group that are shown side by side."""
+SPANS_FEW: Final = 500
+"""More are drawn in a thread: it takes some ten milliseconds, in which other calls get their turn."""
 CALLS_MAX: Final = 50
 """Calls of language models that are shown of a rollout, the first ones."""
 VERSIONS_MAX: Final = 100
@@ -277,14 +280,13 @@ class Page:
         attempt_id = given.get("attempt") or latest
         attempt = next((one for one in attempts if one.attempt_id == attempt_id), None)
         records, total, evicted = await self._spans(rollout.rollout_id, attempt_id)
-        shown = waterfall(
-            records,
-            total,
-            first=_whole(given, "first"),
-            name=given.get("name", ""),
-            errors_only=bool(given.get("errors")),
-        )
-        talks = [one for one in records if any(hint in one.document for hint in HINTS)][:CALLS_MAX]
+        first, name, errors_only = _whole(given, "first"), given.get("name", ""), bool(given.get("errors"))
+
+        def look() -> tuple[Waterfall, Sequence[SpanRecord]]:
+            return waterfall(records, total, first=first, name=name, errors_only=errors_only), _talks(records)
+
+        shown, talks = look() if len(records) <= SPANS_FEW else await asyncio.to_thread(look)
+        talks = talks[:CALLS_MAX]
         calls = calls_of(map(span_of, talks))
         span = next((span_of(one) for one in records if one.span_id == given.get("span")), None)
         reward = final_reward([span_of(one) for one in records[-5:]])
@@ -317,7 +319,7 @@ class Page:
             actions=_allowed(viewer),
         )
 
-    async def _spans(self, rollout_id: str, attempt_id: str | None) -> tuple[Sequence[Any], int, bool]:
+    async def _spans(self, rollout_id: str, attempt_id: str | None) -> tuple[Sequence[SpanRecord], int, bool]:
         """The first spans of an attempt, how many there are, and whether they were dropped."""
         if attempt_id is None:
             return [], 0, False
@@ -386,8 +388,7 @@ class Page:
         if attempt is None:
             return []
         records, _, _ = await self._spans(rollout.rollout_id, attempt.attempt_id)
-        talks = [one for one in records if any(hint in one.document for hint in HINTS)]
-        calls: list[Call] = calls_of(map(span_of, talks[-3:]))
+        calls: list[Call] = calls_of(map(span_of, _talks(records)[-3:]))
         if calls:
             return [(one.role, one.text) for one in calls[-1].messages]
         spans = map(span_of, records[:8])
@@ -495,6 +496,11 @@ class Page:
         await action.run(self._store, list(dict.fromkeys(form.get("id", []))))
         back = _own_path(form.get("back", [""])[-1])
         return RedirectResponse(back, HTTPStatus.SEE_OTHER, HEADERS)
+
+
+def _talks(records: Sequence[SpanRecord]) -> Sequence[SpanRecord]:
+    """Those that may be calls of language models."""
+    return [one for one in records if any(hint in one.document for hint in HINTS)]
 
 
 def _own_path(path: str | None) -> str:
