@@ -7,6 +7,7 @@ import os
 import re
 import signal
 from collections import Counter
+from importlib.util import find_spec
 
 import pytest
 from hypothesis import given, settings
@@ -19,6 +20,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=15)
 settings.register_profile("explore", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
+
+collect_ignore = [] if find_spec("playwright") else ["web"]
 
 _CONTRACT_TEST = re.compile(r"tests/contract/test_(?P<store>\w+)\.py::Test\w+::test_(?:f\d\d|x)_")
 

@@ -326,7 +326,7 @@ def test_json_is_answered_in_json(served, log):
 @pytest.mark.parametrize(
     ("request_", "status", "message"),
     [
-        ({"path": "/"}, 404, "there is no /; spans are taken by POST at /v1/traces"),
+        ({"path": "/v1"}, 404, "there is no /v1; spans are taken by POST at /v1/traces"),
         ({"path": "/v1/traces/"}, 404, "there is no /v1/traces/"),
         ({"path": "/v1/metrics"}, 404, "there is no /v1/metrics"),
         ({"method": "GET"}, 405, "/v1/traces takes POST, not GET"),
