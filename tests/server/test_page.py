@@ -51,13 +51,14 @@ class Tags(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.names, self.inline = set(), []
+        self.names, self.inline, self.links = set(), [], []
         self.feed(text)
         self.close()
 
     def handle_starttag(self, tag, attrs):
         self.names.add(tag)
         given = dict(attrs)
+        self.links += [given[name] for name in ("href", "src", "action", "data-copy", "data-live") if name in given]
         if (tag == "script" and "src" not in given) or any(name == "style" or name.startswith("on") for name in given):
             self.inline.append((tag, given))
 
@@ -193,6 +194,7 @@ async def test_whatever_is_stored_stays_text(store):
         tags = Tags(reply.text)
         assert tags.names.isdisjoint({"img", "style", "iframe", "object"}), path
         assert tags.inline == [], path
+        assert all(link[0] in "/#" for link in tags.links), path
         assert secret not in reply.text
         assert "script-src 'self'" in reply.headers["content-security-policy"]
         assert "unsafe" not in reply.headers["content-security-policy"]
