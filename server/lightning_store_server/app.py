@@ -108,8 +108,7 @@ class GrpcServer:
 
     def _bind_http(self, port: int) -> HttpSide:
         try:
-            import jinja2  # noqa: F401  # which the page needs
-
+            from lightning_store_server.http.page.pages import Page
             from lightning_store_server.http.side import HttpSide
         except ImportError as error:
             package = (error.name or "").partition(".")[0]
@@ -119,19 +118,13 @@ class GrpcServer:
         http.offer_rest(self._servicer)
         if self._config.metrics:
             self._measure(http)
-        self._add_page(http)
+        page = Page(self._store, self._config, self._access, self._clock, version("lightning-store-grpc"))
+        http.add_routes(page.routes())
         if self._tracing is not None:
             http.observers.append(self._tracing.observe_http)
         self.bound_http_port = http.bind(_addresses(self._config.host), port)
         self._servicer.otlp_http_port = self.bound_http_port
         return http
-
-    def _add_page(self, http: HttpSide) -> None:
-        """Serve the operator's page."""
-        from lightning_store_server.http.page.pages import Page
-
-        page = Page(self._store, self._config, self._access, self._clock, version("lightning-store-grpc"))
-        http.add_routes(page.routes())
 
     def _measure(self, http: HttpSide) -> None:
         """Measure calls, and tell it at /metrics."""

@@ -4,7 +4,7 @@ the most, and tells where it has stopped."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, get_args
 
 from lightning_store.backends.matching import matches
@@ -174,10 +174,13 @@ class Listing:
 
     async def _of_query(self, filters: Filters, offset: int) -> RolloutsPage:
         """Of somebody else's store, or of groups, which have an index."""
-        arguments = filters.query.arguments()
-        by_time = {} if self._engine is not None else {"sort_by": "start_time"}
-        order = "asc" if filters.order == "oldest" else "desc"
-        query = RolloutQuery(**(arguments | by_time | {"sort_order": order, "limit": PAGE_ROWS, "offset": offset}))
+        query = replace(
+            filters.query,
+            sort_by=None if self._engine is not None else "start_time",
+            sort_order="asc" if filters.order == "oldest" else "desc",
+            limit=PAGE_ROWS,
+            offset=offset,
+        )
         found = await self._records.query_rollouts(query)
         rows = [row for row in found.items if filters.passes(row)]
         reached = offset + len(found.items)
