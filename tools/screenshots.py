@@ -18,7 +18,7 @@ from tools.browser import FLAGS, chromium
 from tools.web_demo import Served, serving, svamp, training, wait_for
 
 WIDTH: Final = 1280
-COLOURS: Final = 128
+COLOURS: Final = 256
 """A page has few colours, and a picture with so many is a third as large."""
 
 
@@ -83,7 +83,7 @@ def _shrink(file: Path) -> None:
     from PIL import Image  # comes with matplotlib
 
     with Image.open(file) as image:
-        small = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+        small = image.convert("RGB").quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     small.save(file, optimize=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, TypeVar
@@ -50,7 +51,10 @@ def final_reward(spans: Sequence[Span]) -> float | None:
     for span in reversed(spans):
         for key, value in reversed(span.attributes.items()):
             if "reward" in key.lower() and isinstance(value, int | float) and not isinstance(value, bool):
-                return float(value)
+                try:
+                    return float(value)
+                except OverflowError:
+                    return math.inf if value > 0 else -math.inf
     return None
 
 

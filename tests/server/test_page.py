@@ -175,7 +175,7 @@ async def test_whatever_is_stored_stays_text(store):
         [EnqueueRolloutRequest(input={"text": HOSTILE}, metadata={HOSTILE: HOSTILE}, group_id=group) for _ in range(2)]
     )
     claimed = await store.dequeue_rollout(HOSTILE)
-    await store.update_worker(HOSTILE, {HOSTILE: HOSTILE, "cpu_percent": 12.0, "memory_bytes": 2**20})
+    await store.update_worker(HOSTILE, {HOSTILE: HOSTILE, "process_cpu_percent": 12.0, "process_rss_bytes": 3 * 2**20})
     talk = {"gen_ai.prompt.0.content": HOSTILE, "gen_ai.completion.0.content": "fine", "nan": float("nan")}
     error = {"status_code": "ERROR", "description": HOSTILE}
     await store.add_many_spans(
@@ -209,9 +209,28 @@ async def test_whatever_is_stored_stays_text(store):
     resources = (await browser.get(f"/ui/resources/{changed.resources_id}")).words
     assert f"{MINUS} two" in resources
     assert "+ 2" in resources
+    assert "12% 3MiB" in (await browser.get("/ui/workers")).words
     document = json.loads((await browser.get(f"{rollout}/json")).text)
     assert document["rollout"]["input"] == {"text": HOSTILE}
     assert document["spans"][0]["attributes"]["nan"] == "NaN"
+
+
+@pytest.mark.asyncio
+async def test_numbers_and_texts_that_nothing_can_show_do_no_harm():
+    store = InMemoryLightningStore()
+    for number in (10**400, float("nan"), -float("inf")):
+        await store.enqueue_many_rollouts([EnqueueRolloutRequest(input=1, group_id="odd")])
+        claimed = await store.dequeue_rollout("w")
+        odd = {"gen_ai.completion.0.content": "\ud800", "gen_ai.usage.output_tokens": number, "reward": number}
+        await store.add_span(a_span(claimed, 1, "\ud800", attributes=odd))
+        await store.update_attempt(claimed.rollout_id, claimed.attempt.attempt_id, status="succeeded")
+    await store.update_worker("w", {"process_cpu_percent": 10**400, "process_rss_bytes": -1, "memory_percent": "x"})
+    browser = Browser(store)
+    paths = (*PATHS, "/ui/groups/odd", f"/ui/rollouts/{claimed.rollout_id}", "/ui/rollouts?order=best")
+    for path in (*paths, f"/ui/rollouts/{claimed.rollout_id}/json"):
+        reply = await browser.get(path)
+        assert reply.status == 200, path
+        assert "nan" not in re.findall(r'(?:d|x|y|points)="[^"]*(nan|inf)', reply.text)
 
 
 @pytest.mark.asyncio

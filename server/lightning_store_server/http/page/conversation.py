@@ -19,6 +19,8 @@ HINTS: Final = (b'"gen_ai.', b'"llm.', b'"agentlightning.message')
 """Where none of these is in a document, its span is no call of a language model."""
 TEXT_CHARS_MAX: Final = 20_000
 """Characters of a message that are shown."""
+TOKENS_MAX: Final = 10**12
+"""A greater count is not shown: it is none."""
 PROMPTS: Final = ("gen_ai.prompt.", "llm.input_messages.")
 COMPLETIONS: Final = ("gen_ai.completion.", "llm.output_messages.")
 MODELS: Final = ("gen_ai.response.model", "gen_ai.request.model", "llm.model_name")
@@ -148,6 +150,6 @@ def _clipped(text: str) -> str:
 
 def _count(found: Mapping[str, Any], names: Sequence[str], ids: Sequence[str]) -> int | None:
     for name in names:
-        if isinstance(found.get(name), int | float):
-            return int(found[name])
+        if isinstance(found.get(name), int):
+            return min(max(0, int(found[name])), TOKENS_MAX)
     return next((len(found[name]) for name in ids if isinstance(found.get(name), list)), None)

@@ -8,6 +8,7 @@ stands, so that it waits for no writer, and it stops when its time is over; what
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -291,7 +292,8 @@ class Digest:
         rollout = rollout_with_attempt(one.row)
         try:
             if one.rollout.status == "succeeded":
-                one.reward = await reward_of(self._store, rollout)
+                reward = await reward_of(self._store, rollout)
+                one.reward = reward if reward is not None and math.isfinite(reward) else None
             else:
                 one.cause = await cause_of(self._store, rollout)
         except StoreError:

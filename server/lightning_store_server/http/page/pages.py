@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
@@ -348,7 +349,7 @@ class Page:
             "spans": [_jsonable(span_of(one)) for one in records[:1000]],
             "spans_total": total,
         }
-        return Response(json.dumps(told, ensure_ascii=False), headers=HEADERS, media_type="application/json")
+        return Response(json.dumps(told), headers=HEADERS, media_type="application/json")
 
     # --- Groups ------------------------------------------------------------------------------------------------------
 
@@ -379,7 +380,8 @@ class Page:
         )
 
     async def _reward(self, rollout: Rollout) -> float | None:
-        return await reward_of(self._store, rollout)
+        reward = await reward_of(self._store, rollout)
+        return reward if reward is not None and math.isfinite(reward) else None
 
     async def _talk(self, rollout: Rollout) -> Sequence[tuple[str, str]]:
         """What was said in the last call of a language model: who, and what. Where there is none, what was returned by

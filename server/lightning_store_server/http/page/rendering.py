@@ -33,6 +33,7 @@ STATIC: Final = {
     "page.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
+MEASURED_MAX: Final = 2**60
 JSON_CHARS_MAX: Final = 200_000
 """Characters of one value that a page shows."""
 
@@ -55,6 +56,7 @@ class Pages:
             duration=duration,
             iso=iso,
             json=pretty,
+            measured=measured,
             short=short_json,
             thousands=thousands,
         )
@@ -63,7 +65,7 @@ class Pages:
     def render(self, name: str, status: HTTPStatus = HTTPStatus.OK, **values: Any) -> Response:
         """A page."""
         text = self._environment.get_template(name).render(**values)
-        return Response(text, status, HEADERS, media_type="text/html; charset=utf-8")
+        return Response(text.encode(errors="replace"), status, HEADERS, media_type="text/html; charset=utf-8")
 
 
 @cache
@@ -83,6 +85,13 @@ def pretty(value: Any) -> str:
     if len(text) <= JSON_CHARS_MAX:
         return text
     return f"{text[:JSON_CHARS_MAX]}\n… ({len(text) - JSON_CHARS_MAX:,} characters more)"
+
+
+def measured(value: Any, unit: str) -> str:
+    """A number that somebody measured, in per cent or bytes; empty if it is none that can be."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < MEASURED_MAX:
+        return ""
+    return f"{value:.0f}%" if unit == "%" else byte_size(int(value))
 
 
 def thousands(count: float | None) -> str:
