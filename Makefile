@@ -10,6 +10,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Agent Lightning brings much along, so it has an environment of its own, with this project beside it.
 VENV_AGENTLIGHTNING := .venv-agentlightning
+# So has the release before, whose clients are tested.
+VENV_AGENTLIGHTNING_02 := .venv-agentlightning-02
 # protoc has one too. Its release decides the oldest grpcio and protobuf that the generated code works with (the lower bounds
 # in pyproject.toml), and it needs a protobuf as old.
 VENV_PROTOC := .venv-protoc
@@ -159,6 +161,11 @@ test-matrix: $(VENV)/.installed-dev ## … on each set of dependencies and each 
 test-agentlightning: $(VENV_AGENTLIGHTNING)/.installed ## Run the tests against the real Agent Lightning
 	$(VENV_AGENTLIGHTNING)/bin/python -m pytest tests/agentlightning $(TEST_ARGS)
 
+.PHONY: test-rest
+test-rest: $(VENV_AGENTLIGHTNING)/.installed $(VENV_AGENTLIGHTNING_02)/.installed ## Run Agent Lightning's own clients against the REST interfaces
+	$(VENV_AGENTLIGHTNING)/bin/python -m pytest tests/rest $(TEST_ARGS)
+	$(VENV_AGENTLIGHTNING_02)/bin/python -m pytest tests/rest $(TEST_ARGS)
+
 .PHONY: test-languages
 test-languages: $(VENV)/.installed-dev $(VENV_PROTOC)/.installed-$(GRPCIO_TOOLS) ## Build and run the examples in Go and Node.js against a server
 	$(BIN)/python tools/test_languages.py run
@@ -211,7 +218,7 @@ wheel-test: $(VENV)/.installed-dev ## Build the wheel, install it elsewhere, run
 
 .PHONY: clean
 clean: ## Remove the environments, caches and everything built
-	rm -rf $(VENV) $(VENV_AGENTLIGHTNING) $(VENV_PROTOC) $(VENV_MATRIX) build dist out .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_AGENTLIGHTNING) $(VENV_AGENTLIGHTNING_02) $(VENV_PROTOC) $(VENV_MATRIX) build dist out .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find src server clients integrations tests tools examples benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp for each set of extras; pip runs again only when pyproject.toml is newer.
@@ -225,11 +232,16 @@ $(VENV_AGENTLIGHTNING)/.installed: pyproject.toml | $(VENV_AGENTLIGHTNING)/bin/p
 	$(VENV_AGENTLIGHTNING)/bin/python -m pip install --disable-pip-version-check --editable '.[dev-agentlightning]'
 	@touch $@
 
+$(VENV_AGENTLIGHTNING_02)/.installed: pyproject.toml | $(VENV_AGENTLIGHTNING_02)/bin/python
+	@echo "Installing Agent Lightning 0.2 into $(VENV_AGENTLIGHTNING_02), which takes several minutes the first time"
+	$(VENV_AGENTLIGHTNING_02)/bin/python -m pip install --disable-pip-version-check --editable '.[dev-agentlightning-02]'
+	@touch $@
+
 $(VENV_PROTOC)/.installed-$(GRPCIO_TOOLS): | $(VENV_PROTOC)/bin/python
 	$(VENV_PROTOC)/bin/python -m pip install --quiet --disable-pip-version-check grpcio-tools==$(GRPCIO_TOOLS)
 	@touch $@
 
-$(VENV)/bin/python $(VENV_AGENTLIGHTNING)/bin/python $(VENV_PROTOC)/bin/python:
+$(VENV)/bin/python $(VENV_AGENTLIGHTNING)/bin/python $(VENV_AGENTLIGHTNING_02)/bin/python $(VENV_PROTOC)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Python 3.11 or newer is needed; '$(PYTHON)' is missing or older. Name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; \
 	  exit 1; }
