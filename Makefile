@@ -187,7 +187,8 @@ typecheck: $(VENV)/.installed-dev ## Check types with mypy (strict) and pyright
 
 .PHONY: typecheck-agentlightning
 typecheck-agentlightning: $(VENV)/.installed-dev $(VENV_AGENTLIGHTNING)/.installed ## … of what builds on Agent Lightning
-	$(BIN)/mypy --python-executable $(VENV_AGENTLIGHTNING)/bin/python integrations/agentlightning tests/agentlightning/*.py
+	$(BIN)/mypy --python-executable $(VENV_AGENTLIGHTNING)/bin/python integrations/agentlightning tests/agentlightning/*.py \
+	  tests/rest/conftest.py tests/rest/test_0_3.py
 	$(BIN)/python tools/run_pyright.py --project integrations/agentlightning
 
 .PHONY: proto

@@ -18,8 +18,9 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from lightning_store_server.http.rest.openapi import description
 
+LLM = agl.LLM(endpoint="http://localhost", model="m", sampling_parameters={"temperature": 0.5})
 RESOURCES = {
-    "llm": agl.LLM(endpoint="http://localhost", model="m", sampling_parameters={"temperature": 0.5}),
+    "llm": LLM,
     "proxy": agl.ProxyLLM(endpoint="http://localhost/v1", model="m"),
     "prompt": agl.PromptTemplate(template="{x}", engine="f-string"),
 }
@@ -212,7 +213,7 @@ class Algorithm(agl.Algorithm):
 
     async def run(self, train_dataset=None, val_dataset=None):
         store = self.get_store()
-        await store.add_resources({"llm": RESOURCES["llm"]})
+        await store.add_resources({"llm": LLM})
         queued = [await store.enqueue_rollout(input={"x": number}) for number in range(3)]
         done = []
         while len(done) < 3:  # for as long as the process may take

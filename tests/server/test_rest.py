@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from lightning_store import InMemoryLightningStore
+from lightning_store import AttemptedRollout, InMemoryLightningStore
 from lightning_store.agent_lightning import LEGACY_REPORT, LEGACY_SPAN
 from lightning_store.testing import SAFETY_SECONDS, FakeClock
 from lightning_store.wire.methods import METHODS, Role
@@ -221,9 +221,10 @@ def test_a_task_by_the_legacy_protocol(serve):
     for _ in "ab":  # which a client may send twice
         assert rest.ok("POST", "/rollout", report)["status"] == "ok"
     found = asyncio.run(store.get_rollout_by_id(queued.rollout_id))
-    assert (found.status, found.attempt.metadata[LEGACY_REPORT]["final_reward"]) == ("succeeded", 0.5)
+    assert isinstance(found, AttemptedRollout)
+    assert (found.status, (found.attempt.metadata or {})[LEGACY_REPORT]["final_reward"]) == ("succeeded", 0.5)
     spans = asyncio.run(store.query_spans(queued.rollout_id))
-    assert [span.model_extra[LEGACY_SPAN] for span in spans] == [otel, {"odd": True}]
+    assert [(span.model_extra or {})[LEGACY_SPAN] for span in spans] == [otel, {"odd": True}]
     assert (spans[0].span_id, spans[0].start_time, spans[0].status.status_code) == ("cd" * 8, 1735689600.5, "ERROR")
     assert rest("POST", "/rollout", {"rollout_id": "no"})[0] == 404
 
@@ -256,6 +257,10 @@ BAD = [
     ("POST", "/v1/agl/rollouts/no/attempts", b"", 500, "Internal server error"),
     ("POST", "/v1/agl/rollouts/no/attempts/latest", b'{"status":"x"}', 422, "literal_error"),
     ("POST", "/v1/agl/rollouts/" + "x" * 2000, b'{"status":"failed"}', 400, "more than"),
+    *(
+        ("POST", path, b'{"rollout_id":"\\ud800","attempt_id":"a","worker_id":"\\ud800","input":1}', 400, "surrogate")
+        for path in ("/start_attempt", "/update_rollout", "/rollout", "/v1/agl/spans/next", "/v1/agl/rollouts")
+    ),
     ("GET", "/v1/agl/rollouts?limit=0", None, 400, "Limit must be greater than 0 or -1 for no limit"),
     ("GET", "/v1/agl/rollouts?offset=-1", None, 400, "Offset must be greater than or equal to 0"),
     ("GET", "/v1/agl/rollouts?limit=x", None, 422, '"int_parsing", "loc": ["query", "limit"]'),
@@ -309,7 +314,7 @@ def test_each_operation_asks_for_the_role_of_its_method():
         first = next(other for other in OPERATIONS if other.method == one.method and other.pattern.match(path))
         assert role_at(one.method, path) is (METHODS[first.rpc].role if first.rpc else Role.READER)
         assert version_at(path) is not None
-    assert role_at("GET", "/v1/agl/nothing") is role_at("DELETE", "/task") is version_at("/metrics") is None
+    assert [role_at("GET", "/v1/agl/nothing"), role_at("DELETE", "/task"), version_at("/metrics")] == [None] * 3
 
 
 def test_roles_masks_and_limits(serve, tmp_path):

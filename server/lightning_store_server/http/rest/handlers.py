@@ -13,11 +13,13 @@ from lightning_store.model import UNSET
 from lightning_store.queries import RolloutQuery
 from lightning_store.v1 import resources_pb2, rollout_pb2, server_pb2, span_pb2, worker_pb2
 from lightning_store.wire import codec, queries, requests
+from lightning_store.wire.checks import optional_text_to_proto, text_to_proto
 from lightning_store.wire.errors import span_outcome_from_proto
 from lightning_store_server.http.rest import listings, shapes, values
 from lightning_store_server.http.rest.calls import Call
 from lightning_store_server.http.rest.errors import RestError
 from lightning_store_server.http.rest.operations import Rows
+from lightning_store_server.slices import in_slices
 
 
 async def health(call: Call) -> Mapping[str, str]:
@@ -35,9 +37,10 @@ async def statistics(call: Call) -> Mapping[str, Any]:
 async def enqueue(call: Call, body: shapes.EnqueueRequest) -> list[Any]:
     if not body.rollouts:
         return []
-    new = [values.new_rollout(one, f"rollouts[{index}].") for index, one in enumerate(body.rollouts)]
+    new = await in_slices(lambda index, one: values.new_rollout(one, f"rollouts[{index}]."), body.rollouts)
     request = rollout_pb2.EnqueueRolloutsRequest(request_id=call.request_id, rollouts=new)
-    return list(map(values.rollout_value, (await call.make("EnqueueRollouts", request)).rollouts))
+    reply = await call.make("EnqueueRollouts", request)
+    return await in_slices(lambda _, one: values.rollout_value(one), reply.rollouts)
 
 
 async def enqueue_one(call: Call, body: shapes.NewRollout) -> Any:
@@ -50,7 +53,8 @@ async def dequeue(call: Call, body: shapes.DequeueRequest | None) -> list[Any]:
     if asked.limit <= 0:
         return []
     request = requests.dequeue_to_proto(call.request_id, asked.limit, asked.worker_id, 0.0)
-    return list(map(values.row_value, (await call.make("DequeueRollouts", request)).rollouts))
+    reply = await call.make("DequeueRollouts", request)
+    return await in_slices(lambda _, one: values.row_value(one), reply.rollouts)
 
 
 async def dequeue_one(call: Call, body: shapes.StartAttemptRequest | None = None) -> Any:
@@ -60,7 +64,9 @@ async def dequeue_one(call: Call, body: shapes.StartAttemptRequest | None = None
 
 async def start_rollout(call: Call, body: shapes.StartRolloutRequest) -> Any:
     request = rollout_pb2.StartRolloutRequest(
-        request_id=call.request_id, rollout=values.new_rollout(body), worker_id=body.worker_id
+        request_id=call.request_id,
+        rollout=values.new_rollout(body),
+        worker_id=optional_text_to_proto(body.worker_id, "worker_id"),
     )
     return values.row_value((await call.make("StartRollout", request)).rollout)
 
@@ -78,7 +84,11 @@ async def start_attempt_02(call: Call, body: shapes.RolloutId02) -> Any:
 
 
 async def _start_attempt(call: Call, rollout_id: str, worker_id: str | None = None) -> Any:
-    request = rollout_pb2.StartAttemptRequest(request_id=call.request_id, rollout_id=rollout_id, worker_id=worker_id)
+    request = rollout_pb2.StartAttemptRequest(
+        request_id=call.request_id,
+        rollout_id=text_to_proto(rollout_id, "rollout_id"),
+        worker_id=optional_text_to_proto(worker_id, "worker_id"),
+    )
     return values.row_value((await call.make("StartAttempt", request)).rollout)
 
 
@@ -223,7 +233,9 @@ async def update_resources_02(call: Call, body: shapes.UpdateResources02) -> Any
 
 async def _update_resources(call: Call, resources_id: str, named: Any) -> Any:
     request = resources_pb2.UpdateResourcesRequest(
-        request_id=call.request_id, resources_id=resources_id, resources_json=values.resources_texts(named)
+        request_id=call.request_id,
+        resources_id=text_to_proto(resources_id, "resources_id"),
+        resources_json=values.resources_texts(named),
     )
     return values.resources_value((await call.make("UpdateResources", request)).resources)
 
@@ -274,7 +286,9 @@ async def next_sequence_id_02(call: Call) -> int:
 
 
 async def _next_sequence_id(call: Call, rollout_id: str, attempt_id: str) -> int:
-    key = span_pb2.AttemptKey(rollout_id=rollout_id, attempt_id=attempt_id)
+    key = span_pb2.AttemptKey(
+        rollout_id=text_to_proto(rollout_id, "rollout_id"), attempt_id=text_to_proto(attempt_id, "attempt_id")
+    )
     request = span_pb2.AllocateSpanSequenceIdsRequest(request_id=call.request_id, keys=[key])
     number: int = (await call.make("AllocateSpanSequenceIds", request)).sequence_ids[0]
     return number

@@ -14,6 +14,7 @@ from lightning_store.agent_lightning import LEGACY_REPORT, LEGACY_SPAN
 from lightning_store.errors import StoreError
 from lightning_store.v1 import rollout_pb2
 from lightning_store.wire import codec, requests
+from lightning_store.wire.checks import text_to_proto
 from lightning_store.wire.errors import span_outcome_from_proto
 from lightning_store_server.http.rest import handlers, shapes, values
 from lightning_store_server.http.rest.calls import Call
@@ -58,7 +59,9 @@ def _found(value: Any, detail: str) -> Any:
 
 async def report(call: Call, body: shapes.LegacyRollout) -> Any:
     """Store the spans of the trace, then the rest, with which the rollout has succeeded. Again it changes nothing."""
-    reply = await call.make("GetRollout", rollout_pb2.GetRolloutRequest(rollout_id=body.rollout_id))
+    reply = await call.make(
+        "GetRollout", rollout_pb2.GetRolloutRequest(rollout_id=text_to_proto(body.rollout_id, "rollout_id"))
+    )
     found = codec.rollout_from_proto(reply.rollout, "rollout") if reply.HasField("rollout") else None
     if not isinstance(found, model.AttemptedRollout):
         raise RestError(HTTPStatus.NOT_FOUND, f"Rollout {body.rollout_id} not found, or nobody has claimed it.")

@@ -13,10 +13,10 @@ from typing import Any, Final, Literal, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
 from starlette.datastructures import Headers, QueryParams
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, compile_path
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from lightning_store.clock import SystemClock
 from lightning_store.json_text import check_values
@@ -27,7 +27,7 @@ from lightning_store_server.http.answers import JSON, HttpError, media_type
 from lightning_store_server.http.bodies import BodyReader
 from lightning_store_server.http.rest.calls import Call, Service
 from lightning_store_server.http.rest.deliveries import CallId, Deliveries, key_of
-from lightning_store_server.http.rest.errors import UnprocessableError, failed, to_json
+from lightning_store_server.http.rest.errors import UnprocessableError, to_json
 
 Handler = Callable[..., Awaitable[Any]]
 Version = Literal["0.3", "0.2", "legacy"]
@@ -155,7 +155,7 @@ class Surroundings:
 
 
 class Endpoint:
-    """Answers the requests for one operation."""
+    """Answers the requests for one operation. What it raises is answered by those around it."""
 
     def __init__(self, operation: Operation, around: Surroundings) -> None:
         self._operation = operation
@@ -166,13 +166,7 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         operation = self._operation
-        call, ended, started = None, None, False
-
-        async def send_on(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
+        call, ended = None, None
         try:
             self._check_site(request.headers)
             body = await self._body(request)
@@ -182,16 +176,11 @@ class Endpoint:
             answer = await operation.handle(call, *arguments)
             if isinstance(answer, Rows):
                 await answer.begin()
-                await self._send_rows(call, answer, send_on)
+                await self._send_rows(call, answer, send)
                 return
             data = to_json(answer)
             call.reply(len(data))
-            await Response(data, operation.status, media_type=JSON)(scope, receive, send_on)
-        except Exception as error:
-            if started or isinstance(error, ClientDisconnect):
-                raise
-            response = failed(error, request.method, request.url.path, of_0_3=operation.version == "0.3")
-            await response(scope, receive, send)
+            await Response(data, operation.status, media_type=JSON)(scope, receive, send)
         finally:
             if ended is not None:
                 ended()
@@ -274,15 +263,14 @@ class Endpoint:
         """Sends the rows as they are made; one piece is held at a time."""
         headers = [(b"content-type", JSON.encode())]
         began = False
-        async for part in rows.parts():
-            if not part:
-                continue
-            call.reply(len(part))
-            if not began:
-                await send({"type": "http.response.start", "status": self._operation.status, "headers": headers})
-                began = True
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-            call.sent(len(part))
+        async with aclosing(rows.parts()) as parts:  # type: ignore[type-var]  # it is a generator
+            async for part in parts:
+                call.reply(len(part))
+                if not began:
+                    await send({"type": "http.response.start", "status": self._operation.status, "headers": headers})
+                    began = True
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+                call.sent(len(part))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
