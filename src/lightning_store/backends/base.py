@@ -25,7 +25,7 @@ verbs of their own, since they answer one caller and are not part of a group.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
@@ -462,6 +462,21 @@ class Snapshot(ABC):
         """Where the rollouts and the workers stand: numbers that are kept, for which no rollout is looked at."""
 
 
+class Elsewhere(NamedTuple):
+    """What other servers did on the same data that somebody here may be waiting for."""
+
+    ended: Sequence[str]
+    """The rollouts that became terminal."""
+    deleted: Sequence[str]
+    """The rollouts that were deleted."""
+    queued: int
+    """How many rollouts were put into the queue."""
+    deadline: float | None
+    """The earliest deadline that was set; None if none was."""
+    missed: bool = False
+    """Whether there is more than this tells: the data was out of reach for a while."""
+
+
 class Backend(ABC):
     """A place that holds data."""
 
@@ -483,6 +498,15 @@ class Backend(ABC):
         """The latest ``Changes.time`` that is stored when the backend is opened; 0 if nothing is. The time of the store
         goes on from there at the earliest, whatever the machine's clock says."""
         return 0.0
+
+    @property
+    def available(self) -> bool:
+        """Whether the data can be reached, as far as is known."""
+        return True
+
+    def follow(self, tell: Callable[[Elsewhere], None]) -> None:
+        """Have ``tell`` called with what other servers do on the same data, on the event loop of the backend. A backend
+        that nobody shares has nothing to tell."""
 
     @abstractmethod
     def transaction(self) -> Transaction:

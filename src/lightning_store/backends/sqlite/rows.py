@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
-from functools import cache, lru_cache
+from functools import cache
 from operator import itemgetter
 from sqlite3 import Connection
 from typing import Any, Final, NamedTuple
 
+from lightning_store.backends.configs import config_of, config_text
 from lightning_store.backends.records import (
     NO_PLACE,
     POSITIONS_PER_BAND,
@@ -23,7 +23,6 @@ from lightning_store.backends.records import (
     SpanRecord,
     WorkerRecord,
 )
-from lightning_store.model import RolloutConfig
 
 SET_SIZES: Final = (1, 4, 16, 64, 256)
 """How many keys a statement has: few sizes, so that the connection knows all statements. Absent keys are NULL."""
@@ -232,43 +231,6 @@ def open_group_of(row: tuple[Any, ...]) -> OpenGroup:
 def inserted_columns(record: RolloutRecord, number: int) -> tuple[Any, ...]:
     """What is inserted of a new rollout."""
     return *rollout_columns(record), number, *_unchanging_columns(record)
-
-
-_DEFAULT_CONFIG: Final = RolloutConfig()
-_LATER: Final = ("retry_delay_seconds", "retry_backoff", "retry_position", "bind", "max_staleness", "on_stale")
-"""What the first formats do not have, in the order in which it came."""
-_LATER_DEFAULTS: Final = [getattr(_DEFAULT_CONFIG, one) for one in _LATER]
-
-
-def config_text(config: RolloutConfig) -> str | None:
-    """None for the default."""
-    if config == _DEFAULT_CONFIG:
-        return None
-    columns: list[Any] = [
-        config.timeout_seconds,
-        config.unresponsive_seconds,
-        config.max_attempts,
-        list(config.retry_condition),
-    ]
-    later = [getattr(config, one) for one in _LATER]
-    if later != _LATER_DEFAULTS:
-        columns += later
-    return json.dumps(columns)
-
-
-@lru_cache(maxsize=256)
-def config_of(text: str | None) -> RolloutConfig:
-    """Shared by the records that have the same: a config is never changed in place."""
-    if text is None:
-        return _DEFAULT_CONFIG
-    timeout_seconds, unresponsive_seconds, max_attempts, retry_condition, *later = json.loads(text)
-    return RolloutConfig(
-        timeout_seconds=timeout_seconds,
-        unresponsive_seconds=unresponsive_seconds,
-        max_attempts=max_attempts,
-        retry_condition=retry_condition,
-        **dict(zip(_LATER, later, strict=False)),
-    )
 
 
 _ATTEMPT_COLUMNS: Final = AttemptRecord._fields[2:]

@@ -1,0 +1,427 @@
+"""PostgresBackend: everything in one PostgreSQL database, which several servers share.
+
+A transaction that writes is alone in its namespace, from its first load to its end: it holds a lock of the database that
+ends with it. So it meets no other, and its load and its changes are one statement each, however many operations are in
+it. Snapshots read on connections of their own and hold nobody up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
+from uuid import uuid4
+
+import asyncpg
+from asyncpg import Connection
+
+from lightning_store.backends.base import (
+    Backend,
+    Changes,
+    CommitUnknownError,
+    ConflictError,
+    Due,
+    Elsewhere,
+    Loaded,
+    Needs,
+    Rows,
+    Snapshot,
+    Transaction,
+)
+from lightning_store.backends.postgres import reading, storing
+from lightning_store.backends.postgres.connections import Connections, Settings, Tasks, close, migrate
+from lightning_store.backends.postgres.errors import as_store_error, breaks_connection, state_of, store_errors
+from lightning_store.backends.postgres.following import Follower
+from lightning_store.backends.postgres.loading import PostgresLoaded, load
+from lightning_store.backends.postgres.rows import Totals
+from lightning_store.backends.postgres.storing import Expired
+from lightning_store.backends.records import (
+    AttemptRecord,
+    CompletionRow,
+    Counts,
+    GroupRow,
+    PlacedRollout,
+    QueueCounts,
+    ResourcesRecord,
+    RolloutRow,
+    SpanRecord,
+    WorkerRecord,
+)
+from lightning_store.errors import InternalError, InvalidArgumentError
+from lightning_store.model import TIME_MAX_SECONDS
+from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanBatchQuery, SpanQuery, WorkerQuery
+
+T = TypeVar("T")
+
+REPLAY_WINDOW_SECONDS: Final = 600.0
+"""How long a reply is kept: well beyond the time over which a client retries."""
+REPLAY_ENTRIES_MAX: Final = 200_000
+"""Replies kept at most; the oldest go first."""
+READERS: Final = 8
+"""Connections that read. One more writes, and one follows the other servers."""
+STATEMENT_TIMEOUT: Final = 30.0
+LOCK_TIMEOUT: Final = 10.0
+STATEMENTS: Final = 200
+NAMESPACE: Final = "default"
+EXPIRE_EVERY: Final = 64
+"""How many replies are recorded until those that are too old are deleted."""
+EXPIRE_SECONDS: Final = 1.0
+
+
+class PostgresBackend(Backend):
+    """Everything in one PostgreSQL database. Made by :meth:`open`; it belongs to the event loop on which it was opened."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store_id: str,
+        totals: Totals,
+        readers: int,
+        replay_window_seconds: float,
+        replay_entries_max: int,
+    ) -> None:
+        self._store_id = store_id
+        self._replay_window_seconds = replay_window_seconds
+        self._replay_entries_max = replay_entries_max
+        self._server = uuid4().hex
+        self.totals = totals
+        self._opened_with = totals
+        self.writers = Connections(settings, 1, settings.begin)
+        self.readers = Connections(settings, readers, settings.begin_snapshot)
+        self.tasks = Tasks()
+        self._follower = Follower(settings, self._server, totals.id)
+        self._settings = settings
+        self._recorded = 0
+        self._expired_at = 0.0
+
+    @classmethod
+    async def open(
+        cls,
+        dsn: str,
+        *,
+        namespace: str = NAMESPACE,
+        readers: int = READERS,
+        statement_timeout: float = STATEMENT_TIMEOUT,
+        lock_timeout: float = LOCK_TIMEOUT,
+        statement_cache_size: int = STATEMENTS,
+        replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
+        replay_entries_max: int = REPLAY_ENTRIES_MAX,
+    ) -> PostgresBackend:
+        """Make the tables if there are none, and begin to follow what other servers do.
+
+        Args:
+            dsn: As libpq takes it, ``postgresql://HOST/DATABASE``. What it does not say comes from the environment and
+                from the file of passwords.
+            namespace: Which store in the database: each has a schema of its own.
+            readers: How many connections read. One more writes, and one follows the other servers.
+            statement_timeout: After how long a statement is given up, in seconds.
+            lock_timeout: After how long one that waits for another server is, in seconds; also a new connection.
+            statement_cache_size: How many statements a connection keeps prepared. 0 for PgBouncer before 1.21.
+            replay_window_seconds: How long a recorded reply is kept.
+            replay_entries_max: How many replies are kept at most.
+
+        Raises:
+            InvalidArgumentError: An argument is not legal.
+            UnsupportedError: A newer version of the program has written the tables, or the database is too old.
+            StoreUnavailableError: The database cannot be reached.
+        """
+        if not 0 <= replay_window_seconds <= TIME_MAX_SECONDS:
+            message = f"replay_window_seconds is {replay_window_seconds}; give 0 to {TIME_MAX_SECONDS}"
+            raise InvalidArgumentError(message, field="replay_window_seconds")
+        for name, value in (("replay_entries_max", replay_entries_max), ("readers", readers)):
+            if value < 1:
+                raise InvalidArgumentError(f"{name} is {value}; give 1 or more", field=name)
+        settings = Settings(dsn, namespace, statement_timeout, lock_timeout, statement_cache_size)
+        await migrate(settings)
+        connection = await settings.connect()
+        try:
+            with store_errors():
+                async with connection.transaction():
+                    await connection.execute(f"SET LOCAL search_path = {settings.schema}")
+                    store_id = await connection.fetchval("SELECT value FROM meta WHERE name = 'store_id'")
+                    totals = await reading.totals(connection)
+                before = time.time()
+                database_time = float(await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())"))
+                ahead = database_time - (before + time.time()) / 2
+        finally:
+            await close(connection)
+        backend = cls(settings, store_id, totals, readers, replay_window_seconds, replay_entries_max)
+        backend.clock_ahead_seconds = ahead
+        backend._follower.start()
+        return backend
+
+    clock_ahead_seconds: float = 0.0
+    """How far the clock of the database was ahead of this machine's."""
+
+    @property
+    def store_id(self) -> str:
+        return self._store_id
+
+    @property
+    def schema(self) -> str:
+        """Where the tables are."""
+        return self._settings.schema
+
+    @property
+    def replay_window_seconds(self) -> float:
+        return self._replay_window_seconds
+
+    @property
+    def newest_time(self) -> float:
+        return self._opened_with.newest_time
+
+    @property
+    def available(self) -> bool:
+        return self._follower.available
+
+    def follow(self, tell: Callable[[Elsewhere], None]) -> None:
+        self._follower.follow(tell)
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.totals.span_bytes + self.totals.other_bytes
+
+    @property
+    def span_bytes(self) -> int:
+        return self.totals.span_bytes
+
+    def transaction(self) -> Transaction:
+        return _Transaction(self)
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Snapshot]:
+        snapshot = _Snapshot(self)
+        try:
+            yield snapshot
+        finally:
+            await snapshot.end()
+
+    async def evict_spans(self, excess_bytes: int, *, unfinished: bool) -> list[str]:
+        return await asyncio.shield(self.tasks.begin(self._evict_spans(excess_bytes, unfinished)))
+
+    async def aclose(self) -> None:
+        """Wait for transactions that are under way, and close the connections. May be called more than once.
+
+        Calls that are made afterwards raise StoreUnavailableError.
+        """
+        await self._follower.stop()
+        await self.tasks.finish()
+        await self.writers.close()
+        await self.readers.close()
+
+    # --- What transactions do ----------------------------------------------------------------------------------------
+
+    async def write(self, connection: Connection, changes: Changes, loaded: PostgresLoaded) -> Totals:
+        """The changes, in the open transaction."""
+        self._recorded += len(changes.replies)
+        expired = None
+        every = max(1, min(EXPIRE_EVERY, self._replay_entries_max // 8))
+        if self._recorded >= every or (changes.replies and changes.time - self._expired_at >= EXPIRE_SECONDS):
+            self._recorded, self._expired_at = 0, changes.time
+            recorded = max((one.recorded_at for one in changes.replies.values()), default=changes.time)
+            expired = Expired(recorded - self._replay_window_seconds, self._replay_entries_max)
+        return await storing.write(connection, changes, loaded, self._server, expired)
+
+    async def commit(self, connection: Connection, totals: Totals) -> None:
+        """COMMIT.
+
+        Raises:
+            ConflictError: It did not happen.
+            CommitUnknownError: It may have happened or not.
+        """
+        try:
+            done = await connection.execute("COMMIT")
+        except Exception as error:
+            if breaks_connection(error) or not state_of(error):
+                raise CommitUnknownError(f"no answer to a COMMIT: {type(error).__name__}: {error}") from error
+            raise as_store_error(error) from error
+        if done != "COMMIT":
+            raise ConflictError(f"the transaction was undone: {done}")
+        self.note(totals)
+        self._follower.notify()
+
+    def note(self, totals: Totals) -> None:
+        """What is stored, as far as is known here."""
+        if totals.id > self.totals.id:
+            self.totals = totals
+
+    async def _evict_spans(self, excess_bytes: int, unfinished: bool) -> list[str]:
+        connection = await self.writers.begin()
+        try:
+            with store_errors():
+                present = await reading.totals(connection)
+                totals, evicted = await storing.evict(connection, present, excess_bytes, unfinished, self._server)
+            if evicted:
+                await self.commit(connection, totals)
+            return evicted
+        finally:
+            await self.writers.end(connection)
+
+
+class _Transaction(Transaction):
+    """What is sent to the database is not cancelled with its caller: that would cost a connection, and a COMMIT that has
+    begun has to be waited for. ``rollback`` waits for it."""
+
+    def __init__(self, backend: PostgresBackend) -> None:
+        self._backend = backend
+        self._connection: Connection | None = None
+        self._loaded = PostgresLoaded()
+        self._work: asyncio.Task[Any] | None = None
+        self._broken = False
+
+    async def load(self, needs: Needs, due: Due | None = None) -> Loaded:
+        await self._unbroken(self._load(needs, due))
+        return self._loaded
+
+    async def commit(self, changes: Changes) -> None:
+        await self._unbroken(self._commit(changes))
+
+    async def rollback(self) -> None:
+        if self._connection is not None or self._work is not None:
+            await asyncio.shield(self._backend.tasks.begin(self._rollback()))
+
+    async def _unbroken(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._work = self._backend.tasks.begin(work)
+        await asyncio.shield(task)
+
+    async def _load(self, needs: Needs, due: Due | None) -> None:
+        if self._connection is None:
+            self._connection = await self._backend.writers.begin()
+        await self._on(self._connection, load(self._connection, needs, due, self._loaded))
+        self._backend.note(self._loaded.totals)
+
+    async def _commit(self, changes: Changes) -> None:
+        connection = self._connection
+        assert connection is not None
+        if storing.is_empty(changes):
+            await self._end()
+            return
+        totals = await self._on(connection, self._backend.write(connection, changes, self._loaded))
+        try:
+            await self._backend.commit(connection, totals)
+        except CommitUnknownError:
+            self._broken = True
+            raise
+        finally:
+            await self._end()
+
+    async def _on(self, connection: Connection, work: Awaitable[T]) -> T:
+        try:
+            return await work
+        except (OSError, asyncio.TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError, UnicodeError) as error:
+            self._broken = breaks_connection(error)
+            raise as_store_error(error) from error
+
+    async def _rollback(self) -> None:
+        work = self._work
+        if work is not None and not work.done():
+            if self._connection is None:
+                work.cancel()
+            await asyncio.wait([work])
+        await self._end()
+
+    async def _end(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await self._backend.writers.end(connection, broken=self._broken)
+
+
+class _Snapshot(Snapshot):
+    """Begins with the first read."""
+
+    def __init__(self, backend: PostgresBackend) -> None:
+        self._backend = backend
+        self._connection: Connection | None = None
+        self._work: asyncio.Task[Any] | None = None
+        self._broken = False
+
+    async def end(self) -> None:
+        if self._connection is not None or self._work is not None:
+            await asyncio.shield(self._backend.tasks.begin(self._end()))
+
+    async def _end(self) -> None:
+        work = self._work
+        if work is not None and not work.done():  # who read was cancelled
+            if self._connection is None:
+                work.cancel()
+            await asyncio.wait([work])
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await self._backend.readers.end(connection, broken=self._broken)
+
+    async def _read(self, read: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
+        task = self._work = self._backend.tasks.begin(self._on_connection(read, *arguments))
+        return await asyncio.shield(task)
+
+    async def _on_connection(self, read: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
+        if self._connection is None:
+            self._connection = await self._backend.readers.begin()
+        try:
+            return await read(self._connection, *arguments)
+        except (OSError, asyncio.TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError, UnicodeError) as error:
+            self._broken = breaks_connection(error)
+            raised = as_store_error(error)
+            if isinstance(raised, ConflictError):
+                raised = InternalError(str(raised))
+            raise raised from error
+
+    async def has_due(self, due: Due) -> bool:
+        return await self._read(reading.has_due, due)
+
+    async def rollouts(self, rollout_ids: Sequence[str]) -> list[RolloutRow | None]:
+        return await self._read(reading.rollouts, rollout_ids)
+
+    async def groups(self, group_ids: Sequence[str]) -> list[GroupRow]:
+        return await self._read(reading.groups, group_ids)
+
+    async def consumed(self, consumer: str, rollout_ids: Sequence[str]) -> set[str]:
+        return await self._read(reading.consumed, consumer, rollout_ids)
+
+    async def resources(self, resources_id: str | None) -> ResourcesRecord | None:
+        return await self._read(reading.resources, resources_id)
+
+    async def newest_resources(self, run: str | None) -> ResourcesRecord | None:
+        return await self._read(reading.newest, run)
+
+    async def worker(self, worker_id: str) -> WorkerRecord | None:
+        return await self._read(reading.worker, worker_id)
+
+    async def query_rollouts(self, query: RolloutQuery) -> Rows[RolloutRow]:
+        return await self._read(reading.query_rollouts, query)
+
+    async def query_attempts(self, query: AttemptQuery) -> Rows[AttemptRecord]:
+        return await self._read(reading.query_attempts, query)
+
+    async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
+        return await self._read(reading.query_spans, query)
+
+    async def query_many_spans(
+        self, query: SpanBatchQuery, attempts: Sequence[tuple[str, str | None]]
+    ) -> Rows[SpanRecord]:
+        return await self._read(reading.query_many_spans, query, attempts)
+
+    async def query_resources(self, query: ResourcesQuery) -> Rows[ResourcesRecord]:
+        return await self._read(reading.query_resources, query)
+
+    async def query_workers(self, query: WorkerQuery) -> Rows[WorkerRecord]:
+        return await self._read(reading.query_workers, query)
+
+    async def completions(self, after: int, limit: int) -> list[CompletionRow]:
+        return await self._read(reading.completions, after, limit)
+
+    async def last_completion(self) -> int:
+        return (await self._read(reading.totals)).last_completion_position
+
+    async def next_deadline(self) -> float | None:
+        return await self._read(reading.next_deadline)
+
+    async def placed_rollouts(self, after: int, limit: int) -> list[PlacedRollout]:
+        return await self._read(reading.placed_rollouts, after, limit)
+
+    async def counts(self) -> Counts:
+        return (await self._read(reading.totals)).counts
+
+    async def queue_counts(self) -> QueueCounts:
+        return await self._read(reading.queue_counts)

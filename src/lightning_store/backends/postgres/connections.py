@@ -1,0 +1,239 @@
+"""Connections to a database: how one is opened, and a few that are used in turn."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Final, TypeVar
+
+import asyncpg
+from asyncpg import Connection
+
+from lightning_store.backends.postgres.errors import as_store_error, breaks_connection, store_errors
+from lightning_store.errors import InvalidArgumentError, StoreUnavailableError, UnsupportedError
+
+T = TypeVar("T")
+
+VERSION_MIN: Final = 14
+"""Of PostgreSQL."""
+APPLICATION: Final = "lightning-store-grpc"
+_NAMESPACE: Final = re.compile("[a-z0-9_]{1,40}")
+_MIGRATION: Final = re.compile(r"(\d{3})\.sql")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How to reach a database, and how long to wait for it.
+
+    Args:
+        dsn: As libpq takes it, ``postgresql://HOST/DATABASE``. What it does not say comes from the environment and from
+            the file of passwords.
+        namespace: Which store in the database.
+        statement_timeout: After how long a statement is given up, in seconds.
+        lock_timeout: After how long one that waits for another server is, in seconds.
+        statement_cache_size: How many statements a connection keeps prepared; 0 for a pooler that gives each transaction
+            another connection and does not know prepared statements.
+    """
+
+    dsn: str
+    namespace: str
+    statement_timeout: float
+    lock_timeout: float
+    statement_cache_size: int
+
+    def __post_init__(self) -> None:
+        if not _NAMESPACE.fullmatch(self.namespace):
+            message = f"namespace is {self.namespace!r}; give 1 to 40 of a-z, 0-9 and _"
+            raise InvalidArgumentError(message, field="namespace")
+        for name in ("statement_timeout", "lock_timeout"):
+            if not 0 < getattr(self, name) <= 86400:
+                raise InvalidArgumentError(f"{name} is {getattr(self, name)}; give seconds, up to a day", field=name)
+
+    @property
+    def schema(self) -> str:
+        return f"lightning_store_{self.namespace}"
+
+    @property
+    def lock(self) -> str:
+        """Takes the lock of the namespace, until the transaction ends."""
+        return f"SELECT pg_advisory_xact_lock(hashtextextended('{self.schema}', 0))"
+
+    @property
+    def _local(self) -> str:
+        milliseconds = round(self.statement_timeout * 1000)
+        return (
+            f"SET LOCAL search_path = {self.schema}; SET LOCAL statement_timeout = {milliseconds};"
+            f" SET LOCAL idle_in_transaction_session_timeout = {milliseconds}; SET LOCAL jit = off;"
+        )
+
+    @property
+    def begin(self) -> str:
+        """Begins a transaction that writes, alone in its namespace. Its statements look rows up by their keys, however
+        little the planner knows of the tables yet."""
+        return (
+            f"BEGIN ISOLATION LEVEL READ COMMITTED; {self._local}"
+            f" SET LOCAL lock_timeout = {round(self.lock_timeout * 1000)};"
+            f" SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_generic_plan; {self.lock}"
+        )
+
+    @property
+    def begin_snapshot(self) -> str:
+        return f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {self._local[:-1]}"
+
+    async def connect(self) -> Connection:
+        """A new connection.
+
+        Raises:
+            StoreUnavailableError: The database cannot be reached.
+        """
+        try:
+            connection: Connection = await asyncpg.connect(
+                self.dsn,
+                timeout=self.lock_timeout,
+                command_timeout=self.statement_timeout + self.lock_timeout,
+                statement_cache_size=self.statement_cache_size,
+                max_cached_statement_lifetime=0,
+                server_settings={"application_name": APPLICATION},
+            )
+        except (asyncpg.ClientConfigurationError, ValueError) as error:
+            raise InvalidArgumentError(f"the database cannot be reached so: {error}", field="database") from None
+        except Exception as error:
+            raise as_store_error(error) from error
+        return connection
+
+
+async def migrate(settings: Settings) -> None:
+    """Bring the namespace's tables to the format of this program. Several servers may do so at once.
+
+    Raises:
+        UnsupportedError: A newer version of the program has written the tables, or the database is too old.
+        StoreUnavailableError: The database cannot be reached.
+    """
+    connection = await settings.connect()
+    try:
+        with store_errors():
+            if connection.get_server_version().major < VERSION_MIN:
+                raise UnsupportedError(f"this is PostgreSQL {connection.get_server_version().major}; it takes 14")
+            async with connection.transaction():
+                await connection.execute(settings.lock)
+                await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {settings.schema}")
+                await connection.execute(f"SET LOCAL search_path = {settings.schema}")
+                await connection.execute("CREATE TABLE IF NOT EXISTS format (version integer PRIMARY KEY)")
+                present = await connection.fetchval("SELECT coalesce(max(version), 0) FROM format")
+                steps = migrations()
+                if present > max(steps):
+                    message = f"the format of {settings.schema} is {present}, and this program knows {max(steps)}"
+                    raise UnsupportedError(f"{message}; use the version of the program that wrote it, or a newer one")
+                for version in sorted(one for one in steps if one > present):
+                    await connection.execute(steps[version])
+                    await connection.execute("INSERT INTO format VALUES ($1)", version)
+    finally:
+        await close(connection)
+
+
+def migrations() -> dict[int, str]:
+    """The steps to the present format, by number."""
+    folder = files("lightning_store.backends.postgres").joinpath("migrations")
+    found = ((_MIGRATION.fullmatch(one.name), one) for one in folder.iterdir())
+    return {int(match[1]): one.read_text(encoding="utf-8") for match, one in found if match is not None}
+
+
+async def close(connection: Connection) -> None:
+    """Whatever state it is in, without waiting long."""
+    try:
+        await connection.close(timeout=1)
+    except Exception:
+        connection.terminate()
+
+
+class Connections:
+    """Some connections, which callers use in turn, each in a transaction of its own.
+
+    Args:
+        settings: How to open one.
+        size: How many are open at a time.
+        begin: What begins a transaction.
+    """
+
+    def __init__(self, settings: Settings, size: int, begin: str) -> None:
+        self._settings = settings
+        self._begin = begin
+        self._turns = asyncio.Semaphore(size)
+        self._idle: list[Connection] = []
+        self._closed = False
+
+    async def begin(self) -> Connection:
+        """A connection with a transaction that has begun; ``end`` it.
+
+        Raises:
+            StoreError: The database cannot be reached.
+        """
+        await self._turns.acquire()
+        connection: Connection | None = None
+        try:
+            while True:
+                if self._closed:
+                    raise StoreUnavailableError("the store was closed")
+                idle = bool(self._idle)
+                connection = self._idle.pop() if idle else await self._settings.connect()
+                try:
+                    await connection.execute(self._begin)
+                except Exception as error:
+                    connection.terminate()
+                    if idle and breaks_connection(error):
+                        continue  # it broke while nobody used it: the others may have, too
+                    raise as_store_error(error) from error
+                return connection
+        except BaseException:
+            if connection is not None:
+                connection.terminate()
+            self._turns.release()
+            raise
+
+    async def end(self, connection: Connection, *, broken: bool = False) -> None:
+        """Undo what is not committed, and give the connection back."""
+        try:
+            if broken or self._closed or connection.is_closed():
+                connection.terminate()
+                return
+            if connection.is_in_transaction():
+                await connection.execute("ROLLBACK")
+            self._idle.append(connection)
+        except BaseException:
+            connection.terminate()
+        finally:
+            self._turns.release()
+
+    async def close(self) -> None:
+        self._closed = True
+        idle, self._idle = self._idle, []
+        for connection in idle:
+            await close(connection)
+
+
+class Tasks:
+    """Work that goes on when its caller is cancelled."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        return task
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited for it may be gone
+
+    async def finish(self) -> None:
+        """Wait for all that has begun."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+

