@@ -272,7 +272,11 @@ class _Transaction(Transaction):
         self._broken = False
 
     async def load(self, needs: Needs, due: Due | None = None) -> Loaded:
-        await self._unbroken(self._load(needs, due))
+        try:
+            await self._unbroken(self._load(needs, due))
+        except BaseException:
+            await self.rollback()
+            raise
         return self._loaded
 
     async def commit(self, changes: Changes) -> None:
