@@ -138,3 +138,31 @@ class SteadyClock:
 
     def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
         return self._source.call_later(seconds, callback)
+
+
+class ShiftedClock:
+    """Another clock, with the time of day of a machine whose clock is ahead of it, or behind.
+
+    Args:
+        source: The time, and the timers.
+        ahead_seconds: How far the other machine's clock is ahead; negative if it is behind.
+    """
+
+    def __init__(self, source: Clock, ahead_seconds: float) -> None:
+        self._source = source
+        self._ahead_seconds = ahead_seconds
+
+    def now(self) -> float:
+        return self._source.now() + self._ahead_seconds
+
+    def monotonic(self) -> float:
+        return self._source.monotonic()
+
+    def awake_since(self) -> float:
+        return self._source.awake_since()
+
+    async def sleep(self, seconds: float) -> None:
+        await self._source.sleep(seconds)
+
+    def call_later(self, seconds: float, callback: Callable[[], object]) -> Timer:
+        return self._source.call_later(seconds, callback)

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
-from lightning_store.backends.base import Backend, DiskUse, Rows, Snapshot
+from lightning_store.backends.base import Backend, DiskUse, Elsewhere, Rows, Snapshot
 from lightning_store.backends.records import (
     AttemptRecord,
     Claim,
@@ -130,6 +130,16 @@ class Engine:
         self._silence_seconds = min(silences)
         """After how much silence of a worker there is something to do."""
         self._tidied_at = -math.inf
+        backend.follow(self._heed_others)
+
+    @property
+    def available(self) -> bool:
+        """Whether the data can be reached, as far as is known."""
+        return self._backend.available
+
+    def _heed_others(self, done: Elsewhere) -> None:
+        self._executor.heed_others(done)
+        self._waiting.notify_of_others(done)
 
     @property
     def observer(self) -> StoreObserver | None:

@@ -21,6 +21,7 @@ from lightning_store.backends.base import (
     CommitUnknownError,
     ConflictError,
     Due,
+    Elsewhere,
     Needs,
     NotLoadedError,
     Snapshot,
@@ -159,7 +160,8 @@ class Executor:
         self._notifier = notifier
         self.observer: StoreObserver | None = None
         """Told of each transaction."""
-        self._opened_at = clock.now()
+        self._watched_since = clock.now()
+        """Since when the data has been within reach of everybody."""
         self.timer = DeadlineTimer(clock, self._look_at_deadlines)
         self._ready: deque[_Call[Any]] = deque()
         self._worker: asyncio.Task[None] | None = None
@@ -314,7 +316,7 @@ class Executor:
         limits = self._memory
         full, to_the_last = await self._refusal(calls)
         # A pause is noticed before the time is read: whatever is judged at that time is judged with it in mind.
-        watched_since = max(self._opened_at, self._clock.awake_since())
+        watched_since = max(self._watched_since, self._clock.awake_since())
         now = self._clock.now()
         transaction = self._backend.transaction()
         try:
@@ -534,6 +536,17 @@ class Executor:
             earliest = view.now
         if earliest is not None:
             self.timer.watch(earliest)
+
+    def heed_others(self, done: Elsewhere) -> None:
+        """What other servers did on the same data: look when it is due, should they be gone by then. What could not be
+        reported while the data was out of reach is not held against anybody."""
+        if done.missed:
+            self._watched_since = self._clock.now()
+        if done.deadline is not None:
+            self.timer.watch(done.deadline)
+        seconds = self._policy.retain_finished_seconds
+        if seconds is not None and done.ended:
+            self.timer.watch(self._clock.now() + seconds)
 
     async def arm_timer(self) -> None:
         """Have the running event loop look when the next rollout is due. For a task that waits: the loop on which the

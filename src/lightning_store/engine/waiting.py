@@ -4,10 +4,12 @@ thread, no polling."""
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from lightning_store.backends.base import Elsewhere
 from lightning_store.clock import Clock
 from lightning_store.engine.view import Effects
 
@@ -101,6 +103,12 @@ class RolloutWaiters:
                     if not waiter.note_end(rollout_id):
                         self._forget(waiter)
 
+    def wake_all(self) -> None:
+        """Have everybody look again."""
+        with self._lock:
+            for waiter in {waiter for waiting in self._by_rollout.values() for waiter in waiting}:
+                waiter.wake()
+
     def _forget(self, waiter: Waiter) -> None:
         for rollout_id in waiter.rollout_ids:
             waiting = self._by_rollout.get(rollout_id)
@@ -169,6 +177,12 @@ class Watchers:
             for watcher in tuple(self._watching):
                 if not watcher.note(ended, deleted):
                     self._watching.discard(watcher)
+
+    def wake_all(self) -> None:
+        """Have everybody look again."""
+        with self._lock:
+            for watcher in self._watching:
+                watcher.wakeup.wake()
 
 
 class Claimant:
@@ -252,9 +266,20 @@ class Waiting:
 
     def notify(self, effects: Effects) -> None:
         """Wake the waiters that a transaction concerns."""
-        if effects.queued:
-            self.claimants.notify(len(effects.queued))
-        if effects.ended or effects.deleted:
-            self.rollouts.notify(effects.ended)
-            self.rollouts.notify(effects.deleted)
-            self.watchers.notify(effects.ended, effects.deleted)
+        self._notify(len(effects.queued), effects.ended, effects.deleted)
+
+    def notify_of_others(self, done: Elsewhere) -> None:
+        """Wake the waiters that something concerns which other servers did."""
+        if done.missed:
+            self.claimants.notify(sys.maxsize)
+            self.rollouts.wake_all()
+            self.watchers.wake_all()
+        self._notify(done.queued, done.ended, done.deleted)
+
+    def _notify(self, queued: int, ended: Sequence[str], deleted: Sequence[str]) -> None:
+        if queued:
+            self.claimants.notify(queued)
+        if ended or deleted:
+            self.rollouts.notify(ended)
+            self.rollouts.notify(deleted)
+            self.watchers.notify(ended, deleted)
