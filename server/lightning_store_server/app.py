@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 import os
 import socket
 import stat
+from collections.abc import AsyncIterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,6 +18,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from lightning_store.clock import Clock, SystemClock
+from lightning_store.engine.engine import Engine
 from lightning_store.in_memory import REPLAY_ENTRIES_MAX as REPLAY_ENTRIES_MAX
 from lightning_store.in_memory import REPLAY_WINDOW_SECONDS as REPLAY_WINDOW_SECONDS
 from lightning_store.in_memory import InMemoryLightningStore
@@ -41,6 +44,7 @@ from lightning_store_server.interceptors import (
 )
 from lightning_store_server.observers import CallObserver, log_call
 from lightning_store_server.otlp.ingest import TraceIngest, add_trace_service
+from lightning_store_server.record_store import engine_of
 from lightning_store_server.sessions import SessionInterceptor, SessionServicer
 from lightning_store_server.tls import ServerTls
 from lightning_store_server.tracing import tracing_of
@@ -60,6 +64,9 @@ WORKER_DEFAULTS: Final[dict[str, Any]] = {
 }
 """Settings of a served store that an embedded one has not."""
 SERVING = health_pb2.HealthCheckResponse.SERVING
+NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+HEALTH_SECONDS: Final = 0.5
+"""How often a server looks whether its data is within reach."""
 
 
 class GrpcServer:
@@ -83,6 +90,7 @@ class GrpcServer:
         self._http: HttpSide | None = None
         self._observers: list[CallObserver] = [log_call] if config.access_log else []
         self._cutting: set[asyncio.Future[bool]] = set()
+        self._watching_data: asyncio.Task[None] | None = None
         self._tracing = tracing_of()
         if self._tracing is not None:
             self._observers.append(self._tracing.observe_call)
@@ -161,6 +169,19 @@ class GrpcServer:
         await server.start()
         await self._health.set(SERVICE, SERVING)
         self._server = server
+        engine = engine_of(self._store)
+        if engine is not None and not engine.inline:
+            self._watching_data = asyncio.create_task(self._watch_data(engine))
+
+    async def _watch_data(self, engine: Engine) -> None:
+        """Health says whether the data is within reach. A drain ends this."""
+        serving = True
+        while True:
+            if engine.available != serving:
+                serving = engine.available
+                for service in (SERVICE, ""):
+                    await self._health.set(service, SERVING if serving else NOT_SERVING)
+            await asyncio.sleep(HEALTH_SECONDS)
 
     def _interceptors(self) -> list[Any]:
         """The outermost first: the log sees the status that the errors were mapped to."""
@@ -185,6 +206,10 @@ class GrpcServer:
         if server is None:
             return True
         grace = self._config.grace_seconds if grace_seconds is None else grace_seconds
+        watching, self._watching_data = self._watching_data, None
+        if watching is not None:
+            watching.cancel()
+            await asyncio.wait([watching])
         await self._health.drain()
         if self._config.drain_delay_seconds:
             if self._http is not None:
@@ -300,6 +325,25 @@ def _add_reflection(server: grpc.aio.Server, watches: Lane) -> None:
 def sqlite_store(path: str, **settings: Any) -> SqliteEngineStore:
     """The store in a SQLite database that ``serve`` hosts. ``settings`` are those of SqliteEngineStore."""
     return SqliteEngineStore(path, **(WORKER_DEFAULTS | settings))
+
+
+@contextlib.asynccontextmanager
+async def postgres_store(dsn: str, **settings: Any) -> AsyncIterator[LightningStore]:
+    """The store in a PostgreSQL database that ``serve`` hosts. ``settings`` are those of PostgresEngineStore.open.
+
+    ImportError if the package is missing that speaks to PostgreSQL.
+    """
+    try:
+        from lightning_store.postgres_store import PostgresEngineStore
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        message = f"a PostgreSQL database needs the package {package}: pip install 'lightning-store-grpc[postgres]'"
+        raise ImportError(message, name=package) from error
+    store = await PostgresEngineStore.open(dsn, **(WORKER_DEFAULTS | settings))
+    try:
+        yield store
+    finally:
+        await store.aclose()
 
 
 def memory_store(**settings: Any) -> LightningStore:

@@ -3,6 +3,7 @@ other store, records are read and written here. What is called rarely needs no s
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Coroutine, Sequence
 from typing import Any, Final, Protocol, TypeVar, cast
 
@@ -87,7 +88,13 @@ def records_of(store: LightningStore) -> RecordStore:
 
 def engine_of(store: LightningStore) -> Engine | None:
     """That of a store of ours; None of any other."""
-    return cast(EngineStore, store).engine if type(store) in OURS else None
+    return cast(EngineStore, store).engine if type(store) in OURS or _is_postgres(store) else None
+
+
+def _is_postgres(store: LightningStore) -> bool:
+    """A store in PostgreSQL needs a package that not every server has, so that its class is imported where it is used."""
+    module = sys.modules.get("lightning_store.postgres_store")
+    return module is not None and type(store) is module.PostgresEngineStore
 
 
 class _Adapter:

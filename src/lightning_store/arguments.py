@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Real
@@ -85,6 +86,19 @@ def named_resources(resources: object) -> dict[str, Resource]:
     for name in named:
         check_text("resources", name)
     return named
+
+
+POSTGRES_SCHEMES: Final = ("postgresql://", "postgres://")
+
+
+def is_postgres(database: str) -> bool:
+    """Whether this is the URL of a PostgreSQL database."""
+    return database.startswith(POSTGRES_SCHEMES)
+
+
+def without_password(url: str) -> str:
+    """The URL of a database, to be shown."""
+    return re.sub(r"(?<=:)[^:@/?]*(?=@)", "***", re.sub(r"(?i)(?<=[?&]password=)[^&]*", "***", url))
 
 
 def database_path(database: str) -> str | None:

@@ -87,6 +87,9 @@ class PostgresServer:
 
     def _run(self, program: str, *arguments: str) -> None:
         command: Sequence[str] = [os.path.join(self._binaries, program), *arguments]
+        if self._demoted is not None:  # not by a fork of this process, which gRPC's threads would disturb
+            ids = (f"--reuid={self._demoted.pw_uid}", f"--regid={self._demoted.pw_gid}", "--clear-groups")
+            command = ["setpriv", *ids, *command]
         with tempfile.TemporaryFile() as output:  # no pipe: the server would keep it open
             ended = subprocess.run(
                 command,
@@ -94,14 +97,11 @@ class PostgresServer:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd="/",
-                user=None if self._demoted is None else self._demoted.pw_uid,
-                group=None if self._demoted is None else self._demoted.pw_gid,
-                extra_groups=None if self._demoted is None else [],
                 check=False,
             )
             if ended.returncode:
                 output.seek(0)
-                raise RuntimeError(f"{program} failed: {output.read().decode(errors='replace')}")
+                raise RuntimeError(f"{program} failed ({ended.returncode}): {output.read().decode(errors='replace')}")
 
 
 def _unprivileged_user() -> pwd.struct_passwd:

@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from lightning_store.arguments import database_path
+from lightning_store.arguments import database_path, is_postgres
 from lightning_store.clock import SystemClock
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.model import TIME_MAX_SECONDS
@@ -159,12 +159,14 @@ def names(flag: str, *others: str, help: str) -> Callable[[F], F]:
 
 
 def database(flag: str, *names: str, help: str) -> Callable[[F], F]:
-    """A setting that says where a store keeps its data: the path of a SQLite database, or None for memory."""
+    """A setting that says where a store keeps its data: the path of a SQLite database, the URL of one of PostgreSQL, or
+    None for memory."""
 
     def parse(_: click.Context, __: click.Parameter, value: str) -> str | None:
-        return parse_database(value)
+        return value if is_postgres(value) else parse_database(value)
 
-    return setting(flag, *names, help=help, default="memory:", callback=parse, metavar="memory:|sqlite:PATH")
+    metavar = "memory:|sqlite:PATH|postgresql://…"
+    return setting(flag, *names, help=help, default="memory:", callback=parse, metavar=metavar)
 
 
 def parse_database(text: str) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any, Final, NoReturn, get_args
 
 import click
 
+from lightning_store.arguments import is_postgres
 from lightning_store.engine.policy import Fence
 from lightning_store.errors import InvalidArgumentError, StoreError
 from lightning_store.memory_limits import EVICTION_RATIO_DEFAULT, LIMIT_RATIO_DEFAULT, SAFE_RATIO_DEFAULT
@@ -27,6 +28,7 @@ from lightning_store_server.app import (
     GrpcServer,
     access_of,
     memory_store,
+    postgres_store,
     sqlite_store,
     tls_of,
 )
@@ -141,7 +143,26 @@ Exit codes:
 )
 @database(
     "--database",
-    help="Where the data is kept. In memory it ends with the process; in a SQLite database it survives.",
+    help="Where the data is kept. In memory it ends with the process; in a database it survives. Several servers may"
+    " share one of PostgreSQL; give its password by PGPASSFILE or PGPASSWORD.",
+)
+@setting("--namespace", default="default", help="For PostgreSQL. Which store in the database: 1 to 40 of a-z, 0-9 and _.")
+@setting(
+    "--database-connections",
+    type=click.IntRange(3, 1000),
+    default=10,
+    help="For PostgreSQL. How many connections this server opens at the most.",
+)
+@seconds(
+    "--database-timeout",
+    default=30.0,
+    help="For PostgreSQL. After how long a statement is given up; one that waits for another server, after a third.",
+)
+@setting(
+    "--statement-cache-size",
+    type=click.IntRange(0, 10_000),
+    default=200,
+    help="For PostgreSQL. Statements that a connection keeps prepared; 0 for PgBouncer before 1.21.",
 )
 @setting(
     "--durability",
@@ -369,6 +390,10 @@ Exit codes:
 def serve(
     *,
     database: str | None,
+    namespace: str,
+    database_connections: int,
+    database_timeout: float,
+    statement_cache_size: int,
     durability: Durability,
     disk_limit: int | None,
     disk_reserve: int | None,
@@ -430,6 +455,18 @@ def serve(
         elif check:
             _refuse_limits_of_memory(limits)
             code = _check(config)
+        elif is_postgres(database):
+            _refuse_limits_of_memory(limits)
+            _refuse_limits_of_disk(disk)
+            common |= {
+                "namespace": namespace,
+                "readers": database_connections - 2,
+                "statement_timeout": database_timeout,
+                "lock_timeout": database_timeout / 3,
+                "statement_cache_size": statement_cache_size,
+            }
+            what = "PostgreSQL store, strict" if strict else "PostgreSQL store"
+            code = asyncio.run(_run_on_postgres(database, common, config, what))
         else:
             _refuse_limits_of_memory(limits)
             what = "SQLite store, strict" if strict else "SQLite store"
@@ -439,10 +476,18 @@ def serve(
         code = exit_code_of(error)
         settings_at_fault = code is ExitCode.CONFIG and isinstance(error, InvalidArgumentError)
         logger.error("%s%s", "the settings cannot be served: " if settings_at_fault else "", error)
+    except ImportError as error:
+        logger.error("%s", error)
+        code = ExitCode.CONFIG
     except Exception:
         logger.exception("internal failure")
         code = ExitCode.SOFTWARE
     sys.exit(code)
+
+
+async def _run_on_postgres(dsn: str, settings: dict[str, Any], config: ServerConfig, what: str) -> ExitCode:
+    async with postgres_store(dsn, **settings) as store:
+        return await run(store, config, what)
 
 
 def _check(config: ServerConfig) -> ExitCode:
@@ -460,7 +505,7 @@ def _refuse_limits_of_memory(limits: dict[str, Any]) -> None:
 
 def _refuse_limits_of_disk(given: dict[str, int]) -> None:
     if given:
-        raise InvalidArgumentError("--disk-limit and --disk-reserve are for a database, and --database names none")
+        raise InvalidArgumentError("--disk-limit and --disk-reserve are for a database, and --database names no file")
 
 
 async def run(store: LightningStore, config: ServerConfig, what: str) -> ExitCode:

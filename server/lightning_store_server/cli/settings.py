@@ -11,6 +11,7 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
+from lightning_store.arguments import is_postgres, without_password
 from lightning_store_server.cli.options import Retention
 
 SOURCES: Final = {
@@ -96,6 +97,8 @@ def settings_text(ctx: click.Context) -> str:
 def _written(name: str, value: Any) -> str | None:
     """A value as TOML; None if there is none."""
     if name == "database":
+        if value is not None and is_postgres(value):
+            return _text(without_password(value))
         return _text("memory:" if value is None else f"sqlite:{value}")
     if name in ("drop_spans", "retain_for"):
         return _text(",".join(value)) if value else None

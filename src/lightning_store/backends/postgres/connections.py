@@ -161,6 +161,7 @@ class Connections:
     def __init__(self, settings: Settings, size: int, begin: str) -> None:
         self._settings = settings
         self._begin = begin
+        self._loop = asyncio.get_running_loop()
         self._turns = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
         self._closed = False
@@ -171,6 +172,8 @@ class Connections:
         Raises:
             StoreError: The database cannot be reached.
         """
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("a store in PostgreSQL is for the event loop on which it was opened")
         await self._turns.acquire()
         connection: Connection | None = None
         try:

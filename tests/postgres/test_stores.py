@@ -1,0 +1,82 @@
+"""The contract of stores, random sequences of calls and concurrent ones, on PostgreSQL."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from lightning_store import LightningStore
+from lightning_store.memory_limits import MemoryLimits
+from lightning_store.postgres_store import PostgresEngineStore
+from lightning_store.testing import FakeClock, StoreContract, StoreStateMachine
+from lightning_store.testing.linearizability import StoreModel, check_history
+from lightning_store_client import LightningStoreClient
+from tests.chaos.test_linearizability import CUT
+from tests.postgres.server import PostgresServer
+from tests.postgres.serving import calls_over_a_flaky_wire, serving
+
+LIMITS = (
+    "eviction_memory_threshold",
+    "safe_memory_threshold",
+    "span_size_estimator",
+    "memory_capacity_bytes",
+    "memory_limit",
+)
+
+
+class TestServed(StoreContract):
+    """Over the wire, to a server that hosts it."""
+
+    @pytest.fixture(autouse=True)
+    def _database(self, postgres: PostgresServer, namespace: str) -> None:
+        self.dsn = postgres.dsn()
+        self.namespaces = (f"{namespace}_{number}" for number in itertools.count())
+
+    async def open_store(self, clock: FakeClock, **options: Any) -> AsyncIterator[LightningStore]:
+        given = {name: options.pop(name) for name in LIMITS if name in options}
+        limits = MemoryLimits.of(**given) if given else None
+        store = await PostgresEngineStore.open(
+            self.dsn, namespace=next(self.namespaces), clock=clock, limits=limits, **options
+        )
+        try:
+            async with serving(store) as endpoint, LightningStoreClient(endpoint, clock=clock) as client:
+                yield client
+        finally:
+            await store.aclose()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _on_postgres(postgres: PostgresServer) -> None:
+    OnPostgres.dsn = postgres.dsn()
+
+
+class OnPostgres(StoreStateMachine):
+    dsn = ""
+    numbers = itertools.count()
+
+    async def open_store(self, clock: FakeClock) -> AsyncIterator[LightningStore]:
+        store = await PostgresEngineStore.open(self.dsn, namespace=f"state_{next(self.numbers)}", clock=clock)
+        try:
+            yield store
+        finally:
+            await store.aclose()
+
+
+TestOnPostgres = OnPostgres.TestCase
+TestOnPostgres.settings = settings(max_examples=settings.default.max_examples // 3, stateful_step_count=40)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.asyncio
+async def test_concurrent_calls_over_a_wire_that_breaks(postgres: PostgresServer, namespace: str, seed: int) -> None:
+    store = await PostgresEngineStore.open(postgres.dsn(), namespace=namespace)
+    try:
+        async with calls_over_a_flaky_wire([store], seed, CUT) as history:
+            verdict = check_history(history.operations, StoreModel())
+    finally:
+        await store.aclose()
+    assert verdict, verdict.explanation
