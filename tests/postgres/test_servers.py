@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from lightning_store import RolloutConfig, Span, StoreUnavailableError
+from lightning_store import CompletedRollout, RolloutConfig, Span, StoreUnavailableError
 from lightning_store.backends.postgres.following import Follower
 from lightning_store.engine.idempotency import request_scope
 from lightning_store.errors import UnsupportedError
@@ -67,7 +68,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
 
 async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
     async with asyncio.timeout(LIMIT_SECONDS):
-        while not await condition():
+        while not await condition():  # noqa: ASYNC110
             await asyncio.sleep(0.02)
 
 
@@ -92,7 +93,7 @@ async def test_waits_end_by_what_another_server_does(postgres: PostgresServer, n
         assert claimed.rollout_id == rollout.rollout_id
 
         waiting = asyncio.create_task(one.wait_for_rollouts(rollout_ids=[rollout.rollout_id], timeout=LIMIT_SECONDS))
-        feed = one.watch_rollouts()
+        feed = cast(AsyncGenerator[CompletedRollout, None], one.watch_rollouts())
         following = asyncio.ensure_future(anext(feed))
         await asyncio.sleep(0)
         await other.update_attempt(rollout.rollout_id, claimed.attempt.attempt_id, status="succeeded")
@@ -103,7 +104,7 @@ async def test_waits_end_by_what_another_server_does(postgres: PostgresServer, n
 
         second = await one.enqueue_rollout({"a": 2})
         await one.update_rollout(second.rollout_id, status="cancelled")
-        going_on = other.watch_rollouts(after=completion.cursor)
+        going_on = cast(AsyncGenerator[CompletedRollout, None], other.watch_rollouts(after=completion.cursor))
         assert (await anext(going_on)).rollout.rollout_id == second.rollout_id
         await going_on.aclose()
 
@@ -138,7 +139,7 @@ async def test_a_deadline_is_acted_on_when_the_server_that_set_it_is_gone(
 ) -> None:
     async with servers(postgres.dsn(), namespace, 2) as (one, other), asyncio.timeout(LIMIT_SECONDS):
         await one.enqueue_rollout({}, config=RolloutConfig(timeout_seconds=0.3))
-        feed = other.watch_rollouts()
+        feed = cast(AsyncGenerator[CompletedRollout, None], other.watch_rollouts())
         following = asyncio.ensure_future(anext(feed))
         claimed = await one.dequeue_rollout(worker_id="w")
         assert claimed is not None
@@ -151,7 +152,7 @@ async def test_a_deadline_is_acted_on_when_the_server_that_set_it_is_gone(
 async def test_a_machine_whose_clock_is_wrong(
     postgres: PostgresServer, namespace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    true_time = time.time
+    true_time = time.time  # noqa: TID251
     monkeypatch.setattr(time, "time", lambda: true_time() + 3600)
     async with servers(postgres.dsn(), namespace, 1) as (store,):
         rollout = await store.enqueue_rollout({})
@@ -293,9 +294,7 @@ async def _restart(server: PostgresServer, mode: str, store: PostgresEngineStore
             return await status() == health_pb2.HealthCheckResponse.SERVING
 
         await eventually(is_back)
-        try:
+        with contextlib.suppress(StoreUnavailableError):  # its time was over
             kept.append((await waiting).rollout_id)
-        except StoreUnavailableError:
-            pass  # its time was over
         found = [one.rollout_id for one in (await client.query_rollouts()).items]
         assert sorted(found) == sorted(kept)

@@ -146,7 +146,9 @@ Exit codes:
     help="Where the data is kept. In memory it ends with the process; in a database it survives. Several servers may"
     " share one of PostgreSQL; give its password by PGPASSFILE or PGPASSWORD.",
 )
-@setting("--namespace", default="default", help="For PostgreSQL. Which store in the database: 1 to 40 of a-z, 0-9 and _.")
+@setting(
+    "--namespace", default="default", help="For PostgreSQL. Which store in the database: 1 to 40 of a-z, 0-9 and _."
+)
 @setting(
     "--database-connections",
     type=click.IntRange(3, 1000),
@@ -387,7 +389,7 @@ Exit codes:
     help="The least level that is logged, to stderr.",
 )
 @setting("--log-format", type=click.Choice(get_args(LogFormat)), default="text", help="For people or for programs.")
-def serve(
+def serve(  # noqa: PLR0915
     *,
     database: str | None,
     namespace: str,

@@ -504,7 +504,7 @@ class Backend(ABC):
         """Whether the data can be reached, as far as is known."""
         return True
 
-    def follow(self, tell: Callable[[Elsewhere], None]) -> None:
+    def follow(self, tell: Callable[[Elsewhere], None]) -> None:  # noqa: B027
         """Have ``tell`` called with what other servers do on the same data, on the event loop of the backend. A backend
         that nobody shares has nothing to tell."""
 

@@ -1,14 +1,13 @@
 """PostgresBackend: everything in one PostgreSQL database, which several servers share.
 
-A transaction that writes is alone in its namespace, from its first load to its end: it holds a lock of the database that
-ends with it. So it meets no other, and its load and its changes are one statement each, however many operations are in
-it. Snapshots read on connections of their own and hold nobody up.
+A transaction that writes is alone in its namespace, from its first load to its end: it holds a lock of the database,
+which ends with it. So it meets no other, and its load and its changes are one statement each, however many operations
+are in it. Snapshots read on connections of their own and hold nobody up.
 """
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
@@ -49,6 +48,7 @@ from lightning_store.backends.records import (
     SpanRecord,
     WorkerRecord,
 )
+from lightning_store.clock import SystemClock
 from lightning_store.errors import InternalError, InvalidArgumentError
 from lightning_store.model import TIME_MAX_SECONDS
 from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanBatchQuery, SpanQuery, WorkerQuery
@@ -71,7 +71,7 @@ EXPIRE_SECONDS: Final = 1.0
 
 
 class PostgresBackend(Backend):
-    """Everything in one PostgreSQL database. Made by :meth:`open`; it belongs to the event loop on which it was opened."""
+    """Everything in one PostgreSQL database. It belongs to the event loop on which :meth:`open` made it."""
 
     def __init__(
         self,
@@ -135,6 +135,7 @@ class PostgresBackend(Backend):
                 raise InvalidArgumentError(f"{name} is {value}; give 1 or more", field=name)
         settings = Settings(dsn, namespace, statement_timeout, lock_timeout, statement_cache_size)
         await migrate(settings)
+        clock = SystemClock()
         connection = await settings.connect()
         try:
             with store_errors():
@@ -142,9 +143,9 @@ class PostgresBackend(Backend):
                     await connection.execute(f"SET LOCAL search_path = {settings.schema}")
                     store_id = await connection.fetchval("SELECT value FROM meta WHERE name = 'store_id'")
                     totals = await reading.totals(connection)
-                before = time.time()
+                before = clock.now()
                 database_time = float(await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())"))
-                ahead = database_time - (before + time.time()) / 2
+                ahead = database_time - (before + clock.now()) / 2
         finally:
             await close(connection)
         backend = cls(settings, store_id, totals, readers, replay_window_seconds, replay_entries_max)
@@ -261,8 +262,8 @@ class PostgresBackend(Backend):
 
 
 class _Transaction(Transaction):
-    """What is sent to the database is not cancelled with its caller: that would cost a connection, and a COMMIT that has
-    begun has to be waited for. ``rollback`` waits for it."""
+    """What is sent to the database is not cancelled with its caller: that would cost a connection, and a COMMIT that
+    has begun has to be waited for. ``rollback`` waits for it."""
 
     def __init__(self, backend: PostgresBackend) -> None:
         self._backend = backend
@@ -314,7 +315,7 @@ class _Transaction(Transaction):
     async def _on(self, connection: Connection, work: Awaitable[T]) -> T:
         try:
             return await work
-        except (OSError, asyncio.TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError, UnicodeError) as error:
+        except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError, UnicodeError) as error:
             self._broken = breaks_connection(error)
             raise as_store_error(error) from error
 
@@ -364,7 +365,7 @@ class _Snapshot(Snapshot):
             self._connection = await self._backend.readers.begin()
         try:
             return await read(self._connection, *arguments)
-        except (OSError, asyncio.TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError, UnicodeError) as error:
+        except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError, UnicodeError) as error:
             self._broken = breaks_connection(error)
             raised = as_store_error(error)
             if isinstance(raised, ConflictError):

@@ -34,8 +34,8 @@ class Settings:
         namespace: Which store in the database.
         statement_timeout: After how long a statement is given up, in seconds.
         lock_timeout: After how long one that waits for another server is, in seconds.
-        statement_cache_size: How many statements a connection keeps prepared; 0 for a pooler that gives each transaction
-            another connection and does not know prepared statements.
+        statement_cache_size: How many statements a connection keeps prepared; 0 for a pooler that gives each
+            transaction another connection and does not know prepared statements.
     """
 
     dsn: str
@@ -238,5 +238,3 @@ class Tasks:
         """Wait for all that has begun."""
         while self._tasks:
             await asyncio.wait(self._tasks)
-
-

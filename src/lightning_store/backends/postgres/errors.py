@@ -59,5 +59,5 @@ def store_errors() -> Iterator[None]:
     """Raise the store's errors for those of the database."""
     try:
         yield
-    except (OSError, asyncio.TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresError, UnicodeEncodeError) as error:
+    except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError, UnicodeEncodeError) as error:
         raise as_store_error(error) from error

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
-from time import monotonic
 from typing import Any, Final
 
 from asyncpg import Connection
@@ -91,6 +91,7 @@ class Follower:
         await connection.add_listener(self._settings.schema, note)
 
     async def _follow(self, connection: Connection) -> None:
+        monotonic = asyncio.get_running_loop().time
         looked_at = -POLL_SECONDS
         while True:
             if self._notifying:
@@ -104,10 +105,8 @@ class Follower:
             if not self._notifying and not self._notified:
                 self._something.clear()
                 left = POLL_SECONDS - (monotonic() - looked_at)
-                try:
+                with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._something.wait(), max(0.0, left))
-                except asyncio.TimeoutError:
-                    pass
 
     async def _look(self, connection: Connection) -> None:
         while True:

@@ -389,12 +389,15 @@ class _Wanted:
         for place, run in enumerate(self._newest()):
             newest = found[f"newest-{place}"]
             into.newest[run] = rows.resources_of(newest[0]) if newest else None
+        self._take_training(found)
+
+    def _take_training(self, found: dict[str, Sequence[Any]]) -> None:
+        """What is for groups, consumers and admission."""
+        needs, into = self._needs, self._into
         into.marks.update(dict.fromkeys(self._marks))
         for consumer, rollout_id, number in found.get("marks", ()):
             into.marks[plain(consumer), plain(rollout_id)] = number
-        checkpoints: dict[str, dict[str, int]] = {
-            one: {} for one in needs.checkpoints - into.checkpoints_of.keys()
-        }
+        checkpoints: dict[str, dict[str, int]] = {one: {} for one in needs.checkpoints - into.checkpoints_of.keys()}
         for consumer, checkpoint, number in found.get("checkpoints", ()):
             checkpoints[plain(consumer)][plain(checkpoint)] = number
         into.checkpoints_of.update(checkpoints)
@@ -414,9 +417,7 @@ class _Wanted:
 def newest_resources(s: Statement, run: str | None) -> str:
     """Selects the resources of a run that have the greatest policy version."""
     of_run = "run IS NULL" if run is None else f"run = {s.parameter(escaped(run), 'text')}"
-    return (
-        f"SELECT {rows.RESOURCES_COLUMNS} FROM resources WHERE {of_run} ORDER BY policy_version DESC, number LIMIT 1"
-    )
+    return f"SELECT {rows.RESOURCES_COLUMNS} FROM resources WHERE {of_run} ORDER BY policy_version DESC, number LIMIT 1"
 
 
 # --- What is due -----------------------------------------------------------------------------------------------------

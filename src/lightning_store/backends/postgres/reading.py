@@ -120,9 +120,7 @@ async def placed_rollouts(connection: Connection, after: int, limit: int) -> lis
 
 
 async def next_deadline(connection: Connection) -> float | None:
-    deadline: float | None = await connection.fetchval(
-        "SELECT min(deadline) FROM rollouts WHERE deadline IS NOT NULL"
-    )
+    deadline: float | None = await connection.fetchval("SELECT min(deadline) FROM rollouts WHERE deadline IS NOT NULL")
     return deadline
 
 

@@ -138,7 +138,7 @@ def rollout_json(record: RolloutRecord, number: int, last_sequence: int, span_by
     columns: dict[str, Any] = {one: getattr(record, one) for one in ROLLOUT_COLUMNS}
     columns["config"] = config_text(record.config)
     for index in _ESCAPED:
-        columns[_FIELDS[index]] = escaped_or_none(record[index])
+        columns[_FIELDS[index]] = escaped_or_none(columns[_FIELDS[index]])
     return columns | {
         "number": number,
         "last_sequence": last_sequence,
@@ -169,7 +169,7 @@ def attempt_entry(row: Row) -> AttemptEntry:
 def attempt_json(record: AttemptRecord, number: int, rollout: int) -> dict[str, Any]:
     columns = record._asdict() | {"number": number, "rollout": rollout, "size_bytes": record.size_bytes}
     for index in _ATTEMPT_ESCAPED:
-        columns[AttemptRecord._fields[index]] = escaped_or_none(record[index])
+        columns[AttemptRecord._fields[index]] = escaped_or_none(columns[AttemptRecord._fields[index]])
     return columns
 
 
@@ -230,7 +230,7 @@ RESOURCES_COLUMNS: Final = ", ".join(ResourcesRecord._fields)
 
 def resources_of(row: Row) -> ResourcesRecord:
     resources_id, *others, run = row
-    return ResourcesRecord(plain(resources_id), *others, run=plain_or_none(run))
+    return ResourcesRecord._make((plain(resources_id), *others, plain_or_none(run)))
 
 
 def resources_json(record: ResourcesRecord) -> dict[str, Any]:
@@ -243,10 +243,8 @@ _WORKER_ESCAPED: Final = ("worker_id", "current_rollout_id", "current_attempt_id
 
 
 def worker_of(row: Row) -> WorkerRecord:
-    record = WorkerRecord._make(row)
-    if any(text is not None and "\x01" in text for text in (record.worker_id, record[-1], record[-2])):
-        record = record._replace(**{one: plain_or_none(getattr(record, one)) for one in _WORKER_ESCAPED})
-    return record
+    worker_id, *others, rollout_id, attempt_id = row
+    return WorkerRecord._make((plain(worker_id), *others, plain_or_none(rollout_id), plain_or_none(attempt_id)))
 
 
 def worker_json(record: WorkerRecord) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 from asyncpg import Connection
@@ -101,6 +102,22 @@ async def write(
     return writer.totals
 
 
+@dataclass(slots=True)
+class _Rollouts:
+    """What is written of the rollouts that changed. A row is named by its number, a place by its position."""
+
+    inserted: list[tuple[RolloutRecord, int, int]] = field(default_factory=list)
+    """Each with its number and its span counter."""
+    updated: list[tuple[RolloutRecord, int, int]] = field(default_factory=list)
+    payloads: list[tuple[int, str, str | None]] = field(default_factory=list)
+    former_labels: list[int] = field(default_factory=list)
+    labels: list[tuple[str, int]] = field(default_factory=list)
+    left_queue: list[int] = field(default_factory=list)
+    queue: list[tuple[int, int]] = field(default_factory=list)
+    left_completions: list[int] = field(default_factory=list)
+    completions: list[tuple[int, int]] = field(default_factory=list)
+
+
 class _Writer:
     """One transaction's changes on their way."""
 
@@ -181,50 +198,22 @@ class _Writer:
         batch.add(f"DELETE FROM rollouts WHERE number = ANY({place})")
 
     def _put_rollouts(self) -> None:
-        loaded, totals, batch = self._loaded, self.totals, self._batch
-        inserted, updated, payloads, queue, completions = [], [], [], [], []
-        left_queue, left_completions = [], []
-        labels: list[tuple[str, int]] = []
-        former_labels: list[int] = []
+        batch, changed = self._batch, _Rollouts()
         for rollout_id, record in self._changes.rollouts.items():
             old = self._former[rollout_id]
-            if record is None:
-                if old is not None:
-                    if old.in_queue:
-                        left_queue.append(old.queue_key)
-                    if old.completion_position is not None:
-                        left_completions.append(old.completion_position)
-                continue
-            sequence = self._changes.sequences.get(rollout_id, loaded.sequences.get(rollout_id, 0))
-            if old is None:
-                totals.last_rollout += 1
-                number = loaded.numbers[rollout_id] = totals.last_rollout
-                inserted.append((record, number, sequence))
-                payloads.append((number, record.input_json, record.metadata_json))
-                labels += [(label, number) for label in labels_of(record.metadata_json)]
-                totals.rollouts += 1
-                totals.other_bytes += record.size_bytes
-                totals.rollout_tallies[record.status, record.mode] += 1
-            else:
-                number = loaded.numbers[rollout_id]
-                updated.append((record, number, sequence))
-                if record.input_json is not old.input_json or record.metadata_json is not old.metadata_json:
-                    payloads.append((number, record.input_json, record.metadata_json))
-                    former, present = labels_of(old.metadata_json), labels_of(record.metadata_json)
-                    if former != present:
-                        former_labels.append(number)
-                        labels += [(label, number) for label in present]
-                totals.other_bytes += record.size_bytes - old.size_bytes
-                totals.rollout_tallies[old.status, old.mode] -= 1
-                totals.rollout_tallies[record.status, record.mode] += 1
-            self._place(record, old, number, queue, left_queue, completions, left_completions)
-        if left_queue:
-            batch.add(f"DELETE FROM queue WHERE position = ANY({batch.parameter(left_queue, 'bigint[]')})")
-        if left_completions:
-            batch.add(f"DELETE FROM completions WHERE position = ANY({batch.parameter(left_completions, 'bigint[]')})")
-        self._write_rollouts(inserted, updated)
-        if payloads:
-            numbers, inputs, metadata = zip(*payloads, strict=True)
+            if record is not None:
+                self._put_rollout(record, old, changed)
+            elif old is not None:
+                if old.queue_key is not None and old.in_queue:
+                    changed.left_queue.append(old.queue_key)
+                if old.completion_position is not None:
+                    changed.left_completions.append(old.completion_position)
+        for table, positions in (("queue", changed.left_queue), ("completions", changed.left_completions)):
+            if positions:
+                batch.add(f"DELETE FROM {table} WHERE position = ANY({batch.parameter(positions, 'bigint[]')})")
+        self._write_rollouts(changed.inserted, changed.updated)
+        if changed.payloads:
+            numbers, inputs, metadata = zip(*changed.payloads, strict=True)
             batch.add(
                 "INSERT INTO payloads SELECT * FROM unnest("
                 f"{batch.parameter(numbers, 'bigint[]')}, {batch.parameter(inputs, 'text[]')},"
@@ -232,44 +221,60 @@ class _Writer:
                 " ON CONFLICT (rollout) DO UPDATE SET"
                 " input_json = excluded.input_json, metadata_json = excluded.metadata_json"
             )
-        self._put_labels(former_labels, labels)
-        for table, places in (("queue", queue), ("completions", completions)):
+        self._put_labels(changed.former_labels, changed.labels)
+        for table, places in (("queue", changed.queue), ("completions", changed.completions)):
             if places:
-                positions, numbers = zip(*places, strict=True)
+                keys, of = zip(*places, strict=True)
                 batch.add(
                     f"INSERT INTO {table} SELECT * FROM unnest("
-                    f"{batch.parameter(positions, 'bigint[]')}, {batch.parameter(numbers, 'bigint[]')})"
+                    f"{batch.parameter(keys, 'bigint[]')}, {batch.parameter(of, 'bigint[]')})"
                 )
 
-    def _place(
-        self,
-        record: RolloutRecord,
-        old: RolloutRecord | None,
-        number: int,
-        queue: list[tuple[int, int]],
-        left_queue: list[int | None],
-        completions: list[tuple[int, int]],
-        left_completions: list[int],
-    ) -> None:
+    def _put_rollout(self, record: RolloutRecord, old: RolloutRecord | None, changed: _Rollouts) -> None:
+        loaded, totals, rollout_id = self._loaded, self.totals, record.rollout_id
+        sequence = self._changes.sequences.get(rollout_id, loaded.sequences.get(rollout_id, 0))
+        totals.rollout_tallies[record.status, record.mode] += 1
+        if old is None:
+            totals.last_rollout += 1
+            number = loaded.numbers[rollout_id] = totals.last_rollout
+            changed.inserted.append((record, number, sequence))
+            changed.payloads.append((number, record.input_json, record.metadata_json))
+            changed.labels += [(label, number) for label in labels_of(record.metadata_json)]
+            totals.rollouts += 1
+            totals.other_bytes += record.size_bytes
+        else:
+            number = loaded.numbers[rollout_id]
+            changed.updated.append((record, number, sequence))
+            if record.input_json is not old.input_json or record.metadata_json is not old.metadata_json:
+                changed.payloads.append((number, record.input_json, record.metadata_json))
+                former, present = labels_of(old.metadata_json), labels_of(record.metadata_json)
+                if former != present:
+                    changed.former_labels.append(number)
+                    changed.labels += [(label, number) for label in present]
+            totals.other_bytes += record.size_bytes - old.size_bytes
+            totals.rollout_tallies[old.status, old.mode] -= 1
+        self._place(record, old, number, changed)
+
+    def _place(self, record: RolloutRecord, old: RolloutRecord | None, number: int, changed: _Rollouts) -> None:
         """The rollout's places in the queue and among the completions, and when it is due."""
         totals = self.totals
         if record.deadline is not None and (self._deadline is None or record.deadline < self._deadline):
             self._deadline = record.deadline
-        was_queued = old is not None and old.in_queue
-        stays = old is not None and was_queued and record.in_queue and old.queue_place == record.queue_place
-        if old is not None and was_queued and not stays:
-            left_queue.append(old.queue_key)
-        if record.in_queue and not stays:
-            assert record.queue_key is not None
-            queue.append((record.queue_key, number))
-            self._queued += 1
+        former_key = old.queue_key if old is not None and old.in_queue else None
+        key = record.queue_key if record.in_queue else None
+        if former_key != key:
+            if former_key is not None:
+                changed.left_queue.append(former_key)
+            if key is not None:
+                changed.queue.append((key, number))
+                self._queued += 1
         before = None if old is None else old.completion_position
         if before != record.completion_position:
             totals.completed += (record.completion_position is not None) - (before is not None)
             if before is not None:
-                left_completions.append(before)
+                changed.left_completions.append(before)
             if record.completion_position is not None:
-                completions.append((record.completion_position, number))
+                changed.completions.append((record.completion_position, number))
                 self._ended.append((record.completion_position, record.rollout_id))
         totals.last_queue_position = max(totals.last_queue_position, record.queue_position or 0)
         totals.last_completion_position = max(totals.last_completion_position, record.completion_position or 0)
@@ -297,8 +302,9 @@ class _Writer:
                 for record, number, sequence in updated
             ]
             columns = ", ".join(f"{one} = n.{one}" for one in rows.ROLLOUT_UPDATES)
-            batch.add(f"UPDATE rollouts r SET {columns} FROM {batch.records('rollouts', values)} n"
-                      " WHERE r.number = n.number")
+            batch.add(
+                f"UPDATE rollouts r SET {columns} FROM {batch.records('rollouts', values)} n WHERE r.number = n.number"
+            )
 
     def _put_labels(self, former: Sequence[int], labels: Sequence[tuple[str, int]]) -> None:
         """The former ones go, but for those that stay: one statement must not write a row twice."""
@@ -343,8 +349,9 @@ class _Writer:
             batch.add(f"INSERT INTO attempts ({columns}) SELECT {columns} FROM {batch.records('attempts', inserted)}")
         if updated:
             columns = ", ".join(f"{one} = n.{one}" for one in ("size_bytes", *rows.ATTEMPT_COLUMNS[1:]))
-            batch.add(f"UPDATE attempts a SET {columns} FROM {batch.records('attempts', updated)} n"
-                      " WHERE a.number = n.number")
+            batch.add(
+                f"UPDATE attempts a SET {columns} FROM {batch.records('attempts', updated)} n WHERE a.number = n.number"
+            )
 
     def _span_bytes(self) -> dict[str, int]:
         """What the new spans of each rollout take."""
@@ -370,7 +377,19 @@ class _Writer:
             texts = (escaped(trace_id), escaped(span_id), None if parent_id is None else escaped(parent_id))
             inserted.append((totals.last_span, rollout, attempt, *texts, escaped(name), *others))
         if inserted:
-            kinds = ("bigint", "bigint", "bigint", "text", "text", "text", "text", "float8", "float8", "bigint", "bytea")
+            kinds = (
+                "bigint",
+                "bigint",
+                "bigint",
+                "text",
+                "text",
+                "text",
+                "text",
+                "float8",
+                "float8",
+                "bigint",
+                "bytea",
+            )
             arrays = [
                 batch.parameter(column, f"{kind}[]")
                 for column, kind in zip(zip(*inserted, strict=True), kinds, strict=True)
@@ -396,7 +415,7 @@ class _Writer:
     # --- All else ----------------------------------------------------------------------------------------------------
 
     def _put_workers(self) -> None:
-        totals, batch = self.totals, self._batch
+        totals = self.totals
         for worker_id, worker in self._changes.workers.items():
             old = self._loaded.workers[worker_id]
             totals.workers += (worker is not None) - (old is not None)

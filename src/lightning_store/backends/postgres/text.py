@@ -1,5 +1,4 @@
-"""Ids and names as PostgreSQL holds them: its text has neither U+0000 nor lone surrogates. Escaped text has the order of
-the text, by code points."""
+"""Ids and names as PostgreSQL holds them: its text has neither U+0000 nor lone surrogates."""
 
 from __future__ import annotations
 
