@@ -13,6 +13,8 @@ from lightning_store import LightningStore
 from lightning_store.memory_limits import MemoryLimits
 from lightning_store.postgres_store import PostgresEngineStore
 from lightning_store.testing import FakeClock, StoreContract, StoreStateMachine
+from lightning_store.testing.contract.feed import FeedContract
+from lightning_store.testing.contract.queue import QueueContract
 from lightning_store.testing.linearizability import StoreModel, check_history
 from lightning_store_client import LightningStoreClient
 from tests.chaos.test_linearizability import CUT
@@ -28,20 +30,36 @@ LIMITS = (
 )
 
 
-class TestServed(StoreContract):
-    """Over the wire, to a server that hosts it."""
+class InDatabase:
+    """Each store in a namespace of its own."""
 
     @pytest.fixture(autouse=True)
     def _database(self, postgres: PostgresServer, namespace: str) -> None:
         self.dsn = postgres.dsn()
         self.namespaces = (f"{namespace}_{number}" for number in itertools.count())
 
-    async def open_store(self, clock: FakeClock, **options: Any) -> AsyncIterator[LightningStore]:
+    async def opened_store(self, clock: FakeClock, **options: Any) -> PostgresEngineStore:
         given = {name: options.pop(name) for name in LIMITS if name in options}
         limits = MemoryLimits.of(**given) if given else None
-        store = await PostgresEngineStore.open(
+        return await PostgresEngineStore.open(
             self.dsn, namespace=next(self.namespaces), clock=clock, limits=limits, **options
         )
+
+
+class TestPostgres(InDatabase, StoreContract):
+    async def open_store(self, clock: FakeClock, **options: Any) -> AsyncIterator[LightningStore]:
+        store = await self.opened_store(clock, **options)
+        try:
+            yield store
+        finally:
+            await store.aclose()
+
+
+class TestServed(InDatabase, FeedContract, QueueContract):
+    """Over the wire, to a server that hosts it."""
+
+    async def open_store(self, clock: FakeClock, **options: Any) -> AsyncIterator[LightningStore]:
+        store = await self.opened_store(clock, **options)
         try:
             async with serving(store) as endpoint, LightningStoreClient(endpoint, clock=clock) as client:
                 yield client
