@@ -14,6 +14,7 @@ from lightning_store.backends.postgres.loading import Statement, expendable, new
 from lightning_store.backends.postgres.rows import Row, Totals
 from lightning_store.backends.postgres.text import all_escaped, escaped, plain
 from lightning_store.backends.records import (
+    QUEUE_LOOK,
     AttemptRecord,
     CompletionRow,
     GroupRow,
@@ -132,13 +133,15 @@ async def totals(connection: Connection) -> Totals:
 
 async def queue_counts(connection: Connection) -> QueueCounts:
     present = await totals(connection)
-    oldest: float | None = await connection.fetchval(
-        "SELECT r.start_time FROM queue q JOIN rollouts r ON r.number = q.rollout ORDER BY q.position LIMIT 1"
+    queued = await connection.fetch(
+        "SELECT r.mode, r.start_time FROM queue q JOIN rollouts r ON r.number = q.rollout ORDER BY q.position LIMIT $1",
+        QUEUE_LOOK,
     )
     return QueueCounts(
         {key: count for key, count in present.rollout_tallies.items() if count},
         {key: count for key, count in present.worker_tallies.items() if count},
-        oldest,
+        queued[0]["start_time"] if queued else None,
+        {one["mode"]: one["start_time"] for one in reversed(queued)},
     )
 
 
