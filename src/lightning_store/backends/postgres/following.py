@@ -22,6 +22,7 @@ NOTIFY_SECONDS: Final = 0.01
 POLL_SECONDS: Final = 0.1
 """How often it looks without a notification."""
 RECONNECT_SECONDS: Final = 0.5
+STOP_SECONDS: Final = 0.2
 ROWS_AT_ONCE: Final = 500
 
 
@@ -43,6 +44,7 @@ class Follower:
         self._notified = False
         self._something = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._stopped = False
         self.available = True
         """Whether the database answered the last time that it was asked."""
 
@@ -60,11 +62,13 @@ class Follower:
     async def stop(self) -> None:
         task, self._task = self._task, None
         if task is not None:
-            task.cancel()
-            await asyncio.wait([task])
+            self._stopped = True
+            while not task.done():  # a cancellation may be lost to something that comes at the same time
+                task.cancel()
+                await asyncio.wait([task], timeout=STOP_SECONDS)
 
     async def _run(self) -> None:
-        while True:
+        while not self._stopped:
             connection: Connection | None = None
             try:
                 connection = await self._settings.connect()
@@ -93,7 +97,7 @@ class Follower:
     async def _follow(self, connection: Connection) -> None:
         monotonic = asyncio.get_running_loop().time
         looked_at = -POLL_SECONDS
-        while True:
+        while not self._stopped:
             if self._notifying:
                 self._notifying = False
                 await connection.execute("SELECT pg_notify($1, '')", self._settings.schema)
