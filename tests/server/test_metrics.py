@@ -60,6 +60,14 @@ def scrape(served):
     return Samples(scrape_text(url_of(served))[0])
 
 
+def scrape_when(served, is_there):
+    """The first scrape that finds something: calls are counted when they have ended, which is after their replies."""
+    until = time.monotonic() + SAFETY_SECONDS
+    while not is_there(found := scrape(served)) and time.monotonic() < until:
+        pass
+    return found
+
+
 @pytest.fixture
 def measured(serve):
     return serve(http_port=0)
@@ -80,11 +88,15 @@ def test_calls_are_counted_by_method_and_code_alone_and_in_sessions(measured):
     asyncio.run(calls())
     measured.call("GetStatistics", server_pb2.GetStatisticsRequest())
     measured.failure("StartAttempt", rollout_pb2.StartAttemptRequest(request_id="a", rollout_id="ro-no"))
-    found = scrape(measured)
     counted = "rpc_server_call_duration_seconds_count"
-    assert found(counted, rpc_method=method("EnqueueRollouts"), rpc_response_status_code="OK") == 1
-    assert found(counted, rpc_method=method("GetStatistics"), rpc_response_status_code="OK") == 1
-    assert found(counted, rpc_method=method("StartAttempt"), rpc_response_status_code="NOT_FOUND") == 1
+    ended = {"EnqueueRollouts": "OK", "GetStatistics": "OK", "StartAttempt": "NOT_FOUND"}
+
+    def has_all(found):
+        counts = [found(counted, rpc_method=method(name), rpc_response_status_code=ended[name]) for name in ended]
+        return counts == [1, 1, 1] and found("lightning_store_calls_under_way", kind="calls") == 0
+
+    found = scrape_when(measured, has_all)
+    assert has_all(found)
     assert found("lightning_store_calls_under_way", kind="calls") == 0
     assert found("lightning_store_calls_limit", kind="stream_queries") == 256
 

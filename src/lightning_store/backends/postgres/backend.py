@@ -141,11 +141,11 @@ class PostgresBackend(Backend):
             with store_errors():
                 async with connection.transaction():
                     await connection.execute(f"SET LOCAL search_path = {settings.schema}")
-                    store_id = await connection.fetchval("SELECT value FROM meta WHERE name = 'store_id'")
+                    store_id: Any = await connection.fetchval("SELECT value FROM meta WHERE name = 'store_id'")
                     totals = await reading.totals(connection)
                 before = clock.now()
-                database_time = float(await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())"))
-                ahead = database_time - (before + clock.now()) / 2
+                database_time: Any = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())")
+                ahead = float(database_time) - (before + clock.now()) / 2
         finally:
             await close(connection)
         backend = cls(settings, store_id, totals, readers, replay_window_seconds, replay_entries_max)

@@ -92,7 +92,7 @@ class Settings:
         try:
             connection: Connection = await asyncpg.connect(
                 self.dsn,
-                timeout=self.lock_timeout,
+                timeout=self.lock_timeout,  # pyright: ignore[reportArgumentType]  # declared as whole seconds, taken as any
                 command_timeout=self.statement_timeout + self.lock_timeout,
                 statement_cache_size=self.statement_cache_size,
                 max_cached_statement_lifetime=0,
@@ -122,7 +122,7 @@ async def migrate(settings: Settings) -> None:
                 await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {settings.schema}")
                 await connection.execute(f"SET LOCAL search_path = {settings.schema}")
                 await connection.execute("CREATE TABLE IF NOT EXISTS format (version integer PRIMARY KEY)")
-                present = await connection.fetchval("SELECT coalesce(max(version), 0) FROM format")
+                present: Any = await connection.fetchval("SELECT coalesce(max(version), 0) FROM format")
                 steps = migrations()
                 if present > max(steps):
                     message = f"the format of {settings.schema} is {present}, and this program knows {max(steps)}"

@@ -267,7 +267,7 @@ class _Select(Generic[T]):
         """
         statement = table.statement + f" JOIN ({numbers}) k ON k.number = {table.number} ORDER BY k.place"
         found = [table.record(row) for row in await self._connection.fetch(statement, *self.parameters)]
-        total = len(found)
+        total: Any = len(found)
         if query.limit >= 0 or query.offset:
             count = f"SELECT count(*) FROM {table.source} WHERE {where}"
             total = await self._connection.fetchval(count, *counted)

@@ -167,7 +167,8 @@ def attempt_entry(row: Row) -> AttemptEntry:
 
 
 def attempt_json(record: AttemptRecord, number: int, rollout: int) -> dict[str, Any]:
-    columns = record._asdict() | {"number": number, "rollout": rollout, "size_bytes": record.size_bytes}
+    columns: dict[str, Any] = record._asdict()
+    columns |= {"number": number, "rollout": rollout, "size_bytes": record.size_bytes}
     for index in _ATTEMPT_ESCAPED:
         columns[AttemptRecord._fields[index]] = escaped_or_none(columns[AttemptRecord._fields[index]])
     return columns
