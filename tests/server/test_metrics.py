@@ -25,6 +25,7 @@ from lightning_store import InMemoryLightningStore, RolloutConfig, Span
 from lightning_store.spans.labels import ATTEMPT_ID, ROLLOUT_ID
 from lightning_store.sqlite_store import SqliteEngineStore
 from lightning_store.testing import SAFETY_SECONDS
+from lightning_store.testing.contract.base import until
 from lightning_store.v1 import rollout_pb2, server_pb2
 from lightning_store_client import LightningStoreClient
 from lightning_store_server import LightningStoreServer, ServerConfig
@@ -61,11 +62,9 @@ def scrape(served):
 
 
 def scrape_when(served, is_there):
-    """The first scrape that finds something: calls are counted when they have ended, which is after their replies."""
-    until = time.monotonic() + SAFETY_SECONDS
-    while not is_there(found := scrape(served)) and time.monotonic() < until:
-        pass
-    return found
+    """A scrape that finds something: calls are counted when they have ended, which is after their replies."""
+    asyncio.run(until(lambda: is_there(scrape(served))))
+    return scrape(served)
 
 
 @pytest.fixture
