@@ -209,6 +209,30 @@ async def test_a_database_that_hangs(postgres: PostgresServer, namespace: str) -
 
 
 async def test_connections_are_used_up(postgres: PostgresServer, namespace: str) -> None:
+    """What cannot be done says so, and what was begun goes on."""
+    connection = await asyncpg.connect(postgres.dsn())
+    role = f"few_{namespace}"
+    try:
+        await connection.execute(f"CREATE ROLE {role} LOGIN CONNECTION LIMIT 3")
+        await connection.execute(f"GRANT CREATE ON DATABASE postgres TO {role}")
+        dsn = postgres.dsn().replace(postgres.user, role, 1)
+        async with servers(dsn, namespace, 1, readers=8) as (store,):
+            await store.enqueue_rollout({})
+            async with asyncio.timeout(LIMIT_SECONDS):
+                found = await asyncio.gather(*(store.query_rollouts() for _ in range(40)), return_exceptions=True)
+            refused = [one for one in found if isinstance(one, BaseException)]
+            assert {type(one) for one in refused} <= {StoreUnavailableError}
+            assert 0 < len(refused) < 40
+            assert "too many connections" in str(refused[0])
+            await store.enqueue_rollout({})
+            assert len((await store.query_rollouts()).items) == 2
+        await connection.execute(f"DROP OWNED BY {role} CASCADE")
+        await connection.execute(f"DROP ROLE {role}")
+    finally:
+        await connection.close()
+
+
+async def test_connections_are_terminated(postgres: PostgresServer, namespace: str) -> None:
     async with servers(postgres.dsn(), namespace, 1) as (store,):
         await store.enqueue_rollout({})
         connection = await asyncpg.connect(postgres.dsn())
