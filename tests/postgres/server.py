@@ -80,16 +80,21 @@ class PostgresServer:
         """``mode`` is smart, fast, or immediate, which is as good as a kill."""
         self._run("pg_ctl", "stop", "-w", "-t", WAIT_SECONDS, "-m", mode, "-D", self._data)
 
+    def demoted(self, command: Sequence[str]) -> Sequence[str]:
+        """The command as whoever PostgreSQL runs as, to whom ``folder`` belongs."""
+        if self._demoted is None:
+            return command
+        # Not by a fork of this process, which gRPC's threads would disturb.
+        ids = (f"--reuid={self._demoted.pw_uid}", f"--regid={self._demoted.pw_gid}", "--clear-groups")
+        return ["setpriv", *ids, *command]
+
     def close(self) -> None:
         if os.path.exists(os.path.join(self._data, "postmaster.pid")):
             self.stop("immediate")
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _run(self, program: str, *arguments: str) -> None:
-        command: Sequence[str] = [os.path.join(self._binaries, program), *arguments]
-        if self._demoted is not None:  # not by a fork of this process, which gRPC's threads would disturb
-            ids = (f"--reuid={self._demoted.pw_uid}", f"--regid={self._demoted.pw_gid}", "--clear-groups")
-            command = ["setpriv", *ids, *command]
+        command = self.demoted([os.path.join(self._binaries, program), *arguments])
         with tempfile.TemporaryFile() as output:  # no pipe: the server would keep it open
             ended = subprocess.run(
                 command,

@@ -23,6 +23,7 @@ from lightning_store.testing.linearizability import StoreModel, check_history
 from lightning_store.wire.methods import SERVICE
 from lightning_store_client import LightningStoreClient
 from tests.chaos.test_linearizability import CUT
+from tests.postgres.bouncer import bouncer_to
 from tests.postgres.proxy import proxy_to
 from tests.postgres.server import PostgresServer
 from tests.postgres.serving import calls_over_a_flaky_wire, serving
@@ -230,6 +231,34 @@ async def test_connections_are_used_up(postgres: PostgresServer, namespace: str)
         await connection.execute(f"DROP ROLE {role}")
     finally:
         await connection.close()
+
+
+async def test_a_pooler_gives_each_transaction_another_connection(postgres: PostgresServer, namespace: str) -> None:
+    with bouncer_to(postgres) as dsn:
+
+        async def is_listening() -> bool:
+            try:
+                await (await asyncpg.connect(dsn, statement_cache_size=0)).close()
+            except OSError:
+                return False
+            return True
+
+        await eventually(is_listening)
+        async with servers(dsn, namespace, 2, statement_cache_size=0) as (one, other):
+            waiting = [asyncio.create_task(one.dequeue_rollout(worker_id=f"w{n}", max_wait=60)) for n in range(8)]
+            feed = cast(AsyncGenerator[CompletedRollout], one.watch_rollouts())
+            first = asyncio.ensure_future(anext(feed))
+            queued = {(await other.enqueue_rollout(number)).rollout_id for number in range(8)}
+            async with asyncio.timeout(LIMIT_SECONDS):
+                claims = await asyncio.gather(*waiting)
+            assert {claim.rollout_id for claim in claims} == queued
+            await asyncio.gather(
+                *(other.update_attempt(claim.rollout_id, "latest", status="succeeded") for claim in claims)
+            )
+            async with asyncio.timeout(LIMIT_SECONDS):
+                assert (await first).rollout.rollout_id in queued
+            await feed.aclose()
+            assert len(await one.wait_for_rollouts(list(queued), timeout=LIMIT_SECONDS)) == 8
 
 
 async def test_connections_are_terminated(postgres: PostgresServer, namespace: str) -> None:
