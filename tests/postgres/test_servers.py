@@ -246,7 +246,7 @@ async def test_a_pooler_gives_each_transaction_another_connection(postgres: Post
         await eventually(is_listening)
         async with servers(dsn, namespace, 2, statement_cache_size=0) as (one, other):
             waiting = [asyncio.create_task(one.dequeue_rollout(worker_id=f"w{n}", max_wait=60)) for n in range(8)]
-            feed = cast(AsyncGenerator[CompletedRollout], one.watch_rollouts())
+            feed = cast(AsyncGenerator[CompletedRollout, None], one.watch_rollouts())
             first = asyncio.ensure_future(anext(feed))
             queued = {(await other.enqueue_rollout(number)).rollout_id for number in range(8)}
             async with asyncio.timeout(LIMIT_SECONDS):
