@@ -21,6 +21,7 @@ from lightning_store.wire.methods import Role
 from lightning_store_server import ServerConfig
 from lightning_store_server.access import Access
 from lightning_store_server.http.app import Lifecycle, make_app
+from lightning_store_server.http.page import listing
 from lightning_store_server.http.page.board import Board
 from lightning_store_server.http.page.conversation import call_of
 from lightning_store_server.http.page.digest import Digest
@@ -346,7 +347,7 @@ async def test_pages_of_rollouts_hold_while_others_go(store):
 
 @pytest.mark.asyncio
 async def test_a_page_of_rollouts_looks_at_so_many_only(monkeypatch):
-    monkeypatch.setattr("lightning_store_server.http.page.listing.LOOKED_MAX", 100)
+    monkeypatch.setattr(listing, "LOOKED_MAX", 100)
     store = InMemoryLightningStore()
     made = await store.enqueue_many_rollouts([EnqueueRolloutRequest(input=n, mode="val") for n in range(2000)])
     browser = Browser(store)

@@ -87,7 +87,7 @@ class Follower:
         """Poolers that give each transaction another connection do not deliver notifications; polling goes on."""
         own = connection.get_server_pid()
 
-        def note(_connection: Any, pid: int, _channel: str, _payload: Any) -> None:
+        def note(_: Any, pid: int, *__: Any) -> None:
             if pid != own:
                 self._notified = True
                 self._something.set()
