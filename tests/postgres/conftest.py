@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 
-from tests.postgres.server import PostgresServer
+from tools.postgres_server import PostgresServer
 
 _numbers = itertools.count()
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from tempfile import TemporaryDirectory
 
-from tests.postgres.server import PostgresServer
+from tools.postgres_server import PostgresServer
 
 _HEADER = 5
 COMMIT = b"COMMIT\0"

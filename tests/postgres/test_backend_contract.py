@@ -14,7 +14,7 @@ from lightning_store.backends.postgres import PostgresBackend
 from lightning_store.testing import BackendContract, FakeClock
 from lightning_store.testing.contract.backend.groups import GroupContract, RequestIdsOfGroupsContract
 from lightning_store.testing.contract.backend.isolation import IsolationContract
-from tests.postgres.server import PostgresServer
+from tools.postgres_server import PostgresServer
 
 
 class OnPostgres:

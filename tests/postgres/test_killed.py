@@ -19,8 +19,8 @@ from lightning_store.store import LightningStore
 from tests.durability.crash_callers import Caller
 from tests.durability.crash_ledger import Ledger
 from tests.durability.test_crash import CALLERS, CLIENTS, END_SECONDS_MAX, KILLS, SEED, UP_SECONDS_MAX, connected
-from tests.postgres.server import PostgresServer
 from tests.processes.programs import ServingProgram, free_port
+from tools.postgres_server import PostgresServer
 
 SERVERS = 2
 DATABASE_SHARE = 0.2

@@ -25,8 +25,8 @@ from lightning_store_client import LightningStoreClient
 from tests.chaos.test_linearizability import CUT
 from tests.postgres.bouncer import bouncer_to
 from tests.postgres.proxy import proxy_to
-from tests.postgres.server import PostgresServer
 from tests.postgres.serving import calls_over_a_flaky_wire, serving
+from tools.postgres_server import PostgresServer
 
 LIMIT_SECONDS = 60.0
 

@@ -18,8 +18,8 @@ from lightning_store.testing.contract.queue import QueueContract
 from lightning_store.testing.linearizability import StoreModel, check_history
 from lightning_store_client import LightningStoreClient
 from tests.chaos.test_linearizability import CUT
-from tests.postgres.server import PostgresServer
 from tests.postgres.serving import calls_over_a_flaky_wire, serving
+from tools.postgres_server import PostgresServer
 
 LIMITS = (
     "eviction_memory_threshold",

@@ -1,4 +1,10 @@
-"""A PostgreSQL server of one test session: in a temporary folder, on a Unix domain socket alone."""
+"""A PostgreSQL server for a while: in a temporary folder, on a Unix domain socket alone.
+
+    python -m tools.postgres_server COMMAND …
+
+runs a command, in whose words ``{dsn}`` becomes the address of a database, and ends the server with it. What is
+committed is on disk; the tests have faster ones, whose plug nobody pulls.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +48,7 @@ def binaries() -> str | None:
 
 
 class PostgresServer:
-    """Started and stopped by a test session. PostgreSQL refuses to run as root, so that it runs as somebody else then.
+    """Started and stopped by whoever uses it. PostgreSQL refuses to run as root, so that it runs as somebody else then.
 
     Args:
         durable: Whether what is committed is on the disk.
@@ -118,11 +124,15 @@ def _unprivileged_user() -> pwd.struct_passwd:
     raise RuntimeError("PostgreSQL does not run as root, and there is no user to run it as")
 
 
-if __name__ == "__main__":
-    server = PostgresServer()
-    server.start()
-    print(server.dsn(), flush=True)
+def main(command: Sequence[str]) -> int:
+    """Run a command beside a server."""
+    server = PostgresServer(durable=True)
     try:
-        sys.stdin.read()
+        server.start()
+        return subprocess.run([word.replace("{dsn}", server.dsn()) for word in command], check=False).returncode
     finally:
         server.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
