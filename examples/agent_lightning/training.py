@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import agentlightning as agl
 from rich.console import Console
@@ -57,6 +57,7 @@ def train(
     report = Report(output)
     algorithm = Reinforce(plan.settings, report, console)
     tracer = agl.OtelTracer()  # type: ignore[no-untyped-call]
+    agent: agl.LitAgent[Any] = plan.agent()
     learn_from, held_out = plan.problems.split(plan.settings.seed)
     with opened(kind, plan.runners, output, server, on_page) as (store, strategy):
         trainer = agl.Trainer(
@@ -67,7 +68,7 @@ def train(
             adapter=agl.TracerTraceToTriplet(llm_call_match=re.escape(ANSWER_SPAN)),
             runner=agl.LitAgentRunner(tracer, poll_interval=POLL_SECONDS, interval_jitter=0.0),
         )
-        trainer.fit(plan.agent(), learn_from, val_dataset=held_out)
+        trainer.fit(agent, learn_from, val_dataset=held_out)
     if algorithm.summary is None:
         raise KeyboardInterrupt  # strategies keep it to themselves
     return Trained(algorithm, algorithm.summary, report)
