@@ -23,6 +23,13 @@ DEVIATIONS = {
         ),
         "who waits for work and loses the connection comes back to the end of the line",
     ),
+    **dict.fromkeys(
+        (
+            "test_x_when_the_time_is_up_there_is_nothing",
+            "test_f31_on_timeout_those_that_are_finished_come_back",
+        ),
+        "a wait that is on its way again while the test moves its clock begins after that, and nobody moves it further",
+    ),
     "test_x_who_stops_waiting_costs_no_claim": "between two attempts of a call nothing waits at the server",
 }
 
