@@ -97,8 +97,8 @@ def is_postgres(database: str) -> bool:
 
 
 def without_password(url: str) -> str:
-    """The URL of a database, to be shown."""
-    return re.sub(r"(?<=:)[^:@/?]*(?=@)", "***", re.sub(r"(?i)(?<=[?&]password=)[^&]*", "***", url))
+    """The URL of a database, to be shown. A password with characters that should be escaped is hidden as a whole, too."""
+    return re.sub(r"://([^:/@?]*):.*@", r"://\1:***@", re.sub(r"(?i)([?&](?:ssl)?password=)[^&]*", r"\1***", url))
 
 
 def database_path(database: str) -> str | None:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from lightning_store import LLM, InMemoryLightningStore, PromptTemplate, ProxyLLM, RolloutConfig
-from lightning_store.arguments import named_resources
+from lightning_store.arguments import named_resources, without_password
 from lightning_store.model import Resource
 
 
@@ -106,3 +106,20 @@ async def test_other_types_come_back_as_plain_resources_with_all_their_fields():
 def test_resources_must_be_a_mapping(resources: object):
     with pytest.raises(TypeError, match="mapping"):
         named_resources(resources)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://db/store", "postgresql://db/store"),
+        ("postgresql://u@db:5432/store", "postgresql://u@db:5432/store"),
+        ("postgresql://u:secret@db:5432/store", "postgresql://u:***@db:5432/store"),
+        ("postgresql://u:se:cret@db/store", "postgresql://u:***@db/store"),
+        ("postgresql://u:se@cret/@db/store", "postgresql://u:***@db/store"),
+        ("postgresql://u:secret@a:1,b:2/store", "postgresql://u:***@a:1,b:2/store"),
+        ("postgresql:///store?host=/run&password=secret&user=u", "postgresql:///store?host=/run&password=***&user=u"),
+        ("postgresql://u:secret@db/?sslpassword=secret", "postgresql://u:***@db/?sslpassword=***"),
+    ],
+)
+def test_no_password_is_shown(url, shown):
+    assert without_password(url) == shown
