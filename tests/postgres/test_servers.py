@@ -302,7 +302,6 @@ async def test_round_trips_do_not_depend_on_the_number_of_operations(postgres: P
                     [store.update_attempt(one.rollout_id, "latest", status="succeeded") for one in claimed]
                 )
             limits = {"enqueue": 2, "claim": 4, "spans": 4, "heartbeats": 2, "finish": 4}
-            print(n, counts)
             assert all(counts[name] <= limit for name, limit in limits.items()), (n, counts)
 
 

@@ -328,6 +328,24 @@ class Changes:
         self.admissions: dict[str, AdmissionRecord | None] = {}
         """By run; None removes one."""
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to write."""
+        return self.latest_resources is None and not any(
+            (
+                self.rollouts,
+                self.attempts,
+                self.spans,
+                self.sequences,
+                self.workers,
+                self.resources,
+                self.replies,
+                self.marks,
+                self.checkpoints,
+                self.admissions,
+            )
+        )
+
 
 class Transaction(ABC):
     """One group of operations: ``load``, perhaps again, then ``commit`` or ``rollback``."""

@@ -300,7 +300,7 @@ class _Transaction(Transaction):
     async def _commit(self, changes: Changes) -> None:
         connection = self._connection
         assert connection is not None
-        if storing.is_empty(changes):
+        if changes.is_empty:
             await self._end()
             return
         totals = await self._on(connection, self._backend.write(connection, changes, self._loaded))

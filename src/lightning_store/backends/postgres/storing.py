@@ -51,23 +51,6 @@ class Batch:
             await connection.execute(f"WITH {named} SELECT 1", *self._parameters)
 
 
-def is_empty(changes: Changes) -> bool:
-    """Whether there is nothing to write."""
-    tables = (
-        "rollouts",
-        "attempts",
-        "spans",
-        "sequences",
-        "workers",
-        "resources",
-        "replies",
-        "marks",
-        "checkpoints",
-        "admissions",
-    )
-    return changes.latest_resources is None and not any(getattr(changes, one) for one in tables)
-
-
 class Expired:
     """Recorded replies that are not kept any more.
 

@@ -373,7 +373,7 @@ class _Transaction(Transaction):
     async def commit(self, changes: Changes) -> None:
         assert self._connection is not None
         self._ending = True
-        if storing.is_empty(changes):
+        if changes.is_empty:
             self._backend.deadline = self._loaded.deadline
             self._backend.end()
         else:

@@ -36,23 +36,6 @@ class Written:
     """The row up to which all replies were deleted."""
 
 
-def is_empty(changes: Changes) -> bool:
-    """Whether there is nothing to write."""
-    tables = (
-        "rollouts",
-        "attempts",
-        "spans",
-        "sequences",
-        "workers",
-        "resources",
-        "replies",
-        "marks",
-        "checkpoints",
-        "admissions",
-    )
-    return changes.latest_resources is None and not any(getattr(changes, one) for one in tables)
-
-
 async def write(
     connection: Connection, changes: Changes, loaded: SqliteLoaded, replies: ReplyIndex, pacer: Slicer
 ) -> Written:
