@@ -22,12 +22,12 @@ from examples.svamp_demo.processes import (
     Server,
     StartError,
     for_people,
-    is_shared,
     look_into,
     new_database,
     patient_client,
 )
 from lightning_store import LightningStore
+from lightning_store.arguments import is_postgres
 from lightning_store.errors import StoreError
 
 DEFAULT_OUTPUT: Final = PROJECT_ROOT / "out" / "svamp_demo"
@@ -108,7 +108,7 @@ def _contradiction(options: argparse.Namespace) -> str | None:
                 return f"{flag} is for a server that this starts, and --server names one that runs already"
     if options.kill_server and options.database == "memory:":
         return "--kill-server loses everything that is in memory: leave --database memory: out"
-    if options.servers > 1 and not is_shared(options.database or ""):
+    if options.servers > 1 and not is_postgres(options.database or ""):
         return (
             f"--servers {options.servers} needs a database that several servers can have: give --database "
             "postgresql://…; one in memory, or in a file of SQLite, belongs to one server"

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit, urlunsplit
 
+from lightning_store.arguments import is_postgres
 from lightning_store_client import LightningStoreClient
 
 PROJECT_ROOT: Final = Path(__file__).resolve().parents[2]
 SQLITE: Final = "sqlite:"
-POSTGRESQL: Final = ("postgresql://", "postgres://")
 DATABASE_NAME: Final = "store.db"
 PAGE_PORT: Final = 4748
 """Where the page is while somebody looks into what a run has left."""
@@ -211,14 +211,9 @@ def new_database(directory: Path) -> str:
     return database_in(directory)
 
 
-def is_shared(database: str) -> bool:
-    """Whether several servers can have the database."""
-    return database.startswith(POSTGRESQL)
-
-
 def for_people(database: str) -> str:
     """Where the data is, as ``serve --database`` takes it, without a password."""
-    if is_shared(database):
+    if is_postgres(database):
         parts = urlsplit(database)
         who, at, where = parts.netloc.rpartition("@")
         return urlunsplit(parts._replace(netloc=who.partition(":")[0] + at + where))
@@ -241,11 +236,11 @@ def look_into(database: str, server: str | None, looks: Sequence[str] = LOOKS) -
     if server is not None:
         lines = [f"  {command} {look} --server {server}" for look in looks]
         return "\n".join([f"the store is that of {server}; look into it:", *lines])
-    if not database.startswith((SQLITE, *POSTGRESQL)):
+    if not (database.startswith(SQLITE) or is_postgres(database)):
         return f"the store was in memory and is gone; give --database {SQLITE}PATH to keep it"
     kept = for_people(database)
     serve = f"  {command} serve --database {shlex.quote(kept)} --http-port {PAGE_PORT} &"
-    if kept != database and is_shared(database):
+    if kept != database and is_postgres(database):
         serve += "  # the password in PGPASSWORD or PGPASSFILE"
     return "\n".join(
         [

@@ -97,7 +97,7 @@ def is_postgres(database: str) -> bool:
 
 
 def without_password(url: str) -> str:
-    """The URL of a database, to be shown. A password with characters that should be escaped is hidden as a whole, too."""
+    """The URL of a database, to be shown. A password is hidden as a whole, whatever characters it has."""
     return re.sub(r"://([^:/@?]*):.*@", r"://\1:***@", re.sub(r"(?i)([?&](?:ssl)?password=)[^&]*", r"\1***", url))
 
 

@@ -108,8 +108,7 @@ class LimitedProtocol(H11Protocol):
                 timer.cancel()
 
     def _note_gone(self) -> None:
-        # There is none before the first request, which its type does not say.
-        if self.cycle is not None and not self.cycle.response_complete:  # type: ignore[redundant-expr]
+        if self.was_asked and not self.cycle.response_complete:
             self.cycle.scope["state"][GONE] = True
 
     def pause_writing(self) -> None:
