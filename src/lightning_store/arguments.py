@@ -24,7 +24,7 @@ from lightning_store.model import (
     Unset,
     explained,
 )
-from lightning_store.text import ID_BYTES_MAX, is_id
+from lightning_store.text import ID_BYTES_MAX, has_surrogate, is_id
 
 _NAMED_RESOURCES: Final[TypeAdapter[dict[str, Resource]]] = TypeAdapter(NamedResources)
 
@@ -141,11 +141,11 @@ def check_optional_id(argument: str, value: object) -> None:
 
 def check_text(argument: str, value: str | None) -> None:
     """ValueError for text that cannot be sent, or is too long for an id or a name."""
-    try:
-        (value or "").encode()
-    except UnicodeEncodeError:
-        raise InvalidArgumentError(f"{argument} is {value!r}, which has no UTF-8 form", field=argument) from None
-    if not is_id(value or ""):
+    if value is None or (value.isascii() and len(value) <= ID_BYTES_MAX):  # as a rule
+        return
+    if has_surrogate(value):
+        raise InvalidArgumentError(f"{argument} is {value!r}, which has no UTF-8 form", field=argument)
+    if not is_id(value):
         raise InvalidArgumentError(f"{argument} has more than {ID_BYTES_MAX} bytes", field=argument)
 
 
@@ -224,6 +224,8 @@ def checked_spans(spans: Iterable[object]) -> list[Span]:
 def wait_seconds(argument: str, seconds: object) -> float:
     """``seconds`` as a float of 0 or more, infinite if it is an integer beyond all floats. TypeError unless it is a
     number, ValueError for NaN."""
+    if type(seconds) is float and seconds >= 0:  # as a rule
+        return seconds
     if not isinstance(seconds, Real):
         raise InvalidTypeError(f"{argument} is {seconds!r}; give seconds", field=argument)
     try:

@@ -44,6 +44,8 @@ def text_bytes(text: str | None) -> int:
 
 def id_bytes(text: str | None) -> int:
     """Memory of an id beyond what the overheads include."""
+    if text is None or len(text) * WIDEST_CHAR_BYTES <= ID_INCLUDED_BYTES:  # as a rule
+        return 0
     return max(0, text_bytes(text) - ID_INCLUDED_BYTES)
 
 

@@ -359,7 +359,7 @@ class Engine:
             max_wait: How long to wait, in seconds.
         """
         operation = ClaimRollouts(limit, worker_id)
-        if worker_id is not None:
+        if worker_id is not None and self._silence_seconds < math.inf:
             await self._tidy_workers()
         if max_wait <= 0:
             return await self.execute(operation)

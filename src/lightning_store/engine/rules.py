@@ -271,16 +271,19 @@ def claim(view: View, limit: int, worker_id: str | None) -> list[Claim]:
         rollout = known_rollout(view, rollout_id)
         if rollout.config.max_staleness is not None and rollout.config.bind == "enqueue" and _is_stale(view, rollout):
             if rollout.config.on_stale == "cancel":
-                columns = _status_columns(view, rollout, "cancelled") | {"end_reason": "stale"}
-                _put(view, rollout, view.latest_attempt(rollout), columns)
+                latest = view.latest_attempt(rollout)
+                columns = _status_columns(view, rollout, "cancelled", latest) | {"end_reason": "stale"}
+                _put(view, rollout, latest, columns)
                 cancelled += 1
                 if cancelled == STALE_MAX:
                     break
                 continue
             rollout = _with_latest(view, rollout)
         claims.append(_begin(view, rollout, worker_id))
+        if len(claims) == limit:
+            break
         payload_bytes += rollout.payload_bytes
-        if len(claims) == limit or payload_bytes >= CLAIM_BYTES:
+        if payload_bytes >= CLAIM_BYTES:
             break
     if worker_id:
         asked = workers.asked(known_worker(view, worker_id), claims[-1].attempt if claims else None, view.now)
@@ -320,7 +323,7 @@ def _begin(view: View, rollout: RolloutRecord, worker_id: str | None) -> Claim:
         policy_version_max=policy_version,
     )
     view.put_attempt(attempt)
-    columns = _status_columns(view, rollout, "preparing")
+    columns = _status_columns(view, rollout, "preparing", attempt)
     columns["latest_attempt_id"] = attempt.attempt_id
     if rollout.group_id is not None and rollout.first_claim_time is None:
         columns["first_claim_time"] = view.now
@@ -368,10 +371,10 @@ def update_rollout(
     if status is not None and view.policy.outcomes_are_final and not lifecycle.may_leave(rollout.status, status):
         message = f"Rollout {rollout_id} is {rollout.status}; it can only be put back to queuing or requeuing"
         raise InvalidTransitionError(message, rollout_id=rollout_id, field="status")
-    changes = dict(columns)
+    changes, latest = dict(columns), view.latest_attempt(rollout)
     if status is not None:
-        changes |= _status_columns(view, rollout, status, keeps_place=True)
-    return _put(view, rollout, view.latest_attempt(rollout), changes)
+        changes |= _status_columns(view, rollout, status, latest, keeps_place=True)
+    return _put(view, rollout, latest, changes)
 
 
 def cancel(
@@ -414,6 +417,7 @@ def _status_columns(
     view: View,
     rollout: RolloutRecord,
     status: RolloutStatus,
+    latest: AttemptRecord | None,
     *,
     keeps_place: bool = False,
     retry_time: float | None = None,
@@ -423,6 +427,7 @@ def _status_columns(
     (fact 5).
 
     Args:
+        latest: Its latest attempt, as it is from now on.
         keeps_place: Whether a rollout that goes on without being claimed has its place again when it is put back.
         retry_time: When a rollout that is put back is in the queue again; None for at once.
         at_head: Whether it stands before all others of its priority.
@@ -433,7 +438,6 @@ def _status_columns(
     if rollout.held and status not in lifecycle.QUEUED:
         columns["held"] = False
     if status in lifecycle.TERMINAL:
-        latest = view.latest_attempt(rollout)
         columns["end_time"] = view.now
         columns["end_reason"] = lifecycle.end_reason(status, None if latest is None else latest.status)
         columns["queue_position"] = None
@@ -485,10 +489,11 @@ def update_attempt(
     latest = view.latest_attempt(rollout)
     if latest is None:
         raise NoAttemptsError.of(rollout_id)
-    former = latest if attempt_id == "latest" else known_attempt(view, rollout_id, attempt_id)
-    counts = reserved.counts_of(columns.get("metadata_json"))
-    if counts is not None:
-        columns = {"counts": counts, **columns}
+    is_latest = attempt_id in ("latest", latest.attempt_id)
+    former = latest if is_latest else known_attempt(view, rollout_id, attempt_id)
+    if columns.get("metadata_json") is not None:
+        counts = reserved.counts_of(columns["metadata_json"])
+        columns = columns if counts is None else {"counts": counts, **columns}
     updated = former._replace(**columns) if columns else former
     if status is not None:
         updated = _moved(view, updated, status)
@@ -516,7 +521,7 @@ def _change_attempt(
 
 def _following_columns(view: View, rollout: RolloutRecord, latest: AttemptRecord, reported: bool) -> dict[str, Any]:
     """What changes of a rollout when its latest attempt has changed (facts 10 and 12)."""
-    if view.policy.outcomes_are_final and rollout.status in lifecycle.TERMINAL:
+    if rollout.status in lifecycle.TERMINAL and view.policy.outcomes_are_final:
         return {}
     counted = latest.sequence_id - rollout.uncounted_attempts
     status = lifecycle.rollout_status_after(latest.status, counted, rollout.config, counts=latest.counts)
@@ -524,7 +529,7 @@ def _following_columns(view: View, rollout: RolloutRecord, latest: AttemptRecord
         return {}
     retry_time = lifecycle.retry_time(rollout.config, latest.sequence_id, view.now) if status == "requeuing" else None
     at_head = status == "requeuing" and rollout.config.retry_position == "head"
-    columns = _status_columns(view, rollout, status, retry_time=retry_time, at_head=at_head)
+    columns = _status_columns(view, rollout, status, latest, retry_time=retry_time, at_head=at_head)
     if status == "succeeded" and rollout.config.max_staleness is not None:
         is_stale = rollout.end_reason == "stale" if rollout.status == status else _is_stale(view, rollout, latest)
         columns["end_reason"] = "stale" if is_stale else None
@@ -750,7 +755,7 @@ def _sign_of_life(view: View, rollout: RolloutRecord, attempt: AttemptRecord, *,
         return  # deadlines have moved later at the most, and the one that is noted is early enough
     if is_latest:
         follows = alive.status != attempt.status and rollout.status in ("preparing", "requeuing")
-        _put(view, rollout, alive, _status_columns(view, rollout, "running") if follows else {})
+        _put(view, rollout, alive, _status_columns(view, rollout, "running", alive) if follows else {})
     if alive.status != attempt.status:
         _follow_workers(view, attempt, alive)
 

@@ -366,9 +366,8 @@ class EngineStore(QueryMethods):
             **given(input=input, mode=mode, resources_id=resources_id, status=status, config=config, metadata=metadata)
         )
         arguments.check_text("resources_id", update.resources_id)
-        columns = {name: getattr(update, name) for name in update.model_fields_set - {"status", "input", "metadata"}}
-        columns |= _json_columns(update, "input", "metadata")
-        new_status = update.status if "status" in update.model_fields_set else None
+        columns = _columns_of(update)
+        new_status = columns.pop("status", None)
         return rollout_of(await self.engine.execute(UpdateRollout(rollout_id, columns, new_status)))
 
     async def cancel_rollouts(
@@ -407,9 +406,8 @@ class EngineStore(QueryMethods):
         )
         update = AttemptUpdate(**fields)
         arguments.check_text("worker_id", update.worker_id)
-        columns = {name: getattr(update, name) for name in update.model_fields_set - {"status", "metadata"}}
-        columns |= _json_columns(update, "metadata")
-        new_status = update.status if "status" in update.model_fields_set else None
+        columns = _columns_of(update)
+        new_status = columns.pop("status", None)
         return attempt_of(await self.engine.execute(UpdateAttempt(rollout_id, attempt_id, columns, new_status)))
 
     async def update_worker(self, worker_id: str, heartbeat_stats: Mapping[str, Any] | Unset = UNSET) -> Worker:
@@ -529,11 +527,14 @@ def _new_rollout(request: EnqueueRolloutRequest, prefix: str = "") -> NewRollout
     return with_reserved(new) if request.metadata else new
 
 
-def _json_columns(update: RolloutUpdate | AttemptUpdate, *fields: str) -> dict[str, str | None]:
-    """The columns of those payload fields that the update sets. None clears: it is JSON null for an input."""
-    columns: dict[str, str | None] = {}
-    for field in update.model_fields_set.intersection(fields):
-        value = getattr(update, field)
-        keeps_null = field != "input"
-        columns[f"{field}_json"] = None if value is None and keeps_null else json_text.dumps(value, field)
+def _columns_of(update: RolloutUpdate | AttemptUpdate) -> dict[str, Any]:
+    """The columns that an update sets, its status among them. None clears: it is JSON null for an input."""
+    columns: dict[str, Any] = {}
+    for name in update.model_fields_set:
+        value = getattr(update, name)
+        if name in ("input", "metadata"):
+            clears = value is None and name != "input"
+            columns[f"{name}_json"] = None if clears else json_text.dumps(value, name)
+        else:
+            columns[name] = value
     return columns

@@ -460,7 +460,22 @@ class MemoryData(Loaded):
             if (entry := self._rollouts.get(rollout_id)) is not None:
                 entry.sequence = number
         for worker_id, worker in changes.workers.items():
+            self._put_worker(worker_id, worker)
+        for reply in changes.replies.values():
+            self._replies.put(reply)
+        if changes.resources:
+            self._put_resources(changes)
+        if changes.marks or changes.checkpoints or changes.admissions:
+            self._put_marks(changes)
+
+    def _put_worker(self, worker_id: str, worker: WorkerRecord | None) -> None:
+        former = self._workers.get(worker_id)
+        if former is not None and worker is not None and former.heartbeat_stats_json is worker.heartbeat_stats_json:
+            self._workers[worker_id] = worker  # as a rule: it takes as much as before
+        else:
             self.other_bytes += _put(self._workers, worker_id, worker)
+
+    def _put_resources(self, changes: Changes) -> None:
         for resources_id, resources in changes.resources.items():
             self.other_bytes += _put(self._resources, resources_id, resources)
             if resources is not None:
@@ -468,9 +483,6 @@ class MemoryData(Loaded):
                 if newest is None or resources.policy_version > newest.policy_version:
                     self._newest_resources[resources.run] = resources_id
         self._latest_resources = changes.latest_resources or self._latest_resources
-        for reply in changes.replies.values():
-            self._replies.put(reply)
-        self._put_marks(changes)
 
     def _put_marks(self, changes: Changes) -> None:
         for (consumer, rollout_id), mark in changes.marks.items():
@@ -491,7 +503,9 @@ class MemoryData(Loaded):
         self._by_status[rollout.status][entry.ordinal] = entry
         self.other_bytes += rollout.size_bytes
         self._tally[rollout.status, rollout.mode] += 1
-        self._label(entry, (), labels_of(rollout.metadata_json))
+        labels = labels_of(rollout.metadata_json)
+        if labels:
+            self._label(entry, (), labels)
         if rollout.group_id is not None:
             members = self._groups.get(rollout.group_id) or {}
             members[entry.ordinal] = entry
@@ -525,7 +539,7 @@ class MemoryData(Loaded):
         if former.status != rollout.status:
             del self._by_status[former.status][entry.ordinal]
             self._by_status[rollout.status][entry.ordinal] = entry
-        if former.status != rollout.status or former.queue_place != rollout.queue_place or former.held != rollout.held:
+        if rollout.queue_position is not None or former.queue_position is not None:
             self._move_in_queue(rollout, _queue_place(former))
         if former.completion_position != rollout.completion_position:
             self._move_completion(entry, former.completion_position)
