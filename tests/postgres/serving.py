@@ -1,13 +1,15 @@
-"""A server on the event loop of its store."""
+"""Servers on the event loop of their stores."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
 
-from lightning_store import LightningStore
+from lightning_store import LightningStore, Span
+from lightning_store.postgres_store import PostgresEngineStore
 from lightning_store.testing.faults import Fault, FaultProxy, FaultSchedule
 from lightning_store.testing.linearizability import History
 from lightning_store_client import LightningStoreClient
@@ -16,14 +18,49 @@ from lightning_store_server.config import ServerConfig
 from tests.chaos.flaky import PATIENCE
 from tests.chaos.histories import CLIENTS, OPERATIONS, Session
 
+LIMIT_SECONDS = 60.0
+
+
+def a_span(rollout_id: str, attempt_id: str) -> Span:
+    return Span(
+        rollout_id=rollout_id,
+        attempt_id=attempt_id,
+        sequence_id=1,
+        trace_id="1" * 32,
+        span_id="2" * 16,
+        parent_id=None,
+        name="step",
+        start_time=1.0,
+        end_time=2.0,
+    )
+
+
+@asynccontextmanager
+async def servers(dsn: str, namespace: str, count: int, **options: Any) -> AsyncIterator[list[PostgresEngineStore]]:
+    """Stores as so many servers have them; opened at once, so that all of them migrate."""
+    stores = await asyncio.gather(
+        *(PostgresEngineStore.open(dsn, namespace=namespace, **options) for _ in range(count))
+    )
+    try:
+        yield stores
+    finally:
+        for store in stores:
+            await store.aclose()
+
 
 @asynccontextmanager
 async def serving(store: LightningStore) -> AsyncIterator[str]:
     """The endpoint of a server that hosts the store."""
-    server = GrpcServer(store, ServerConfig(port=0))
+    async with running(store, ServerConfig(port=0)) as server:
+        yield f"localhost:{server.bound_port}"
+
+
+@asynccontextmanager
+async def running(store: LightningStore, config: ServerConfig) -> AsyncIterator[GrpcServer]:
+    server = GrpcServer(store, config)
     await server.start()
     try:
-        yield f"localhost:{server.bound_port}"
+        yield server
     finally:
         await server.stop(0)
 
@@ -47,3 +84,9 @@ async def calls_over_a_flaky_wire(
     assert len(history.operations) == len(sessions) * OPERATIONS
     assert all(operation.returned is not None for operation in history.operations), "a call failed"
     yield history
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(LIMIT_SECONDS):
+        while not await condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, cast
 
 import asyncpg
@@ -14,7 +13,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from lightning_store import CompletedRollout, RolloutConfig, Span, StoreUnavailableError
+from lightning_store import CompletedRollout, RolloutConfig, StoreUnavailableError
 from lightning_store.backends.postgres.following import Follower
 from lightning_store.engine.idempotency import request_scope
 from lightning_store.errors import UnsupportedError
@@ -25,39 +24,10 @@ from lightning_store_client import LightningStoreClient
 from tests.chaos.test_linearizability import CUT
 from tests.postgres.bouncer import bouncer_to
 from tests.postgres.proxy import proxy_to
-from tests.postgres.serving import calls_over_a_flaky_wire, serving
+from tests.postgres.serving import LIMIT_SECONDS, a_span, calls_over_a_flaky_wire, eventually, servers, serving
 from tools.postgres_server import PostgresServer
 
-LIMIT_SECONDS = 60.0
-
 pytestmark = pytest.mark.asyncio
-
-
-def a_span(rollout_id: str, attempt_id: str) -> Span:
-    return Span(
-        rollout_id=rollout_id,
-        attempt_id=attempt_id,
-        sequence_id=1,
-        trace_id="1" * 32,
-        span_id="2" * 16,
-        parent_id=None,
-        name="step",
-        start_time=1.0,
-        end_time=2.0,
-    )
-
-
-@asynccontextmanager
-async def servers(dsn: str, namespace: str, count: int, **options: Any) -> AsyncIterator[list[PostgresEngineStore]]:
-    """Stores as so many servers have them; opened at once, so that all of them migrate."""
-    stores = await asyncio.gather(
-        *(PostgresEngineStore.open(dsn, namespace=namespace, **options) for _ in range(count))
-    )
-    try:
-        yield stores
-    finally:
-        for store in stores:
-            await store.aclose()
 
 
 @pytest.fixture(params=["notified", "polling"])
@@ -65,12 +35,6 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None
     """How a server learns what another one did."""
     if request.param == "polling":
         monkeypatch.setattr(Follower, "notify", lambda self: None)
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(LIMIT_SECONDS):
-        while not await condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.02)
 
 
 async def test_calls_on_three_servers_are_as_good_as_one_after_the_other(

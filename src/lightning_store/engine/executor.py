@@ -269,7 +269,7 @@ class Executor:
 
     async def _transact_until_done(self, calls: Sequence[_Call[Any]], alone: bool) -> None:
         tries = 0
-        happened = "the store is too busy; try again"
+        unknown = False
         while True:
             try:
                 if await self._transact(calls):
@@ -277,10 +277,14 @@ class Executor:
                 await asyncio.sleep(0)  # there was a great deal that was due: let others in between
             except (ConflictError, CommitUnknownError) as error:
                 tries += 1
-                if isinstance(error, CommitUnknownError):
-                    happened = "the store does not answer; the call may have happened"
+                unknown = unknown or isinstance(error, CommitUnknownError)
                 if tries == TRIES_MAX:
                     logger.warning("A transaction failed %d times in a row, the last time with %r", tries, error)
+                    happened = (
+                        "the store does not answer; the call may have happened"
+                        if unknown
+                        else f"others are in the way, {tries} times in a row; try again: {error}"
+                    )
                     return _fail_all(calls, StoreUnavailableError(happened))
                 await _back_off(tries)
             except StoreUnavailableError as error:  # the data cannot be reached, by none of them

@@ -31,7 +31,13 @@ from lightning_store.backends.base import (
 )
 from lightning_store.backends.postgres import reading, storing
 from lightning_store.backends.postgres.connections import Connections, Settings, Tasks, close, migrate
-from lightning_store.backends.postgres.errors import as_store_error, breaks_connection, state_of, store_errors
+from lightning_store.backends.postgres.errors import (
+    as_final_error,
+    as_store_error,
+    breaks_connection,
+    state_of,
+    store_errors,
+)
 from lightning_store.backends.postgres.following import Follower
 from lightning_store.backends.postgres.loading import PostgresLoaded, load
 from lightning_store.backends.postgres.rows import Totals
@@ -49,7 +55,7 @@ from lightning_store.backends.records import (
     WorkerRecord,
 )
 from lightning_store.clock import SystemClock
-from lightning_store.errors import InternalError, InvalidArgumentError
+from lightning_store.errors import InvalidArgumentError
 from lightning_store.model import TIME_MAX_SECONDS
 from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanBatchQuery, SpanQuery, WorkerQuery
 
@@ -367,10 +373,7 @@ class _Snapshot(Snapshot):
             return await read(self._connection, *arguments)
         except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError, UnicodeError) as error:
             self._broken = breaks_connection(error)
-            raised = as_store_error(error)
-            if isinstance(raised, ConflictError):
-                raised = InternalError(str(raised))
-            raise raised from error
+            raise as_final_error(error) from error
 
     async def has_due(self, due: Due) -> bool:
         return await self._read(reading.has_due, due)

@@ -98,6 +98,8 @@ class Settings:
                 max_cached_statement_lifetime=0,
                 server_settings={"application_name": APPLICATION},
             )
+        except OSError as error:  # also a certificate that is not valid, which is a ValueError too
+            raise as_store_error(error) from error
         except (asyncpg.ClientConfigurationError, ValueError) as error:
             raise InvalidArgumentError(f"the database cannot be reached so: {error}", field="database") from None
         except Exception as error:
@@ -117,7 +119,7 @@ async def migrate(settings: Settings) -> None:
         with store_errors():
             if connection.get_server_version().major < VERSION_MIN:
                 raise UnsupportedError(f"this is PostgreSQL {connection.get_server_version().major}; it takes 14")
-            async with connection.transaction():
+            async with connection.transaction(isolation="read_committed"):  # reads what the holder of the lock did
                 await connection.execute(settings.lock)
                 await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {settings.schema}")
                 await connection.execute(f"SET LOCAL search_path = {settings.schema}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -23,6 +24,11 @@ _GONE: Final = ("08", "57P", "25P03", "57P05", "53", "58", "25006", "XX")
 """No connection, shut down, idle for too long, out of resources, failing, only a standby, damaged."""
 _LATE: Final = ("55P03", "57014")
 """A lock was not to be had, or a statement took too long."""
+_TLS_ADVICE: Final = (
+    "sslrootcert has to name the authority of the database's certificate, and the host has to be one that the"
+    " certificate is for; where the database asks for a certificate, sslcert and sslkey have to name one that it takes"
+)
+_LOGIN_ADVICE: Final = "look at user, password, sslmode and sslcert here, and at pg_hba.conf there"
 
 
 def state_of(error: BaseException) -> str:
@@ -47,17 +53,29 @@ def as_store_error(error: Exception) -> Exception:
         return full
     if state in _LATE:
         return StoreUnavailableError(f"the database is too slow, or another server holds it up: {said}")
+    if isinstance(error, ssl.SSLError):
+        return StoreUnavailableError(f"no TLS with the database: {said}; {_TLS_ADVICE}")
+    if state.startswith("28"):
+        return StoreUnavailableError(f"the database lets nobody in so: {said}; {_LOGIN_ADVICE}")
     if isinstance(error, asyncpg.DataError | UnicodeEncodeError):
         return InvalidArgumentError(f"a value cannot be stored: {said}")
-    if breaks_connection(error) or state.startswith(("28", "3D", "42501")):
+    if breaks_connection(error) or state.startswith(("3D", "42501")):
         return StoreUnavailableError(f"the database cannot be reached: {said}")
     return InternalError(f"the database failed: {said}")
 
 
+def as_final_error(error: Exception) -> Exception:
+    """The error that callers get where nobody resolves conflicts: they may try again."""
+    raised = as_store_error(error)
+    if isinstance(raised, ConflictError):
+        return StoreUnavailableError(f"the database gave it up for the sake of others; try again: {raised}")
+    return raised
+
+
 @contextmanager
 def store_errors() -> Iterator[None]:
-    """Raise the store's errors for those of the database."""
+    """Raise the store's errors for those of the database, where nobody resolves conflicts."""
     try:
         yield
     except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError, UnicodeEncodeError) as error:
-        raise as_store_error(error) from error
+        raise as_final_error(error) from error

@@ -1,0 +1,172 @@
+"""A database that ends transactions for the sake of others."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import asyncpg
+import pytest
+import pytest_asyncio
+from asyncpg import Connection
+
+from lightning_store import StoreUnavailableError
+from lightning_store.engine.executor import TRIES_MAX
+from lightning_store.engine.idempotency import request_scope
+from lightning_store_client import LightningStoreClient
+from tests.postgres.serving import LIMIT_SECONDS, a_span, eventually, servers, serving
+from tools.postgres_server import PostgresServer
+
+pytestmark = pytest.mark.asyncio
+
+HOLDS_LOCK = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND granted"
+WAITS_FOR_LOCK = "SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+
+
+@pytest_asyncio.fixture(loop_scope="function")
+async def session(postgres: PostgresServer) -> AsyncIterator[Connection]:
+    """That of somebody else on the database, who is never the victim of a deadlock."""
+    connection: Connection = await asyncpg.connect(postgres.dsn())
+    await connection.execute("SET deadlock_timeout = '1h'")
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+# --- Conflicts -------------------------------------------------------------------------------------------------------
+
+
+async def add_trigger(session: Connection, schema: str, when: str, body: str, options: str = "") -> None:
+    """Run ``body`` at a moment of each transaction, once. ``tries`` counts the transactions, also those that fail."""
+    await session.execute(
+        f"CREATE SEQUENCE {schema}.tries;"
+        f" CREATE FUNCTION {schema}.meddle() RETURNS trigger LANGUAGE plpgsql AS $$"
+        f" DECLARE try bigint := nextval('{schema}.tries'); BEGIN {body} RETURN NULL; END $$;"
+        f" CREATE {when} {options} EXECUTE FUNCTION {schema}.meddle()"
+    )
+
+
+async def tries(session: Connection, schema: str) -> int:
+    return int(cast(Any, await session.fetchval(f"SELECT last_value FROM {schema}.tries")))
+
+
+@pytest.mark.parametrize("at", ["a statement", "COMMIT"])
+@pytest.mark.parametrize("state", ["40001", "40P01"])
+async def test_a_group_that_the_database_gives_up_is_done_again_once(
+    postgres: PostgresServer, namespace: str, session: Connection, at: str, state: str
+) -> None:
+    async with servers(postgres.dsn(), namespace, 1) as (store,):
+        await store.enqueue_rollout({"claimed": True})
+        claimed = await store.dequeue_rollout(worker_id="w")
+        assert claimed is not None
+        rollout_id, attempt_id = claimed.rollout_id, claimed.attempt.attempt_id
+        deferred = "DEFERRABLE INITIALLY DEFERRED" if at == "COMMIT" else ""
+        await add_trigger(
+            session,
+            store.schema,
+            f"CONSTRAINT TRIGGER meddles AFTER INSERT ON {store.schema}.log {deferred} FOR EACH ROW",
+            f"IF try <= 2 THEN RAISE EXCEPTION 'given up' USING ERRCODE = '{state}'; END IF;",
+        )
+        first, second, span, *_ = await asyncio.gather(
+            store.enqueue_rollout({"a": 1}),
+            store.enqueue_rollout({"a": 2}),
+            store.add_span(a_span(rollout_id, attempt_id)),
+            store.update_worker("w", {"gpu": 1.0}),
+            store.update_attempt(rollout_id, attempt_id, status="succeeded"),
+        )
+        assert await tries(session, store.schema) == 3  # all calls were in each of them
+        assert span is not None
+        stored = (await store.query_rollouts()).items
+        assert {one.rollout_id for one in stored} == {rollout_id, first.rollout_id, second.rollout_id}
+        assert [one.status for one in stored if one.rollout_id == rollout_id] == ["succeeded"]
+        assert [one.span_id for one in (await store.query_spans(rollout_id)).items] == [span.span_id]
+        assert [claim.rollout_id for claim in await store.dequeue_many_rollouts(limit=5)] == [
+            first.rollout_id,
+            second.rollout_id,
+        ]
+
+
+async def test_a_group_that_the_database_gives_up_for_ever_fails_in_the_end(
+    postgres: PostgresServer, namespace: str, session: Connection
+) -> None:
+    async with servers(postgres.dsn(), namespace, 1) as (store,):
+        await add_trigger(
+            session,
+            store.schema,
+            f"TRIGGER meddles AFTER INSERT ON {store.schema}.log FOR EACH ROW",
+            "RAISE EXCEPTION 'given up' USING ERRCODE = '40001';",
+        )
+        with request_scope("id-1", "", repeated=True), pytest.raises(StoreUnavailableError, match="given up"):
+            await store.enqueue_rollout({})
+        assert await tries(session, store.schema) == TRIES_MAX
+        assert (await store.query_rollouts()).items == []
+        await session.execute(f"DROP TRIGGER meddles ON {store.schema}.log")
+        with request_scope("id-1", "", repeated=True):
+            rollout = await store.enqueue_rollout({})
+        assert [one.rollout_id for one in (await store.query_rollouts()).items] == [rollout.rollout_id]
+
+
+async def test_the_victim_of_a_deadlock_is_done_again(
+    postgres: PostgresServer, namespace: str, session: Connection
+) -> None:
+    """Somebody holds a row that a server wants, and wants the lock that the server holds."""
+    dsn = f"{postgres.dsn()}&deadlock_timeout=10"
+    async with servers(dsn, namespace, 1) as (store,), asyncio.timeout(LIMIT_SECONDS):
+        rollout = await store.enqueue_rollout({})
+        await add_trigger(
+            session,
+            store.schema,
+            f"TRIGGER meddles BEFORE UPDATE ON {store.schema}.rollouts FOR EACH STATEMENT",
+            f"WHILE try = 1 AND NOT ({WAITS_FOR_LOCK}) LOOP PERFORM pg_sleep(0.01); END LOOP;",
+        )
+        async with session.transaction():
+            await session.execute(
+                f"SELECT 1 FROM {store.schema}.rollouts WHERE rollout_id = $1 FOR UPDATE", rollout.rollout_id
+            )
+            updating = asyncio.create_task(store.update_rollout(rollout.rollout_id, metadata={"a": 1}))
+
+            async def holds_lock() -> bool:
+                return bool(await session.fetchval(HOLDS_LOCK))
+
+            await eventually(holds_lock)
+            await session.execute(f"SELECT pg_advisory_xact_lock(hashtextextended('{store.schema}', 0))")
+        assert (await updating).metadata == {"a": 1}
+        assert await tries(session, store.schema) == 2
+
+
+async def test_a_read_that_the_database_gives_up_may_be_made_again(
+    postgres: PostgresServer, namespace: str, session: Connection
+) -> None:
+    async with (
+        servers(postgres.dsn(), namespace, 1) as (store,),
+        serving(store) as endpoint,
+        LightningStoreClient(endpoint, timeout=LIMIT_SECONDS) as client,
+    ):
+        rollout = await client.enqueue_rollout({})
+        schema = store.schema
+        function = f"CREATE OR REPLACE FUNCTION {schema}.meddle() RETURNS boolean LANGUAGE plpgsql AS"
+        await session.execute(
+            f"{function} $$ BEGIN RAISE EXCEPTION 'given up' USING ERRCODE = '40P01'; END $$;"
+            f" ALTER TABLE {schema}.payloads RENAME TO kept;"
+            f" CREATE VIEW {schema}.payloads AS SELECT * FROM {schema}.kept WHERE {schema}.meddle()"
+        )
+        with pytest.raises(StoreUnavailableError, match="given up"):
+            await store.get_rollout_by_id(rollout.rollout_id)
+        reading = asyncio.create_task(client.get_rollout_by_id(rollout.rollout_id))
+        await asyncio.sleep(0)
+        await session.execute(f"{function} $$ BEGIN RETURN true; END $$")
+        found = await reading
+        assert found is not None
+        assert found.rollout_id == rollout.rollout_id
+
+
+@pytest.mark.parametrize("level", ["serializable", "repeatable read"])
+async def test_a_database_with_another_isolation_by_default(
+    postgres: PostgresServer, namespace: str, level: str
+) -> None:
+    dsn = f"{postgres.dsn()}&default_transaction_isolation={level.replace(' ', '%20')}"
+    async with servers(dsn, namespace, 5) as stores:
+        found = await asyncio.gather(*(stores[number % 5].enqueue_rollout(number) for number in range(20)))
+        assert len({one.rollout_id for one in found}) == len((await stores[0].query_rollouts()).items) == 20
