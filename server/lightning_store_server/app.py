@@ -65,8 +65,6 @@ WORKER_DEFAULTS: Final[dict[str, Any]] = {
 """Settings of a served store that an embedded one has not."""
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
-HEALTH_SECONDS: Final = 0.5
-"""How often a server looks whether its data is within reach."""
 
 
 class GrpcServer:
@@ -170,18 +168,19 @@ class GrpcServer:
         await self._health.set(SERVICE, SERVING)
         self._server = server
         engine = engine_of(self._store)
-        if engine is not None and not engine.inline:
+        if engine is not None:
             self._watching_data = asyncio.create_task(self._watch_data(engine))
 
     async def _watch_data(self, engine: Engine) -> None:
         """Health says whether the data is within reach. A drain ends this."""
-        serving = True
+        available = True
         while True:
-            if engine.available != serving:
-                serving = engine.available
-                for service in (SERVICE, ""):
-                    await self._health.set(service, SERVING if serving else NOT_SERVING)
-            await asyncio.sleep(HEALTH_SECONDS)
+            await engine.wait_for_availability(not available)
+            available = not available
+            if self._http is not None:
+                self._http.note_data(available)
+            for service in (SERVICE, ""):
+                await self._health.set(service, SERVING if available else NOT_SERVING)
 
     def _interceptors(self) -> list[Any]:
         """The outermost first: the log sees the status that the errors were mapped to."""

@@ -1,4 +1,4 @@
-"""A proxy before PostgreSQL that counts what clients send, loses answers to COMMIT, and hangs."""
+"""A proxy before PostgreSQL that counts what clients send, loses answers to COMMIT, is slow, and hangs."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tools.postgres_server import PostgresServer
 
 _HEADER = 5
 COMMIT = b"COMMIT\0"
+LISTEN = b"\0LISTEN "
 
 
 class PostgresProxy:
@@ -29,6 +30,12 @@ class PostgresProxy:
         self.open = asyncio.Event()
         """Cleared, it hands nothing on, in either direction."""
         self.open.set()
+        self.delay_seconds = 0.0
+        """How late answers come, each time that the database sends some."""
+        self.listeners: set[asyncio.StreamReader] = set()
+        """The connections that are open and listen to notifications."""
+        self.silent: set[asyncio.StreamReader] = set()
+        """Connections that stay open, and on which nothing comes from the database any more."""
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -45,7 +52,7 @@ class PostgresProxy:
             writer.close()
             self._tasks.discard(task)
             return
-        down = asyncio.create_task(self._answers(up_reader, writer))
+        down = asyncio.create_task(self._answers(reader, up_reader, writer))
         try:
             await self._requests(reader, up_writer, down)
         except (OSError, asyncio.IncompleteReadError):
@@ -55,6 +62,7 @@ class PostgresProxy:
             await asyncio.wait([down])
             for each in (writer, up_writer):
                 each.transport.abort()
+            self.listeners.discard(reader)
             self._tasks.discard(task)
 
     async def _requests(
@@ -68,6 +76,8 @@ class PostgresProxy:
             await self.open.wait()
             kind = chr(header[0])
             self.sent[kind] += 1
+            if kind == "P" and LISTEN in body:
+                self.listeners.add(reader)
             if kind == "Q" and body == COMMIT and self.lost_commits:
                 self.lost_commits -= 1
                 answers.cancel()
@@ -79,9 +89,15 @@ class PostgresProxy:
             writer.write(header + body)
             await writer.drain()
 
-    async def _answers(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answers(
+        self, of: asyncio.StreamReader, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         while data := await reader.read(1 << 16):
             await self.open.wait()
+            if self.delay_seconds:
+                await asyncio.sleep(self.delay_seconds)
+            if of in self.silent:
+                continue
             writer.write(data)
             await writer.drain()
         writer.close()

@@ -1,21 +1,30 @@
-"""A database that ends transactions for the sake of others."""
+"""A database that is slow, that ends transactions for the sake of others, and connections that die."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, cast
 
 import asyncpg
+import grpc.aio
 import pytest
 import pytest_asyncio
 from asyncpg import Connection
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from lightning_store import StoreUnavailableError
+from lightning_store import CompletedRollout, StoreUnavailableError
+from lightning_store.backends.postgres import following
+from lightning_store.backends.postgres.connections import APPLICATION
 from lightning_store.engine.executor import TRIES_MAX
 from lightning_store.engine.idempotency import request_scope
+from lightning_store.postgres_store import PostgresEngineStore
+from lightning_store.wire.methods import SERVICE
 from lightning_store_client import LightningStoreClient
-from tests.postgres.serving import LIMIT_SECONDS, a_span, eventually, servers, serving
+from lightning_store_server.config import ServerConfig
+from tests.postgres.proxy import PostgresProxy, proxy_to
+from tests.postgres.serving import LIMIT_SECONDS, a_span, eventually, running, servers, serving
+from tests.server.test_http_side import fetch
 from tools.postgres_server import PostgresServer
 
 pytestmark = pytest.mark.asyncio
@@ -33,6 +42,111 @@ async def session(postgres: PostgresServer) -> AsyncIterator[Connection]:
         yield connection
     finally:
         await connection.close()
+
+
+# --- Slow ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What follows other servers replaces a connection that is silent for less long than answers take here."""
+    monkeypatch.setattr(following, "PATIENCE_SECONDS", 0.05)
+
+
+async def test_a_slow_database_makes_calls_slow_and_nothing_else(
+    postgres: PostgresServer, namespace: str, impatient: None
+) -> None:
+    async with (
+        proxy_to(postgres) as proxy,
+        servers(proxy.dsn, namespace, 1) as (slow,),
+        servers(postgres.dsn(), namespace, 1) as (other,),
+        serving(slow) as endpoint,
+        LightningStoreClient(endpoint) as client,
+        asyncio.timeout(LIMIT_SECONDS),
+    ):
+        proxy.delay_seconds = 0.1
+        away = asyncio.create_task(slow.engine.wait_for_availability(False))
+        claiming = asyncio.create_task(client.dequeue_rollout(worker_id="w", max_wait=LIMIT_SECONDS))
+        feed = cast(AsyncGenerator[CompletedRollout, None], slow.watch_rollouts())
+        followed = asyncio.ensure_future(anext(feed))
+        rollout = await other.enqueue_rollout({"a": 1})
+        claimed = await claiming
+        assert claimed is not None
+        assert claimed.rollout_id == rollout.rollout_id
+        await client.add_span(a_span(rollout.rollout_id, claimed.attempt.attempt_id))
+        await other.update_attempt(rollout.rollout_id, claimed.attempt.attempt_id, status="succeeded")
+        assert (await followed).rollout.rollout_id == rollout.rollout_id
+        await feed.aclose()
+
+        again = []
+        for _ in range(2):
+            with request_scope("id-1", "", repeated=True):
+                again.append((await slow.enqueue_rollout({"a": 2})).rollout_id)
+        assert again[0] == again[1]
+        assert len((await client.query_rollouts()).items) == 2
+        assert await health_of(endpoint) == "SERVING"
+        assert not away.done()
+        away.cancel()
+
+
+async def test_what_is_too_slow_fails_and_may_be_made_again(
+    postgres: PostgresServer, namespace: str, session: Connection
+) -> None:
+    """Somebody holds a table, so that statements wait; what serves is fine but for that."""
+    async with (
+        servers(postgres.dsn(), namespace, 1, statement_timeout=2, lock_timeout=1) as (store,),
+        serving(store) as endpoint,
+        LightningStoreClient(endpoint, timeout=LIMIT_SECONDS) as client,
+    ):
+        async with session.transaction():
+            await session.execute(f"LOCK TABLE {store.schema}.rollouts")
+            with request_scope("id-1", "", repeated=True), pytest.raises(StoreUnavailableError, match="too slow"):
+                await store.enqueue_rollout({"a": 1})
+            with pytest.raises(StoreUnavailableError, match="too slow"):
+                await store.query_rollouts()
+            patient = asyncio.create_task(client.enqueue_rollout({"a": 2}))
+            assert await health_of(endpoint) == "SERVING"
+        with request_scope("id-1", "", repeated=True):
+            first = await store.enqueue_rollout({"a": 1})
+        kept = {first.rollout_id, (await patient).rollout_id}
+        assert {one.rollout_id for one in (await store.query_rollouts()).items} == kept
+
+
+async def test_answers_that_take_longer_than_a_statement_may(postgres: PostgresServer, namespace: str) -> None:
+    async with (
+        proxy_to(postgres) as proxy,
+        servers(proxy.dsn, namespace, 1, statement_timeout=2, lock_timeout=1) as (store,),
+        running(store, ServerConfig(port=0, http_port=0)) as server,
+        asyncio.timeout(LIMIT_SECONDS),
+    ):
+
+        async def said() -> tuple[str, int]:
+            status, _, _ = await asyncio.to_thread(fetch, f"http://localhost:{server.bound_http_port}/readyz")
+            return await health_of(f"localhost:{server.bound_port}"), status
+
+        async def is_away() -> bool:
+            return await said() == ("NOT_SERVING", 503)
+
+        async def is_back() -> bool:
+            return await said() == ("SERVING", 200)
+
+        assert await is_back()
+        proxy.delay_seconds = 3600
+        with request_scope("id-1", "", repeated=True), pytest.raises(StoreUnavailableError):
+            await store.enqueue_rollout({"a": 1})
+        await eventually(is_away)
+
+        proxy.delay_seconds = 0
+        await eventually(is_back)
+        with request_scope("id-1", "", repeated=True):
+            rollout = await store.enqueue_rollout({"a": 1})
+        assert [one.rollout_id for one in (await store.query_rollouts()).items] == [rollout.rollout_id]
+
+
+async def health_of(endpoint: str) -> str:
+    async with grpc.aio.insecure_channel(endpoint) as channel:
+        found = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=SERVICE))
+        return health_pb2.HealthCheckResponse.ServingStatus.Name(found.status)
 
 
 # --- Conflicts -------------------------------------------------------------------------------------------------------
@@ -170,3 +284,57 @@ async def test_a_database_with_another_isolation_by_default(
     async with servers(dsn, namespace, 5) as stores:
         found = await asyncio.gather(*(stores[number % 5].enqueue_rollout(number) for number in range(20)))
         assert len({one.rollout_id for one in found}) == len((await stores[0].query_rollouts()).items) == 20
+
+
+# --- Connections that die --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["silent", "terminated"])
+async def test_what_waits_is_woken_when_the_connection_that_listens_dies(
+    postgres: PostgresServer, namespace: str, session: Connection, impatient: None, way: str
+) -> None:
+    async with (
+        proxy_to(postgres) as proxy,
+        servers(proxy.dsn, namespace, 1, statement_timeout=3600) as (one,),
+        servers(postgres.dsn(), namespace, 1) as (other,),
+        asyncio.timeout(LIMIT_SECONDS),
+    ):
+        away = asyncio.create_task(one.engine.wait_for_availability(False))
+
+        async def listens() -> bool:
+            return bool(proxy.listeners - proxy.silent)
+
+        for number in range(2):
+            await eventually(listens)
+            first = await other.enqueue_rollout({"number": number})
+            claimed = await other.dequeue_rollout(worker_id="w")
+            assert claimed is not None
+            feed = cast(AsyncGenerator[CompletedRollout, None], one.watch_rollouts([first.rollout_id]))
+            waits = [
+                asyncio.ensure_future(one.dequeue_rollout(worker_id="v", max_wait=LIMIT_SECONDS)),
+                asyncio.ensure_future(one.wait_for_rollouts([first.rollout_id], timeout=LIMIT_SECONDS)),
+                asyncio.ensure_future(anext(feed)),
+            ]
+            await kill_listener(way, proxy, session, one)
+            second = await other.enqueue_rollout({})
+            await other.update_attempt(first.rollout_id, "latest", status="succeeded")
+            claim, ended, completion = await asyncio.gather(*waits)
+            assert claim.rollout_id == second.rollout_id
+            assert [found.rollout_id for found in ended] == [first.rollout_id]
+            assert completion.rollout.rollout_id == first.rollout_id
+            await feed.aclose()
+        assert await listens()
+        assert not away.done()
+        away.cancel()
+
+
+async def kill_listener(way: str, proxy: PostgresProxy, session: Connection, store: PostgresEngineStore) -> None:
+    if way == "silent":
+        proxy.silent |= proxy.listeners
+        return
+    killed = await session.fetch(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = $1 AND query ~ $2",
+        APPLICATION,
+        f"LISTEN.*{store.schema}|{store.schema}.log|pg_notify",
+    )
+    assert killed  # of either server

@@ -48,11 +48,21 @@ class Stage(StrEnum):
 
 
 class Lifecycle:
-    """The stage of one server, and whether its requests are being cut."""
+    """The stage of one server, whether its data is within reach, and whether its requests are being cut."""
 
     def __init__(self) -> None:
         self.stage = Stage.STARTING
+        self.has_data = True
         self.cut = False
+
+    @property
+    def is_ready(self) -> bool:
+        return self.stage is Stage.SERVING and self.has_data
+
+    @property
+    def status(self) -> str:
+        """What probes are told."""
+        return self.stage if self.has_data or self.stage is not Stage.SERVING else "unavailable"
 
 
 def make_app(
@@ -102,14 +112,14 @@ def probe_routes(lifecycle: Lifecycle) -> list[BaseRoute]:
     def answer(ok: Callable[[], bool]) -> Callable[[Request], Awaitable[Response]]:
         async def probe(_: Request) -> Response:
             status = HTTPStatus.OK if ok() else HTTPStatus.SERVICE_UNAVAILABLE
-            return JSONResponse({"status": lifecycle.stage}, status, {"Cache-Control": "no-store"})
+            return JSONResponse({"status": lifecycle.status}, status, {"Cache-Control": "no-store"})
 
         return probe
 
     return [
         Route("/healthz", answer(lambda: True)),
         Route("/startupz", answer(lambda: lifecycle.stage is not Stage.STARTING)),
-        Route("/readyz", answer(lambda: lifecycle.stage is Stage.SERVING)),
+        Route("/readyz", answer(lambda: lifecycle.is_ready)),
     ]
 
 

@@ -86,6 +86,10 @@ class HttpSide:
         """The whole server takes calls."""
         self.lifecycle.stage = Stage.SERVING
 
+    def note_data(self, available: bool) -> None:
+        """Be ready only while the data is within reach."""
+        self.lifecycle.has_data = available
+
     def note_leaving(self) -> None:
         """Be ready no longer, and answer as before."""
         self.lifecycle.stage = Stage.LEAVING

@@ -24,6 +24,7 @@ verbs of their own, since they answer one caller and are not part of a group.
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -521,6 +522,11 @@ class Backend(ABC):
     def available(self) -> bool:
         """Whether the data can be reached, as far as is known."""
         return True
+
+    async def wait_for_availability(self, available: bool) -> None:
+        """Return when ``available`` is this: never, with a backend that is always within reach, for False."""
+        if self.available is not available:
+            await asyncio.get_running_loop().create_future()
 
     def follow(self, tell: Callable[[Elsewhere], None]) -> None:  # noqa: B027
         """Have ``tell`` called with what other servers do on the same data, on the event loop of the backend. A backend

@@ -137,6 +137,10 @@ class Engine:
         """Whether the data can be reached, as far as is known."""
         return self._backend.available
 
+    async def wait_for_availability(self, available: bool) -> None:
+        """Return when ``available`` is this."""
+        await self._backend.wait_for_availability(available)
+
     def _heed_others(self, done: Elsewhere) -> None:
         self._executor.heed_others(done)
         self._waiting.notify_of_others(done)

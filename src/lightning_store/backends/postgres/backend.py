@@ -183,6 +183,9 @@ class PostgresBackend(Backend):
     def available(self) -> bool:
         return self._follower.available
 
+    async def wait_for_availability(self, available: bool) -> None:
+        await self._follower.wait_for(available)
+
     def follow(self, tell: Callable[[Elsewhere], None]) -> None:
         self._follower.follow(tell)
 

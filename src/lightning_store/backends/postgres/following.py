@@ -21,6 +21,10 @@ NOTIFY_SECONDS: Final = 0.01
 """A server notifies the others so often at the most: each notification takes a lock on the whole database."""
 POLL_SECONDS: Final = 0.1
 """How often it looks without a notification."""
+PATIENCE_SECONDS: Final = 1.0
+"""After so long without an answer a connection is replaced: one that died silently does not say so."""
+SLOWNESS: Final = 4
+"""A database that is slow to answer gets so many times as long as it took the last time."""
 RECONNECT_SECONDS: Final = 0.5
 STOP_SECONDS: Final = 0.2
 ROWS_AT_ONCE: Final = 500
@@ -45,14 +49,31 @@ class Follower:
         self._something = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
-        self.available = True
-        """Whether the database answered the last time that it was asked."""
+        self._monotonic = asyncio.get_running_loop().time
+        self._answered_at = self._monotonic()
+        self._patience = PATIENCE_SECONDS
+        self._failures = 0
+        """How often it failed since the database answered."""
+        self._available = True
+        self._turned = asyncio.Event()
+        """Set, and replaced, when ``available`` changes."""
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())
 
     def follow(self, tell: Callable[[Elsewhere], None]) -> None:
         self._tell = tell
+
+    @property
+    def available(self) -> bool:
+        """Whether the database can be reached: a new connection to it was not refused, and it answered within the time
+        that a statement may take."""
+        return self._available
+
+    async def wait_for(self, available: bool) -> None:
+        """Return when ``available`` is this."""
+        while self._available is not available:
+            await self._turned.wait()
 
     def notify(self) -> None:
         """Have the other servers look, soon."""
@@ -68,20 +89,47 @@ class Follower:
                 await asyncio.wait([task], timeout=STOP_SECONDS)
 
     async def _run(self) -> None:
+        """Follow on one connection after the other. The first that breaks is replaced at once."""
         while not self._stopped:
             connection: Connection | None = None
             try:
                 connection = await self._settings.connect()
-                await self._listen(connection)
+                async with asyncio.timeout(self._patience):
+                    await self._listen(connection)
                 await self._follow(connection)
             except Exception as error:
-                if self.available:
-                    logger.warning("The database is gone: %s", as_store_error(error))
-                self.available = False
+                self._note_failure(error)
             finally:
                 if connection is not None:
-                    connection.terminate() if not self.available else await close(connection)
-            await asyncio.sleep(RECONNECT_SECONDS)
+                    connection.terminate() if self._failures else await close(connection)
+            if self._failures > 1:
+                await asyncio.sleep(RECONNECT_SECONDS)
+
+    def _note_failure(self, error: Exception) -> None:
+        self._failures += 1
+        if isinstance(error, TimeoutError) or isinstance(error.__cause__, TimeoutError):
+            timeout = self._settings.statement_timeout
+            self._patience = min(2 * self._patience, timeout)
+            if self._monotonic() - self._answered_at < timeout:
+                return  # it may be slow
+        elif self._failures == 1:
+            return  # the connection is gone, which says nothing of the database
+        if self._available:
+            logger.warning("The database is gone: %s", as_store_error(error))
+            self._turn()
+
+    def _note_answer(self, asked_at: float) -> None:
+        self._failures = 0
+        self._answered_at = self._monotonic()
+        self._patience = max(PATIENCE_SECONDS, SLOWNESS * (self._answered_at - asked_at))
+        if not self._available:
+            logger.warning("The database is back")
+            self._turn()
+
+    def _turn(self) -> None:
+        self._available = not self._available
+        self._turned.set()
+        self._turned = asyncio.Event()
 
     async def _listen(self, connection: Connection) -> None:
         """Poolers that give each transaction another connection do not deliver notifications; polling goes on."""
@@ -95,12 +143,13 @@ class Follower:
         await connection.add_listener(self._settings.schema, note)
 
     async def _follow(self, connection: Connection) -> None:
-        monotonic = asyncio.get_running_loop().time
+        monotonic = self._monotonic
         looked_at = -POLL_SECONDS
         while not self._stopped:
             if self._notifying:
                 self._notifying = False
-                await connection.execute("SELECT pg_notify($1, '')", self._settings.schema)
+                async with asyncio.timeout(self._patience):
+                    await connection.execute("SELECT pg_notify($1, '')", self._settings.schema)
             if self._notified or monotonic() - looked_at >= POLL_SECONDS:
                 self._notified = False
                 looked_at = monotonic()
@@ -114,15 +163,15 @@ class Follower:
 
     async def _look(self, connection: Connection) -> None:
         while True:
-            found = await connection.fetch(
-                f"SELECT id, server, ended, deleted, queued, deadline FROM {self._settings.schema}.log"
-                f" WHERE id > $1 ORDER BY id LIMIT {ROWS_AT_ONCE}",
-                self._after,
-            )
-            missed = not self.available or bool(found and found[0][0] > self._after + 1)
-            if not self.available:
-                logger.warning("The database is back")
-                self.available = True
+            asked_at = self._monotonic()
+            async with asyncio.timeout(self._patience):
+                found = await connection.fetch(
+                    f"SELECT id, server, ended, deleted, queued, deadline FROM {self._settings.schema}.log"
+                    f" WHERE id > $1 ORDER BY id LIMIT {ROWS_AT_ONCE}",
+                    self._after,
+                )
+            missed = not self._available or bool(found and found[0][0] > self._after + 1)
+            self._note_answer(asked_at)
             others = [row for row in found if row[1] != self._server]
             if found:
                 self._after = found[-1][0]
