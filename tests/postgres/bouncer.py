@@ -44,7 +44,7 @@ def bouncer_to(postgres: PostgresServer) -> Iterator[str]:
     command = postgres.demoted([program(), "-q", str(settings)])
     running = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        yield f"{postgres.dsn()}&port={PORT}"
+        yield f"postgresql://{postgres.user}@/postgres?host={postgres.folder}&port={PORT}"
     finally:
         running.terminate()
         running.wait()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
+import ssl
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final, TypeVar
+from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 from asyncpg import Connection
@@ -21,6 +24,8 @@ VERSION_MIN: Final = 14
 """Of PostgreSQL."""
 APPLICATION: Final = "lightning-store-grpc"
 _NAMESPACE: Final = re.compile("[a-z0-9_]{1,40}")
+_TLS_FILES: Final = ("sslrootcert", "sslcrl", "sslkey", "sslcert")
+"""Parameters of a URL that name files; PGSSLROOTCERT and the like do so where it does not."""
 _MIGRATION: Final = re.compile(r"(\d{3})\.sql")
 
 
@@ -99,12 +104,39 @@ class Settings:
                 server_settings={"application_name": APPLICATION},
             )
         except OSError as error:  # also a certificate that is not valid, which is a ValueError too
+            is_of_file = isinstance(error, ssl.SSLError | FileNotFoundError | PermissionError)
+            unusable = unusable_tls_file(self.dsn) if is_of_file else None
+            if unusable is not None:
+                raise StoreUnavailableError(f"the database cannot be reached: {unusable}") from error
             raise as_store_error(error) from error
         except (asyncpg.ClientConfigurationError, ValueError) as error:
             raise InvalidArgumentError(f"the database cannot be reached so: {error}", field="database") from None
         except Exception as error:
             raise as_store_error(error) from error
         return connection
+
+
+def unusable_tls_file(dsn: str) -> str | None:
+    """Which of the files for TLS cannot be used, and why, which the error of a connection does not tell; None if all
+    can."""
+    query = parse_qs(urlsplit(dsn).query)
+    paths = {name: query.get(name, [os.environ.get(f"PG{name.upper()}", "")])[-1] for name in _TLS_FILES}
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    password = query.get("sslpassword", [""])[-1]
+    for name, path in paths.items():
+        try:
+            if not path:
+                continue
+            if name in ("sslrootcert", "sslcrl"):
+                context.load_verify_locations(path)
+            elif name == "sslcert":
+                context.load_cert_chain(path, paths["sslkey"] or None, lambda: password)
+            else:
+                open(path).close()
+        except OSError as error:
+            named = f"{name}={path}" + (f" with sslkey={paths['sslkey']}" if name == "sslcert" else "")
+            return f"{named} cannot be used: {error}"
+    return None
 
 
 async def migrate(settings: Settings) -> None:
