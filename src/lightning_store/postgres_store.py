@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, Final
 
 from lightning_store.backends.postgres import REPLAY_ENTRIES_MAX as REPLAY_ENTRIES_MAX
@@ -10,6 +12,7 @@ from lightning_store.backends.postgres import PostgresBackend
 from lightning_store.clock import Clock, ShiftedClock, SleepCountingClock
 from lightning_store.engine.policy import Policy
 from lightning_store.engine.store import EngineStore
+from lightning_store.errors import UnsupportedError
 from lightning_store.memory_limits import MemoryLimits
 from lightning_store.store import LightningStoreCapabilities
 
@@ -37,7 +40,13 @@ class PostgresEngineStore(EngineStore):
 
     @classmethod
     async def open(
-        cls, dsn: str, *, clock: Clock | None = None, limits: MemoryLimits | None = None, **options: Any
+        cls,
+        dsn: str,
+        *,
+        clock: Clock | None = None,
+        limits: MemoryLimits | None = None,
+        adopt_rules: bool = False,
+        **options: Any,
     ) -> PostgresEngineStore:
         """Open a store, and make it if there is none.
 
@@ -45,19 +54,25 @@ class PostgresEngineStore(EngineStore):
             dsn: As libpq takes it, ``postgresql://HOST/DATABASE``.
             clock: The time; that of the database for None.
             limits: How many bytes may be stored before spans are dropped or calls refused; None is no limit.
+            adopt_rules: Whether the policy of servers that are alive counts instead of ``options``, if there are any.
             options: The other arguments of :meth:`PostgresBackend.open`, and those of :class:`Policy`.
 
         Raises:
             InvalidArgumentError: An argument is not legal.
             UnsupportedError: A newer version of the program has written the tables, or the database is too old.
-            StoreUnavailableError: The database cannot be reached.
+            StoreUnavailableError: The database cannot be reached, or servers that are alive have another policy or
+                other limits.
         """
         given = {name: options.pop(name) for name in _OF_BACKEND if name in options}
         if "retain_for" in options:
             options["retain_for"] = tuple(options["retain_for"])
         policy = Policy(**options)
-        backend = await PostgresBackend.open(dsn, **given)
-        return cls(backend, policy=policy, clock=clock, memory=limits)
+        backend = await PostgresBackend.open(dsn, rules=_rules(policy, limits), adopt_rules=adopt_rules, **given)
+        try:
+            return cls(backend, policy=_policy(backend.rules), clock=clock, memory=limits)
+        except BaseException:
+            await backend.aclose()
+            raise
 
     @property
     def schema(self) -> str:
@@ -71,3 +86,25 @@ class PostgresEngineStore(EngineStore):
     async def aclose(self) -> None:
         """Wait for commits that are under way, and close the connections. May be called more than once."""
         await self._backend.aclose()
+
+
+def _rules(policy: Policy, limits: MemoryLimits | None) -> dict[str, Any]:
+    """What is not at its default, as JSON has it: so versions agree of which one knows more settings."""
+    rules: dict[str, Any] = {}
+    for one in fields(Policy):
+        value = getattr(policy, one.name)
+        value = value if isinstance(value, str | int | float | None) else sorted(value)
+        if value not in (one.default, []):
+            rules[one.name] = value
+    if limits is not None:
+        rules["limits"] = [limits.eviction_bytes, limits.safe_bytes, limits.limit_bytes]
+    return rules
+
+
+def _policy(rules: Mapping[str, Any]) -> Policy:
+    known = {one.name for one in fields(Policy)}
+    given = {name: value for name, value in rules.items() if name not in (*_OF_BACKEND, "limits")}
+    if not known.issuperset(given):
+        names = ", ".join(sorted({*given} - known))
+        raise UnsupportedError(f"the servers that are alive go by {names}, which this version does not know")
+    return Policy(**given)

@@ -68,7 +68,8 @@ Exit codes:
    2  a flag, a variable or the file of settings has a value that is not legal
   65  the database is damaged, or a file of something else
   66  the folder of the database does not exist
-  69  the port or the database is in use, or the address is not this machine's
+  69  the port or the database is in use, the address is not this machine's, the database cannot be reached, or the
+      servers that share it have other rules
   70  an internal failure; the log has its cause
   73  the database cannot be written: its file or its folder can only be read
   74  the disk of the database is full, or it fails

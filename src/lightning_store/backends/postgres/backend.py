@@ -8,7 +8,8 @@ are in it. Snapshots read on connections of their own and hold nobody up.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 from uuid import uuid4
@@ -40,6 +41,7 @@ from lightning_store.backends.postgres.errors import (
 )
 from lightning_store.backends.postgres.following import Follower
 from lightning_store.backends.postgres.loading import PostgresLoaded, load
+from lightning_store.backends.postgres.membership import Membership
 from lightning_store.backends.postgres.rows import Totals
 from lightning_store.backends.postgres.storing import Expired
 from lightning_store.backends.records import (
@@ -55,7 +57,7 @@ from lightning_store.backends.records import (
     WorkerRecord,
 )
 from lightning_store.clock import SystemClock
-from lightning_store.errors import InvalidArgumentError
+from lightning_store.errors import InvalidArgumentError, StoreError
 from lightning_store.model import TIME_MAX_SECONDS
 from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanBatchQuery, SpanQuery, WorkerQuery
 
@@ -74,6 +76,8 @@ NAMESPACE: Final = "default"
 EXPIRE_EVERY: Final = 64
 """How many replies are recorded until those that are too old are deleted."""
 EXPIRE_SECONDS: Final = 1.0
+LEAVE_SECONDS: Final = 2.0
+"""How long a server that ends waits for the database to note it."""
 
 
 class PostgresBackend(Backend):
@@ -82,22 +86,24 @@ class PostgresBackend(Backend):
     def __init__(
         self,
         settings: Settings,
+        membership: Membership,
+        server: str,
         store_id: str,
         totals: Totals,
         readers: int,
-        replay_window_seconds: float,
-        replay_entries_max: int,
     ) -> None:
+        self._membership = membership
         self._store_id = store_id
-        self._replay_window_seconds = replay_window_seconds
-        self._replay_entries_max = replay_entries_max
-        self._server = uuid4().hex
+        self._replay_window_seconds: float = membership.rules["replay_window_seconds"]
+        self._replay_entries_max: int = membership.rules["replay_entries_max"]
+        self._server = server
         self.totals = totals
         self._opened_with = totals
-        self.writers = Connections(settings, 1, settings.begin)
-        self.readers = Connections(settings, readers, settings.begin_snapshot)
+        self.writers = Connections(settings, 1, membership.begin, membership.admit)
+        self.readers = Connections(settings, readers, settings.begin_snapshot, membership.admit_reader)
         self.tasks = Tasks()
-        self._follower = Follower(settings, self._server, totals.id)
+        self._follower = Follower(settings, self._server, totals.id, membership)
+        self._closed = False
         self._settings = settings
         self._recorded = 0
         self._expired_at = 0.0
@@ -114,6 +120,8 @@ class PostgresBackend(Backend):
         statement_cache_size: int = STATEMENTS,
         replay_window_seconds: float = REPLAY_WINDOW_SECONDS,
         replay_entries_max: int = REPLAY_ENTRIES_MAX,
+        rules: Mapping[str, Any] | None = None,
+        adopt_rules: bool = False,
     ) -> PostgresBackend:
         """Make the tables if there are none, and begin to follow what other servers do.
 
@@ -127,11 +135,14 @@ class PostgresBackend(Backend):
             statement_cache_size: How many statements a connection keeps prepared. 0 for PgBouncer before 1.21.
             replay_window_seconds: How long a recorded reply is kept.
             replay_entries_max: How many replies are kept at most.
+            rules: What else this server decides by, as JSON has it: all servers of a namespace have to agree on it.
+            adopt_rules: Whether the rules of other servers count instead, if any are alive; ``rules`` of the backend
+                has those that count.
 
         Raises:
             InvalidArgumentError: An argument is not legal.
             UnsupportedError: A newer version of the program has written the tables, or the database is too old.
-            StoreUnavailableError: The database cannot be reached.
+            StoreUnavailableError: The database cannot be reached, or servers that are alive have other rules.
         """
         if not 0 <= replay_window_seconds <= TIME_MAX_SECONDS:
             message = f"replay_window_seconds is {replay_window_seconds}; give 0 to {TIME_MAX_SECONDS}"
@@ -141,6 +152,9 @@ class PostgresBackend(Backend):
                 raise InvalidArgumentError(f"{name} is {value}; give 1 or more", field=name)
         settings = Settings(dsn, namespace, statement_timeout, lock_timeout, statement_cache_size)
         await migrate(settings)
+        server = uuid4().hex
+        replies = {"replay_window_seconds": replay_window_seconds, "replay_entries_max": replay_entries_max}
+        membership = Membership(settings, server, {**(rules or {}), **replies})
         clock = SystemClock()
         connection = await settings.connect()
         try:
@@ -152,9 +166,10 @@ class PostgresBackend(Backend):
                 before = clock.now()
                 database_time: Any = await connection.fetchval("SELECT extract(epoch FROM clock_timestamp())")
                 ahead = float(database_time) - (before + clock.now()) / 2
+            await membership.join(connection, adopt=adopt_rules)
         finally:
             await close(connection)
-        backend = cls(settings, store_id, totals, readers, replay_window_seconds, replay_entries_max)
+        backend = cls(settings, membership, server, store_id, totals, readers)
         backend.clock_ahead_seconds = ahead
         backend._follower.start()
         return backend
@@ -178,6 +193,11 @@ class PostgresBackend(Backend):
     @property
     def newest_time(self) -> float:
         return self._opened_with.newest_time
+
+    @property
+    def rules(self) -> Mapping[str, Any]:
+        """What all servers of the namespace decide by, as JSON has it."""
+        return self._membership.rules
 
     @property
     def available(self) -> bool:
@@ -220,6 +240,19 @@ class PostgresBackend(Backend):
         await self.tasks.finish()
         await self.writers.close()
         await self.readers.close()
+        if not self._closed:
+            self._closed = True
+            await self._leave()
+
+    async def _leave(self) -> None:
+        """Others need not wait until this server counts as gone."""
+        with contextlib.suppress(StoreError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            async with asyncio.timeout(LEAVE_SECONDS):
+                connection = await self._settings.connect()
+                try:
+                    await self._membership.leave(connection)
+                finally:
+                    await close(connection)
 
     # --- What transactions do ----------------------------------------------------------------------------------------
 

@@ -11,7 +11,13 @@ from typing import Final
 import asyncpg
 
 from lightning_store.backends.base import ConflictError
-from lightning_store.errors import InternalError, InvalidArgumentError, ResourceExhaustedError, StoreUnavailableError
+from lightning_store.errors import (
+    InternalError,
+    InvalidArgumentError,
+    ResourceExhaustedError,
+    StoreError,
+    StoreUnavailableError,
+)
 
 RETRY_AFTER_SECONDS: Final = 5.0
 """When to try again what a full disk refused: somebody has to make room first."""
@@ -77,5 +83,7 @@ def store_errors() -> Iterator[None]:
     """Raise the store's errors for those of the database, where nobody resolves conflicts."""
     try:
         yield
+    except StoreError:  # some are OSErrors
+        raise
     except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError, UnicodeEncodeError) as error:
         raise as_final_error(error) from error

@@ -13,6 +13,7 @@ from asyncpg import Connection
 from lightning_store.backends.base import Elsewhere
 from lightning_store.backends.postgres.connections import Settings, close
 from lightning_store.backends.postgres.errors import as_store_error
+from lightning_store.backends.postgres.membership import BEAT_SECONDS, Membership
 from lightning_store.backends.postgres.text import plain
 
 logger = logging.getLogger(__name__)
@@ -37,10 +38,12 @@ class Follower:
         settings: How to reach the database.
         server: Whose own rows are passed over.
         after: The id of the last row that is known.
+        membership: What the server is kept in meanwhile.
     """
 
-    def __init__(self, settings: Settings, server: str, after: int) -> None:
+    def __init__(self, settings: Settings, server: str, after: int, membership: Membership) -> None:
         self._settings = settings
+        self._membership = membership
         self._server = server
         self._after = after
         self._tell: Callable[[Elsewhere], None] | None = None
@@ -54,9 +57,11 @@ class Follower:
         self._patience = PATIENCE_SECONDS
         self._failures = 0
         """How often it failed since the database answered."""
-        self._available = True
+        self._reachable = True
+        """A new connection to the database was not refused, and it answered within the time that a statement may
+        take."""
         self._turned = asyncio.Event()
-        """Set, and replaced, when ``available`` changes."""
+        """Set, and replaced, when ``available`` may have changed."""
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run())
@@ -66,13 +71,12 @@ class Follower:
 
     @property
     def available(self) -> bool:
-        """Whether the database can be reached: a new connection to it was not refused, and it answered within the time
-        that a statement may take."""
-        return self._available
+        """Whether the database can be reached, and serves this server."""
+        return self._reachable and self._membership.refused is None
 
     async def wait_for(self, available: bool) -> None:
         """Return when ``available`` is this."""
-        while self._available is not available:
+        while self.available is not available:
             await self._turned.wait()
 
     def notify(self) -> None:
@@ -114,20 +118,21 @@ class Follower:
                 return  # it may be slow
         elif self._failures == 1:
             return  # the connection is gone, which says nothing of the database
-        if self._available:
+        if self._reachable:
             logger.warning("The database is gone: %s", as_store_error(error))
+            self._reachable = False
             self._turn()
 
     def _note_answer(self, asked_at: float) -> None:
         self._failures = 0
         self._answered_at = self._monotonic()
         self._patience = max(PATIENCE_SECONDS, SLOWNESS * (self._answered_at - asked_at))
-        if not self._available:
+        if not self._reachable:
             logger.warning("The database is back")
+            self._reachable = True
             self._turn()
 
     def _turn(self) -> None:
-        self._available = not self._available
         self._turned.set()
         self._turned = asyncio.Event()
 
@@ -145,7 +150,12 @@ class Follower:
     async def _follow(self, connection: Connection) -> None:
         monotonic = self._monotonic
         looked_at = -POLL_SECONDS
+        beat_at = -BEAT_SECONDS
         while not self._stopped:
+            if monotonic() - beat_at >= BEAT_SECONDS:
+                beat_at = monotonic()
+                await self._membership.beat(connection)
+                self._turn()
             if self._notifying:
                 self._notifying = False
                 async with asyncio.timeout(self._patience):
@@ -170,7 +180,7 @@ class Follower:
                     f" WHERE id > $1 ORDER BY id LIMIT {ROWS_AT_ONCE}",
                     self._after,
                 )
-            missed = not self._available or bool(found and found[0][0] > self._after + 1)
+            missed = not self._reachable or bool(found and found[0][0] > self._after + 1)
             self._note_answer(asked_at)
             others = [row for row in found if row[1] != self._server]
             if found:
