@@ -154,7 +154,8 @@ class Follower:
         while not self._stopped:
             if monotonic() - beat_at >= BEAT_SECONDS:
                 beat_at = monotonic()
-                await self._membership.beat(connection)
+                async with asyncio.timeout(self._patience):
+                    await self._membership.beat(connection)
                 self._turn()
             if self._notifying:
                 self._notifying = False
