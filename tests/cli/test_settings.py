@@ -99,3 +99,32 @@ def test_settings_can_be_checked_without_serving(run, write):
     assert result.exit_code == 78
     result = run("serve", "--check", "--config", write("eviction-memory-threshold = 0.5\nsafe-memory-threshold = 0.9"))
     assert result.exit_code == 78
+
+
+OF_POSTGRES = ("--namespace=n", "--database-connections=5", "--database-timeout=9", "--statement-cache-size=0")
+OF_SQLITE = ("--durability=full", "--disk-limit=1GiB", "--disk-reserve=1GiB")
+OF_MEMORY = ("--eviction-memory-threshold=0.5", "--safe-memory-threshold=0.4", "--memory-limit=0.9")
+KEPT_IN = {
+    "a store in memory": ("memory:", OF_MEMORY),
+    "a SQLite database": ("sqlite:x.db", OF_SQLITE),
+    "a PostgreSQL database": ("postgresql://h/d", OF_POSTGRES),
+}
+
+
+def test_settings_of_another_kind_of_store_are_refused(run, write):
+    for kept_in, (database, own) in KEPT_IN.items():
+        assert run("serve", "--check", "--database", database, *own).exit_code == 0
+        for what, (_, foreign) in KEPT_IN.items():
+            if what != kept_in:
+                result = run("serve", "--check", "--database", database, *foreign)
+                assert result.exit_code == 78
+                for flag in foreign:
+                    assert f"{flag.partition('=')[0]} is for {what}" in result.stderr
+                assert f"and --database names {kept_in}" in result.stderr
+    result = run("serve", "--check", "--config", write('namespace = "n"'))
+    assert (result.exit_code, "--namespace is for" in result.stderr) == (78, True)
+    result = run("serve", "--check", env={"LIGHTNING_STORE_DURABILITY": "normal"})
+    assert (result.exit_code, "--durability is for" in result.stderr) == (78, True)
+    _, text = printed(run)
+    assert "# namespace is for a PostgreSQL database\n" in text
+    assert run("serve", "--check", "--config", write(text)).exit_code == 0

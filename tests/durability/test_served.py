@@ -107,4 +107,4 @@ async def test_a_database_that_cannot_be_served(path, tmp_path):
     assert "--memory-limit is for a store in memory" in said
     code, said = served("--disk-limit", "1GiB")
     assert code == 78
-    assert "--disk-limit and --disk-reserve are for a database" in said
+    assert "--disk-limit is for a SQLite database" in said

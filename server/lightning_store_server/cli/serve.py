@@ -49,7 +49,7 @@ from lightning_store_server.cli.options import (
     switch,
     threshold,
 )
-from lightning_store_server.cli.settings import read_settings, settings_text
+from lightning_store_server.cli.settings import read_settings, refuse_foreign, settings_text
 from lightning_store_server.config import INT32_MAX, ServerConfig
 from lightning_store_server.garbage import GarbageWatch
 from lightning_store_server.heap import keep_freed_memory
@@ -171,17 +171,17 @@ Exit codes:
     "--durability",
     type=click.Choice(get_args(Durability)),
     default="full",
-    help="What an acknowledged call survives in a database: a loss of power, or no more than the end of the process.",
+    help="For SQLite. What an acknowledged call survives: a loss of power, or no more than the end of the process.",
 )
 @optional_size(
     "--disk-limit",
-    help="For a database. With more of its file in use, calls that would store more are told to come again; reporting"
+    help="For SQLite. With more of the file in use, calls that would store more are told to come again; reporting"
     " and deleting go on.",
 )
 @optional_size(
     "--disk-reserve",
     show_default=byte_size(FREE_BYTES_MIN),
-    help="For a database. With less left on its disk, calls that would store more are told to come again.",
+    help="For SQLite. With less left on the disk, calls that would store more are told to come again.",
 )
 @switch("--strict", help="Apply the strict rules: unknown ids are errors, finished rollouts only go back to the queue.")
 @switch(
@@ -328,19 +328,19 @@ Exit codes:
 @threshold(
     "--eviction-memory-threshold",
     show_default=f"{EVICTION_RATIO_DEFAULT} of memory",
-    help="Spans beyond this are dropped, those of the oldest finished rollouts first: a share of the machine's memory"
-    " (0.7) or bytes (8GiB).",
+    help="For memory. Spans beyond this are dropped, those of the oldest finished rollouts first: a share of the"
+    " machine's memory (0.7) or bytes (8GiB).",
 )
 @threshold(
     "--safe-memory-threshold",
     show_default=f"{SAFE_RATIO_DEFAULT} of the eviction threshold",
-    help="Once it has begun, dropping goes on until spans take no more than this.",
+    help="For memory. Once it has begun, dropping goes on until spans take no more than this.",
 )
 @threshold(
     "--memory-limit",
     show_default=f"{LIMIT_RATIO_DEFAULT} of memory",
-    help="For all that is stored. Beyond it spans of finished rollouts are dropped; with none left, calls that would"
-    " store more are told to come again.",
+    help="For memory, and all that is stored. Beyond it spans of finished rollouts are dropped; with none left, calls"
+    " that would store more are told to come again.",
 )
 @retention(
     "--retain-finished",
@@ -390,7 +390,7 @@ Exit codes:
     help="The least level that is logged, to stderr.",
 )
 @setting("--log-format", type=click.Choice(get_args(LogFormat)), default="text", help="For people or for programs.")
-def serve(  # noqa: PLR0915
+def serve(
     *,
     database: str | None,
     namespace: str,
@@ -450,17 +450,14 @@ def serve(  # noqa: PLR0915
             "memory_limit": memory_limit,
         }
         disk = {name: value for name, value in sizes_of_disk.items() if value is not None}
+        refuse_foreign(click.get_current_context())
         if database is None:
-            _refuse_limits_of_disk(disk)
             what = "memory store, strict" if strict else "memory store"
             held = memory_store(**common, **limits)
             code = _check(config) if check else asyncio.run(run(held, config, what))
         elif check:
-            _refuse_limits_of_memory(limits)
             code = _check(config)
         elif is_postgres(database):
-            _refuse_limits_of_memory(limits)
-            _refuse_limits_of_disk(disk)
             common |= {
                 "namespace": namespace,
                 "readers": database_connections - 2,
@@ -471,7 +468,6 @@ def serve(  # noqa: PLR0915
             what = "PostgreSQL store, strict" if strict else "PostgreSQL store"
             code = asyncio.run(_run_on_postgres(database, common, config, what))
         else:
-            _refuse_limits_of_memory(limits)
             what = "SQLite store, strict" if strict else "SQLite store"
             with contextlib.closing(sqlite_store(database, durability=durability, **common, **disk)) as store:
                 code = asyncio.run(run(store, config, what))
@@ -498,17 +494,6 @@ def _check(config: ServerConfig) -> ExitCode:
     tls_of(config)
     click.echo("the settings are legal")
     return ExitCode.STOPPED
-
-
-def _refuse_limits_of_memory(limits: dict[str, Any]) -> None:
-    given = [f"--{name.replace('_', '-')}" for name, value in limits.items() if value is not None]
-    if given:
-        raise InvalidArgumentError(f"{', '.join(given)} is for a store in memory, and --database names a file")
-
-
-def _refuse_limits_of_disk(given: dict[str, int]) -> None:
-    if given:
-        raise InvalidArgumentError("--disk-limit and --disk-reserve are for a database, and --database names no file")
 
 
 async def run(store: LightningStore, config: ServerConfig, what: str) -> ExitCode:

@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from lightning_store.arguments import is_postgres, without_password
+from lightning_store.errors import InvalidArgumentError
 from lightning_store_server.cli.options import Retention
 
 SOURCES: Final = {
@@ -22,6 +23,22 @@ SOURCES: Final = {
 }
 NOT_IN_FILES: Final = frozenset({"config", "print-config", "check", "help"})
 """Flags that say what to do with the settings."""
+_MEMORY: Final = "a store in memory"
+_SQLITE: Final = "a SQLite database"
+_POSTGRES: Final = "a PostgreSQL database"
+ONLY_FOR: Final = {
+    "namespace": _POSTGRES,
+    "database_connections": _POSTGRES,
+    "database_timeout": _POSTGRES,
+    "statement_cache_size": _POSTGRES,
+    "durability": _SQLITE,
+    "disk_limit": _SQLITE,
+    "disk_reserve": _SQLITE,
+    "eviction_memory_threshold": _MEMORY,
+    "safe_memory_threshold": _MEMORY,
+    "memory_limit": _MEMORY,
+}
+"""What a setting is for, where it has no meaning for any other store."""
 
 
 def read_settings(ctx: click.Context, _: click.Parameter, path: str | None) -> None:
@@ -81,12 +98,41 @@ def _checked(ctx: click.Context, option: click.Option, value: Any, where: str) -
     return str(value)
 
 
+def _kept_in(database: str | None) -> str:
+    if database is None:
+        return _MEMORY
+    return _POSTGRES if is_postgres(database) else _SQLITE
+
+
+def refuse_foreign(ctx: click.Context) -> None:
+    """Refuse settings that were given and have no meaning for this store.
+
+    Raises:
+        InvalidArgumentError: There are some.
+    """
+    kept_in = _kept_in(ctx.params["database"])
+    flags = {option.name: option.opts[0] for _, option in _options(ctx)}
+    foreign = [
+        f"{flags[name]} is for {what}" for name, what in ONLY_FOR.items() if what != kept_in and _is_given(ctx, name)
+    ]
+    if foreign:
+        raise InvalidArgumentError(f"{', '.join(foreign)}, and --database names {kept_in}", field="database")
+
+
+def _is_given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) not in (None, ParameterSource.DEFAULT)
+
+
 def settings_text(ctx: click.Context) -> str:
     """The settings in force as such a file, each with where it is from."""
     lines = []
+    kept_in = _kept_in(ctx.params["database"])
     for option in dict.fromkeys(option for _, option in _options(ctx)):
         assert option.name is not None
         key = next(flag for flag in option.opts if flag.startswith("--")).removeprefix("--")
+        if ONLY_FOR.get(option.name, kept_in) != kept_in and not _is_given(ctx, option.name):
+            lines.append(f"# {key} is for {ONLY_FOR[option.name]}")
+            continue
         value = _written(option.name, ctx.params[option.name])
         source = ctx.get_parameter_source(option.name)
         comment = SOURCES.get(source, "default") if source is not None else "default"
