@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
@@ -332,17 +332,33 @@ async def postgres_store(dsn: str, **settings: Any) -> AsyncIterator[LightningSt
 
     ImportError if the package is missing that speaks to PostgreSQL.
     """
-    try:
+    with _needing_postgres():
         from lightning_store.postgres_store import PostgresEngineStore
-    except ImportError as error:
-        package = (error.name or "").partition(".")[0]
-        message = f"a PostgreSQL database needs the package {package}: pip install 'lightning-store-grpc[postgres]'"
-        raise ImportError(message, name=package) from error
     store = await PostgresEngineStore.open(dsn, **(WORKER_DEFAULTS | settings))
     try:
         yield store
     finally:
         await store.aclose()
+
+
+async def migrate_postgres(dsn: str, namespace: str) -> tuple[int, int]:
+    """Bring a namespace to the format of this version. The format before and after.
+
+    ImportError if the package is missing that speaks to PostgreSQL.
+    """
+    with _needing_postgres():
+        from lightning_store.postgres_store import migrate_namespace
+    return await migrate_namespace(dsn, namespace)
+
+
+@contextlib.contextmanager
+def _needing_postgres() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "").partition(".")[0]
+        message = f"a PostgreSQL database needs the package {package}: pip install 'lightning-store-grpc[postgres]'"
+        raise ImportError(message, name=package) from error
 
 
 def memory_store(**settings: Any) -> LightningStore:

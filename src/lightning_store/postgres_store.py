@@ -9,6 +9,8 @@ from typing import Any, Final
 from lightning_store.backends.postgres import REPLAY_ENTRIES_MAX as REPLAY_ENTRIES_MAX
 from lightning_store.backends.postgres import REPLAY_WINDOW_SECONDS as REPLAY_WINDOW_SECONDS
 from lightning_store.backends.postgres import PostgresBackend
+from lightning_store.backends.postgres.backend import LOCK_TIMEOUT, STATEMENT_TIMEOUT
+from lightning_store.backends.postgres.connections import Settings, migrate
 from lightning_store.clock import Clock, ShiftedClock, SleepCountingClock
 from lightning_store.engine.policy import Policy
 from lightning_store.engine.store import EngineStore
@@ -24,6 +26,7 @@ _OF_BACKEND: Final = (
     "statement_cache_size",
     "replay_window_seconds",
     "replay_entries_max",
+    "create",
 )
 
 
@@ -86,6 +89,25 @@ class PostgresEngineStore(EngineStore):
     async def aclose(self) -> None:
         """Wait for commits that are under way, and close the connections. May be called more than once."""
         await self._backend.aclose()
+
+
+async def migrate_namespace(dsn: str, namespace: str) -> tuple[int, int]:
+    """Bring the tables of a namespace to the format of this program, as opening it does.
+
+    Args:
+        dsn: As libpq takes it, ``postgresql://HOST/DATABASE``.
+        namespace: Which store in the database.
+
+    Returns:
+        The version of the format before and after.
+
+    Raises:
+        InvalidArgumentError: There is no such namespace.
+        UnsupportedError: A newer version of the program has written the tables, or the database is too old.
+        StoreUnavailableError: The database cannot be reached.
+    """
+    settings = Settings(dsn, namespace, STATEMENT_TIMEOUT, LOCK_TIMEOUT, statement_cache_size=0)
+    return await migrate(settings, create=False)
 
 
 def _rules(policy: Policy, limits: MemoryLimits | None) -> dict[str, Any]:

@@ -112,3 +112,28 @@ def test_a_store_in_memory_has_no_file(run: Run) -> None:
     result = run("check", "--database", "memory:")
     assert result.exit_code == 2
     assert "has no file" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "instead"),
+    [
+        (("backup", "--to", "x"), "pg_dump --schema=lightning_store_NAMESPACE"),
+        (("restore", "x"), "pg_restore"),
+        (("check",), "pg_amcheck"),
+        (("vacuum",), "autovacuum"),
+    ],
+)
+def test_what_postgresql_has_for_it_is_named(run: Run, command: tuple[str, ...], instead: str) -> None:
+    result = run(*command, "--database", "postgresql://u:secret@h/d")
+    assert result.exit_code == 2
+    assert instead in result.stderr
+    assert "secret" not in result.stderr
+
+
+@pytest.mark.parametrize("command", [("migrate",), ("export",), ("import", "x")])
+def test_a_namespace_is_of_postgresql(run: Run, command: tuple[str, ...]) -> None:
+    result = run(*command, "--database", "sqlite:x.db", "--namespace", "n")
+    assert result.exit_code == 2
+    assert "it is for a PostgreSQL database" in result.stderr
+    result = run(*command, "--database", "memory:")
+    assert result.exit_code == 2

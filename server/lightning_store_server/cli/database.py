@@ -1,7 +1,8 @@
-"""The commands that work on the file of a store: backup, restore, check, vacuum, migrate."""
+"""The commands that work on the database of a store: backup, restore, check, vacuum, migrate."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,9 +10,11 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from lightning_store.arguments import is_postgres
 from lightning_store.backends.sqlite import maintenance
-from lightning_store_server.cli.exit_codes import ExitCode, exiting
-from lightning_store_server.cli.options import parse_database, setting, switch
+from lightning_store_server.app import migrate_postgres
+from lightning_store_server.cli.exit_codes import ExitCode, exiting, fail
+from lightning_store_server.cli.options import database_url, namespace, parse_database, setting, switch
 from lightning_store_server.cli.show import echo_json
 from lightning_store_server.text import byte_size
 
@@ -23,19 +26,30 @@ Exit codes:
    0  done
    2  a flag or variable has a value that is not legal
   65  the database is damaged, or a file of something else
-  66  there is no such file
-  69  the database is in use
+  66  there is no such file, or no such namespace
+  69  the database is in use, or cannot be reached
   73  a file cannot be written, or is there already
   74  the disk is full, or it fails
-  78  the database is of another version
+  78  the database is of another version, or the package is missing that speaks to it
 """
 CHECK_EXIT_CODES: Final = EXIT_CODES.replace("   0  done\n", "   0  all is well\n   1  something is wrong\n")
+
+INSTEAD: Final = {
+    "backup": "PostgreSQL's pg_dump --schema=lightning_store_NAMESPACE makes one, also while servers are at work",
+    "restore": "PostgreSQL's psql or pg_restore brings back what pg_dump has written",
+    "check": "PostgreSQL's pg_amcheck looks for damage in one",
+    "vacuum": "PostgreSQL's autovacuum looks after one, and its VACUUM FULL gives space back",
+}
+"""What does for a database of PostgreSQL what these commands do for a file."""
 
 
 def on_file(command: F) -> F:
     """The flag that names the database's file."""
 
-    def parse(_: click.Context, __: click.Parameter, value: str) -> str:
+    def parse(ctx: click.Context, _: click.Parameter, value: str) -> str:
+        if is_postgres(value):
+            name = str(ctx.info_name)
+            raise click.BadParameter(f"{name} is for a SQLite database; {INSTEAD[name]}")
         path = parse_database(value)
         if path is None:
             raise click.BadParameter("a store in memory has no file; give sqlite:PATH")
@@ -128,16 +142,43 @@ def vacuum(path: str, incremental: bool) -> None:
     click.echo(f"{path} was {byte_size(sizes.before)} and is {byte_size(sizes.after)}")
 
 
-@click.command(epilog=EXIT_CODES)
-@on_file
-def migrate(path: str) -> None:
-    """Bring a store's file up to the format of this version. No server may have it open.
+def _of_store(_: click.Context, __: click.Parameter, value: str) -> str:
+    found = database_url(value)
+    if found is None:
+        raise click.BadParameter("a store in memory has no format; give sqlite:PATH or postgresql://…")
+    return found
 
-    A server does the same when it starts. Afterwards older versions refuse the file: make a backup first.
+
+@click.command(epilog=EXIT_CODES)
+@setting(
+    "--database",
+    required=True,
+    callback=_of_store,
+    is_eager=True,
+    metavar="sqlite:PATH|postgresql://…",
+    help="The database of the store.",
+)
+@namespace(setting)
+def migrate(database: str, namespace: str) -> None:
+    """Bring a store up to the format of this version. No server may have its file open.
+
+    A server does the same when it starts. Afterwards older versions refuse the store: make a backup first.
     """
     with exiting():
-        formats = maintenance.migrate(path)
-    if formats.before == formats.after:
-        click.echo(f"{path} has format {formats.after} already")
+        if is_postgres(database):
+            what = f"namespace {namespace}"
+            before, after = _migrate_postgres(database, namespace)
+        else:
+            what = database
+            before, after = maintenance.migrate(database)
+    if before == after:
+        click.echo(f"{what} has format {after} already")
     else:
-        click.echo(f"{path} had format {formats.before} and has format {formats.after}")
+        click.echo(f"{what} had format {before} and has format {after}")
+
+
+def _migrate_postgres(dsn: str, namespace: str) -> tuple[int, int]:
+    try:
+        return asyncio.run(migrate_postgres(dsn, namespace))
+    except ImportError as error:
+        fail(str(error), ExitCode.CONFIG)

@@ -33,6 +33,7 @@ UNITS: Final[dict[str, int]] = {"": 1, "b": 1} | {
 """Bytes in each unit, in lower case: k and kb are 1000, ki and kib 1024, and so on to t."""
 UNITLESS_BYTES_MIN: Final = 16 * MIB
 """A threshold of memory that is below this needs a unit."""
+NAMESPACE: Final = "default"
 TIME_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 """Seconds in each unit."""
 
@@ -163,10 +164,31 @@ def database(flag: str, *names: str, help: str) -> Callable[[F], F]:
     None for memory."""
 
     def parse(_: click.Context, __: click.Parameter, value: str) -> str | None:
-        return value if is_postgres(value) else parse_database(value)
+        return database_url(value)
 
     metavar = "memory:|sqlite:PATH|postgresql://…"
     return setting(flag, *names, help=help, default="memory:", callback=parse, metavar=metavar)
+
+
+def database_url(text: str) -> str | None:
+    """The path of a SQLite database, the URL of one of PostgreSQL, None for memory. click.BadParameter for neither."""
+    return text if is_postgres(text) else parse_database(text)
+
+
+def namespace(option: Callable[..., Callable[[F], F]]) -> Callable[[F], F]:
+    """The flag ``--namespace`` of a command whose ``--database``, which is eager, may be one of PostgreSQL.
+
+    Args:
+        option: Makes it, as that of the database is made.
+    """
+
+    def parse(ctx: click.Context, _: click.Parameter, value: str | None) -> str:
+        if value is not None and not is_postgres(ctx.params.get("database") or ""):
+            raise click.BadParameter("it is for a PostgreSQL database; give --database postgresql://… with it", ctx)
+        return value or NAMESPACE
+
+    help = f"For PostgreSQL. Which store in the database, {NAMESPACE} if not given."
+    return option("--namespace", callback=parse, help=help)
 
 
 def parse_database(text: str) -> str | None:

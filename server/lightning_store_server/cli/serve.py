@@ -36,6 +36,7 @@ from lightning_store_server.cli import PROGRAM
 from lightning_store_server.cli.exit_codes import ExitCode, exit_code_of
 from lightning_store_server.cli.options import (
     INT64_MAX,
+    NAMESPACE,
     Retention,
     Whole,
     database,
@@ -148,7 +149,7 @@ Exit codes:
     " share one of PostgreSQL; give its password by PGPASSFILE or PGPASSWORD.",
 )
 @setting(
-    "--namespace", default="default", help="For PostgreSQL. Which store in the database: 1 to 40 of a-z, 0-9 and _."
+    "--namespace", default=NAMESPACE, help="For PostgreSQL. Which store in the database: 1 to 40 of a-z, 0-9 and _."
 )
 @setting(
     "--database-connections",

@@ -14,11 +14,12 @@ import tempfile
 from array import array
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import IO, Any, Final, TypeAlias, TypeVar, get_args
 
 import click
 
+from lightning_store.arguments import is_postgres
 from lightning_store.clock import SystemClock
 from lightning_store.errors import (
     InvalidArgumentError,
@@ -31,15 +32,16 @@ from lightning_store.spans.document import decode
 from lightning_store.spans.labels import ATTEMPT_ID, ROLLOUT_ID, SEQUENCE_ID
 from lightning_store.spans.otlp import json_requests
 from lightning_store.spans.otlp.requests import export_request
+from lightning_store.store import LightningStore
 from lightning_store.v1.resources_pb2 import Resources
 from lightning_store.v1.transfer_pb2 import ExportRolloutsResponse, StoredRollout
 from lightning_store.v1.worker_pb2 import Worker as WorkerMessage
 from lightning_store_client import LightningStoreClient
-from lightning_store_server.app import GrpcServer, sqlite_store
+from lightning_store_server.app import GrpcServer, postgres_store, sqlite_store
 from lightning_store_server.cli import PROGRAM, export_lines
 from lightning_store_server.cli.connecting import client_of, on_any_server
 from lightning_store_server.cli.exit_codes import ExitCode, exit_code_of, fail
-from lightning_store_server.cli.options import moment, parse_database, seconds
+from lightning_store_server.cli.options import database_url, moment, namespace, seconds
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.text import byte_size
 
@@ -57,6 +59,8 @@ ROWS_AT_ONCE: Final = 20
 BATCH_BYTES: Final = 4 * 1024 * 1024
 BATCH_ITEMS: Final = 200
 """What one call imports, at the most; a larger item is alone."""
+KEEPING: Final[dict[str, Any]] = {"worker_timeout_seconds": 0.0, "worker_retention_seconds": None}
+"""Policy of a store that is opened for its content: nobody is given up or forgotten meanwhile."""
 
 EXIT_CODES: Final = """\
 \b
@@ -65,32 +69,33 @@ Exit codes:
    1  no answer from the server, or it refused
    2  a flag or variable has a value that is not legal
   65  the file of an import is damaged, or cut off; or the database is
-  66  there is no such file
-  69  the database is in use
+  66  there is no such file, or no such namespace
+  69  the database is in use, or cannot be reached
   73  a file cannot be written
   74  the disk is full, or it fails
-  78  the database is of a newer version
+  78  the database is of a newer version, or the package is missing that speaks to it
 """
 
 
 def on_store(command: F) -> F:
-    """The flags that say which store it is: a server's, or that of a file that no server has open."""
+    """The flags that say which store it is: a server's, or that in a database, whose file no server has open."""
 
     def parse(_: click.Context, __: click.Parameter, value: str | None) -> str | None:
-        path = None if value is None else parse_database(value)
-        if value is not None and path is None:
+        found = None if value is None else database_url(value)
+        if value is not None and found is None:
             raise click.BadParameter("a store in memory is in its server; name that with --server")
-        return path
+        return found
 
     # No variable: that of a server's database must not turn this away from the server.
     database = click.option(
         "--database",
         callback=parse,
-        metavar="sqlite:PATH",
-        help="A database that no server has open, in the place of a server.",
+        is_eager=True,
+        metavar="sqlite:PATH|postgresql://…",
+        help="A database in the place of a server: a SQLite database that no server has open, or one of PostgreSQL.",
     )
     timeout = seconds("--timeout", min_open=True, default=60.0, help="Give one call up after this long.")
-    return on_any_server(database(timeout(command)))
+    return on_any_server(database(namespace(click.option)(timeout(command))))
 
 
 @click.command(epilog=EXIT_CODES)
@@ -125,6 +130,7 @@ def on_store(command: F) -> F:
 def export(
     server: str,
     database: str | None,
+    namespace: str,
     timeout: float,
     form: str,
     output: str,
@@ -151,9 +157,10 @@ def export(
                 return await _export_otlp(client, which, file, told)
             return await _export_lines(client, which, file, told)
 
-    if database is not None and not os.path.isfile(database):
+    if database is not None and not is_postgres(database) and not os.path.isfile(database):
         fail(f"there is no file {database}", ExitCode.NOINPUT)
-    counts = _on_client(server, database, timeout, write)
+    store = None if database is None else _store_in(database, namespace, create=False)
+    counts = _on_client(server, store, timeout, write)
     click.echo(f"exported {_counted(counts)}", err=True)
     if counts["left out"]:
         click.echo("left out are spans whose ids have not the form of OpenTelemetry", err=True)
@@ -162,7 +169,7 @@ def export(
 @click.command("import", epilog=EXIT_CODES)
 @click.argument("file", metavar="FILE")
 @on_store
-def import_(file: str, server: str, database: str | None, timeout: float) -> None:
+def import_(file: str, server: str, database: str | None, namespace: str, timeout: float) -> None:
     """Bring what export wrote as jsonl into a store; FILE - is standard input.
 
     What the store has already stays as it is, so that an import that was cut off can be made again. Ids, statuses,
@@ -177,7 +184,8 @@ def import_(file: str, server: str, database: str | None, timeout: float) -> Non
             whole = await importing.read(lines, lambda done: told(done, size_bytes))
             return importing.imported, importing.present, whole
 
-    imported, present, whole = _on_client(server, database, timeout, read)
+    store = None if database is None else _store_in(database, namespace, create=True)
+    imported, present, whole = _on_client(server, store, timeout, read)
     click.echo(f"imported {_counted(imported)}")
     if present.total():
         click.echo(f"present already: {_counted(present)}")
@@ -188,36 +196,56 @@ def import_(file: str, server: str, database: str | None, timeout: float) -> Non
 # --- The store -------------------------------------------------------------------------------------------------------
 
 
+def _store_in(database: str, namespace: str, *, create: bool) -> AbstractAsyncContextManager[LightningStore]:
+    """The store in a database, beside the servers that may serve it: their rules hold."""
+    if is_postgres(database):
+        return postgres_store(database, namespace=namespace, create=create, adopt_rules=True, **KEEPING)
+    return _store_in_file(database)
+
+
+@asynccontextmanager
+async def _store_in_file(path: str) -> AsyncIterator[LightningStore]:
+    with contextlib.closing(sqlite_store(path, **KEEPING)) as store:
+        yield store
+
+
 def _on_client(
-    server: str, database: str | None, timeout: float, work: Callable[[LightningStoreClient], Awaitable[T]]
+    server: str,
+    store: AbstractAsyncContextManager[LightningStore] | None,
+    timeout: float,
+    work: Callable[[LightningStoreClient], Awaitable[T]],
 ) -> T:
     """The result of ``work``, or one clear line and an exit code."""
 
     async def session() -> T:
-        async with _client(server, database, timeout) as client:
+        async with _client(server, store, timeout) as client:
             return await work(client)
 
     try:
         return asyncio.run(session())
     except (StoreUnavailableError, StoreTimeoutError) as error:
-        if database is not None:
+        if store is not None:
             fail(str(error), exit_code_of(error))
         raise click.ClickException(f"no answer from a store at {server}: {error}") from None
     except StoreError as error:
-        if database is not None or "problem" in error.details:
+        if store is not None or "problem" in error.details:
             fail(str(error), exit_code_of(error))
         raise click.ClickException(f"the store at {server} refused: {error}") from None
+    except ImportError as error:
+        fail(str(error), ExitCode.CONFIG)
 
 
 @asynccontextmanager
-async def _client(server: str, database: str | None, timeout: float) -> AsyncIterator[LightningStoreClient]:
-    """Of the server that is named, or of one of this process alone, for a database."""
-    if database is None:
+async def _client(
+    server: str, store: AbstractAsyncContextManager[LightningStore] | None, timeout: float
+) -> AsyncIterator[LightningStoreClient]:
+    """Of the server that is named, or of one of this process alone, for a store in a database."""
+    if store is None:
         async with client_of(server, timeout=timeout) as client:
             yield client
         return
-    with contextlib.closing(sqlite_store(database)) as store:
-        own = GrpcServer(store, ServerConfig(port=0))
+    async with store as opened:
+        own = GrpcServer(opened, ServerConfig(port=0))
         await own.start()
         try:
             async with LightningStoreClient(f"127.0.0.1:{own.bound_port}", tls=False, timeout=timeout) as client:

@@ -122,6 +122,7 @@ class PostgresBackend(Backend):
         replay_entries_max: int = REPLAY_ENTRIES_MAX,
         rules: Mapping[str, Any] | None = None,
         adopt_rules: bool = False,
+        create: bool = True,
     ) -> PostgresBackend:
         """Make the tables if there are none, and begin to follow what other servers do.
 
@@ -138,9 +139,10 @@ class PostgresBackend(Backend):
             rules: What else this server decides by, as JSON has it: all servers of a namespace have to agree on it.
             adopt_rules: Whether the rules of other servers count instead, if any are alive; ``rules`` of the backend
                 has those that count.
+            create: Whether to make the namespace if there is none.
 
         Raises:
-            InvalidArgumentError: An argument is not legal.
+            InvalidArgumentError: An argument is not legal, or there is no such namespace.
             UnsupportedError: A newer version of the program has written the tables, or the database is too old.
             StoreUnavailableError: The database cannot be reached, or servers that are alive have other rules.
         """
@@ -151,7 +153,7 @@ class PostgresBackend(Backend):
             if value < 1:
                 raise InvalidArgumentError(f"{name} is {value}; give 1 or more", field=name)
         settings = Settings(dsn, namespace, statement_timeout, lock_timeout, statement_cache_size)
-        await migrate(settings)
+        await migrate(settings, create=create)
         server = uuid4().hex
         replies = {"replay_window_seconds": replay_window_seconds, "replay_entries_max": replay_entries_max}
         membership = Membership(settings, server, {**(rules or {}), **replies})

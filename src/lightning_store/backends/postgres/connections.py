@@ -139,10 +139,18 @@ def unusable_tls_file(dsn: str) -> str | None:
     return None
 
 
-async def migrate(settings: Settings) -> None:
+async def migrate(settings: Settings, *, create: bool = True) -> tuple[int, int]:
     """Bring the namespace's tables to the format of this program. Several servers may do so at once.
 
+    Args:
+        settings: How to reach the database.
+        create: Whether to make the tables where there are none.
+
+    Returns:
+        The version of the format before and after; 0 where there were no tables.
+
     Raises:
+        InvalidArgumentError: There are no tables, and none are to be made.
         UnsupportedError: A newer version of the program has written the tables, or the database is too old.
         StoreUnavailableError: The database cannot be reached.
     """
@@ -153,6 +161,11 @@ async def migrate(settings: Settings) -> None:
                 raise UnsupportedError(f"this is PostgreSQL {connection.get_server_version().major}; it takes 14")
             async with connection.transaction(isolation="read_committed"):  # reads what the holder of the lock did
                 await connection.execute(settings.lock)
+                if not create and not await connection.fetchval("SELECT to_regnamespace($1)::oid", settings.schema):
+                    message = (
+                        f"the database has no namespace {settings.namespace}: there is no schema {settings.schema}"
+                    )
+                    raise InvalidArgumentError(message, field="namespace", problem="missing")
                 await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {settings.schema}")
                 await connection.execute(f"SET LOCAL search_path = {settings.schema}")
                 await connection.execute("CREATE TABLE IF NOT EXISTS format (version integer PRIMARY KEY)")
@@ -164,6 +177,7 @@ async def migrate(settings: Settings) -> None:
                 for version in sorted(one for one in steps if one > present):
                     await connection.execute(steps[version])
                     await connection.execute("INSERT INTO format VALUES ($1)", version)
+                return int(present), max(steps)
     finally:
         await close(connection)
 
