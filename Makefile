@@ -107,9 +107,8 @@ bench-durable: $(VENV)/.installed-bench ## Measure a database side by side with 
 	$(BIN)/python -m benchmarks durable $(BENCH_ARGS)
 
 .PHONY: bench-postgres
-bench-postgres: $(VENV)/.installed-bench postgres-there ## Measure PostgreSQL side by side with memory; it starts one by itself
-	$(BIN)/python -m tools.postgres_server $(BIN)/python -m benchmarks quick --over wire --flags "--database {dsn}" \
-	  --only enqueue,dequeue,add_span,lifecycle --callers 64 $(BENCH_ARGS)
+bench-postgres: $(VENV_AGENTLIGHTNING)/.installed postgres-there ## Measure PostgreSQL side by side with both; it starts one by itself
+	$(BIN)/python -m tools.postgres_server $(VENV_AGENTLIGHTNING)/bin/python -m benchmarks postgres --postgres {dsn} $(BENCH_ARGS)
 
 .PHONY: bench-report
 bench-report: $(VENV)/.installed-bench ## Show results again (BENCH_ARGS="FILE …", else the newest)

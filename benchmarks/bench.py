@@ -44,6 +44,8 @@ class Options:
     runners: int = 0
     processes: int = 0
     """Client processes that the runners share."""
+    hold_seconds: float = 0.0
+    """How long a transaction is held open beside claims."""
     profile: bool = False
     """Run every server and client under cProfile. Such a run's figures are for finding hot places, not for telling."""
 
@@ -157,11 +159,12 @@ class Bench:
             self._workers[side.name, role] = worker
         return worker
 
-    async def server(self, side: Side) -> Server:
-        """A new server of this side; who asks for it stops it."""
+    async def server(self, side: Side, *, beside: Server | None = None) -> Server:
+        """A new server of this side, on data of its own or on those of another one; who asks for it stops it."""
         self._servers_started += 1
         name = f"server-{side.name}-{self._servers_started}"
-        return await start_server(side, self.scratch / f"{name}.log", self.scratch / f"{name}.db", self._profile(name))
+        database = self.scratch / f"{name}.db" if beside is None else beside.database
+        return await start_server(side, self.scratch / f"{name}.log", database, self._profile(name))
 
     def _profile(self, name: str) -> Path | None:
         return self.scratch / f"{name}.prof" if self.options.profile else None

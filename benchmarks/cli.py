@@ -16,10 +16,10 @@ from typing import Final, TypeVar, get_args
 
 from benchmarks import records
 from benchmarks.bench import Bench, Options
-from benchmarks.cells import calls, disk, growth, memory, runners, startup, waiting
+from benchmarks.cells import calls, contention, disk, growth, memory, runners, startup, waiting
 from benchmarks.plot import write_plot
 from benchmarks.records import PROJECT_ROOT, Record, ResultsError, Transport
-from benchmarks.sides import BASE, BASELINE, FLAGS, OURS, PEER, SQLITE, sides
+from benchmarks.sides import BASE, BASELINE, FLAGS, OURS, PEER, POSTGRES, SQLITE, sides
 from benchmarks.tables import markdown, show
 
 T = TypeVar("T")
@@ -29,7 +29,10 @@ DOCUMENT: Final = PROJECT_ROOT / "docs" / "performance.md"
 BEGIN_MARK: Final = "<!-- results: written by `make bench-document` -->"
 END_MARK: Final = "<!-- end of results -->"
 
-CELLS: Final = (*calls.CELLS, *waiting.CELLS, *startup.CELLS, memory.CELL, *growth.CELLS, runners.CELL, disk.CELL)
+CELLS: Final = (
+    *calls.CELLS, *waiting.CELLS, *startup.CELLS, memory.CELL, *growth.CELLS,
+    runners.CELL, disk.CELL, *contention.CELLS,
+)  # fmt: skip
 """In the order in which they are measured."""
 
 
@@ -45,6 +48,8 @@ class Suite:
     transports: tuple[Transport, ...] = ("wire",)
     left_out: tuple[tuple[str, int], ...] = ()
     """Cells with so many callers that take too long for this suite."""
+    callers: tuple[int, ...] | None = None
+    """None: each cell's own."""
 
 
 _CALLS: Final = (*calls.CELLS, *waiting.CELLS, *startup.CELLS)
@@ -70,8 +75,17 @@ SUITES: Final[dict[str, Suite]] = {
         1.0,
         5,
     ),
+    "postgres": Suite(
+        "a PostgreSQL database side by side with memory and with Agent Lightning, and shared with others",
+        ("enqueue", "dequeue", "add_span", "lifecycle", *contention.CELLS),
+        (OURS, POSTGRES, PEER),
+        1.0,
+        5,
+        callers=(64,),
+    ),
 }
 ALL: Final = "all"
+_NOT_IN_ALL: Final = ("quick", "postgres")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +111,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, suite in SUITES.items():
         _add_measuring(commands.add_parser(name, help=suite.about, description=suite.about), (name,))
-    _add_measuring(commands.add_parser(ALL, help="all that follow quick, in turn"), tuple(SUITES)[1:])
+    in_all = tuple(name for name in SUITES if name not in _NOT_IN_ALL)
+    _add_measuring(commands.add_parser(ALL, help=f"{', '.join(in_all)}, in turn"), in_all)
     report = commands.add_parser("report", help="tables and plot of results files")
     report.add_argument("files", nargs="*", type=Path, help="JSON lines (default: the newest in benchmarks/results)")
     report.set_defaults(command=_report)
@@ -115,8 +130,8 @@ def _add_measuring(parser: argparse.ArgumentParser, names: tuple[str, ...]) -> N
     add("--callers", type=_list_of(_positive), metavar="N,…", help="concurrent callers in one client process (1,64)")
     add("--seconds", type=_seconds, metavar="S", help="length of a round")
     add("--rounds", type=_positive, metavar="N", help="rounds of each side, in turn")
-    add("--sides", type=_list_of(_one_of((OURS, SQLITE, PEER))), metavar="SIDE,…",
-        help=f"of {OURS}, {SQLITE} (over the wire), {PEER}")  # fmt: skip
+    add("--sides", type=_list_of(_one_of((OURS, SQLITE, POSTGRES, PEER))), metavar="SIDE,…",
+        help=f"of {OURS}, {SQLITE} and {POSTGRES} (over the wire), {PEER}")  # fmt: skip
     add("--over", type=_list_of(_one_of(get_args(Transport))), metavar="WHERE,…", help="of wire, process")
     add("--base", type=Path, metavar="DIR", help="also measure ours as it is in this other checkout")
     add("--flags", default="", metavar="FLAGS",
@@ -127,6 +142,9 @@ def _add_measuring(parser: argparse.ArgumentParser, names: tuple[str, ...]) -> N
     add("--spans", type=_positive, default=100_000, metavar="N", help="memory: spans to store (%(default)s)")
     add("--runners", type=_positive, default=1_000, metavar="N", help="runners: how many (%(default)s)")
     add("--processes", type=_positive, default=4, metavar="N", help="runners: client processes (%(default)s)")
+    add("--postgres", metavar="URL", help="the database of the side postgres; one for this alone, which may be deleted")
+    add("--hold", type=_seconds, default=120.0, metavar="S",
+        help="how long a transaction is held open beside claims (%(default)g)")  # fmt: skip
     add("--profile", action="store_true", help="run servers and clients under cProfile; the figures are worth nothing")
     add("--output", type=Path, default=DEFAULT_OUTPUT, metavar="DIR", help="for results (benchmarks/results)")
 
@@ -169,7 +187,9 @@ def _options(parser: argparse.ArgumentParser, given: argparse.Namespace, suite: 
     names = given.sides or suite.sides
     if PEER in names and importlib.util.find_spec("agentlightning") is None:
         parser.error("the side 'peer' needs the package agentlightning; run it by make, or give --sides ours")
-    known = sides(given.base, shlex.split(given.flags))
+    if POSTGRES in names and given.postgres is None:
+        parser.error("the side 'postgres' needs a database: run it by make, or give --postgres URL")
+    known = sides(given.base, shlex.split(given.flags), given.postgres)
     measured = tuple(side for name, side in known.items() if name in (*names, BASE, FLAGS))
     return Options(
         cells=cells,
@@ -177,12 +197,13 @@ def _options(parser: argparse.ArgumentParser, given: argparse.Namespace, suite: 
         transports=given.over or suite.transports,
         seconds=given.seconds or suite.seconds,
         rounds=given.rounds or suite.rounds,
-        callers=given.callers,
+        callers=given.callers or suite.callers,
         left_out=() if given.callers else suite.left_out,
         sizes=tuple(sorted(given.sizes)),
         spans=given.spans,
         runners=given.runners,
         processes=min(given.processes, given.runners),
+        hold_seconds=given.hold,
         profile=given.profile,
     )
 
@@ -239,6 +260,8 @@ async def _run_cell(bench: Bench, cell: str) -> None:
         await waiting.run(bench, cell)
     elif cell in startup.CELLS:
         await startup.run(bench, cell)
+    elif cell in contention.CELLS:
+        await contention.run(bench, cell)
     elif cell == disk.CELL:
         await disk.run(bench)
     elif cell == memory.CELL:

@@ -41,7 +41,7 @@ class Server:
         """From the process's start until it took calls."""
         self.pid = process.pid
         self._log = log
-        self._database = database
+        self.database = database
 
     @property
     def last_words(self) -> str | None:
@@ -51,9 +51,9 @@ class Server:
         return f"the server ended with exit code {self._process.returncode}: {_log_end(self._log)}"
 
     async def stop(self) -> None:
-        """End it; kill it if it does not. Its data are deleted."""
+        """End it; kill it if it does not. Its files are deleted."""
         await end(self._process)
-        for file in self._database.parent.glob(f"{self._database.name}*"):
+        for file in self.database.parent.glob(f"{self.database.name}*"):
             file.unlink()
 
 

@@ -15,6 +15,12 @@ from benchmarks.stores import Family
 OURS: Final = "ours"
 SQLITE: Final = "sqlite"
 """Ours with its data in a SQLite database, acknowledged after the commit is on disk."""
+POSTGRES: Final = "postgres"
+"""Ours with its data in a PostgreSQL database."""
+HELD: Final = "postgres-held"
+"""The same in a database where somebody holds a transaction open."""
+PAIR: Final = "postgres-pair"
+"""The same with two servers on one namespace."""
 PEER: Final = "peer"
 BASE: Final = "base"
 FLAGS: Final = "flags"
@@ -36,7 +42,9 @@ class Side:
     source: Path | None = None
     """A checkout of ours whose packages are used instead of the installed ones."""
     is_durable: bool = False
-    """Whether its server keeps its data in a database."""
+    """Whether its server keeps its data in a SQLite database."""
+    dsn: str | None = None
+    """The PostgreSQL database in which its server keeps its data, in a namespace of its own."""
     flags: Sequence[str] = ()
     """Further flags of ``serve``."""
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -59,11 +67,13 @@ class Side:
 
         Args:
             port: Where it listens; 0 for any free port, if it says which.
-            database: The file of its data, if it keeps them in a file.
+            database: The file of its data, if it keeps them in a file; else what its namespace is named after.
         """
         address = ["--host", HOST, "--port", str(port)]
         if self.family == "lightning_store":
             kept = ["--database", f"sqlite:{database}"] if self.is_durable else []
+            if self.dsn is not None:
+                kept = ["--database", self.dsn, "--namespace", _namespace(database)]
             return ["lightning_store_server", "serve", *address, *kept, *self.flags, "--log-level", "warning"]
         return ["agentlightning.cli.store", *address, "--log-level", "WARNING"]
 
@@ -73,14 +83,23 @@ class Side:
         return "/v1/agl/health"
 
 
-def sides(base: Path | None, flags: Sequence[str] = ()) -> dict[str, Side]:
+def _namespace(database: Path) -> str:
+    """One for each server of each run, which has a folder named after its time."""
+    name = f"{database.parent.name.partition('-')[0]}_{database.stem.removeprefix('server-')}"
+    return re.sub("[^a-z0-9]", "_", name.lower())[-40:]
+
+
+def sides(base: Path | None, flags: Sequence[str] = (), dsn: str | None = None) -> dict[str, Side]:
     """All sides that can be measured, by name; ``base`` is the checkout that is the side of that name, and ``flags``
-    are what another one adds to ours: flags of ``serve``, behind variables for all its processes, as in a shell."""
+    are what another one adds to ours: flags of ``serve``, behind variables for all its processes, as in a shell.
+    ``dsn`` is the database of the side on PostgreSQL."""
     known = [
         Side(OURS, "lightning-store-grpc", "lightning_store"),
         Side(SQLITE, "lightning-store-grpc on SQLite", "lightning_store", is_durable=True),
         Side(PEER, "Agent Lightning", "agentlightning"),
     ]
+    if dsn is not None:
+        known.append(Side(POSTGRES, "lightning-store-grpc on PostgreSQL", "lightning_store", dsn=dsn))
     if base is not None:
         known.append(Side(BASE, f"lightning-store-grpc of {base.name}", "lightning_store", base.resolve()))
     if flags:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.records import Record, Spread, ratio
-from benchmarks.sides import OURS, SQLITE
+from benchmarks.sides import OURS, POSTGRES, SQLITE
 from benchmarks.targets import Verdict, verdicts
 
 CALL_METRICS: Final = ("calls_per_second", "p50_ms", "p99_ms", "client_cpu_us", "server_cpu_us")
@@ -109,7 +109,8 @@ def _ratios(calls: Sequence[Record]) -> Table:
         ["cell", "over", "callers", "side"],
         ["calls/s", "other", "calls/s", "ratio", "p50 ratio"],
     )
-    subject = SQLITE if any(record.side == SQLITE for record in calls) else OURS
+    present = {record.side for record in calls}
+    subject = next((side for side in (POSTGRES, SQLITE) if side in present), OURS)
     for record in calls:
         if record.side != subject:
             continue

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from benchmarks.cells.contention import HELD_CELL, PAIR_CELL
 from benchmarks.records import Record, Spread, Transport, ratio
-from benchmarks.sides import OURS, PEER, SQLITE
+from benchmarks.sides import HELD, OURS, PAIR, PEER, POSTGRES, SQLITE
 
 Relation = Literal["times", "share", "at most"]
 """A side's value over another side's at least, over it at most, or a side's own value at most."""
@@ -61,6 +62,7 @@ class Verdict:
 _SMALL_CALLS: Final = ("enqueue", "dequeue", "update_attempt", "get_next_span_sequence_id", "get_rollout_by_id")
 _IN_PROCESS: Final = (*_SMALL_CALLS, "add_span", "add_many_spans", "lifecycle")
 _DURABLE: Final = ("enqueue", "dequeue", "update_attempt", "add_many_spans", "lifecycle")
+_ON_POSTGRES: Final = ("enqueue", "dequeue", "add_span", "lifecycle")
 _READ: Final = ("get_rollout_by_id", "query_spans", "query_rollouts")
 _GROWING: Final = ("get_rollout_by_id", "enqueue", "dequeue", "update_attempt")
 
@@ -91,6 +93,10 @@ TARGETS: Final[Sequence[Target]] = (
     Target("lifecycle", "calls_per_second", "times", 12, 64, side=SQLITE),
     Target("runners", "rollouts_per_second", "times", 0.5, side=SQLITE, other=OURS),
     Target("serve_ready", "seconds", "at most", 2, side=SQLITE),
+    *(Target(cell, "calls_per_second", "times", 0.3, 64, side=POSTGRES, other=OURS) for cell in _ON_POSTGRES),
+    Target("lifecycle", "calls_per_second", "times", 8, 64, side=POSTGRES),
+    Target(HELD_CELL, "late_calls_per_second", "times", 0.7, side=HELD, other=POSTGRES),
+    Target(PAIR_CELL, "server_cpu_us", "share", 1.2, side=PAIR, other=POSTGRES),
 )
 
 

@@ -78,27 +78,41 @@ async def run(bench: Bench, cell: str, transport: Transport) -> None:
 
 
 async def measure(
-    opened: Sequence[Opened], cell: str, callers: int, rounds: int, seconds: float, calls_max: int | None = None
+    opened: Sequence[Opened],
+    cell: str,
+    callers: int,
+    rounds: int,
+    seconds: float,
+    calls_max: int | None = None,
+    seconds_enough: float | None = None,
 ) -> dict[str, Outcome[Round]]:
-    """Warm all sides up, then rounds in turn."""
-    for name, warmed in (await in_turn(opened, 1, partial(_warm, cell=cell, callers=callers))).items():
+    """Warm all sides up, then rounds in turn, until ``seconds_enough`` have passed."""
+    for name, warmed in (await in_turn(opened, 1, partial(ask_warm, cell=cell, callers=callers))).items():
         next(one for one in opened if one.side.name == name).failure = warmed.failure
 
     async def one_round(one: Opened) -> Round:
-        fields = await one.ask(
-            "round",
-            workload=workload_of(cell, one.side),
-            callers=callers,
-            seconds=seconds,
-            calls_max=calls_max,
-            seconds_max=seconds + ROUND_SECONDS_MAX,
-        )
-        return Round.model_validate(fields)
+        return await ask_round(one, cell, callers, seconds, calls_max)
 
-    return await in_turn(opened, rounds, one_round, seconds_enough=rounds * seconds * len(opened) * PATIENCE)
+    if seconds_enough is None:
+        seconds_enough = rounds * seconds * len(opened) * PATIENCE
+    return await in_turn(opened, rounds, one_round, seconds_enough=seconds_enough)
 
 
-async def _warm(one: Opened, *, cell: str, callers: int) -> None:
+async def ask_round(one: Opened, cell: str, callers: int, seconds: float, calls_max: int | None = None) -> Round:
+    """One round of one side."""
+    fields = await one.ask(
+        "round",
+        workload=workload_of(cell, one.side),
+        callers=callers,
+        seconds=seconds,
+        calls_max=calls_max,
+        seconds_max=seconds + ROUND_SECONDS_MAX,
+    )
+    return Round.model_validate(fields)
+
+
+async def ask_warm(one: Opened, *, cell: str, callers: int) -> None:
+    """Warm one side up."""
     await one.ask("warm", workload=workload_of(cell, one.side), callers=callers, seconds_max=ROUND_SECONDS_MAX)
 
 
