@@ -535,6 +535,20 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             admission = await self._store.set_admission(run, max_open_groups=bound, paused=request.paused)
         return rollout.SetAdmissionResponse(admission=selections.admission_to_proto(admission))
 
+    async def GetAdmission(
+        self, request: rollout.GetAdmissionRequest, context: Context
+    ) -> rollout.GetAdmissionResponse:
+        run = required_text(request.run, "run")
+        async with self._scans.place(context.peer):
+            return selections.admission_state_to_proto(await self._store.get_admission(run))
+
+    async def ListAdmissions(
+        self, request: rollout.ListAdmissionsRequest, context: Context
+    ) -> rollout.ListAdmissionsResponse:
+        async with self._scans.place(context.peer):
+            admissions = map(selections.admission_to_proto, await self._store.query_admissions())
+            return rollout.ListAdmissionsResponse(admissions=admissions)
+
     async def MarkConsumed(
         self, request: rollout.MarkConsumedRequest, context: Context
     ) -> rollout.MarkConsumedResponse:

@@ -68,6 +68,8 @@ class ForwardingStore(LightningStore):
     update_worker = _forwarded(LightningStore.update_worker)
     wait_for_rollouts = _forwarded(LightningStore.wait_for_rollouts)
     set_admission = _forwarded(LightningStore.set_admission)
+    get_admission = _forwarded(LightningStore.get_admission)
+    query_admissions = _forwarded(LightningStore.query_admissions)
     mark_consumed = _forwarded(LightningStore.mark_consumed)
     rewind_consumer = _forwarded(LightningStore.rewind_consumer)
     delete_rollouts = _forwarded(LightningStore.delete_rollouts)

@@ -622,6 +622,20 @@ class Admission:
 
 
 @dataclass(frozen=True, slots=True)
+class AdmissionState:
+    """How far the groups of a run have gone, as ``get_admission`` tells it."""
+
+    admission: Admission
+    """What bounds them."""
+    open_groups: int
+    """How many have begun, are not consumed by any consumer, and have a member that has succeeded or still can."""
+    waiting_groups: int
+    """How many have not begun."""
+    open_group_ids: Sequence[str] = ()
+    """Of the open ones, in their order: the first thousand."""
+
+
+@dataclass(frozen=True, slots=True)
 class CompletedRollout:
     """A rollout that became terminal, as ``watch_rollouts`` tells of it."""
 

@@ -32,6 +32,7 @@ from lightning_store.errors import UnsupportedError
 from lightning_store.model import (
     UNSET,
     Admission,
+    AdmissionState,
     Attempt,
     AttemptedRollout,
     AttemptStatus,
@@ -932,6 +933,32 @@ class LightningStore(ABC):
 
         Raises:
             ValueError: An argument is not legal.
+            UnsupportedError: This store cannot.
+        """
+        raise UnsupportedError(f"{type(self).__name__} has no admission")
+
+    async def get_admission(self, run: str) -> AdmissionState:
+        """How many groups of a run are open and how many wait, which ones are open, and what ``set_admission`` has set.
+
+        Args:
+            run: The ``lightning.run`` of the rollouts' metadata.
+
+        Returns:
+            All at one moment. A run that nobody has named has no groups, and nothing bounds it.
+
+        Raises:
+            ValueError: ``run`` is empty.
+            UnsupportedError: This store cannot.
+        """
+        raise UnsupportedError(f"{type(self).__name__} has no admission")
+
+    async def query_admissions(self) -> list[Admission]:
+        """What ``set_admission`` has set, for each run that it bounds.
+
+        Returns:
+            By run.
+
+        Raises:
             UnsupportedError: This store cannot.
         """
         raise UnsupportedError(f"{type(self).__name__} has no admission")

@@ -93,7 +93,7 @@ def test_enqueue_for_trainers_and_choose_by_label_and_reason(scene) -> None:
     assert "has no value" in scene.error("cancel", "--label", "run", code=2)
 
 
-def test_groups_and_admission(scene) -> None:
+def test_groups(scene) -> None:
     metadata = ("--metadata", "lightning.run=r", "--metadata", "lightning.group_size=3")
     ids = scene.say("enqueue", "1", "2", *metadata, "--metadata", "lightning.group_id=g").split()
     asyncio.run(scene.store.update_rollout(ids[0], status="succeeded"))
@@ -104,9 +104,6 @@ def test_groups_and_admission(scene) -> None:
     assert [one["rollout_id"] for one in group["rollouts"]] == ids
     assert scene.say("cancel", "--group", "g") == "cancelled 1 rollout\n"
     assert scene.say("groups").splitlines()[1].split()[:4] == ["g", "failed", "1/3", "1"]
-    assert scene.say("admission", "r", "--max-open-groups", "2") == "r: 2 open groups\n"
-    assert scene.say("admission", "r", "--paused") == "r: paused\n"
-    assert json.loads(scene.say("admission", "r", "--json")) == {"run": "r", "max_open_groups": None, "paused": False}
 
 
 def test_enqueue(scene) -> None:
@@ -165,6 +162,23 @@ def test_requeue(scene) -> None:
     assert scene.statuses() == BEFORE
     assert scene.say("requeue", *ids) == "requeued 2 rollouts\n"
     assert scene.statuses() == ["requeuing", "requeuing", *BEFORE[2:]]
+
+
+def test_admission(scene) -> None:
+    assert scene.say("admission") == "no run is bounded\n"
+    assert scene.say("admission", "r") == "r: 0 groups open, 0 waiting\n"
+    metadata = {"lightning.run": "r"}
+    for group in ("a", "b"):
+        asyncio.run(scene.store.enqueue_rollout(0, metadata=metadata | {"lightning.group_id": group}, priority=1))
+    asyncio.run(scene.store.dequeue_rollout())
+    assert scene.say("admission", "r", "--max-open-groups", "1") == "r: 1 group of 1 open, 1 waiting\n"
+    assert json.loads(scene.say("admission", "r", "--json"))["open_group_ids"] == ["a"]
+    assert scene.say("admission", "r", "--paused") == "r: paused, 1 group open, 1 waiting\n"
+    assert scene.say("admission") == "r: paused, 1 group open, 1 waiting\n"
+    assert len(json.loads(scene.say("admission", "--json"))) == 1
+    assert scene.say("admission", "r", "--unbounded") == "r: 1 group open, 1 waiting\n"
+    assert "give --unbounded, or bounds" in scene.error("admission", "r", "--unbounded", "--paused", code=2)
+    assert "say of which run" in scene.error("admission", "--paused", code=2)
 
 
 @pytest.mark.parametrize("command", ["cancel", "requeue"])

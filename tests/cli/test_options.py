@@ -135,7 +135,7 @@ WITHOUT_A_VARIABLE = {
     *(("backup", "--to"), ("restore", "--overwrite")),
     *(("workers", "--status"), ("workers", "--contains")),
     *(("serve", "--print-config"), ("serve", "--check")),
-    *(("admission", "--max-open-groups"), ("admission", "--paused")),
+    *(("admission", "--max-open-groups"), ("admission", "--paused"), ("admission", "--unbounded")),
 }
 
 

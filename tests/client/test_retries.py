@@ -68,6 +68,8 @@ CALLS = {
     "GetResources": lambda store, rollout: store.get_resources_by_id("rs-1"),
     "GetLatestResources": lambda store, rollout: store.get_latest_resources(),
     "GetWorker": lambda store, rollout: store.get_worker_by_id("w"),
+    "GetAdmission": lambda store, rollout: store.get_admission("run"),
+    "ListAdmissions": lambda store, rollout: store.query_admissions(),
     "ListRollouts": lambda store, rollout: store.query_rollouts(),
     "ListAttempts": lambda store, rollout: store.query_attempts(rollout.rollout_id),
     "ListSpans": lambda store, rollout: store.query_spans(rollout.rollout_id),

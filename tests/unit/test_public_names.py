@@ -60,6 +60,7 @@ MODEL = [
     "LLM",
     "UNSET",
     "Admission",
+    "AdmissionState",
     "Attempt",
     "AttemptStatus",
     "AttemptedRollout",

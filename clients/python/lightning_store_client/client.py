@@ -24,6 +24,7 @@ from lightning_store.items import ITEMS_MAX, parts
 from lightning_store.model import (
     UNSET,
     Admission,
+    AdmissionState,
     Attempt,
     AttemptedRollout,
     AttemptStatus,
@@ -652,6 +653,15 @@ class LightningStoreClient(QueryMethods):
             request_id=new_request_id(), run=run, max_open_groups=max_open_groups, paused=paused
         )
         return selections.admission_from_proto((await self._calls.unary("SetAdmission", request)).admission)
+
+    async def get_admission(self, run: str) -> AdmissionState:
+        arguments.check_id("run", run)
+        request = rollout_pb2.GetAdmissionRequest(run=run)
+        return selections.admission_state_from_proto(await self._calls.unary("GetAdmission", request))
+
+    async def query_admissions(self) -> list[Admission]:
+        reply = await self._calls.unary("ListAdmissions", rollout_pb2.ListAdmissionsRequest())
+        return list(map(selections.admission_from_proto, reply.admissions))
 
     # --- Deleting ----------------------------------------------------------------------------------------------------
 

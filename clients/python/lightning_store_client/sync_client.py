@@ -12,6 +12,7 @@ from lightning_store.clock import Clock
 from lightning_store.model import (
     UNSET,
     Admission,
+    AdmissionState,
     Attempt,
     AttemptedRollout,
     AttemptStatus,
@@ -575,6 +576,20 @@ class SyncLightningStoreClient(SyncClientBase):
         See :meth:`lightning_store.store.LightningStore.set_admission`.
         """
         return run_blocking(self._client.set_admission(run=run, max_open_groups=max_open_groups, paused=paused))
+
+    def get_admission(self, run: str) -> AdmissionState:
+        """How many groups of a run are open and how many wait, which ones are open, and what ``set_admission`` has set.
+
+        See :meth:`lightning_store.store.LightningStore.get_admission`.
+        """
+        return run_blocking(self._client.get_admission(run=run))
+
+    def query_admissions(self) -> list[Admission]:
+        """What ``set_admission`` has set, for each run that it bounds.
+
+        See :meth:`lightning_store.store.LightningStore.query_admissions`.
+        """
+        return run_blocking(self._client.query_admissions())
 
     def delete_rollouts(
         self,

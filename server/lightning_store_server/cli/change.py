@@ -10,7 +10,14 @@ from typing import Any, TypeVar, get_args
 import click
 
 from lightning_store.lifecycle import QUEUED, TERMINAL
-from lightning_store.model import PRIORITY_MAX, EnqueueRolloutRequest, Rollout, RolloutConfig, RolloutMode
+from lightning_store.model import (
+    PRIORITY_MAX,
+    AdmissionState,
+    EnqueueRolloutRequest,
+    Rollout,
+    RolloutConfig,
+    RolloutMode,
+)
 from lightning_store_client import LightningStoreClient
 from lightning_store_server.cli.options import Whole
 from lightning_store_server.cli.selecting import Pair, Selection, parse_pair, selecting
@@ -163,18 +170,50 @@ def requeue(
 
 
 @click.command()
-@click.argument("run", metavar="RUN")
+@click.argument("run", metavar="[RUN]", required=False)
 @on_server
 @click.option("--max-open-groups", type=Whole(1), help="Groups that have begun and are not consumed, at the most.")
 @click.option("--paused", is_flag=True, help="No group begins.")
-def admission(run: str, server: str, timeout: float, as_json: bool, max_open_groups: int | None, paused: bool) -> None:
-    """Bound how far runners may go ahead with the groups of RUN. Without flags they may go as far as they like."""
-    bounds: dict[str, Any] = {"max_open_groups": max_open_groups, "paused": paused}
-    found = ask(server, timeout, lambda client: client.set_admission(run, **bounds))
+@click.option("--unbounded", is_flag=True, help="Runners may go as far as they like.")
+def admission(
+    run: str | None,
+    server: str,
+    timeout: float,
+    as_json: bool,
+    max_open_groups: int | None,
+    paused: bool,
+    unbounded: bool,
+) -> None:
+    """Bound how far runners may go ahead with the groups of RUN.
+
+    Without flags, show how far they have gone; without RUN, that of each run that is bounded.
+    """
+    changes = unbounded or paused or max_open_groups is not None
+    if unbounded and (paused or max_open_groups is not None):
+        raise click.UsageError("give --unbounded, or bounds")
+    if run is None and changes:
+        raise click.UsageError("say of which run")
+
+    async def change(client: LightningStoreClient) -> list[AdmissionState]:
+        if run is None:
+            return [await client.get_admission(one.run) for one in await client.query_admissions()]
+        if changes:
+            await client.set_admission(run, max_open_groups=max_open_groups, paused=paused)
+        return [await client.get_admission(run)]
+
+    found = ask(server, timeout, change)
     if as_json:
-        return echo_json(dataclasses.asdict(found))
-    bound = "any number of groups" if max_open_groups is None else counted(max_open_groups, "open group")
-    return click.echo(f"{run}: {'paused' if paused else bound}")
+        states = [dataclasses.asdict(state) for state in found]
+        return echo_json(states if run is None else states[0])
+    return click.echo("\n".join(map(_admission_text, found)) or "no run is bounded")
+
+
+def _admission_text(state: AdmissionState) -> str:
+    paused = "paused, " if state.admission.paused else ""
+    bound = state.admission.max_open_groups
+    of = "" if bound is None else f" of {bound}"
+    begun = counted(state.open_groups, "group")
+    return f"{state.admission.run}: {paused}{begun}{of} open, {state.waiting_groups} waiting"
 
 
 async def choose(

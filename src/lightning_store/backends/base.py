@@ -417,6 +417,14 @@ class Snapshot(ABC):
         """Those of these rollouts that a consumer has marked."""
 
     @abstractmethod
+    async def admissions(self) -> list[AdmissionRecord]:
+        """Those of all runs that have one, by run."""
+
+    @abstractmethod
+    async def open_groups(self, run: str) -> Sequence[OpenGroup]:
+        """As ``Loaded.open_groups``."""
+
+    @abstractmethod
     async def resources(self, resources_id: str | None) -> ResourcesRecord | None:
         """Those of this id, or the latest ones for None."""
 

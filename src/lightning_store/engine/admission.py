@@ -6,9 +6,16 @@ Whatever may change the room of a run notes that, and the transaction ends with 
 
 from __future__ import annotations
 
+from typing import Final
+
+from lightning_store.backends.base import Snapshot
 from lightning_store.backends.records import AdmissionRecord, RolloutRecord
 from lightning_store.engine.view import View
 from lightning_store.lifecycle import QUEUED
+from lightning_store.model import Admission, AdmissionState
+
+IDS_MAX: Final = 1000
+"""Ids of open groups that are told; more are counted."""
 
 
 def set_admission(view: View, admission: AdmissionRecord) -> AdmissionRecord:
@@ -16,6 +23,14 @@ def set_admission(view: View, admission: AdmissionRecord) -> AdmissionRecord:
     view.put_admission(admission.run, admission if admission.bounds else None)
     view.effects.runs[admission.run] = None
     return admission
+
+
+async def admission_state(snapshot: Snapshot, run: str) -> AdmissionState:
+    """How far the groups of a run have gone."""
+    groups = await snapshot.open_groups(run)
+    begun = sorted(one.group_id for one in groups if one.begun)
+    record = next((one for one in await snapshot.admissions() if one.run == run), AdmissionRecord(run, None, False))
+    return AdmissionState(Admission(*record), len(begun), len(groups) - len(begun), begun[:IDS_MAX])
 
 
 def note(view: View, rollout: RolloutRecord) -> None:

@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from lightning_store.backends.base import Backend, DiskUse, Elsewhere, Rows, Snapshot
 from lightning_store.backends.records import (
+    AdmissionRecord,
     AttemptRecord,
     Claim,
     CompletionRow,
@@ -28,6 +29,7 @@ from lightning_store.backends.records import (
     WorkerRecord,
 )
 from lightning_store.clock import Clock, SteadyClock
+from lightning_store.engine.admission import admission_state
 from lightning_store.engine.completion_feed import CompletionFeed, cursor_of, position_of
 from lightning_store.engine.conversion import span_of
 from lightning_store.engine.deadlines import SLACK_SECONDS
@@ -54,7 +56,7 @@ from lightning_store.errors import RolloutNotFoundError, SpansEvictedError
 from lightning_store.lifecycle import TERMINAL
 from lightning_store.loops import Slicer
 from lightning_store.memory_limits import MemoryLimits
-from lightning_store.model import LazyRows
+from lightning_store.model import AdmissionState, LazyRows
 from lightning_store.outcomes import SpanOutcome
 from lightning_store.queries import (
     AttemptQuery,
@@ -259,6 +261,12 @@ class Engine:
         if run is None:
             return await self._executor.read(lambda snapshot: snapshot.resources(None))
         return await self._executor.read(lambda snapshot: snapshot.newest_resources(run))
+
+    async def admission(self, run: str) -> AdmissionState:
+        return await self._executor.read(lambda snapshot: admission_state(snapshot, run))
+
+    async def admissions(self) -> list[AdmissionRecord]:
+        return await self._executor.read(lambda snapshot: snapshot.admissions())
 
     async def worker(self, worker_id: str) -> WorkerRecord | None:
         await self._tidy_workers()

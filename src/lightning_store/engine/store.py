@@ -47,6 +47,7 @@ from lightning_store.memory_limits import MemoryLimits
 from lightning_store.model import (
     UNSET,
     Admission,
+    AdmissionState,
     Attempt,
     AttemptedRollout,
     AttemptStatus,
@@ -474,6 +475,13 @@ class EngineStore(QueryMethods):
         arguments.check_admission(run, max_open_groups, paused)
         stored = await self.engine.execute(SetAdmission(AdmissionRecord(run, max_open_groups, paused)))
         return Admission(*stored)
+
+    async def get_admission(self, run: str) -> AdmissionState:
+        arguments.check_id("run", run)
+        return await self.engine.admission(run)
+
+    async def query_admissions(self) -> list[Admission]:
+        return [Admission(*one) for one in await self.engine.admissions()]
 
     # --- Deleting ----------------------------------------------------------------------------------------------------
 

@@ -25,10 +25,12 @@ from lightning_store.backends.base import (
 from lightning_store.backends.loaded import LoadedRecords, with_positions
 from lightning_store.backends.memory import REPLAY_ENTRIES_MAX, REPLAY_WINDOW_SECONDS, MemoryBackend
 from lightning_store.backends.records import (
+    AdmissionRecord,
     AttemptRecord,
     CompletionRow,
     Counts,
     GroupRow,
+    OpenGroup,
     PlacedRollout,
     QueueCounts,
     ResourcesRecord,
@@ -248,6 +250,12 @@ class _SuspendingSnapshot(Snapshot):
 
     async def consumed(self, consumer: str, rollout_ids: Sequence[str]) -> set[str]:
         return await self._read("consumed", lambda inner: inner.consumed(consumer, rollout_ids))
+
+    async def admissions(self) -> list[AdmissionRecord]:
+        return await self._read("admissions", lambda inner: inner.admissions())
+
+    async def open_groups(self, run: str) -> Sequence[OpenGroup]:
+        return await self._read("open_groups", lambda inner: inner.open_groups(run))
 
     async def resources(self, resources_id: str | None) -> ResourcesRecord | None:
         return await self._read("resources", lambda inner: inner.resources(resources_id))

@@ -2023,6 +2023,107 @@ class SetAdmissionResponse(_message.Message):
 Global___SetAdmissionResponse: _TypeAlias = SetAdmissionResponse  # noqa: Y015
 
 @_typing.final
+class GetAdmissionRequest(_message.Message):
+    """Asks how far the groups of a run have gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAdmissionRequest: _TypeAlias = GetAdmissionRequest  # noqa: Y015
+
+@_typing.final
+class GetAdmissionResponse(_message.Message):
+    """How far the groups of a run have gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADMISSION_FIELD_NUMBER: _builtins.int
+    OPEN_GROUPS_FIELD_NUMBER: _builtins.int
+    WAITING_GROUPS_FIELD_NUMBER: _builtins.int
+    OPEN_GROUP_IDS_FIELD_NUMBER: _builtins.int
+    open_groups: _builtins.int
+    """How many groups are open, as in Admission."""
+    waiting_groups: _builtins.int
+    """How many groups have not begun."""
+    @_builtins.property
+    def admission(self) -> Global___Admission:
+        """Always set. Of a run without bounds, or that nobody knows, it bounds nothing."""
+
+    @_builtins.property
+    def open_group_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of open groups in their order, the first thousand."""
+
+    def __init__(
+        self,
+        *,
+        admission: Global___Admission | None = ...,
+        open_groups: _builtins.int = ...,
+        waiting_groups: _builtins.int = ...,
+        open_group_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admission", b"admission", "open_group_ids", b"open_group_ids", "open_groups", b"open_groups", "waiting_groups", b"waiting_groups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetAdmissionResponse: _TypeAlias = GetAdmissionResponse  # noqa: Y015
+
+@_typing.final
+class ListAdmissionsRequest(_message.Message):
+    """Asks which runs have bounds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAdmissionsRequest: _TypeAlias = ListAdmissionsRequest  # noqa: Y015
+
+@_typing.final
+class ListAdmissionsResponse(_message.Message):
+    """The runs that have bounds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADMISSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def admissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Admission]:
+        """By run."""
+
+    def __init__(
+        self,
+        *,
+        admissions: _abc.Iterable[Global___Admission] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListAdmissionsResponse: _TypeAlias = ListAdmissionsResponse  # noqa: Y015
+
+@_typing.final
 class MarkConsumedRequest(_message.Message):
     """Asks to mark rollouts as consumed."""
 

@@ -267,6 +267,16 @@ class LightningStoreServiceStub(object):
                 request_serializer=lightning__store_dot_v1_dot_rollout__pb2.SetAdmissionRequest.SerializeToString,
                 response_deserializer=lightning__store_dot_v1_dot_rollout__pb2.SetAdmissionResponse.FromString,
                 _registered_method=True)
+        self.GetAdmission = channel.unary_unary(
+                '/lightning_store.v1.LightningStoreService/GetAdmission',
+                request_serializer=lightning__store_dot_v1_dot_rollout__pb2.GetAdmissionRequest.SerializeToString,
+                response_deserializer=lightning__store_dot_v1_dot_rollout__pb2.GetAdmissionResponse.FromString,
+                _registered_method=True)
+        self.ListAdmissions = channel.unary_unary(
+                '/lightning_store.v1.LightningStoreService/ListAdmissions',
+                request_serializer=lightning__store_dot_v1_dot_rollout__pb2.ListAdmissionsRequest.SerializeToString,
+                response_deserializer=lightning__store_dot_v1_dot_rollout__pb2.ListAdmissionsResponse.FromString,
+                _registered_method=True)
         self.MarkConsumed = channel.unary_unary(
                 '/lightning_store.v1.LightningStoreService/MarkConsumed',
                 request_serializer=lightning__store_dot_v1_dot_rollout__pb2.MarkConsumedRequest.SerializeToString,
@@ -728,6 +738,28 @@ class LightningStoreServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetAdmission(self, request, context):
+        """READ. How many groups of a run are begun and not consumed, which ones, and what bounds them.
+
+        UNSUPPORTED where the store behind the server does not offer it.
+
+        Role: reader.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListAdmissions(self, request, context):
+        """READ. The runs whose groups are bounded.
+
+        UNSUPPORTED where the store behind the server does not offer it.
+
+        Role: reader.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def MarkConsumed(self, request, context):
         """ONCE. Notes that a consumer has consumed rollouts, which WatchRollouts and WatchGroups then leave out for it.
 
@@ -976,6 +1008,16 @@ def add_LightningStoreServiceServicer_to_server(servicer, server):
                     servicer.SetAdmission,
                     request_deserializer=lightning__store_dot_v1_dot_rollout__pb2.SetAdmissionRequest.FromString,
                     response_serializer=lightning__store_dot_v1_dot_rollout__pb2.SetAdmissionResponse.SerializeToString,
+            ),
+            'GetAdmission': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetAdmission,
+                    request_deserializer=lightning__store_dot_v1_dot_rollout__pb2.GetAdmissionRequest.FromString,
+                    response_serializer=lightning__store_dot_v1_dot_rollout__pb2.GetAdmissionResponse.SerializeToString,
+            ),
+            'ListAdmissions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListAdmissions,
+                    request_deserializer=lightning__store_dot_v1_dot_rollout__pb2.ListAdmissionsRequest.FromString,
+                    response_serializer=lightning__store_dot_v1_dot_rollout__pb2.ListAdmissionsResponse.SerializeToString,
             ),
             'MarkConsumed': grpc.unary_unary_rpc_method_handler(
                     servicer.MarkConsumed,
@@ -1926,6 +1968,60 @@ class LightningStoreService(object):
             '/lightning_store.v1.LightningStoreService/SetAdmission',
             lightning__store_dot_v1_dot_rollout__pb2.SetAdmissionRequest.SerializeToString,
             lightning__store_dot_v1_dot_rollout__pb2.SetAdmissionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetAdmission(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lightning_store.v1.LightningStoreService/GetAdmission',
+            lightning__store_dot_v1_dot_rollout__pb2.GetAdmissionRequest.SerializeToString,
+            lightning__store_dot_v1_dot_rollout__pb2.GetAdmissionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListAdmissions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lightning_store.v1.LightningStoreService/ListAdmissions',
+            lightning__store_dot_v1_dot_rollout__pb2.ListAdmissionsRequest.SerializeToString,
+            lightning__store_dot_v1_dot_rollout__pb2.ListAdmissionsResponse.FromString,
             options,
             channel_credentials,
             insecure,

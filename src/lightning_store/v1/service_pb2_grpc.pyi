@@ -332,6 +332,20 @@ class LightningStoreServiceStub:
 
     Role: algorithm.
     """
+    GetAdmission: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.GetAdmissionRequest, _rollout_pb2.GetAdmissionResponse]
+    """READ. How many groups of a run are begun and not consumed, which ones, and what bounds them.
+
+    UNSUPPORTED where the store behind the server does not offer it.
+
+    Role: reader.
+    """
+    ListAdmissions: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.ListAdmissionsRequest, _rollout_pb2.ListAdmissionsResponse]
+    """READ. The runs whose groups are bounded.
+
+    UNSUPPORTED where the store behind the server does not offer it.
+
+    Role: reader.
+    """
     MarkConsumed: _grpc.UnaryUnaryMultiCallable[_rollout_pb2.MarkConsumedRequest, _rollout_pb2.MarkConsumedResponse]
     """ONCE. Notes that a consumer has consumed rollouts, which WatchRollouts and WatchGroups then leave out for it.
 
@@ -688,6 +702,20 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     yet; groups that have begun go on. It replaces what was set before for that run.
 
     Role: algorithm.
+    """
+    GetAdmission: _aio.UnaryUnaryMultiCallable[_rollout_pb2.GetAdmissionRequest, _rollout_pb2.GetAdmissionResponse]  # type: ignore[assignment]
+    """READ. How many groups of a run are begun and not consumed, which ones, and what bounds them.
+
+    UNSUPPORTED where the store behind the server does not offer it.
+
+    Role: reader.
+    """
+    ListAdmissions: _aio.UnaryUnaryMultiCallable[_rollout_pb2.ListAdmissionsRequest, _rollout_pb2.ListAdmissionsResponse]  # type: ignore[assignment]
+    """READ. The runs whose groups are bounded.
+
+    UNSUPPORTED where the store behind the server does not offer it.
+
+    Role: reader.
     """
     MarkConsumed: _aio.UnaryUnaryMultiCallable[_rollout_pb2.MarkConsumedRequest, _rollout_pb2.MarkConsumedResponse]  # type: ignore[assignment]
     """ONCE. Notes that a consumer has consumed rollouts, which WatchRollouts and WatchGroups then leave out for it.
@@ -1228,6 +1256,32 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         yet; groups that have begun go on. It replaces what was set before for that run.
 
         Role: algorithm.
+        """
+
+    @_abc_1.abstractmethod
+    def GetAdmission(
+        self,
+        request: _rollout_pb2.GetAdmissionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rollout_pb2.GetAdmissionResponse, _abc.Awaitable[_rollout_pb2.GetAdmissionResponse]]:
+        """READ. How many groups of a run are begun and not consumed, which ones, and what bounds them.
+
+        UNSUPPORTED where the store behind the server does not offer it.
+
+        Role: reader.
+        """
+
+    @_abc_1.abstractmethod
+    def ListAdmissions(
+        self,
+        request: _rollout_pb2.ListAdmissionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_rollout_pb2.ListAdmissionsResponse, _abc.Awaitable[_rollout_pb2.ListAdmissionsResponse]]:
+        """READ. The runs whose groups are bounded.
+
+        UNSUPPORTED where the store behind the server does not offer it.
+
+        Role: reader.
         """
 
     @_abc_1.abstractmethod

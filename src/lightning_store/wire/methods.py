@@ -94,6 +94,8 @@ _READ: Final = (
     "GetResources",
     "GetLatestResources",
     "GetWorker",
+    "GetAdmission",
+    "ListAdmissions",
     "ListRollouts",
     "ListAttempts",
     "ListSpans",

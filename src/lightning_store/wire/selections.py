@@ -8,6 +8,7 @@ from typing import Any, Required, TypedDict, cast
 from lightning_store.model import (
     TIME_MAX_SECONDS,
     Admission,
+    AdmissionState,
     CompletedRollout,
     Group,
     GroupStatus,
@@ -173,6 +174,20 @@ def admission_to_proto(admission: Admission) -> rollout_pb2.Admission:
 def admission_from_proto(message: rollout_pb2.Admission) -> Admission:
     bound = message.max_open_groups if message.HasField("max_open_groups") else None
     return Admission(required_text(message.run, "admission.run"), bound, message.paused)
+
+
+def admission_state_to_proto(state: AdmissionState) -> rollout_pb2.GetAdmissionResponse:
+    return rollout_pb2.GetAdmissionResponse(
+        admission=admission_to_proto(state.admission),
+        open_groups=state.open_groups,
+        waiting_groups=state.waiting_groups,
+        open_group_ids=state.open_group_ids,
+    )
+
+
+def admission_state_from_proto(message: rollout_pb2.GetAdmissionResponse) -> AdmissionState:
+    admission = admission_from_proto(message.admission)
+    return AdmissionState(admission, message.open_groups, message.waiting_groups, list(message.open_group_ids))
 
 
 class Exported(TypedDict):

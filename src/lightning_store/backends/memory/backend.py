@@ -356,6 +356,10 @@ class MemoryData(Loaded):
     def admission(self, run: str) -> AdmissionRecord | None:
         return self._admissions.get(run)
 
+    @property
+    def admissions(self) -> list[AdmissionRecord]:
+        return [self._admissions[run] for run in sorted(self._admissions)]
+
     def open_groups(self, run: str) -> list[OpenGroup]:
         groups = {
             group_id: GroupRow(group_id, self._rows(group_id)).open for group_id in self._open_groups.get(run, ())
@@ -809,6 +813,12 @@ class _Snapshot(Snapshot):
 
     async def consumed(self, consumer: str, rollout_ids: Sequence[str]) -> set[str]:
         return {one for one in rollout_ids if self._data.mark_of(consumer, one) is not None}
+
+    async def admissions(self) -> list[AdmissionRecord]:
+        return self._data.admissions
+
+    async def open_groups(self, run: str) -> Sequence[OpenGroup]:
+        return self._data.open_groups(run)
 
     async def resources(self, resources_id: str | None) -> ResourcesRecord | None:
         return self._data.latest_resources() if resources_id is None else self._data.resources(resources_id)

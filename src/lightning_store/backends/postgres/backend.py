@@ -45,10 +45,12 @@ from lightning_store.backends.postgres.membership import Membership
 from lightning_store.backends.postgres.rows import Totals
 from lightning_store.backends.postgres.storing import Expired
 from lightning_store.backends.records import (
+    AdmissionRecord,
     AttemptRecord,
     CompletionRow,
     Counts,
     GroupRow,
+    OpenGroup,
     PlacedRollout,
     QueueCounts,
     ResourcesRecord,
@@ -424,6 +426,12 @@ class _Snapshot(Snapshot):
 
     async def consumed(self, consumer: str, rollout_ids: Sequence[str]) -> set[str]:
         return await self._read(reading.consumed, consumer, rollout_ids)
+
+    async def admissions(self) -> list[AdmissionRecord]:
+        return await self._read(reading.admissions)
+
+    async def open_groups(self, run: str) -> Sequence[OpenGroup]:
+        return await self._read(reading.open_groups, run)
 
     async def resources(self, resources_id: str | None) -> ResourcesRecord | None:
         return await self._read(reading.resources, resources_id)

@@ -15,9 +15,11 @@ from lightning_store.backends.postgres.rows import Row, Totals
 from lightning_store.backends.postgres.text import all_escaped, escaped, plain
 from lightning_store.backends.records import (
     QUEUE_LOOK,
+    AdmissionRecord,
     AttemptRecord,
     CompletionRow,
     GroupRow,
+    OpenGroup,
     PlacedRollout,
     QueueCounts,
     ResourcesRecord,
@@ -75,6 +77,16 @@ async def consumed(connection: Connection, consumer: str, rollout_ids: Sequence[
     """
     found = await connection.fetch(statement, escaped(consumer), all_escaped(rollout_ids))
     return {plain(rollout_id) for (rollout_id,) in found}
+
+
+async def admissions(connection: Connection) -> list[AdmissionRecord]:
+    found = await connection.fetch("SELECT run, max_open_groups, paused FROM admissions ORDER BY run")
+    return [AdmissionRecord(plain(run), max_open_groups, paused) for run, max_open_groups, paused in found]
+
+
+async def open_groups(connection: Connection, run: str) -> list[OpenGroup]:
+    found = await connection.fetch(rows.OPEN_GROUPS.format("$1::text[]"), [escaped(run)])
+    return [rows.open_group_of(group) for _, *group in found]
 
 
 async def resources(connection: Connection, resources_id: str | None) -> ResourcesRecord | None:

@@ -31,10 +31,12 @@ from lightning_store.backends.base import (
     Transaction,
 )
 from lightning_store.backends.records import (
+    AdmissionRecord,
     AttemptRecord,
     CompletionRow,
     Counts,
     GroupRow,
+    OpenGroup,
     PlacedRollout,
     QueueCounts,
     ResourcesRecord,
@@ -448,6 +450,12 @@ class _Snapshot(Snapshot):
     async def consumed(self, consumer: str, rollout_ids: Sequence[str]) -> set[str]:
         found: set[str] = self._read(reading.consumed, consumer, rollout_ids)
         return found
+
+    async def admissions(self) -> list[AdmissionRecord]:
+        return await self._read_in_thread(reading.admissions)
+
+    async def open_groups(self, run: str) -> Sequence[OpenGroup]:
+        return await self._read_in_thread(rows.open_groups, run)
 
     async def resources(self, resources_id: str | None) -> ResourcesRecord | None:
         return self._read(reading.resources, resources_id)

@@ -171,8 +171,7 @@ def _load_admissions(connection: Connection, needs: Needs, into: SqliteLoaded) -
         found = rows.fetch(connection, "SELECT max_open_groups, paused FROM admissions WHERE run = ?", [run])
         into.admissions[run] = AdmissionRecord(run, found[0][0], bool(found[0][1])) if found else None
     for run in needs.open_groups - into.open_groups_of.keys():
-        groups = rows.fetch(connection, rows.SELECT_OPEN_GROUPS, [run])
-        into.open_groups_of[run] = [rows.open_group_of(row) for row in groups]
+        into.open_groups_of[run] = rows.open_groups(connection, run)
 
 
 async def _load_attempts(

@@ -12,6 +12,7 @@ from typing import Any, Final, Generic, TypeVar
 from lightning_store.backends.base import Due, Rows
 from lightning_store.backends.records import (
     QUEUE_LOOK,
+    AdmissionRecord,
     AttemptRecord,
     CompletionRow,
     GroupRow,
@@ -74,6 +75,11 @@ def consumed(connection: Connection, consumer: str, rollout_ids: Sequence[str]) 
         CROSS JOIN consumed c ON c.consumer = ? AND c.rollout = r.number
     """
     return {rollout_id for (rollout_id,) in rows.fetch(connection, statement, [json.dumps(rollout_ids), consumer])}
+
+
+def admissions(connection: Connection) -> list[AdmissionRecord]:
+    found = rows.fetch(connection, "SELECT run, max_open_groups, paused FROM admissions ORDER BY run", [])
+    return [AdmissionRecord(run, max_open_groups, bool(paused)) for run, max_open_groups, paused in found]
 
 
 def resources(connection: Connection, resources_id: str | None) -> ResourcesRecord | None:

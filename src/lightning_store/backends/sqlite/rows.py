@@ -175,7 +175,7 @@ _SELECT_ROLLOUTS: Final = f"""
 SELECT_ROLLOUTS_BY_ID: Final = _SELECT_ROLLOUTS.format("rollouts r", "r.rollout_id IN (?*)")
 SELECT_ROLLOUTS_BY_NUMBER: Final = _SELECT_ROLLOUTS.format("rollouts r", "r.number IN (?*)")
 SELECT_ROLLOUTS_BY_GROUP: Final = _SELECT_ROLLOUTS.format("rollouts r", "r.group_id IN (?*) ORDER BY r.number")
-SELECT_OPEN_GROUPS: Final = f"""
+_SELECT_OPEN_GROUPS: Final = f"""
     SELECT group_id, EXISTS (SELECT 1 FROM rollouts m WHERE m.group_id = r.group_id AND m.first_claim_time IS NOT NULL),
         max(held), min(held), min(queue_band * {POSITIONS_PER_BAND} + queue_position)
     FROM rollouts r INDEXED BY rollouts_open
@@ -221,8 +221,12 @@ def rollout_columns(record: RolloutRecord) -> tuple[Any, ...]:
     return config_text(record.config), *_changing_columns(record)
 
 
-def open_group_of(row: tuple[Any, ...]) -> OpenGroup:
-    """Of a row of ``SELECT_OPEN_GROUPS``."""
+def open_groups(connection: Connection, run: str) -> list[OpenGroup]:
+    """Those of a run."""
+    return list(map(_open_group_of, fetch(connection, _SELECT_OPEN_GROUPS, [run])))
+
+
+def _open_group_of(row: tuple[Any, ...]) -> OpenGroup:
     group_id, begun, any_held, all_held, key = row
     place = NO_PLACE if key is None else divmod(key, POSITIONS_PER_BAND)
     return OpenGroup(group_id, bool(begun), bool(any_held), bool(all_held), place)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lightning_store.model import Admission, AttemptedRollout, RolloutConfig
+from lightning_store.model import Admission, AdmissionState, AttemptedRollout, RolloutConfig
 from lightning_store.store import LightningStore
 from lightning_store.testing.contract.base import ContractBase, claim, report, within_safety
 from lightning_store.testing.contract.groups import enqueue_group
@@ -67,6 +67,27 @@ class AdmissionContract(ContractBase):
         assert await claim_all(store) == ["c", "c"]
         await queue_groups(store, "d")
         assert await claim_all(store) == ["d", "d"]
+
+    async def test_x_admission_is_read_back(self, store: LightningStore) -> None:
+        unknown = AdmissionState(Admission(RUN), 0, 0, [])
+        assert await store.get_admission(RUN) == unknown
+        assert await store.query_admissions() == []
+        await store.set_admission(RUN, max_open_groups=2)
+        await store.set_admission("a run", paused=True)
+        groups = await queue_groups(store, "b", "a", "c", "d")
+        await enqueue_group(store, "other run", 1, run="s")
+        await claim_all(store)
+        bounds = Admission(RUN, 2)
+        assert await store.get_admission(RUN) == AdmissionState(bounds, 2, 2, ["a", "b"])
+        await store.mark_consumed("trainer", groups["a"][:1])
+        assert await store.get_admission(RUN) == AdmissionState(bounds, 1, 2, ["b"])
+        await store.cancel_group("d")
+        assert await store.get_admission(RUN) == AdmissionState(bounds, 1, 1, ["b"])
+        assert await store.query_admissions() == [Admission("a run", None, True), bounds]
+        await store.set_admission("a run")
+        assert await store.query_admissions() == [bounds]
+        with pytest.raises(ValueError, match="run"):
+            await store.get_admission("")
 
     async def test_x_admission_wakes_a_claim_that_waits(self, store: LightningStore) -> None:
         await store.set_admission(RUN, max_open_groups=1)
