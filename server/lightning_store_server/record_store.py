@@ -10,7 +10,9 @@ from typing import Any, Final, Protocol, TypeVar, cast
 from lightning_store import json_text
 from lightning_store.backends.base import Rows
 from lightning_store.backends.records import (
+    AdmissionRecord,
     AttemptRecord,
+    CheckpointRecord,
     Claim,
     NewRollout,
     ResourcesRecord,
@@ -74,7 +76,12 @@ class RecordStore(Protocol):
     async def export_page(self, selection: Selection, begin: Place) -> Page: ...
 
     async def import_rollouts(
-        self, rollouts: Sequence[StoredRollout], resources: Sequence[ResourcesRecord], workers: Sequence[WorkerRecord]
+        self,
+        rollouts: Sequence[StoredRollout],
+        resources: Sequence[ResourcesRecord],
+        workers: Sequence[WorkerRecord],
+        checkpoints: Sequence[CheckpointRecord],
+        admissions: Sequence[AdmissionRecord],
     ) -> Imported: ...
 
 
@@ -197,10 +204,15 @@ class _Adapter:
         return await threaded.run(engine.export_page(selection, begin))
 
     async def import_rollouts(
-        self, rollouts: Sequence[StoredRollout], resources: Sequence[ResourcesRecord], workers: Sequence[WorkerRecord]
+        self,
+        rollouts: Sequence[StoredRollout],
+        resources: Sequence[ResourcesRecord],
+        workers: Sequence[WorkerRecord],
+        checkpoints: Sequence[CheckpointRecord],
+        admissions: Sequence[AdmissionRecord],
     ) -> Imported:
         threaded, engine = self._behind_threads()
-        return await threaded.run(engine.import_rollouts(rollouts, resources, workers))
+        return await threaded.run(engine.import_rollouts(rollouts, resources, workers, checkpoints, admissions))
 
     def _behind_threads(self) -> tuple[LightningStoreThreaded, Engine]:
         """A store of ours that has a thread of its own. There are no public methods for these calls."""

@@ -456,6 +456,8 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             seen=page.seen,
             total=page.total,
             next_page_token=transfers.place_to_proto(page.next),
+            checkpoints=map(transfers.checkpoint_to_proto, page.checkpoints),
+            admissions=map(transfers.admission_record_to_proto, page.admissions),
         )
 
     async def ImportRollouts(
@@ -470,8 +472,14 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         workers = await self._read_all(
             request, lambda i, one: transfers.worker_record_from_proto(one, f"workers[{i}]"), request.workers
         )
+        checkpoints = await self._read_all(
+            request, lambda i, one: transfers.checkpoint_from_proto(one, f"checkpoints[{i}]"), request.checkpoints
+        )
+        admissions = await self._read_all(
+            request, lambda i, one: transfers.admission_record_from_proto(one, f"admissions[{i}]"), request.admissions
+        )
         with _once(request, context):
-            done = await self._records.import_rollouts(rollouts, resources_, workers)
+            done = await self._records.import_rollouts(rollouts, resources_, workers, checkpoints, admissions)
         audit("imported", **done.imported._asdict())
         return transfer.ImportRolloutsResponse(
             imported=transfer.TransferCounts(**done.imported._asdict()),

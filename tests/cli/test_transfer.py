@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lightning_store import InMemoryLightningStore, LightningStore
+from lightning_store import Admission, InMemoryLightningStore, LightningStore
 from lightning_store.engine import transfer as engine_transfer
 from lightning_store.spans.otlp.requests import received_spans_from_json
 from lightning_store.sqlite_store import SqliteLightningStore
@@ -66,7 +66,7 @@ def test_a_file_has_a_line_for_each_thing(exported: Path, served: Served) -> Non
     assert stat.S_IMODE(exported.stat().st_mode) == 0o600
     assert [path.name for path in exported.parent.iterdir()] == [exported.name]
     head, resources, retried, waiting, worker, end = lines_of(exported)
-    assert (head["type"], head["format"], head["version"]) == ("export", "lightning-store-export", 1)
+    assert (head["type"], head["format"], head["version"]) == ("export", "lightning-store-export", 2)
     assert resources["resources"]["resources"]["llm"]["model"] == "small"
     assert retried["rollout"]["input"] == {"question": "6 * 7\x1b[31m"}
     assert retried["rollout"]["config"]["max_attempts"] == 2
@@ -74,7 +74,15 @@ def test_a_file_has_a_line_for_each_thing(exported: Path, served: Served) -> Non
     assert [one["document"]["name"] for one in retried["spans"]] == ["first try", "agent", "chat", "grade"]
     assert (waiting["rollout"]["rollout_id"], waiting["queue_position"]) == (served.waiting_id, 3)
     assert worker["worker"]["current_rollout_id"] == served.retried.rollout_id
-    assert end == {"type": "end", "rollouts": 2, "spans": 4, "resources": 1, "workers": 1}
+    assert end == {
+        "type": "end",
+        "rollouts": 2,
+        "spans": 4,
+        "resources": 1,
+        "workers": 1,
+        "checkpoints": 0,
+        "admissions": 0,
+    }
 
 
 def test_an_import_makes_the_same_store(run: Run, served: Served, exported: Path, target: LightningStoreServer) -> None:
@@ -108,6 +116,32 @@ def test_a_store_in_memory_moves_to_a_database_and_back(
         == 0
     )
     assert asyncio.run(everything(target)) == asyncio.run(everything(served.store))
+
+
+def test_what_trainers_rely_on_is_in_it(run: Run, target: LightningStoreServer, tmp_path: Path) -> None:
+    source, path = SqliteLightningStore(tmp_path / "source.db"), tmp_path / "export.jsonl"
+
+    async def train(store: LightningStore) -> list[str]:
+        ids = [(await store.enqueue_rollout(number)).rollout_id for number in range(2)]
+        await store.mark_consumed("trainer", ids[:1], checkpoint="step-1")
+        await store.mark_consumed("trainer", ids[1:])
+        await store.set_admission("r", max_open_groups=3)
+        return ids
+
+    with source:
+        ids = asyncio.run(train(source))
+    database = ("--database", f"sqlite:{source.path}")
+    result = run("export", *database, "--output", str(path))
+    assert result.stderr == "exported 2 rollouts, 0 spans, 0 resources, 0 workers, 1 checkpoint, 1 admission\n"
+    lines = lines_of(path)
+    assert [line["type"] for line in lines] == ["export", "checkpoint", "admission", "rollout", "rollout", "end"]
+    assert [line["consumed"] for line in lines[3:5]] == [{"trainer": 0}, {"trainer": 1}]
+    result = run("import", str(path), "--server", target.endpoint)
+    assert result.stdout == "imported 2 rollouts, 0 spans, 0 resources, 0 workers, 1 checkpoint, 1 admission\n"
+    assert asyncio.run(target.rewind_consumer("trainer", checkpoint="step-1")) == ids[1:]
+    assert asyncio.run(target.query_admissions()) == [Admission("r", 3)]
+    some = run("export", *database, "--status", "running").stdout.splitlines()
+    assert [json.loads(line)["type"] for line in some] == ["export", "checkpoint", "end"]
 
 
 @pytest.mark.parametrize("kept", [0, 1, 2, 3])
@@ -227,14 +261,16 @@ def test_spans_that_otlp_cannot_hold_are_left_out(run: Run, tmp_path: Path) -> N
         ("", "no JSON"),
         ("[" * 100_000, "no JSON"),
         ("[]", "its type is None"),
-        ('{"type": "thing"}', "its type is 'thing'; it must be one of export, resources, rollout, worker, end"),
+        ('{"type": "thing"}', "its type is 'thing'; it must be one of export, checkpoint, admission, resources"),
         ('{"type": ["rollout"]}', "its type is ['rollout']"),
         ('{"type": "export", "format": "theirs"}', "its format is 'theirs'"),
-        ('{"type": "export", "format": "lightning-store-export", "version": 2}', "knows versions up to 1"),
+        ('{"type": "export", "format": "lightning-store-export", "version": 3}', "knows versions up to 2"),
         ('{"type": "rollout"}', "it is no rollout: KeyError('rollout')"),
         ('{"type": "rollout", "rollout": 1}', "Input should be a valid dictionary"),
         ('{"type": "rollout", "rollout": {"rollout_id": "r", "status": "odd"}}', "input: Field required"),
         ('{"type": "worker", "worker": {}}', "worker_id: Field required"),
+        ('{"type": "checkpoint", "consumer": "c"}', "it is no checkpoint: KeyError('checkpoint')"),
+        ('{"type": "admission", "run": 1, "max_open_groups": null, "paused": false}', "it is no admission: TypeError"),
     ],
 )
 def test_a_malformed_line_is_named(line: str, says: str) -> None:

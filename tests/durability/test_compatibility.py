@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lightning_store import InMemoryLightningStore, LightningStore
+from lightning_store import Admission, InMemoryLightningStore, LightningStore
 from lightning_store.backends.sqlite.file import migrations
 from lightning_store.backends.sqlite.maintenance import back_up, check, migrate
 from lightning_store.engine.idempotency import request_scope
@@ -145,6 +145,15 @@ def test_an_older_export_is_imported(target, path):
     assert result.exit_code == 0, result.output
     assert "imported 8 rollouts, 6 spans, 2 resources, 3 workers" in result.output
     asyncio.run(look(target))
+
+
+def test_what_trainers_rely_on_comes_with_version_2(target):
+    path = str(DATA / "export_2.jsonl")
+    result = CliRunner().invoke(root, ["import", path, "--server", target.endpoint], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert asyncio.run(target.rewind_consumer("trainer", checkpoint="step-1")) == ["ro-f28ecc6fd4c0"]
+    assert asyncio.run(target.rewind_consumer("trainer")) == ["ro-3b81f1a359fc"]
+    assert asyncio.run(target.query_admissions()) == [Admission("run-1", 2)]
 
 
 def test_members_that_a_newer_export_adds_are_passed_over():

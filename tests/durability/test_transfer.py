@@ -275,6 +275,90 @@ async def test_a_full_store_takes_no_import(source, clock):
         await store.engine.import_rollouts(await exported(source))
 
 
+# --- What trainers rely on -------------------------------------------------------------------------------------------
+
+RUN = "r"
+
+
+async def trained(clock: FakeClock) -> InMemoryLightningStore:
+    """Groups a to d of a run that may have two open: a is in a checkpoint of the trainer, b is consumed since, c is
+    under way, and d has to wait."""
+    store = InMemoryLightningStore(clock=clock)
+    await store.set_admission(RUN, max_open_groups=2)
+    for name in "abcd":
+        members = [
+            EnqueueRolloutRequest(input=name, group_id=name, group_size=2, metadata={"lightning.run": RUN})
+            for _ in range(2)
+        ]
+        await store.enqueue_many_rollouts(members)
+    for name in "ab":
+        for claimed in await store.dequeue_many_rollouts(limit=2):
+            await store.update_attempt(claimed.rollout_id, claimed.attempt.attempt_id, status="succeeded")
+            await store.mark_consumed("trainer", [claimed.rollout_id])
+            if name == "a":
+                await store.mark_consumed("evaluator", [claimed.rollout_id])
+        if name == "a":
+            await store.mark_consumed("trainer", [], checkpoint="step-1")
+    await store.dequeue_many_rollouts(limit=2)
+    await store.set_admission(RUN, max_open_groups=1)
+    return store
+
+
+async def send(source: EngineStore, target: EngineStore) -> Imported:
+    """All of it as an import does, over the wire and back."""
+    page = await source.engine.export_page(EVERYTHING, Place())
+    parts = [transfers.stored_rollout_to_proto(one) for one in in_queue_order(page.rollouts)]
+    checkpoints = [transfers.checkpoint_to_proto(one) for one in page.checkpoints]
+    admissions = [transfers.admission_record_to_proto(one) for one in page.admissions]
+    return await target.engine.import_rollouts(
+        [transfers.stored_rollout_from_proto(one, "rollouts") for one in parts],
+        checkpoints=[transfers.checkpoint_from_proto(one, "checkpoints") for one in checkpoints],
+        admissions=[transfers.admission_record_from_proto(one, "admissions") for one in admissions],
+    )
+
+
+async def inputs(store: EngineStore, rollout_ids: Sequence[str]) -> list[Any]:
+    return [one.input for one in await store.query_rollouts(rollout_id_in=rollout_ids)]
+
+
+async def test_what_was_consumed_and_the_bounds_of_runs_go_along(store, clock):
+    source = await trained(clock)
+    assert await send(source, store) == Imported(Counted(8, 0, 0, 0, 1, 1), Counted())
+    assert await store.get_admission(RUN) == await source.get_admission(RUN)
+    assert (await store.get_admission(RUN)).open_group_ids == ["c"]
+    assert await store.dequeue_rollout() is None  # d is held
+    assert await store.wait_for_groups(["a", "b"], timeout=0, consumer="trainer") == []
+    assert await inputs(store, await store.rewind_consumer("trainer", checkpoint="step-1")) == ["b", "b"]
+    [group] = await store.wait_for_groups(["a", "b"], timeout=0, consumer="trainer")
+    assert group.group_id == "b"
+    again = await send(source, store)
+    assert again == Imported(Counted(), Counted(8, 0, 0, 0, 1, 1))
+    assert await store.wait_for_groups(["b"], timeout=0, consumer="trainer") == [group]
+    assert await inputs(store, await store.rewind_consumer("evaluator")) == ["a", "a"]
+    assert await inputs(store, await store.rewind_consumer("trainer")) == ["a", "a"]
+
+
+async def test_what_a_checkpoint_cannot_have_is_in_none(store, clock):
+    """The store was exported while its trainer went on: marks are newer than the checkpoints that were read first."""
+    source = await trained(clock)
+    early = await source.engine.export_page(EVERYTHING, Place())
+    await source.mark_consumed("trainer", [], checkpoint="step-2")
+    c = [one.rollout.rollout_id for one in early.rollouts if one.rollout.group_id == "c"]
+    await source.mark_consumed("trainer", c)
+    late = await source.engine.export_page(EVERYTHING, Place())
+    await store.engine.import_rollouts(late.rollouts, checkpoints=early.checkpoints)
+    assert await store.mark_consumed("trainer", [], checkpoint="step-2 here") == []
+    assert await store.rewind_consumer("trainer", checkpoint="step-2 here") == []
+    assert await inputs(store, await store.rewind_consumer("trainer", checkpoint="step-1")) == ["b", "b", "c", "c"]
+
+
+async def test_bounds_that_are_set_stay(store, clock):
+    await store.set_admission(RUN, paused=True)
+    await store.mark_consumed("trainer", [], checkpoint="step-1")
+    assert await send(await trained(clock), store) == Imported(Counted(8), Counted(0, 0, 0, 0, 1, 1))
+    assert (await store.get_admission(RUN)).admission.paused
+
+
 # --- Pages -----------------------------------------------------------------------------------------------------------
 
 

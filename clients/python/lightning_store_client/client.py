@@ -764,13 +764,17 @@ class LightningStoreClient(QueryMethods):
         *,
         resources: Sequence[resources_pb2.Resources] = (),
         workers: Sequence[worker_pb2.Worker] = (),
+        checkpoints: Sequence[transfer_pb2.Checkpoint] = (),
+        admissions: Sequence[rollout_pb2.Admission] = (),
     ) -> transfer_pb2.ImportRolloutsResponse:
-        """Store rollouts, resources and workers as they are in another store; what is stored stays as it is.
+        """Store what another store holds as it is; what is stored stays as it is.
 
         Args:
             rollouts: Rollouts, or parts of them, in the order in which they count as made.
             resources: Present versions of resources.
             workers: Workers.
+            checkpoints: Checkpoints of consumers, before the rollouts that these have consumed.
+            admissions: Bounds of runs.
 
         Returns:
             How many of each were stored, and how many were stored before.
@@ -780,7 +784,12 @@ class LightningStoreClient(QueryMethods):
             UnsupportedError: The store behind the server does not offer it.
         """
         request = transfer_pb2.ImportRolloutsRequest(
-            request_id=new_request_id(), rollouts=rollouts, resources=resources, workers=workers
+            request_id=new_request_id(),
+            rollouts=rollouts,
+            resources=resources,
+            workers=workers,
+            checkpoints=checkpoints,
+            admissions=admissions,
         )
         reply: transfer_pb2.ImportRolloutsResponse = await self._calls.unary("ImportRollouts", request)
         return reply

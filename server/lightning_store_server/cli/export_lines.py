@@ -16,20 +16,22 @@ from lightning_store import json_text
 from lightning_store.errors import InvalidArgumentError, StoreError
 from lightning_store.model import Attempt, ResourcesUpdate, Rollout, Worker
 from lightning_store.v1.resources_pb2 import Resources
+from lightning_store.v1.rollout_pb2 import Admission
 from lightning_store.v1.rollout_pb2 import Attempt as AttemptMessage
 from lightning_store.v1.rollout_pb2 import Rollout as RolloutMessage
 from lightning_store.v1.span_pb2 import NewSpan
-from lightning_store.v1.transfer_pb2 import StoredRollout
+from lightning_store.v1.transfer_pb2 import Checkpoint, StoredRollout
 from lightning_store.v1.worker_pb2 import Worker as WorkerMessage
 from lightning_store.wire import codec
 
 FORMAT: Final = "lightning-store-export"
-VERSION: Final = 1
-"""Of the format. What an older version reads stays as it is; what it ignores may be added."""
+VERSION: Final = 2
+"""Of the format. What an older version reads stays as it is; what it ignores may be added. 2 has what consumers have
+consumed and the bounds of runs, without which samples would be trained on twice."""
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-Line: TypeAlias = StoredRollout | Resources | WorkerMessage | dict[str, Any]
+Line: TypeAlias = StoredRollout | Resources | WorkerMessage | Checkpoint | Admission | dict[str, Any]
 """What a line stands for; the first and the last are the dictionaries that they are."""
 
 
@@ -62,7 +64,18 @@ def rollout_line(part: StoredRollout) -> str:
         queue_position=str(part.queue_position) if part.HasField("queue_position") else "null",
         spans_evicted=json.dumps(part.spans_evicted),
         fingerprint=json.dumps(part.fingerprint if part.HasField("fingerprint") else None),
+        consumed=json.dumps({mark.consumer: mark.number for mark in part.consumed}),
     )
+
+
+def checkpoint_line(one: Checkpoint) -> str:
+    fields = {"consumer": one.consumer, "checkpoint": one.checkpoint, "number": one.number}
+    return json.dumps({"type": "checkpoint", **fields})
+
+
+def admission_line(one: Admission) -> str:
+    bound = one.max_open_groups if one.HasField("max_open_groups") else None
+    return json.dumps({"type": "admission", "run": one.run, "max_open_groups": bound, "paused": one.paused})
 
 
 def resources_line(resources: ResourcesUpdate) -> str:
@@ -181,11 +194,23 @@ def _rollout(line: dict[str, Any]) -> StoredRollout:
     for span in line.get("spans", ()):
         document = json_text.dumps(span["document"], "document")
         part.spans.append(NewSpan(sequence_id=span["sequence_id"], document_json=document))
+    for consumer, number in line.get("consumed", {}).items():
+        part.consumed.add(consumer=consumer, number=number)
     return part
+
+
+def _checkpoint(line: dict[str, Any]) -> Checkpoint:
+    return Checkpoint(consumer=line["consumer"], checkpoint=line["checkpoint"], number=line["number"])
+
+
+def _admission(line: dict[str, Any]) -> Admission:
+    return Admission(run=line["run"], max_open_groups=line["max_open_groups"], paused=line["paused"])
 
 
 _READERS: Final[Mapping[str, Callable[[dict[str, Any]], Line]]] = {
     "export": _head,
+    "checkpoint": _checkpoint,
+    "admission": _admission,
     "resources": lambda line: codec.resources_to_proto(_model(ResourcesUpdate, line["resources"])),
     "rollout": _rollout,
     "worker": lambda line: codec.worker_to_proto(_model(Worker, line["worker"])),

@@ -34,7 +34,8 @@ from lightning_store.spans.otlp import json_requests
 from lightning_store.spans.otlp.requests import export_request
 from lightning_store.store import LightningStore
 from lightning_store.v1.resources_pb2 import Resources
-from lightning_store.v1.transfer_pb2 import ExportRolloutsResponse, StoredRollout
+from lightning_store.v1.rollout_pb2 import Admission
+from lightning_store.v1.transfer_pb2 import Checkpoint, ExportRolloutsResponse, StoredRollout
 from lightning_store.v1.worker_pb2 import Worker as WorkerMessage
 from lightning_store_client import LightningStoreClient
 from lightning_store_server.app import GrpcServer, postgres_store, sqlite_store
@@ -261,6 +262,7 @@ async def _export_lines(
     client: LightningStoreClient, which: Mapping[str, Any], file: IO[str], told: Told
 ) -> Counter[str]:
     counts: Counter[str] = Counter(rollouts=0, spans=0, resources=0, workers=0)
+    whole = not any(which.values())
 
     def write(line: str) -> None:
         file.write(line + "\n")
@@ -270,11 +272,16 @@ async def _export_lines(
         write(export_lines.resources_line(resources))
         counts["resources"] += 1
     async for page in _pages(client, which, told):
+        for checkpoint in page.checkpoints:  # before the rollouts that are in them
+            write(export_lines.checkpoint_line(checkpoint))
+        for admission in page.admissions if whole else ():
+            write(export_lines.admission_line(admission))
+        counts.update({"checkpoints": len(page.checkpoints), "admissions": len(page.admissions) if whole else 0})
         for part in page.rollouts:
             write(export_lines.rollout_line(part))
             counts["rollouts"] += not part.spans_before
             counts["spans"] += len(part.spans)
-    if not any(which.values()):  # after the attempts that they hold
+    if whole:  # after the attempts that they hold
         async for worker in _rows(client.query_workers):
             write(export_lines.worker_line(worker))
             counts["workers"] += 1
@@ -369,6 +376,15 @@ def _written(output: str) -> Iterator[IO[str]]:
 
 # --- Import ----------------------------------------------------------------------------------------------------------
 
+_KINDS: Final = {
+    StoredRollout: "rollouts",
+    Resources: "resources",
+    WorkerMessage: "workers",
+    Checkpoint: "checkpoints",
+    Admission: "admissions",
+}
+"""What each is to ``import_stored``."""
+
 
 class _Import:
     """Sends what the lines of a file stand for, some at a time.
@@ -381,7 +397,7 @@ class _Import:
         self._client = client
         self.imported: Counter[str] = Counter()
         self.present: Counter[str] = Counter()
-        self._batch: dict[str, list[Any]] = {"rollouts": [], "resources": [], "workers": []}
+        self._batch: dict[str, list[Any]] = {kind: [] for kind in _KINDS.values()}
         self._size_bytes = 0
 
     async def read(self, lines: Iterable[bytes], told: Callable[[int], None]) -> bool:
@@ -398,12 +414,12 @@ class _Import:
                     places.append(line.queue_position)
                     offsets.append(queued.tell())
                     queued.write(text)
-                elif isinstance(line, StoredRollout | Resources):
-                    await self._add(line)
                 elif isinstance(line, WorkerMessage):
                     workers.append(line)
-                else:
+                elif isinstance(line, dict):
                     ended = line["type"] == "end"
+                else:
+                    await self._add(line)
                 done += len(text)
                 told(done)
             for index in sorted(range(len(places)), key=places.__getitem__):
@@ -419,19 +435,15 @@ class _Import:
         count = sum(map(len, self._batch.values()))
         if count and (self._size_bytes + size_bytes > BATCH_BYTES or count >= BATCH_ITEMS):
             await self._send()
-        kind = {StoredRollout: "rollouts", Resources: "resources", WorkerMessage: "workers"}[type(item)]
-        self._batch[kind].append(item)
+        self._batch[_KINDS[type(item)]].append(item)
         self._size_bytes += size_bytes
 
     async def _send(self) -> None:
-        batch = self._batch
-        reply = await self._client.import_stored(
-            batch["rollouts"], resources=batch["resources"], workers=batch["workers"]
-        )
-        for kind in ("rollouts", "spans", "resources", "workers"):
+        reply = await self._client.import_stored(**self._batch)
+        for kind in ("rollouts", "spans", "resources", "workers", "checkpoints", "admissions"):
             self.imported[kind] += getattr(reply.imported, kind)
             self.present[kind] += getattr(reply.present, kind)
-        self._batch = {kind: [] for kind in batch}
+        self._batch = {kind: [] for kind in self._batch}
         self._size_bytes = 0
 
 
@@ -462,10 +474,11 @@ def _opened(file: str) -> Iterator[IO[bytes]]:
 
 
 def _counted(counts: Mapping[str, int]) -> str:
-    """Such as "3 rollouts, 1 span"."""
+    """Such as "3 rollouts, 1 span"; of what not every store has, nothing if there is none."""
     return ", ".join(
         f"{count} {kind if count != 1 else kind.removesuffix('s') if kind != 'resources' else kind}"
         for kind, count in counts.items()
+        if count or kind not in ("checkpoints", "admissions")
     )
 
 

@@ -34,6 +34,7 @@ from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 from lightning_store.backends.records import (
     AdmissionRecord,
     AttemptRecord,
+    CheckpointRecord,
     CompletionRow,
     Counts,
     GroupRow,
@@ -415,6 +416,15 @@ class Snapshot(ABC):
     @abstractmethod
     async def consumed(self, consumer: str, rollout_ids: Sequence[str]) -> set[str]:
         """Those of these rollouts that a consumer has marked."""
+
+    @abstractmethod
+    async def marks(self, rollout_ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
+        """The consumers that have marked each of these rollouts, with how many checkpoints each had then. Rollouts that
+        nobody has marked may be missing."""
+
+    @abstractmethod
+    async def checkpoints(self) -> list[CheckpointRecord]:
+        """Those of all consumers."""
 
     @abstractmethod
     async def admissions(self) -> list[AdmissionRecord]:

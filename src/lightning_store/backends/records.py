@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from lightning_store.lifecycle import QUEUED, TERMINAL
@@ -320,6 +321,15 @@ class AdmissionRecord(NamedTuple):
         return self.paused or self.max_open_groups is not None
 
 
+class CheckpointRecord(NamedTuple):
+    """What a consumer has recorded: all that it had marked until then."""
+
+    consumer: str
+    checkpoint: str
+    number: int
+    """1 for the first of the consumer."""
+
+
 class Claim(NamedTuple):
     """A rollout with the attempt that was begun of it just now."""
 
@@ -348,6 +358,8 @@ class StoredRollout(NamedTuple):
     last_sequence: int
     spans_before: int = 0
     """Spans that other parts have, which come before this one."""
+    consumed: Mapping[str, int] = MappingProxyType({})
+    """The consumers that have consumed it, each with the number of its checkpoints then."""
 
     @property
     def payload_bytes(self) -> int:

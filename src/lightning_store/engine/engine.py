@@ -18,6 +18,7 @@ from lightning_store.backends.base import Backend, DiskUse, Elsewhere, Rows, Sna
 from lightning_store.backends.records import (
     AdmissionRecord,
     AttemptRecord,
+    CheckpointRecord,
     Claim,
     CompletionRow,
     Counts,
@@ -189,10 +190,12 @@ class Engine:
         rollouts: Sequence[StoredRollout],
         resources: Sequence[ResourcesRecord] = (),
         workers: Sequence[WorkerRecord] = (),
+        checkpoints: Sequence[CheckpointRecord] = (),
+        admissions: Sequence[AdmissionRecord] = (),
     ) -> Imported:
-        """Store rollouts, resources and workers as they are in another store; what is stored stays as it is."""
+        """Store what another store holds as it is; what is stored stays as it is."""
         sizes = [[self._size_bytes(span) for span in part.spans] for part in rollouts]
-        return await self.execute(ImportRollouts(rollouts, sizes, resources, workers))
+        return await self.execute(ImportRollouts(rollouts, sizes, resources, workers, checkpoints, admissions))
 
     # --- Reading -----------------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from lightning_store.backends.records import (
     ROLLOUT_OVERHEAD_BYTES,
     AdmissionRecord,
     AttemptRecord,
+    CheckpointRecord,
     Claim,
     GroupRow,
     NewRollout,
@@ -637,7 +638,7 @@ class DeleteResources(Operation[list[str]]):
 
 @dataclass(frozen=True, slots=True)
 class ImportRollouts(Operation[Imported]):
-    """Store rollouts, resources and workers as they are in another store."""
+    """Store what another store holds as it is."""
 
     name = "import_rollouts"
     codec = RecordCodec(Imported)
@@ -648,9 +649,16 @@ class ImportRollouts(Operation[Imported]):
     """Of each rollout's spans, the bytes that count for each."""
     resources: Sequence[ResourcesRecord] = ()
     workers: Sequence[WorkerRecord] = ()
+    checkpoints: Sequence[CheckpointRecord] = ()
+    admissions: Sequence[AdmissionRecord] = ()
 
     def add_needs(self, needs: Needs) -> None:
+        needs.checkpoints.update(one.consumer for one in self.checkpoints)
+        for one in self.admissions:
+            needs.admissions.add(one.run)
+            needs.open_groups.add(one.run)
         for part in self.rollouts:
+            needs.checkpoints.update(part.consumed)
             needs.rollouts.add(part.rollout.rollout_id)
             needs.workers.update(one.worker_id for one in part.attempts if one.worker_id)
             for span in part.spans:
@@ -665,6 +673,8 @@ class ImportRollouts(Operation[Imported]):
                 needs.attempts.add((worker.current_rollout_id, worker.current_attempt_id))
 
     def decide(self, view: View) -> Imported:
+        checkpoints = [transfer.adopt_checkpoint(view, one) for one in self.checkpoints]
+        admissions = [transfer.adopt_admission(view, one) for one in self.admissions]
         resources = [transfer.adopt_resources(view, one) for one in self.resources]
         adopted = [transfer.adopt_rollout(view, part) for part in self.rollouts]
         rollouts = [new for part, new in zip(self.rollouts, adopted, strict=True) if not part.spans_before]
@@ -674,13 +684,13 @@ class ImportRollouts(Operation[Imported]):
             for span, size_bytes in zip(part.spans, sizes, strict=True)
         ]
         workers = [transfer.adopt_worker(view, one) for one in self.workers]
-        kinds = (rollouts, spans, resources, workers)
+        kinds = (rollouts, spans, resources, workers, checkpoints, admissions)
         return Imported(Counted(*map(sum, kinds)), Counted(*(len(one) - sum(one) for one in kinds)))
 
     @property
     def rows(self) -> int:
-        parts = sum(1 + len(part.attempts) + len(part.spans) for part in self.rollouts)
-        return parts + len(self.resources) + len(self.workers)
+        parts = sum(1 + len(part.attempts) + len(part.spans) + len(part.consumed) for part in self.rollouts)
+        return parts + sum(map(len, (self.resources, self.workers, self.checkpoints, self.admissions)))
 
     @property
     def size_bytes(self) -> int:

@@ -9,6 +9,8 @@ from typing import Final, NamedTuple
 from lightning_store import lifecycle
 from lightning_store.backends.base import Snapshot
 from lightning_store.backends.records import (
+    AdmissionRecord,
+    CheckpointRecord,
     ResourcesRecord,
     RolloutRecord,
     SpanRecord,
@@ -72,12 +74,24 @@ class Page(NamedTuple):
     """How many are stored."""
     next: Place | None
     """None after the last."""
+    checkpoints: Sequence[CheckpointRecord] = ()
+    """On the first page: those of all consumers, before any of the rollouts was read."""
+    admissions: Sequence[AdmissionRecord] = ()
+    """On the first page: those of all runs."""
 
 
 async def page_of(snapshot: Snapshot, selection: Selection, begin: Place) -> Page:
-    """The rollouts from ``begin`` on, as many as a page takes."""
+    """The rollouts from ``begin`` on, as many as a page takes; on the first page also what belongs to none of them."""
+    page = await _rollouts_of(snapshot, selection, begin)
+    if begin != Place():
+        return page
+    return page._replace(checkpoints=await snapshot.checkpoints(), admissions=await snapshot.admissions())
+
+
+async def _rollouts_of(snapshot: Snapshot, selection: Selection, begin: Place) -> Page:
     total = (await snapshot.counts()).rollouts
     placed = await snapshot.placed_rollouts(begin.place - 1 if begin.spans else begin.place, PAGE_ROLLOUTS)
+    marks = await snapshot.marks([one.rollout.rollout_id for one in placed if one.rollout.consumers])
     found: list[StoredRollout] = []
     size_bytes = seen = 0
     for one in placed:
@@ -85,7 +99,8 @@ async def page_of(snapshot: Snapshot, selection: Selection, begin: Place) -> Pag
             before = begin.spans if one.place == begin.place else 0
             spans, more = await _spans(snapshot, one.rollout.rollout_id, before)
             attempts = (await snapshot.query_attempts(AttemptQuery(rollout_id=one.rollout.rollout_id))).items
-            part = StoredRollout(one.rollout, attempts, spans, one.last_sequence, before)
+            consumed = marks.get(one.rollout.rollout_id, {})
+            part = StoredRollout(one.rollout, attempts, spans, one.last_sequence, before, consumed)
             found.append(part)
             size_bytes += part.payload_bytes
             if more:
@@ -122,6 +137,8 @@ class Counted(NamedTuple):
     spans: int = 0
     resources: int = 0
     workers: int = 0
+    checkpoints: int = 0
+    admissions: int = 0
 
 
 class Imported(NamedTuple):
@@ -139,6 +156,22 @@ def adopt_resources(view: View, resources: ResourcesRecord) -> bool:
         return False
     latest = view.latest_resources()
     view.put_resources(resources, latest=latest is None or resources.update_time >= latest.update_time)
+    return True
+
+
+def adopt_checkpoint(view: View, record: CheckpointRecord) -> bool:
+    """Store a checkpoint unless its consumer has recorded one of this name."""
+    if record.checkpoint in view.checkpoints(record.consumer):
+        return False
+    view.put_checkpoint(*record)
+    return True
+
+
+def adopt_admission(view: View, record: AdmissionRecord) -> bool:
+    """Bound a run unless it is bounded."""
+    if view.admission(record.run) is not None:
+        return False
+    admission.set_admission(view, record)
     return True
 
 
@@ -166,8 +199,13 @@ def adopt_rollout(view: View, part: StoredRollout) -> bool:
             completion_position=view.next_completion_position() if terminal else None,
             completion_time=view.now if terminal else None,
             deadline=None if latest is None else first_deadline(view, rollout.status, rollout.config, latest),
+            consumers=len(part.consumed),
         )
     )
+    for consumer, number in part.consumed.items():
+        # Not one of a checkpoint that is not here: the next one would not have it.
+        last = max(view.checkpoints(consumer).values(), default=0)
+        view.put_mark(consumer, rollout.rollout_id, min(number, last))
     admission.note(view, rollout)
     view.set_last_sequence(rollout.rollout_id, part.last_sequence)
     if queued:

@@ -27,6 +27,7 @@ from lightning_store.backends.memory import REPLAY_ENTRIES_MAX, REPLAY_WINDOW_SE
 from lightning_store.backends.records import (
     AdmissionRecord,
     AttemptRecord,
+    CheckpointRecord,
     CompletionRow,
     Counts,
     GroupRow,
@@ -250,6 +251,12 @@ class _SuspendingSnapshot(Snapshot):
 
     async def consumed(self, consumer: str, rollout_ids: Sequence[str]) -> set[str]:
         return await self._read("consumed", lambda inner: inner.consumed(consumer, rollout_ids))
+
+    async def marks(self, rollout_ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
+        return await self._read("marks", lambda inner: inner.marks(rollout_ids))
+
+    async def checkpoints(self) -> list[CheckpointRecord]:
+        return await self._read("checkpoints", lambda inner: inner.checkpoints())
 
     async def admissions(self) -> list[AdmissionRecord]:
         return await self._read("admissions", lambda inner: inner.admissions())

@@ -792,8 +792,9 @@ class LightningStoreServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ImportRollouts(self, request, context):
-        """ONCE, for operators; and safe by nature too: what is stored already stays as it is. Stores rollouts, resources and workers
-        as they are in another store: ids, statuses, attempts, times, sequence ids. All or nothing.
+        """ONCE, for operators; and safe by nature too: what is stored already stays as it is. Stores rollouts, resources, workers, what
+        consumers have consumed and the bounds of runs as they are in another store: ids, statuses, attempts, times, sequence ids. All
+        or nothing.
 
         A rollout that is stored gets those of its spans that it lacks, where their attempt is there, and is left alone otherwise.
         A new one that is queued goes to the tail of the queue, and one that is terminal counts as completed now, in the order of

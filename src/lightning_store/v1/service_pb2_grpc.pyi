@@ -366,8 +366,9 @@ class LightningStoreServiceStub:
     Role: algorithm.
     """
     ImportRollouts: _grpc.UnaryUnaryMultiCallable[_transfer_pb2.ImportRolloutsRequest, _transfer_pb2.ImportRolloutsResponse]
-    """ONCE, for operators; and safe by nature too: what is stored already stays as it is. Stores rollouts, resources and workers
-    as they are in another store: ids, statuses, attempts, times, sequence ids. All or nothing.
+    """ONCE, for operators; and safe by nature too: what is stored already stays as it is. Stores rollouts, resources, workers, what
+    consumers have consumed and the bounds of runs as they are in another store: ids, statuses, attempts, times, sequence ids. All
+    or nothing.
 
     A rollout that is stored gets those of its spans that it lacks, where their attempt is there, and is left alone otherwise.
     A new one that is queued goes to the tail of the queue, and one that is terminal counts as completed now, in the order of
@@ -737,8 +738,9 @@ class LightningStoreServiceAsyncStub(LightningStoreServiceStub):
     Role: algorithm.
     """
     ImportRollouts: _aio.UnaryUnaryMultiCallable[_transfer_pb2.ImportRolloutsRequest, _transfer_pb2.ImportRolloutsResponse]  # type: ignore[assignment]
-    """ONCE, for operators; and safe by nature too: what is stored already stays as it is. Stores rollouts, resources and workers
-    as they are in another store: ids, statuses, attempts, times, sequence ids. All or nothing.
+    """ONCE, for operators; and safe by nature too: what is stored already stays as it is. Stores rollouts, resources, workers, what
+    consumers have consumed and the bounds of runs as they are in another store: ids, statuses, attempts, times, sequence ids. All
+    or nothing.
 
     A rollout that is stored gets those of its spans that it lacks, where their attempt is there, and is left alone otherwise.
     A new one that is queued goes to the tail of the queue, and one that is terminal counts as completed now, in the order of
@@ -1327,8 +1329,9 @@ class LightningStoreServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _transfer_pb2.ImportRolloutsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_transfer_pb2.ImportRolloutsResponse, _abc.Awaitable[_transfer_pb2.ImportRolloutsResponse]]:
-        """ONCE, for operators; and safe by nature too: what is stored already stays as it is. Stores rollouts, resources and workers
-        as they are in another store: ids, statuses, attempts, times, sequence ids. All or nothing.
+        """ONCE, for operators; and safe by nature too: what is stored already stays as it is. Stores rollouts, resources, workers, what
+        consumers have consumed and the bounds of runs as they are in another store: ids, statuses, attempts, times, sequence ids. All
+        or nothing.
 
         A rollout that is stored gets those of its spans that it lacks, where their attempt is there, and is left alone otherwise.
         A new one that is queued goes to the tail of the queue, and one that is terminal counts as completed now, in the order of

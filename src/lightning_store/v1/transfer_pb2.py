@@ -29,7 +29,7 @@ from lightning_store.v1 import span_pb2 as lightning__store_dot_v1_dot_span__pb2
 from lightning_store.v1 import worker_pb2 as lightning__store_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!lightning_store/v1/transfer.proto\x12\x12lightning_store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"lightning_store/v1/resources.proto\x1a lightning_store/v1/rollout.proto\x1a\x1dlightning_store/v1/span.proto\x1a\x1flightning_store/v1/worker.proto\"\xb9\x02\n\rStoredRollout\x12,\n\x07rollout\x18\x01 \x01(\x0b\x32\x1b.lightning_store.v1.Rollout\x12-\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x1b.lightning_store.v1.Attempt\x12*\n\x05spans\x18\x03 \x03(\x0b\x32\x1b.lightning_store.v1.NewSpan\x12\x14\n\x0cspans_before\x18\x04 \x01(\x03\x12\x18\n\x10last_sequence_id\x18\x05 \x01(\x03\x12\x1b\n\x0equeue_position\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\rspans_evicted\x18\x07 \x01(\x08\x12\x18\n\x0b\x66ingerprint\x18\x08 \x01(\tH\x01\x88\x01\x01\x42\x11\n\x0f_queue_positionB\x0e\n\x0c_fingerprint\"\xfe\x01\n\x15\x45xportRolloutsRequest\x12\x37\n\tstatus_in\x18\x01 \x01(\x0b\x32$.lightning_store.v1.RolloutStatusSet\x12\x30\n\x07mode_in\x18\x02 \x03(\x0e\x32\x1f.lightning_store.v1.RolloutMode\x12\x32\n\x0estart_time_min\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0estart_time_max\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\npage_token\x18\x05 \x01(\t\"\x83\x01\n\x16\x45xportRolloutsResponse\x12\x33\n\x08rollouts\x18\x01 \x03(\x0b\x32!.lightning_store.v1.StoredRollout\x12\x0c\n\x04seen\x18\x02 \x01(\x03\x12\r\n\x05total\x18\x03 \x01(\x03\x12\x17\n\x0fnext_page_token\x18\x04 \x01(\t\"\xbf\x01\n\x15ImportRolloutsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x33\n\x08rollouts\x18\x02 \x03(\x0b\x32!.lightning_store.v1.StoredRollout\x12\x30\n\tresources\x18\x03 \x03(\x0b\x32\x1d.lightning_store.v1.Resources\x12+\n\x07workers\x18\x04 \x03(\x0b\x32\x1a.lightning_store.v1.Worker\"U\n\x0eTransferCounts\x12\x10\n\x08rollouts\x18\x01 \x01(\x03\x12\r\n\x05spans\x18\x02 \x01(\x03\x12\x11\n\tresources\x18\x03 \x01(\x03\x12\x0f\n\x07workers\x18\x04 \x01(\x03\"\x83\x01\n\x16ImportRolloutsResponse\x12\x34\n\x08imported\x18\x01 \x01(\x0b\x32\".lightning_store.v1.TransferCounts\x12\x33\n\x07present\x18\x02 \x01(\x0b\x32\".lightning_store.v1.TransferCountsB=Z;lightning-store-grpc/go/lightning_store/v1;lightningstorev1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!lightning_store/v1/transfer.proto\x12\x12lightning_store.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\"lightning_store/v1/resources.proto\x1a lightning_store/v1/rollout.proto\x1a\x1dlightning_store/v1/span.proto\x1a\x1flightning_store/v1/worker.proto\"\xe5\x02\n\rStoredRollout\x12,\n\x07rollout\x18\x01 \x01(\x0b\x32\x1b.lightning_store.v1.Rollout\x12-\n\x08\x61ttempts\x18\x02 \x03(\x0b\x32\x1b.lightning_store.v1.Attempt\x12*\n\x05spans\x18\x03 \x03(\x0b\x32\x1b.lightning_store.v1.NewSpan\x12\x14\n\x0cspans_before\x18\x04 \x01(\x03\x12\x18\n\x10last_sequence_id\x18\x05 \x01(\x03\x12\x1b\n\x0equeue_position\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\rspans_evicted\x18\x07 \x01(\x08\x12\x18\n\x0b\x66ingerprint\x18\x08 \x01(\tH\x01\x88\x01\x01\x12*\n\x08\x63onsumed\x18\t \x03(\x0b\x32\x18.lightning_store.v1.MarkB\x11\n\x0f_queue_positionB\x0e\n\x0c_fingerprint\"(\n\x04Mark\x12\x10\n\x08\x63onsumer\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x03\"B\n\nCheckpoint\x12\x10\n\x08\x63onsumer\x18\x01 \x01(\t\x12\x12\n\ncheckpoint\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\x03\"\xfe\x01\n\x15\x45xportRolloutsRequest\x12\x37\n\tstatus_in\x18\x01 \x01(\x0b\x32$.lightning_store.v1.RolloutStatusSet\x12\x30\n\x07mode_in\x18\x02 \x03(\x0e\x32\x1f.lightning_store.v1.RolloutMode\x12\x32\n\x0estart_time_min\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x32\n\x0estart_time_max\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\npage_token\x18\x05 \x01(\t\"\xeb\x01\n\x16\x45xportRolloutsResponse\x12\x33\n\x08rollouts\x18\x01 \x03(\x0b\x32!.lightning_store.v1.StoredRollout\x12\x0c\n\x04seen\x18\x02 \x01(\x03\x12\r\n\x05total\x18\x03 \x01(\x03\x12\x17\n\x0fnext_page_token\x18\x04 \x01(\t\x12\x33\n\x0b\x63heckpoints\x18\x05 \x03(\x0b\x32\x1e.lightning_store.v1.Checkpoint\x12\x31\n\nadmissions\x18\x06 \x03(\x0b\x32\x1d.lightning_store.v1.Admission\"\xa7\x02\n\x15ImportRolloutsRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x33\n\x08rollouts\x18\x02 \x03(\x0b\x32!.lightning_store.v1.StoredRollout\x12\x30\n\tresources\x18\x03 \x03(\x0b\x32\x1d.lightning_store.v1.Resources\x12+\n\x07workers\x18\x04 \x03(\x0b\x32\x1a.lightning_store.v1.Worker\x12\x33\n\x0b\x63heckpoints\x18\x05 \x03(\x0b\x32\x1e.lightning_store.v1.Checkpoint\x12\x31\n\nadmissions\x18\x06 \x03(\x0b\x32\x1d.lightning_store.v1.Admission\"~\n\x0eTransferCounts\x12\x10\n\x08rollouts\x18\x01 \x01(\x03\x12\r\n\x05spans\x18\x02 \x01(\x03\x12\x11\n\tresources\x18\x03 \x01(\x03\x12\x0f\n\x07workers\x18\x04 \x01(\x03\x12\x13\n\x0b\x63heckpoints\x18\x05 \x01(\x03\x12\x12\n\nadmissions\x18\x06 \x01(\x03\"\x83\x01\n\x16ImportRolloutsResponse\x12\x34\n\x08imported\x18\x01 \x01(\x0b\x32\".lightning_store.v1.TransferCounts\x12\x33\n\x07present\x18\x02 \x01(\x0b\x32\".lightning_store.v1.TransferCountsB=Z;lightning-store-grpc/go/lightning_store/v1;lightningstorev1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,15 +38,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'Z;lightning-store-grpc/go/lightning_store/v1;lightningstorev1'
   _globals['_STOREDROLLOUT']._serialized_start=225
-  _globals['_STOREDROLLOUT']._serialized_end=538
-  _globals['_EXPORTROLLOUTSREQUEST']._serialized_start=541
-  _globals['_EXPORTROLLOUTSREQUEST']._serialized_end=795
-  _globals['_EXPORTROLLOUTSRESPONSE']._serialized_start=798
-  _globals['_EXPORTROLLOUTSRESPONSE']._serialized_end=929
-  _globals['_IMPORTROLLOUTSREQUEST']._serialized_start=932
-  _globals['_IMPORTROLLOUTSREQUEST']._serialized_end=1123
-  _globals['_TRANSFERCOUNTS']._serialized_start=1125
-  _globals['_TRANSFERCOUNTS']._serialized_end=1210
-  _globals['_IMPORTROLLOUTSRESPONSE']._serialized_start=1213
-  _globals['_IMPORTROLLOUTSRESPONSE']._serialized_end=1344
+  _globals['_STOREDROLLOUT']._serialized_end=582
+  _globals['_MARK']._serialized_start=584
+  _globals['_MARK']._serialized_end=624
+  _globals['_CHECKPOINT']._serialized_start=626
+  _globals['_CHECKPOINT']._serialized_end=692
+  _globals['_EXPORTROLLOUTSREQUEST']._serialized_start=695
+  _globals['_EXPORTROLLOUTSREQUEST']._serialized_end=949
+  _globals['_EXPORTROLLOUTSRESPONSE']._serialized_start=952
+  _globals['_EXPORTROLLOUTSRESPONSE']._serialized_end=1187
+  _globals['_IMPORTROLLOUTSREQUEST']._serialized_start=1190
+  _globals['_IMPORTROLLOUTSREQUEST']._serialized_end=1485
+  _globals['_TRANSFERCOUNTS']._serialized_start=1487
+  _globals['_TRANSFERCOUNTS']._serialized_end=1613
+  _globals['_IMPORTROLLOUTSRESPONSE']._serialized_start=1616
+  _globals['_IMPORTROLLOUTSRESPONSE']._serialized_end=1747
 # @@protoc_insertion_point(module_scope)

@@ -39,6 +39,7 @@ class StoredRollout(_message.Message):
     QUEUE_POSITION_FIELD_NUMBER: _builtins.int
     SPANS_EVICTED_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
+    CONSUMED_FIELD_NUMBER: _builtins.int
     spans_before: _builtins.int
     """How many of its spans come before these, in other parts."""
     last_sequence_id: _builtins.int
@@ -61,6 +62,10 @@ class StoredRollout(_message.Message):
     def spans(self) -> _containers.RepeatedCompositeFieldContainer[_span_pb2.NewSpan]:
         """Spans, by sequence_id, which is always set."""
 
+    @_builtins.property
+    def consumed(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mark]:
+        """The consumers that have consumed it."""
+
     def __init__(
         self,
         *,
@@ -72,10 +77,11 @@ class StoredRollout(_message.Message):
         queue_position: _builtins.int | None = ...,
         spans_evicted: _builtins.bool = ...,
         fingerprint: _builtins.str | None = ...,
+        consumed: _abc.Iterable[Global___Mark] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_fingerprint", b"_fingerprint", "_queue_position", b"_queue_position", "fingerprint", b"fingerprint", "queue_position", b"queue_position", "rollout", b"rollout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fingerprint", b"_fingerprint", "_queue_position", b"_queue_position", "attempts", b"attempts", "fingerprint", b"fingerprint", "last_sequence_id", b"last_sequence_id", "queue_position", b"queue_position", "rollout", b"rollout", "spans", b"spans", "spans_before", b"spans_before", "spans_evicted", b"spans_evicted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fingerprint", b"_fingerprint", "_queue_position", b"_queue_position", "attempts", b"attempts", "consumed", b"consumed", "fingerprint", b"fingerprint", "last_sequence_id", b"last_sequence_id", "queue_position", b"queue_position", "rollout", b"rollout", "spans", b"spans", "spans_before", b"spans_before", "spans_evicted", b"spans_evicted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__fingerprint: _TypeAlias = _typing.Literal["fingerprint"]  # noqa: Y015
     _WhichOneofArgType__fingerprint: _TypeAlias = _typing.Literal["_fingerprint", b"_fingerprint"]  # noqa: Y015
@@ -87,6 +93,59 @@ class StoredRollout(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__queue_position) -> _WhichOneofReturnType__queue_position | None: ...
 
 Global___StoredRollout: _TypeAlias = StoredRollout  # noqa: Y015
+
+@_typing.final
+class Mark(_message.Message):
+    """That a consumer has consumed a rollout."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONSUMER_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    consumer: _builtins.str
+    number: _builtins.int
+    """The number of the consumer's last checkpoint when it marked the rollout; 0 before the first."""
+    def __init__(
+        self,
+        *,
+        consumer: _builtins.str = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["consumer", b"consumer", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Mark: _TypeAlias = Mark  # noqa: Y015
+
+@_typing.final
+class Checkpoint(_message.Message):
+    """What a consumer has recorded: all that it had marked until then."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONSUMER_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    consumer: _builtins.str
+    checkpoint: _builtins.str
+    number: _builtins.int
+    """Tells the order of a consumer's checkpoints, 1 for the first. Marks with lower numbers are in it."""
+    def __init__(
+        self,
+        *,
+        consumer: _builtins.str = ...,
+        checkpoint: _builtins.str = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "consumer", b"consumer", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Checkpoint: _TypeAlias = Checkpoint  # noqa: Y015
 
 @_typing.final
 class ExportRolloutsRequest(_message.Message):
@@ -144,6 +203,8 @@ class ExportRolloutsResponse(_message.Message):
     SEEN_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    ADMISSIONS_FIELD_NUMBER: _builtins.int
     seen: _builtins.int
     """Rollouts that this page is done with, whether they match or not."""
     total: _builtins.int
@@ -156,6 +217,16 @@ class ExportRolloutsResponse(_message.Message):
     def rollouts(self) -> _containers.RepeatedCompositeFieldContainer[Global___StoredRollout]:
         """In the order in which they were made, each as it is at one moment. There may be none though there are more pages."""
 
+    @_builtins.property
+    def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Checkpoint]:
+        """On the first page: all checkpoints of all consumers, as they were before the rollouts were read. What is marked later is in none
+        of them.
+        """
+
+    @_builtins.property
+    def admissions(self) -> _containers.RepeatedCompositeFieldContainer[_rollout_pb2.Admission]:
+        """On the first page: the bounds of all runs that have some."""
+
     def __init__(
         self,
         *,
@@ -163,10 +234,12 @@ class ExportRolloutsResponse(_message.Message):
         seen: _builtins.int = ...,
         total: _builtins.int = ...,
         next_page_token: _builtins.str = ...,
+        checkpoints: _abc.Iterable[Global___Checkpoint] | None = ...,
+        admissions: _abc.Iterable[_rollout_pb2.Admission] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "rollouts", b"rollouts", "seen", b"seen", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "checkpoints", b"checkpoints", "next_page_token", b"next_page_token", "rollouts", b"rollouts", "seen", b"seen", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -174,7 +247,7 @@ Global___ExportRolloutsResponse: _TypeAlias = ExportRolloutsResponse  # noqa: Y0
 
 @_typing.final
 class ImportRolloutsRequest(_message.Message):
-    """Asks to store rollouts, resources and workers as they are, unless they are stored."""
+    """Asks to store what another store holds as it is, unless it is stored."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -182,6 +255,8 @@ class ImportRolloutsRequest(_message.Message):
     ROLLOUTS_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    ADMISSIONS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Required: a new id for each call, the same one for its retries."""
     @_builtins.property
@@ -196,6 +271,14 @@ class ImportRolloutsRequest(_message.Message):
     def workers(self) -> _containers.RepeatedCompositeFieldContainer[_worker_pb2.Worker]:
         """Workers."""
 
+    @_builtins.property
+    def checkpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Checkpoint]:
+        """Checkpoints of consumers, before the rollouts that these have consumed."""
+
+    @_builtins.property
+    def admissions(self) -> _containers.RepeatedCompositeFieldContainer[_rollout_pb2.Admission]:
+        """Bounds of runs."""
+
     def __init__(
         self,
         *,
@@ -203,10 +286,12 @@ class ImportRolloutsRequest(_message.Message):
         rollouts: _abc.Iterable[Global___StoredRollout] | None = ...,
         resources: _abc.Iterable[_resources_pb2.Resources] | None = ...,
         workers: _abc.Iterable[_worker_pb2.Worker] | None = ...,
+        checkpoints: _abc.Iterable[Global___Checkpoint] | None = ...,
+        admissions: _abc.Iterable[_rollout_pb2.Admission] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "resources", b"resources", "rollouts", b"rollouts", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "checkpoints", b"checkpoints", "request_id", b"request_id", "resources", b"resources", "rollouts", b"rollouts", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -222,6 +307,8 @@ class TransferCounts(_message.Message):
     SPANS_FIELD_NUMBER: _builtins.int
     RESOURCES_FIELD_NUMBER: _builtins.int
     WORKERS_FIELD_NUMBER: _builtins.int
+    CHECKPOINTS_FIELD_NUMBER: _builtins.int
+    ADMISSIONS_FIELD_NUMBER: _builtins.int
     rollouts: _builtins.int
     """Rollouts; of one in several parts, the first counts."""
     spans: _builtins.int
@@ -230,6 +317,10 @@ class TransferCounts(_message.Message):
     """Resources."""
     workers: _builtins.int
     """Workers."""
+    checkpoints: _builtins.int
+    """Checkpoints of consumers."""
+    admissions: _builtins.int
+    """Bounds of runs."""
     def __init__(
         self,
         *,
@@ -237,10 +328,12 @@ class TransferCounts(_message.Message):
         spans: _builtins.int = ...,
         resources: _builtins.int = ...,
         workers: _builtins.int = ...,
+        checkpoints: _builtins.int = ...,
+        admissions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources", "rollouts", b"rollouts", "spans", b"spans", "workers", b"workers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["admissions", b"admissions", "checkpoints", b"checkpoints", "resources", b"resources", "rollouts", b"rollouts", "spans", b"spans", "workers", b"workers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -6,14 +6,18 @@ from collections.abc import Sequence
 from typing import Final
 
 from lightning_store import json_text
+from lightning_store.arguments import check_admission
 from lightning_store.backends.records import (
+    AdmissionRecord,
     AttemptRecord,
+    CheckpointRecord,
     ResourcesRecord,
     RolloutRecord,
     SpanRecord,
     StoredRollout,
     WorkerRecord,
 )
+from lightning_store.errors import StoreError
 from lightning_store.reserved import run_of
 from lightning_store.v1 import resources_pb2, rollout_pb2, span_pb2, transfer_pb2, worker_pb2
 from lightning_store.wire.checks import INT64_MAX, invalid, json_object, not_negative, require, required_text
@@ -40,6 +44,8 @@ def stored_rollout_to_proto(part: StoredRollout) -> transfer_pb2.StoredRollout:
         spans_evicted=part.rollout.spans_evicted,
         fingerprint=part.rollout.fingerprint,
     )
+    for consumer, number in part.consumed.items():
+        message.consumed.add(consumer=consumer, number=number)
     for span in part.spans:
         message.spans.add(sequence_id=span.sequence_id, document_json=span.document.decode())
     return message
@@ -63,7 +69,13 @@ def stored_rollout_from_proto(message: transfer_pb2.StoredRollout, field: str) -
         spans_evicted=message.spans_evicted,
         fingerprint=message.fingerprint if message.HasField("fingerprint") else None,
     )
-    return StoredRollout(rollout, attempts, spans, last_sequence, before)
+    consumed = {
+        required_text(one.consumer, f"{field}.consumed[{i}].consumer"): not_negative(
+            one.number, f"{field}.consumed[{i}].number"
+        )
+        for i, one in enumerate(message.consumed)
+    }
+    return StoredRollout(rollout, attempts, spans, last_sequence, before, consumed)
 
 
 def _rollout_record(message: rollout_pb2.Rollout, field: str) -> RolloutRecord:
@@ -149,6 +161,30 @@ def worker_record_from_proto(message: worker_pb2.Worker, field: str) -> WorkerRe
         current_rollout_id=worker.current_rollout_id,
         current_attempt_id=worker.current_attempt_id,
     )
+
+
+def checkpoint_to_proto(record: CheckpointRecord) -> transfer_pb2.Checkpoint:
+    return transfer_pb2.Checkpoint(consumer=record.consumer, checkpoint=record.checkpoint, number=record.number)
+
+
+def checkpoint_from_proto(message: transfer_pb2.Checkpoint, field: str) -> CheckpointRecord:
+    if message.number < 1:
+        raise invalid(f"{field}.number", f"is {message.number}; it must be 1 or more")
+    consumer = required_text(message.consumer, f"{field}.consumer")
+    return CheckpointRecord(consumer, required_text(message.checkpoint, f"{field}.checkpoint"), message.number)
+
+
+def admission_record_to_proto(record: AdmissionRecord) -> rollout_pb2.Admission:
+    return rollout_pb2.Admission(**record._asdict())
+
+
+def admission_record_from_proto(message: rollout_pb2.Admission, field: str) -> AdmissionRecord:
+    bound = message.max_open_groups if message.HasField("max_open_groups") else None
+    try:
+        check_admission(message.run, bound, message.paused)
+    except StoreError as error:
+        raise invalid(field, str(error)) from None
+    return AdmissionRecord(message.run, bound, message.paused)
 
 
 def place_to_proto(place: tuple[int, int] | None) -> str:

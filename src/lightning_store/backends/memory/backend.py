@@ -40,6 +40,7 @@ from lightning_store.backends.records import (
     QUEUE_LOOK,
     AdmissionRecord,
     AttemptRecord,
+    CheckpointRecord,
     CompletionRow,
     Counts,
     GroupRow,
@@ -355,6 +356,18 @@ class MemoryData(Loaded):
 
     def admission(self, run: str) -> AdmissionRecord | None:
         return self._admissions.get(run)
+
+    def marks_of(self, rollout_id: str) -> Mapping[str, int]:
+        entry = self._rollouts.get(rollout_id)
+        return {} if entry is None else dict(entry.marks or {})
+
+    @property
+    def all_checkpoints(self) -> list[CheckpointRecord]:
+        return [
+            CheckpointRecord(consumer, checkpoint, number)
+            for consumer, checkpoints in self._checkpoints.items()
+            for checkpoint, number in checkpoints.items()
+        ]
 
     @property
     def admissions(self) -> list[AdmissionRecord]:
@@ -813,6 +826,12 @@ class _Snapshot(Snapshot):
 
     async def consumed(self, consumer: str, rollout_ids: Sequence[str]) -> set[str]:
         return {one for one in rollout_ids if self._data.mark_of(consumer, one) is not None}
+
+    async def marks(self, rollout_ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
+        return {one: self._data.marks_of(one) for one in rollout_ids}
+
+    async def checkpoints(self) -> list[CheckpointRecord]:
+        return self._data.all_checkpoints
 
     async def admissions(self) -> list[AdmissionRecord]:
         return self._data.admissions

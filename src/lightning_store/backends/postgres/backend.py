@@ -47,6 +47,7 @@ from lightning_store.backends.postgres.storing import Expired
 from lightning_store.backends.records import (
     AdmissionRecord,
     AttemptRecord,
+    CheckpointRecord,
     CompletionRow,
     Counts,
     GroupRow,
@@ -426,6 +427,12 @@ class _Snapshot(Snapshot):
 
     async def consumed(self, consumer: str, rollout_ids: Sequence[str]) -> set[str]:
         return await self._read(reading.consumed, consumer, rollout_ids)
+
+    async def marks(self, rollout_ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
+        return await self._read(reading.marks, rollout_ids)
+
+    async def checkpoints(self) -> list[CheckpointRecord]:
+        return await self._read(reading.checkpoints)
 
     async def admissions(self) -> list[AdmissionRecord]:
         return await self._read(reading.admissions)

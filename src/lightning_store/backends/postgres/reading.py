@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
@@ -17,6 +18,7 @@ from lightning_store.backends.records import (
     QUEUE_LOOK,
     AdmissionRecord,
     AttemptRecord,
+    CheckpointRecord,
     CompletionRow,
     GroupRow,
     OpenGroup,
@@ -77,6 +79,22 @@ async def consumed(connection: Connection, consumer: str, rollout_ids: Sequence[
     """
     found = await connection.fetch(statement, escaped(consumer), all_escaped(rollout_ids))
     return {plain(rollout_id) for (rollout_id,) in found}
+
+
+async def marks(connection: Connection, rollout_ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
+    statement = """
+        SELECT r.rollout_id, c.consumer, c.number FROM rollouts r JOIN consumed c ON c.rollout = r.number
+        WHERE r.rollout_id = ANY($1::text[])
+    """
+    found: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for rollout_id, consumer, number in await connection.fetch(statement, all_escaped(rollout_ids)):
+        found[plain(rollout_id)][plain(consumer)] = number
+    return found
+
+
+async def checkpoints(connection: Connection) -> list[CheckpointRecord]:
+    found = await connection.fetch("SELECT consumer, checkpoint, number FROM checkpoints ORDER BY consumer, number")
+    return [CheckpointRecord(plain(consumer), plain(checkpoint), number) for consumer, checkpoint, number in found]
 
 
 async def admissions(connection: Connection) -> list[AdmissionRecord]:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from copy import copy
 from time import perf_counter
@@ -33,6 +33,7 @@ from lightning_store.backends.base import (
 from lightning_store.backends.records import (
     AdmissionRecord,
     AttemptRecord,
+    CheckpointRecord,
     CompletionRow,
     Counts,
     GroupRow,
@@ -450,6 +451,12 @@ class _Snapshot(Snapshot):
     async def consumed(self, consumer: str, rollout_ids: Sequence[str]) -> set[str]:
         found: set[str] = self._read(reading.consumed, consumer, rollout_ids)
         return found
+
+    async def marks(self, rollout_ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
+        return await self._read_in_thread(reading.marks, rollout_ids)
+
+    async def checkpoints(self) -> list[CheckpointRecord]:
+        return await self._read_in_thread(reading.checkpoints)
 
     async def admissions(self) -> list[AdmissionRecord]:
         return await self._read_in_thread(reading.admissions)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from sqlite3 import Connection
 from typing import Any, Final, Generic, TypeVar
@@ -14,6 +15,7 @@ from lightning_store.backends.records import (
     QUEUE_LOOK,
     AdmissionRecord,
     AttemptRecord,
+    CheckpointRecord,
     CompletionRow,
     GroupRow,
     PlacedRollout,
@@ -75,6 +77,22 @@ def consumed(connection: Connection, consumer: str, rollout_ids: Sequence[str]) 
         CROSS JOIN consumed c ON c.consumer = ? AND c.rollout = r.number
     """
     return {rollout_id for (rollout_id,) in rows.fetch(connection, statement, [json.dumps(rollout_ids), consumer])}
+
+
+def marks(connection: Connection, rollout_ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
+    statement = """
+        SELECT r.rollout_id, c.consumer, c.number FROM json_each(?) ids
+        CROSS JOIN rollouts r ON r.rollout_id = ids.value CROSS JOIN consumed c ON c.rollout = r.number
+    """
+    found: defaultdict[str, dict[str, int]] = defaultdict(dict)
+    for rollout_id, consumer, number in rows.fetch(connection, statement, [json.dumps(rollout_ids)]):
+        found[rollout_id][consumer] = number
+    return found
+
+
+def checkpoints(connection: Connection) -> list[CheckpointRecord]:
+    found = rows.fetch(connection, "SELECT consumer, checkpoint, number FROM checkpoints ORDER BY consumer, number", [])
+    return list(map(CheckpointRecord._make, found))
 
 
 def admissions(connection: Connection) -> list[AdmissionRecord]:

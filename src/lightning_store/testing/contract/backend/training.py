@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lightning_store.backends.base import Backend, Changes, Due, Needs
-from lightning_store.backends.records import NO_PLACE, AdmissionRecord, OpenGroup, RolloutRecord
+from lightning_store.backends.records import NO_PLACE, AdmissionRecord, CheckpointRecord, OpenGroup, RolloutRecord
 from lightning_store.testing.contract.backend.base import (
     NOW,
     BackendContractBase,
@@ -79,6 +79,9 @@ class TrainingContract(BackendContractBase):
             assert [list(loaded.marks_from("a", number)) for number in (0, 1, 3)] == [["ro-0", "ro-2"], ["ro-2"], []]
         async with backend.snapshot() as snapshot:
             assert await snapshot.consumed("a", ["ro-1", "ro-2", "ro-gone"]) == {"ro-2"}
+            marks_read = await snapshot.marks(["ro-0", "ro-1", "ro-gone"])
+            assert {key: dict(one) for key, one in marks_read.items() if one} == {"ro-0": {"a": 0}, "ro-1": {"b": 0}}
+            assert await snapshot.checkpoints() == [CheckpointRecord("a", "two", 3)]
         await put(backend, marks={("a", "ro-2"): None})
         await store(backend, deleted=["ro-0"])
         async with backend.snapshot() as snapshot:
@@ -122,3 +125,17 @@ class TrainingContract(BackendContractBase):
                 OpenGroup("held", False, True, False, (-2, 2)),
                 OpenGroup("running", False, False, False, NO_PLACE),
             ]
+            found = sorted(loaded.open_groups("r"))
+        async with backend.snapshot() as snapshot:
+            assert sorted(await snapshot.open_groups("r")) == found
+            assert await snapshot.admissions() == [AdmissionRecord("r", 2, False)]
+
+    async def test_x_store_marks_of_new_rollouts(self, backend: Backend) -> None:
+        def decide(_: object) -> Changes:
+            made = changes_of(rollout_record("ro-0", consumers=1))
+            made.marks["a", "ro-0"] = 0
+            return made
+
+        await transact(backend, Needs(rollouts={"ro-0"}), decide)
+        async with backend.snapshot() as snapshot:
+            assert await snapshot.consumed("a", ["ro-0"]) == {"ro-0"}
