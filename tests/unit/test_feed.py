@@ -22,11 +22,12 @@ from lightning_store import (
 )
 from lightning_store.backends.base import Backend
 from lightning_store.backends.memory import MemoryBackend
-from lightning_store.engine import waiting
+from lightning_store.engine import completion_feed, waiting
 from lightning_store.engine.engine import DELETION_BATCH
 from lightning_store.engine.waiting import Wakeup, Watchers
 from lightning_store.forwarding import ForwardingStore
 from lightning_store.testing import FakeClock
+from lightning_store.testing.backends import SuspendingBackend, store_on
 from lightning_store.testing.contract.base import until, within_safety
 from lightning_store.testing.contract.feed import many_ended
 
@@ -171,6 +172,26 @@ async def test_a_deletion_between_two_looks_is_not_missed(monkeypatch: pytest.Mo
         gone = watcher.before_look()
         monkeypatch.undo()
         assert gone == ["ro-1"] or await within_safety(watcher.wakeup.wait(FakeClock(), None))
+
+
+@pytest.mark.parametrize("groups", [False, True], ids=["rollouts", "groups"])
+async def test_what_is_consumed_is_not_read(groups: bool, monkeypatch: pytest.MonkeyPatch):
+    """A feed passes 300 consumed rollouts in three looks of a hundred, and never sees them."""
+    monkeypatch.setattr(completion_feed, "LOOK_MAX", 100)
+    backend = SuspendingBackend()
+    store = store_on(lambda _: backend)
+    members = [EnqueueRolloutRequest(input=n, group_id=f"g-{n // 4}", group_size=4) for n in range(304)]
+    made = [one.rollout_id for one in await store.enqueue_many_rollouts(members)]
+    for rollout_id in made:
+        await store.update_rollout(rollout_id, status="succeeded")
+    await store.mark_consumed("trainer", made[:300])
+    backend.awaits.clear()
+    feed: Any = store.watch_groups(consumer="trainer") if groups else store.watch_rollouts(consumer="trainer")
+    found = await within_safety(anext(feed))
+    assert (found.rollouts[0] if groups else found.rollout).input == 300
+    reads = {verb: backend.awaits[verb] for verb in ("completions", "unconsumed", "groups")}
+    assert reads == {"completions": 0, "unconsumed": 4, "groups": 4 * groups}
+    await feed.aclose()
 
 
 async def test_a_rollout_that_is_not_followed_wakes_nobody():

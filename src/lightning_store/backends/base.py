@@ -396,6 +396,15 @@ class Rows(Generic[T]):
     total: int
 
 
+class Unconsumed(NamedTuple):
+    """Some completions that a consumer has not marked."""
+
+    rows: Sequence[CompletionRow]
+    """In order."""
+    reached: int | None
+    """The position up to which there are no others; None: there are no others at all."""
+
+
 class Snapshot(ABC):
     """One state of the data, to read from."""
 
@@ -476,6 +485,11 @@ class Snapshot(ABC):
     @abstractmethod
     async def completions(self, after: int, limit: int) -> list[CompletionRow]:
         """The first ``limit`` of those past position ``after``, in order."""
+
+    @abstractmethod
+    async def unconsumed(self, consumer: str, after: int, look: int, limit: int) -> Unconsumed:
+        """Of the first ``look`` completions past position ``after``, the first ``limit`` that a consumer has not
+        marked. The others are not read."""
 
     @abstractmethod
     async def last_completion(self) -> int:

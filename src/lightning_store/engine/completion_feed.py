@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
 
 from lightning_store.backends.base import Snapshot
 from lightning_store.backends.matching import matches
@@ -13,8 +13,31 @@ from lightning_store.queries import RolloutQuery
 
 FEED_BATCH: Final = 256
 """Completions that are read at a stretch."""
+LOOK_MAX: Final = 4096
+"""Completions that are looked at at a stretch for those that a consumer has not consumed."""
 POSITION_DIGITS_MAX: Final = 18
 """More completions than these digits can count do not happen."""
+
+
+class Stretch(NamedTuple):
+    """Completions that follow a position."""
+
+    rows: Sequence[CompletionRow]
+    position: int
+    """To go on after."""
+    is_last: bool
+    """Whether no more follow."""
+
+
+async def next_stretch(snapshot: Snapshot, after: int, consumer: str | None) -> Stretch:
+    """Some of the completions past a position, without those that a consumer has consumed, if one is given."""
+    if consumer is None:
+        found = await snapshot.completions(after, FEED_BATCH)
+        return Stretch(found, found[-1].position if found else after, len(found) < FEED_BATCH)
+    rows, reached = await snapshot.unconsumed(consumer, after, LOOK_MAX, FEED_BATCH)
+    if reached is None:
+        return Stretch(rows, max(after, await snapshot.last_completion()), True)
+    return Stretch(rows, reached, False)
 
 
 class CompletionFeed:
@@ -58,9 +81,7 @@ class CompletionFeed:
         if self.pending is not None and not self._begun:
             found = await self._begin(snapshot, self.pending)
         else:
-            found = await snapshot.completions(self._position, FEED_BATCH)
-            self.caught_up = len(found) < FEED_BATCH
-            self._position = found[-1].position if found else self._position
+            found, self._position, self.caught_up = await next_stretch(snapshot, self._position, self._consumer)
         wanted = [one for one in found if self.pending is None or one.row.rollout.rollout_id in self.pending]
         self.drop(one.row.rollout.rollout_id for one in wanted)
         matching = [one for one in wanted if matches(one.row.rollout, self._where, one.row.attempt)]
@@ -69,7 +90,7 @@ class CompletionFeed:
         consumed = await snapshot.consumed(self._consumer, [one.row.rollout.rollout_id for one in matching])
         return [one for one in matching if one.row.rollout.rollout_id not in consumed]
 
-    async def _begin(self, snapshot: Snapshot, pending: set[str]) -> list[CompletionRow]:
+    async def _begin(self, snapshot: Snapshot, pending: set[str]) -> Sequence[CompletionRow]:
         """The rollouts asked for that are complete already. Each is looked up: they may be few among very many."""
         found: list[CompletionRow] = []
         wanted = list(pending)

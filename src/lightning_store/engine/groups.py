@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from lightning_store.backends.base import Snapshot
 from lightning_store.backends.records import GroupRow
-from lightning_store.engine.completion_feed import FEED_BATCH
+from lightning_store.engine.completion_feed import next_stretch
 from lightning_store.lifecycle import group_status
 from lightning_store.model import GroupStatus
 from lightning_store.queries import GroupQuery
@@ -106,9 +106,8 @@ class GroupFeed:
             self._position = await snapshot.last_completion()
             self.caught_up = True
             return dict(self.pending)
-        completions = await snapshot.completions(self._position or 0, FEED_BATCH)
-        self.caught_up = len(completions) < FEED_BATCH
-        self._position = completions[-1].position if completions else self._position or 0
+        found = await next_stretch(snapshot, self._position or 0, self._terms.consumer)
+        completions, self._position, self.caught_up = found
         candidates = dict.fromkeys(due)
         for one in completions:
             group_id = one.row.rollout.group_id

@@ -21,6 +21,7 @@ from lightning_store.backends.base import (
     Rows,
     Snapshot,
     Transaction,
+    Unconsumed,
 )
 from lightning_store.backends.loaded import LoadedRecords, with_positions
 from lightning_store.backends.memory import REPLAY_ENTRIES_MAX, REPLAY_WINDOW_SECONDS, MemoryBackend
@@ -295,6 +296,9 @@ class _SuspendingSnapshot(Snapshot):
 
     async def completions(self, after: int, limit: int) -> list[CompletionRow]:
         return await self._read("completions", lambda inner: inner.completions(after, limit))
+
+    async def unconsumed(self, consumer: str, after: int, look: int, limit: int) -> Unconsumed:
+        return await self._read("unconsumed", lambda inner: inner.unconsumed(consumer, after, look, limit))
 
     async def last_completion(self) -> int:
         return await self._read("last_completion", lambda inner: inner.last_completion())

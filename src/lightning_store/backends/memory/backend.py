@@ -23,6 +23,7 @@ from lightning_store.backends.base import (
     Rows,
     Snapshot,
     Transaction,
+    Unconsumed,
 )
 from lightning_store.backends.matching import matches
 from lightning_store.backends.memory.filtering import (
@@ -766,13 +767,18 @@ class MemoryData(Loaded):
         return self._workers.values()
 
     def list_completions(self, after: int, limit: int) -> list[CompletionRow]:
+        return list(map(_completion, itertools.islice(self._completed.since(after + 1), limit)))
+
+    def list_unconsumed(self, consumer: str, after: int, look: int, limit: int) -> Unconsumed:
         rows: list[CompletionRow] = []
-        for entry in itertools.islice(self._completed.since(after + 1), limit):
-            position, time = entry.record.completion_position, entry.record.completion_time
-            assert position is not None
-            assert time is not None
-            rows.append(CompletionRow(position, time, entry.row))
-        return rows
+        looked, last = 0, after
+        for entry in itertools.islice(self._completed.since(after + 1), look):
+            looked, last = looked + 1, entry.record.completion_position or last
+            if entry.marks is None or consumer not in entry.marks:
+                rows.append(_completion(entry))
+                if len(rows) == limit:
+                    return Unconsumed(rows, last)
+        return Unconsumed(rows, last if looked == look else None)
 
     def list_placed(self, after: int, limit: int) -> list[PlacedRollout]:
         entries = itertools.islice(self._in_order.since(after), limit)  # a place is the ordinal and one
@@ -797,6 +803,13 @@ class MemoryData(Loaded):
             queued[0].start_time if queued else None,
             {one.mode: one.start_time for one in reversed(queued)},
         )
+
+
+def _completion(entry: _Rollout) -> CompletionRow:
+    position, time = entry.record.completion_position, entry.record.completion_time
+    assert position is not None
+    assert time is not None
+    return CompletionRow(position, time, entry.row)
 
 
 class _Snapshot(Snapshot):
@@ -904,6 +917,9 @@ class _Snapshot(Snapshot):
 
     async def completions(self, after: int, limit: int) -> list[CompletionRow]:
         return self._data.list_completions(after, limit)
+
+    async def unconsumed(self, consumer: str, after: int, look: int, limit: int) -> Unconsumed:
+        return self._data.list_unconsumed(consumer, after, look, limit)
 
     async def last_completion(self) -> int:
         return self._data.last_completion_position

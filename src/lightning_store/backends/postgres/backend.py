@@ -29,6 +29,7 @@ from lightning_store.backends.base import (
     Rows,
     Snapshot,
     Transaction,
+    Unconsumed,
 )
 from lightning_store.backends.postgres import reading, storing
 from lightning_store.backends.postgres.connections import Connections, Settings, Tasks, close, migrate
@@ -471,6 +472,9 @@ class _Snapshot(Snapshot):
 
     async def completions(self, after: int, limit: int) -> list[CompletionRow]:
         return await self._read(reading.completions, after, limit)
+
+    async def unconsumed(self, consumer: str, after: int, look: int, limit: int) -> Unconsumed:
+        return await self._read(reading.unconsumed, consumer, after, look, limit)
 
     async def last_completion(self) -> int:
         return (await self._read(reading.totals)).last_completion_position

@@ -9,7 +9,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from asyncpg import Connection
 
-from lightning_store.backends.base import Due, Rows
+from lightning_store.backends.base import Due, Rows, Unconsumed
 from lightning_store.backends.postgres import rows
 from lightning_store.backends.postgres.loading import Statement, expendable, newest_resources, overdue
 from lightning_store.backends.postgres.rows import Row, Totals
@@ -135,13 +135,29 @@ async def completions(connection: Connection, after: int, limit: int) -> list[Co
         {rows.SELECT_ROLLOUT_ROWS} JOIN completions c ON c.rollout = r.number
         WHERE c.position > $1 ORDER BY c.position LIMIT $2
     """
-    found = []
-    for row in map(rows.rollout_row, await connection.fetch(statement, after, limit)):
-        position, time = row.rollout.completion_position, row.rollout.completion_time
-        assert position is not None
-        assert time is not None
-        found.append(CompletionRow(position, time, row))
-    return found
+    return list(map(_completion, await connection.fetch(statement, after, limit)))
+
+
+async def unconsumed(connection: Connection, consumer: str, after: int, look: int, limit: int) -> Unconsumed:
+    window = "(SELECT position, rollout FROM completions WHERE position > $1 ORDER BY position LIMIT $2)"
+    statement = f"""
+        {rows.SELECT_ROLLOUT_ROWS} JOIN {window} c ON c.rollout = r.number
+        WHERE NOT EXISTS (SELECT 1 FROM consumed k WHERE k.consumer = $3 AND k.rollout = c.rollout)
+        ORDER BY c.position LIMIT $4
+    """
+    found = list(map(_completion, await connection.fetch(statement, after, look, escaped(consumer), limit)))
+    if len(found) == limit:
+        return Unconsumed(found, found[-1].position)
+    [(looked, last)] = await connection.fetch(f"SELECT count(*), max(position) FROM {window} c", after, look)
+    return Unconsumed(found, last if looked == look else None)
+
+
+def _completion(row: rows.Row) -> CompletionRow:
+    found = rows.rollout_row(row)
+    position, time = found.rollout.completion_position, found.rollout.completion_time
+    assert position is not None
+    assert time is not None
+    return CompletionRow(position, time, found)
 
 
 async def placed_rollouts(connection: Connection, after: int, limit: int) -> list[PlacedRollout]:

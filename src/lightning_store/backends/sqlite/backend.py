@@ -29,6 +29,7 @@ from lightning_store.backends.base import (
     Rows,
     Snapshot,
     Transaction,
+    Unconsumed,
 )
 from lightning_store.backends.records import (
     AdmissionRecord,
@@ -497,6 +498,9 @@ class _Snapshot(Snapshot):
 
     async def completions(self, after: int, limit: int) -> list[CompletionRow]:
         return self._read(reading.completions, after, limit)
+
+    async def unconsumed(self, consumer: str, after: int, look: int, limit: int) -> Unconsumed:
+        return self._read(reading.unconsumed, consumer, after, look, limit)
 
     async def last_completion(self) -> int:
         return self._read(reading.last_completion)

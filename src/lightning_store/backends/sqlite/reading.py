@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sqlite3 import Connection
 from typing import Any, Final, Generic, TypeVar
 
-from lightning_store.backends.base import Due, Rows
+from lightning_store.backends.base import Due, Rows, Unconsumed
 from lightning_store.backends.records import (
     QUEUE_LOOK,
     AdmissionRecord,
@@ -114,14 +114,24 @@ def worker(connection: Connection, worker_id: str) -> WorkerRecord | None:
 
 
 def completions(connection: Connection, after: int, limit: int) -> list[CompletionRow]:
-    found = []
-    for row in connection.execute(rows.SELECT_COMPLETIONS, (after, limit)):
-        entry = rows.rollout_entry(row)
-        position, time = entry.rollout.completion_position, entry.rollout.completion_time
-        assert position is not None
-        assert time is not None
-        found.append(CompletionRow(position, time, entry.row))
-    return found
+    return list(map(_completion, connection.execute(rows.SELECT_COMPLETIONS, (after, limit))))
+
+
+def unconsumed(connection: Connection, consumer: str, after: int, look: int, limit: int) -> Unconsumed:
+    found = list(map(_completion, rows.fetch(connection, rows.SELECT_UNCONSUMED, [after, look, consumer, limit])))
+    if len(found) == limit:
+        return Unconsumed(found, found[-1].position)
+    statement = f"SELECT count(*), max(position) FROM ({rows.COMPLETIONS_PAST})"
+    looked, last = connection.execute(statement, (after, look)).fetchone()
+    return Unconsumed(found, last if looked == look else None)
+
+
+def _completion(row: tuple[Any, ...]) -> CompletionRow:
+    entry = rows.rollout_entry(row)
+    position, time = entry.rollout.completion_position, entry.rollout.completion_time
+    assert position is not None
+    assert time is not None
+    return CompletionRow(position, time, entry.row)
 
 
 def placed_rollouts(connection: Connection, after: int, limit: int) -> list[PlacedRollout]:

@@ -190,6 +190,11 @@ SELECT_QUEUE: Final = _SELECT_ROLLOUTS.format(
 SELECT_COMPLETIONS: Final = _SELECT_ROLLOUTS.format(
     "completions c CROSS JOIN rollouts r ON r.number = c.rollout", "c.position > ? ORDER BY c.position LIMIT ?"
 )
+COMPLETIONS_PAST: Final = "SELECT position, rollout FROM completions WHERE position > ? ORDER BY position LIMIT ?"
+SELECT_UNCONSUMED: Final = _SELECT_ROLLOUTS.format(
+    f"({COMPLETIONS_PAST}) c CROSS JOIN rollouts r ON r.number = c.rollout",
+    "NOT EXISTS (SELECT 1 FROM consumed k WHERE k.consumer = ? AND k.rollout = c.rollout) ORDER BY c.position LIMIT ?",
+)
 
 
 def rollout_entry(row: tuple[Any, ...]) -> RolloutEntry:

@@ -88,6 +88,28 @@ class TrainingContract(BackendContractBase):
             assert await snapshot.consumed("a", ["ro-0", "ro-1", "ro-2"]) == set()
             assert await snapshot.consumed("b", ["ro-1"]) == {"ro-1"}
 
+    async def test_x_read_completions_that_are_not_consumed(self, backend: Backend) -> None:
+        ids = [f"ro-{n}" for n in range(6)]
+        await store(backend, *(rollout_record(one, "running") for one in ids))
+        await complete(backend, *ids)
+        await put(backend, marks={("a", one): 0 for one in (*ids[:3], ids[4])} | {("b", ids[5]): 0})
+        async with backend.snapshot() as snapshot:
+            places = [one.position for one in await snapshot.completions(0, 10)]
+            for consumer, after, look, limit, expected, reached in (
+                ("a", 0, 10, 10, [3, 5], None),
+                ("a", 0, 4, 10, [3], places[3]),
+                ("a", 0, 3, 10, [], places[2]),
+                ("a", 0, 10, 1, [3], places[3]),
+                ("a", places[3], 2, 10, [5], places[5]),
+                ("a", places[5], 1, 10, [], None),
+                ("b", places[2], 10, 10, [3, 4], None),
+                ("c", 0, 10, 2, [0, 1], places[1]),
+            ):
+                found = await snapshot.unconsumed(consumer, after, look, limit)
+                assert [one.row.rollout.rollout_id for one in found.rows] == [ids[one] for one in expected]
+                assert [one.position for one in found.rows] == [places[one] for one in expected]
+                assert found.reached == reached
+
     async def test_x_load_what_is_expendable_for_consumers(self, backend: Backend) -> None:
         await store(backend, *(rollout_record(f"ro-{n}", "running") for n in range(4)))
         await complete(backend, *(f"ro-{n}" for n in range(4)))
