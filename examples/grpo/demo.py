@@ -8,13 +8,13 @@ import random
 import signal
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from examples.grpo.policy import RUN
+from examples.grpo.policy import FREE_TIME, RUN
 from examples.grpo.report import LOG_NAME, PLOT_NAME, Report, write_plot
 from examples.grpo.trainer import CONSUMER, Checkpoints
 from examples.svamp_demo.processes import (
@@ -27,6 +27,7 @@ from examples.svamp_demo.processes import (
     new_database,
     patient_client,
 )
+from lightning_store import AttemptedRollout, Rollout
 from lightning_store.errors import StoreError
 
 DEFAULT_OUTPUT: Final = PROJECT_ROOT / "out" / "grpo"
@@ -147,10 +148,24 @@ async def _check(endpoint: str, output: Path) -> None:
     kinds = Counter(group.status for group in groups)
     print(f"reward: {rewards[0]:.2f} in the first step, {rewards[-1]:.2f} in the last")
     print(f"groups: {kinds['whole']} whole, {kinds['partial']} partial, {kinds['failed']} dropped")
+    if free := list(_free_seconds(samples)):
+        median, p95 = np.percentile(free, [50, 95])
+        print(
+            f"called off at work: {len(free)}; 50 % of their runners were free in {median:.3f} s, 95 % in {p95:.3f} s"
+        )
     print(f"samples: {len(trained)} trained on, {sum(record.stale for record in steps)} too old")
     if wrong := {what: count for what, count in told.items() if count}:
         raise RunError(", ".join(f"{count} {what}" for what, count in wrong.items()))
     print("no sample was trained on twice, and none was lost")
+
+
+def _free_seconds(samples: Iterable[Rollout]) -> Iterator[float]:
+    """How long after each cancellation of a sample its runner was free."""
+    for one in samples:
+        if isinstance(one, AttemptedRollout) and one.end_time is not None:
+            free_time = (one.attempt.metadata or {}).get(FREE_TIME)
+            if free_time is not None:
+                yield free_time - one.end_time
 
 
 if __name__ == "__main__":

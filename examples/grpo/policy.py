@@ -21,6 +21,8 @@ LEARNING_RATE: Final = 4.0
 ANSWER: Final = "answer"
 REWARD: Final = "reward"
 """Attributes of a sample's span."""
+FREE_TIME: Final = "free_time"
+"""When a runner was free whose sample was called off, in the metadata of its attempt."""
 
 
 def right_answer(prompt: int) -> int:

@@ -7,10 +7,21 @@ import asyncio
 import random
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from typing import Final
 
-from examples.grpo.policy import ANSWER, ANSWERS, POLICY, REWARD, Matrix, from_resource, probabilities, right_answer
+from examples.grpo.policy import (
+    ANSWER,
+    ANSWERS,
+    FREE_TIME,
+    POLICY,
+    REWARD,
+    Matrix,
+    from_resource,
+    probabilities,
+    right_answer,
+)
 from examples.svamp_demo.processes import patient_client
 from lightning_store import AttemptedRollout, Span
 from lightning_store.errors import AttemptFencedError, StoreError
@@ -45,8 +56,10 @@ class Runner:
                 if claimed is None:
                     continue
                 try:
-                    async with worker.hold(claimed):  # ends here and now if the sample is called off
+                    async with worker.hold(claimed) as cancelled:  # ends here and now if the sample is called off
                         await self._work(claimed)
+                    if cancelled.is_set():
+                        await self._note_free(claimed)
                 except (AgentError, AttemptFencedError):
                     pass  # a failure is reported, and tried again; what was called off is not
 
@@ -71,6 +84,11 @@ class Runner:
             )
         )
         await self._store.update_attempt(claimed.rollout_id, claimed.attempt.attempt_id, status="succeeded")
+
+    async def _note_free(self, claimed: AttemptedRollout) -> None:
+        """For the demo, which tells how soon runners are free after their samples are called off."""
+        free = {FREE_TIME: time.time()}
+        await self._store.update_attempt(claimed.rollout_id, claimed.attempt.attempt_id, metadata=free)
 
     async def _weights(self, resources_id: str | None) -> Matrix:
         if self._policy is None or self._policy[0] != resources_id:
