@@ -103,6 +103,8 @@ class Trainer:
         again = await self._store.rewind_consumer(CONSUMER, checkpoint=None if restored is None else restored.name)
         print(f"begins after step {state.step}; {len(again)} samples that no checkpoint has come again", flush=True)
         await self._store.set_admission(RUN, max_open_groups=OPEN_GROUPS)
+        published = await self._store.query_resources(sort_by="policy_version")
+        self._published = [one.resources_id for one in published if one.run == RUN]
         await self._publish(state)
         for step in range(1, min(state.step + STEPS_AHEAD, self._steps) + 1):
             await self._enqueue(step)

@@ -103,6 +103,28 @@ def test_resources(run, scene) -> None:
     assert [one.resources_id for one in asyncio.run(scene.store.query_resources())] == [latest]
 
 
+def test_old_resources(run, scene) -> None:
+    async def fill() -> list[str]:
+        made = [(await scene.store.add_resources({}, run=name)).resources_id for name in ("a", "a", "b", "a", "a")]
+        await scene.store.enqueue_rollout("in the queue", resources_id=made[1])
+        await scene.store.update_rollout(scene.ids[0], resources_id=made[0])
+        return made
+
+    made = asyncio.run(fill())
+    flags = ("--server", scene.server.endpoint)
+    assert run("delete-resources", "--keep", "2", "--dry-run", *flags).stdout.splitlines()[1:] == made[:1]
+    assert run("delete-resources", "--keep", "1", *flags).stdout == "deleted 2 sets of resources\n"
+    left = [one.resources_id for one in asyncio.run(scene.store.query_resources())]
+    assert left == [made[1], made[2], made[4]]
+    assert run("delete-resources", "--keep", "1", *flags).stdout == "deleted 0 sets of resources\n"
+    for wrong in ((), ("--keep", "1", made[1]), ("--keep", "0")):
+        assert run("delete-resources", *wrong, *flags).exit_code == 2
+    for dry in ((), ("--dry-run",)):  # the latest of its run
+        said = run("delete-resources", made[2], *dry, *flags).stderr
+        assert made[2] in said
+        assert "latest" in said
+
+
 def test_by_age(scene) -> None:
     assert scene.delete("--older-than", "1d") == "deleted 0 rollouts\n"
     assert scene.delete("--older-than", "0") == "deleted 3 rollouts\n"
@@ -113,6 +135,20 @@ def test_by_status(scene) -> None:
     output = scene.delete("--older-than", "0s", "--status", "failed", "--status", "cancelled", "--json")
     assert json.loads(output) == {"deleted": scene.ids[1:3]}
     assert scene.left() == [scene.ids[0], scene.ids[3]]
+
+
+def test_by_what_else_they_are(scene) -> None:
+    async def fill() -> list[str]:
+        made = [await scene.store.enqueue_rollout(n, metadata={"lightning.run": "r", "n": n}) for n in range(3)]
+        return [one.rollout_id for one in await scene.store.cancel_rollouts([one.rollout_id for one in made])]
+
+    made = asyncio.run(fill())
+    assert scene.delete("--older-than", "0", "--label", "run=s", "--resources", "rs") == "deleted 0 rollouts\n"
+    assert json.loads(scene.delete("--older-than", "0", "--metadata", "n=1", "--json")) == {"deleted": made[1:2]}
+    flags = ("--older-than", "0", "--label", "run=r")
+    assert json.loads(scene.delete(*flags, "--dry-run", "--json")) == {"would_delete": [made[0], made[2]]}
+    assert json.loads(scene.delete(*flags, "--json")) == {"deleted": [made[0], made[2]]}
+    assert scene.left() == scene.ids
 
 
 def test_by_id_and_status(scene) -> None:

@@ -52,6 +52,7 @@ class Selection:
     modes: tuple[RolloutMode, ...] = ()
     metadata: tuple[Pair, ...] = ()
     workers: tuple[str, ...] = ()
+    resources: tuple[str, ...] = ()
     labels: tuple[Pair, ...] = ()
     reasons: tuple[EndReason, ...] = ()
     policy_min: int | None = None
@@ -76,6 +77,7 @@ class Selection:
         return RolloutFilters(
             mode_in=self.modes or None,
             worker_id_in=self.workers or None,
+            resources_id_in=self.resources or None,
             metadata_equals={f"{RESERVED_PREFIX}{one.path}": one.value for one in self.labels} or None,
             end_reason_in=self.reasons or None,
             group_id_in=self.groups or None,
@@ -161,6 +163,7 @@ def selecting(*, variables: bool = True) -> Callable[[F], F]:
                     multiple=True,
                     help="Only rollouts whose latest attempt it has.",
                 ),
+                flag("--resources", metavar="ID", multiple=True, help="Only rollouts with these resources."),
                 flag(
                     "--label",
                     "labels",
