@@ -38,6 +38,8 @@ def test_many_are_sent_in_several_requests_and_come_back_in_order(rig):
             assert [one.rollout_id for one in cancelled] == ids
             ended = await client.wait_for_rollouts(rollout_ids=ids[::-1])
             assert [one.rollout_id for one in ended] == ids[::-1]
+            assert await client.mark_consumed("trainer", ids, checkpoint="step-1") == ids
+            assert await client.rewind_consumer("trainer", checkpoint="step-1") == []
             assert await client.delete_rollouts(rollout_ids=ids) == ids
 
     asyncio.run(scenario())

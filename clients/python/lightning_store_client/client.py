@@ -631,13 +631,15 @@ class LightningStoreClient(QueryMethods):
     ) -> list[str]:
         arguments.check_id("consumer", consumer)
         arguments.check_optional_id("checkpoint", checkpoint)
-        request = rollout_pb2.MarkConsumedRequest(
-            request_id=new_request_id(),
-            consumer=consumer,
-            rollout_ids=arguments.distinct_ids(rollout_ids),
-            checkpoint=checkpoint,
-        )
-        return list((await self._calls.unary("MarkConsumed", request)).rollout_ids)
+        some = parts(list(arguments.distinct_ids(rollout_ids)))
+        requests = [
+            rollout_pb2.MarkConsumedRequest(request_id=new_request_id(), consumer=consumer, rollout_ids=ids)
+            for ids in some
+        ]
+        if checkpoint is not None:
+            requests[-1].checkpoint = checkpoint
+        replies = [await self._calls.unary("MarkConsumed", request) for request in requests]
+        return [rollout_id for reply in replies for rollout_id in reply.rollout_ids]
 
     async def rewind_consumer(self, consumer: str, *, checkpoint: str | None = None) -> list[str]:
         arguments.check_id("consumer", consumer)
