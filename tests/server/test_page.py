@@ -245,6 +245,8 @@ async def test_what_is_not_there_or_not_legal_is_told():
         ("/ui/resources/none", 404, "there are no resources none"),
         ("/ui/rollouts?status=done", 400, "'done'"),
         ("/ui/rollouts?order=best&reward_min=x", 400, "give a number"),
+        ("/ui/rollouts?policy_min=1.5", 400, "give a whole number"),
+        ("/ui/rollouts?metadata=run", 400, "give name=value"),
         ("/ui/rollouts?begin=-1", 400, "give a number"),
         ("/ui/confirm?do=burn&id=a", 400, "cancel, requeue, delete"),
         ("/ui/confirm?do=cancel", 400, "no rollout is chosen"),
@@ -339,8 +341,12 @@ async def test_pages_of_rollouts_hold_while_others_go(store):
     assert await walk(id=ids[7]) == [ids[7]]
     await store.delete_rollouts(ids[390:])
     assert await walk() == left[-11::-1]
-    await store.enqueue_many_rollouts([EnqueueRolloutRequest(input=0, mode="val")])
+    [val] = await store.enqueue_many_rollouts(
+        [EnqueueRolloutRequest(input=0, mode="val", metadata={"lightning.run": "r", "n": 1})]
+    )
     assert len(await walk()) == 81
+    assert await walk(metadata="lightning.run=r, n=1") == [val.rollout_id]
+    assert await walk(metadata="lightning.run=r, n=2") == await walk(policy_min="1") == []
     page = await listing.page(Filters.read({}, {"mode": ["val"]}), "", [])
     assert (len(page.rows), page.next) == (1, None)
 
@@ -403,6 +409,15 @@ async def test_the_overview_tells_what_became_of_groups_and_rewards(store):
     words = (await Browser(store).get("/")).words
     assert "Groups without variance: 50%" in words
     assert "Work for nothing: wasted on" in words
+
+
+@pytest.mark.asyncio
+async def test_the_overview_tells_why_groups_may_not_begin(store):
+    assert "may begin" not in (await Browser(store).get("/")).words
+    await store.set_admission(HOSTILE, paused=True)
+    await store.set_admission("run-2", max_open_groups=16)
+    words = (await Browser(store).get("/")).words
+    assert "is paused , run-2 has 16 open at the most" in words
 
 
 @pytest.mark.asyncio

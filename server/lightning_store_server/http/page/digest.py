@@ -19,7 +19,7 @@ from lightning_store.clock import Clock
 from lightning_store.engine.conversion import rollout_with_attempt
 from lightning_store.errors import StoreError
 from lightning_store.lifecycle import TERMINAL
-from lightning_store.model import Span, Worker
+from lightning_store.model import Admission, Span, Worker
 from lightning_store.queries import ResourcesQuery, RolloutQuery
 from lightning_store.store import LightningStore
 from lightning_store_server.http.page.causes import cause_of
@@ -147,6 +147,8 @@ class State:
     rollouts: Mapping[tuple[str, str | None], int] = field(default_factory=dict)
     """How many rollouts have each status and mode."""
     oldest_queued_time: float | None = None
+    admissions: Sequence[Admission] = ()
+    """The runs whose groups are bounded."""
     figures: Mapping[str, Any] = field(default_factory=dict)
     """What is stored, and its limits."""
 
@@ -210,6 +212,7 @@ class Digest:
             gauges, memory, disk = await self._engine.gauges(), self._engine.memory, self._engine.disk_use
             state.now, state.rollouts = gauges.time, gauges.queue.rollouts
             state.oldest_queued_time = gauges.queue.oldest_queued_time
+            state.admissions = [Admission(*one) for one in await self._engine.admissions()]
             state.figures = {
                 **gauges.counts._asdict(),
                 "memory_limit": None if memory is None else memory.limit_bytes,

@@ -3,9 +3,10 @@ the most, and tells where it has stopped."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, get_args
+from typing import Any, Final, get_args
 
 from lightning_store.backends.matching import matches
 from lightning_store.backends.records import RolloutRow
@@ -76,6 +77,9 @@ class Filters:
             worker_id_in=listed("worker"),
             resources_id_in=listed("resources"),
             group_id_in=listed("group"),
+            metadata_equals=dict(map(_member, listed("metadata") or ())) or None,
+            policy_version_min=_whole(given, "policy_min"),
+            policy_version_max=_whole(given, "policy_max"),
             rollout_id_contains=given.get("id") or None,
             start_time_min=number(given, "since"),
             start_time_max=number(given, "until"),
@@ -104,6 +108,24 @@ def number(given: Mapping[str, str], name: str) -> float | None:
         return float(text) if text else None
     except ValueError:
         raise InvalidArgumentError(f"{name} is {text!r}; give a number", field=name) from None
+
+
+def _whole(given: Mapping[str, str], name: str) -> int | None:
+    found = number(given, name)
+    if found is not None and not found.is_integer():
+        raise InvalidArgumentError(f"{name} is {given[name]!r}; give a whole number", field=name)
+    return None if found is None else int(found)
+
+
+def _member(text: str) -> tuple[str, Any]:
+    """A member of the metadata, whose value is JSON if it reads as such and text otherwise."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise InvalidArgumentError(f"metadata has {text!r}; give name=value", field="metadata")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 STATUSES: Final = get_args(RolloutStatus)
