@@ -104,6 +104,10 @@ def test_groups(scene) -> None:
     assert [one["rollout_id"] for one in group["rollouts"]] == ids
     assert scene.say("cancel", "--group", "g") == "cancelled 1 rollout\n"
     assert scene.say("groups").splitlines()[1].split()[:4] == ["g", "failed", "1/3", "1"]
+    assert scene.say("groups", "--min-done", "2").splitlines()[1].split()[:2] == ["g", "open"]  # one is to come
+    asyncio.run(scene.store.enqueue_rollout(3, metadata={"lightning.group_id": "g"}))
+    scene.say("cancel", "--group", "g")
+    assert scene.say("groups", "--min-done", "1").splitlines()[1].split()[:2] == ["g", "partial"]
 
 
 def test_enqueue(scene) -> None:

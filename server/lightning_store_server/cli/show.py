@@ -18,6 +18,7 @@ from lightning_store.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
+from lightning_store.items import parts
 from lightning_store.lifecycle import group_status
 from lightning_store.masking import masked
 from lightning_store.model import (
@@ -131,10 +132,12 @@ def rollouts(
 @click.command()
 @on_server
 @selecting()
-def groups(server: str, timeout: float, as_json: bool, **flags: Any) -> None:
+@setting("--min-done", type=Whole(1), metavar="N", help="How many members have to succeed; otherwise all.")
+def groups(server: str, timeout: float, as_json: bool, min_done: int | None, **flags: Any) -> None:
     """List the groups of rollouts: those that have members which the flags choose.
 
-    A group is whole when all its members have succeeded, and failed when one of them cannot any more.
+    A group is whole when all its members have succeeded, and failed when too few of them can. With --min-done it is
+    partial when so many have succeeded and the others have ended otherwise.
     """
     selection = Selection.of(flags)
 
@@ -142,9 +145,10 @@ def groups(server: str, timeout: float, as_json: bool, **flags: Any) -> None:
         chosen = await selection.query(client)
         ids = dict.fromkeys(rollout.group_id for rollout in chosen if rollout.group_id is not None)
         members: dict[str, list[Rollout]] = {group_id: [] for group_id in ids}
-        for rollout in await client.query_rollouts(group_id_in=list(ids)):
-            members[rollout.group_id or ""].append(rollout)
-        return [group_of(group_id, found) for group_id, found in members.items() if found]
+        for some in parts(list(ids)):
+            for rollout in await client.query_rollouts(group_id_in=some):
+                members[rollout.group_id or ""].append(rollout)
+        return [_group_of(group_id, found, min_done) for group_id, found in members.items() if found]
 
     found = ask(server, timeout, question)
     if as_json:
@@ -154,10 +158,10 @@ def groups(server: str, timeout: float, as_json: bool, **flags: Any) -> None:
     return tables.show(tables.groups_table(found, tables.now(), dates=tables.has_dates()))
 
 
-def group_of(group_id: str, members: Sequence[Rollout]) -> Group:
-    """The group of these members, where all are to succeed."""
+def _group_of(group_id: str, members: Sequence[Rollout], min_done: int | None) -> Group:
     size = max(len(members), *(one.group_size or 0 for one in members))
-    return Group(group_id, size, group_status([one.status for one in members], size, needed=size), members)
+    needed = size if min_done is None else min(min_done, size)
+    return Group(group_id, size, group_status([one.status for one in members], size, needed), members)
 
 
 @click.command()
