@@ -8,6 +8,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any, Final, Protocol, TypeVar, cast
 
 from lightning_store import json_text
+from lightning_store.arguments import named_resources
 from lightning_store.backends.base import Rows
 from lightning_store.backends.records import (
     AdmissionRecord,
@@ -24,7 +25,15 @@ from lightning_store.backends.records import (
 )
 from lightning_store.engine.engine import Engine
 from lightning_store.engine.idempotency import part_scope
-from lightning_store.engine.operations import EnqueueRollouts, Operation, StartAttempt, StartRollout, UpdateAttempt
+from lightning_store.engine.operations import (
+    EnqueueRollouts,
+    Operation,
+    PublishResources,
+    StartAttempt,
+    StartRollout,
+    UpdateAttempt,
+    UpdateRollout,
+)
 from lightning_store.engine.store import EngineStore
 from lightning_store.engine.transfer import Imported, Page, Place, Selection
 from lightning_store.errors import SpansRejectedError, StoreError, UnsupportedError
@@ -52,7 +61,7 @@ class RecordStore(Protocol):
         ...
 
     def execute(self, operation: Operation[R]) -> Coroutine[Any, Any, R]:
-        """One of StartRollout, EnqueueRollouts, StartAttempt, UpdateAttempt."""
+        """One of StartRollout, EnqueueRollouts, StartAttempt, UpdateRollout, UpdateAttempt, PublishResources."""
         ...
 
     async def claim(self, limit: int, worker_id: str | None, max_wait: float) -> Sequence[Claim]: ...
@@ -128,8 +137,14 @@ class _Adapter:
                 return list(map(_record_of, made))
             case StartAttempt(rollout_id=rollout_id, worker_id=worker_id):
                 return _claim_of(await self._store.start_attempt(rollout_id, worker_id=worker_id))
-            case UpdateAttempt():
-                return await self._update_attempt(operation)
+            case UpdateRollout(rollout_id=rollout_id):
+                return _record_of(await self._store.update_rollout(rollout_id, **_fields_of(operation)))
+            case UpdateAttempt(rollout_id=rollout_id, attempt_id=attempt_id):
+                return _attempt_record_of(
+                    await self._store.update_attempt(rollout_id, attempt_id, **_fields_of(operation))
+                )
+            case PublishResources():
+                return _resources_record_of(await self._publish(operation))
         raise TypeError(f"{type(operation).__name__} is no call of a RecordStore")
 
     async def claim(self, limit: int, worker_id: str | None, max_wait: float) -> Sequence[Claim]:
@@ -153,14 +168,13 @@ class _Adapter:
         found = await self._store.get_latest_resources(**({} if run is None else {"run": run}))
         return None if found is None else _resources_record_of(found)
 
-    async def _update_attempt(self, update: UpdateAttempt) -> AttemptRecord:
-        fields = dict(update.columns)
-        if "metadata_json" in fields:
-            text = fields.pop("metadata_json")
-            fields["metadata"] = None if text is None else json_text.loads(text, "metadata")
-        if update.status is not None:
-            fields["status"] = update.status
-        return _attempt_record_of(await self._store.update_attempt(update.rollout_id, update.attempt_id, **fields))
+    async def _publish(self, operation: PublishResources) -> ResourcesUpdate:
+        named = named_resources(json_text.loads(operation.resources_json, "resources"))
+        options: dict[str, Any] = {"policy_version": operation.policy_version, "run": operation.run}
+        given = {name: value for name, value in options.items() if value is not None}  # a store need not know of them
+        if operation.resources_id is None:
+            return await self._store.add_resources(named, **given)
+        return await self._store.update_resources(operation.resources_id, named, **given)
 
     async def add_spans(self, records: Sequence[SpanRecord]) -> Sequence[SpanOutcome]:
         numbered: list[Span | StoreError] = []
@@ -221,6 +235,16 @@ class _Adapter:
             return store, cast(EngineStore, store.store).engine
         kind = type(store).__name__
         raise UnsupportedError(f"{kind}, the store behind the server, neither exports nor imports rollouts")
+
+
+def _fields_of(update: UpdateRollout | UpdateAttempt) -> dict[str, Any]:
+    """The arguments that stand for what an update sets."""
+    fields = dict(update.columns)
+    for name in ("input", "metadata"):
+        if f"{name}_json" in fields:
+            text = fields.pop(f"{name}_json")
+            fields[name] = None if text is None else json_text.loads(text, name)
+    return fields if update.status is None else {**fields, "status": update.status}
 
 
 def _key(span: Span) -> tuple[str, str, str]:

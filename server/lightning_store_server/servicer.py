@@ -12,9 +12,17 @@ from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
+from lightning_store.arguments import check_policy_version
 from lightning_store.backends.records import ResourcesRecord, SpanRecord
 from lightning_store.engine.idempotency import request_scope
-from lightning_store.engine.operations import EnqueueRollouts, StartAttempt, StartRollout, UpdateAttempt
+from lightning_store.engine.operations import (
+    EnqueueRollouts,
+    PublishResources,
+    StartAttempt,
+    StartRollout,
+    UpdateAttempt,
+    UpdateRollout,
+)
 from lightning_store.engine.transfer import Place, Selection
 from lightning_store.errors import InvalidArgumentError, StoreError, StoreUnavailableError
 from lightning_store.feeds import NOW, begun_feed
@@ -46,7 +54,7 @@ from lightning_store_server.record_store import records_of
 from lightning_store_server.slices import HEAVY_BYTES, FairGate, HeavyThread, in_slices
 
 T = TypeVar("T")
-M = TypeVar("M")
+M = TypeVar("M", bound=Message)
 
 REQUEST_ID_CHARS_MAX = 128
 REPLY_MARGIN_SECONDS = 0.5
@@ -121,6 +129,10 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self._waits: set[asyncio.Task[Any] | FeedRuns[Any]] = set()
         self._draining = False
 
+    async def _read(self, request: M, read: Callable[[M], T]) -> T:
+        """Read a request that may have one large payload."""
+        return await self.heavy.convert(read, request, request.ByteSize())
+
     async def _read_all(self, request: Message, read: Callable[[int, M], T], items: Sequence[M]) -> list[T]:
         """Read many items of a request, with other calls in between."""
         if request.ByteSize() <= HEAVY_BYTES:
@@ -164,7 +176,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self, request: rollout.StartRolloutRequest, context: Context
     ) -> rollout.StartRolloutResponse:
         require(request, "rollout", "rollout")
-        new = records.new_rollout_from_proto(request.rollout, "rollout")
+        new = await self._read(request, lambda one: records.new_rollout_from_proto(one.rollout, "rollout"))
         with _once(request, context):
             started = await self._records.execute(StartRollout(new, _worker_id(request)))
         return rollout.StartRolloutResponse(rollout=records.rollout_record_to_proto(*started))
@@ -331,11 +343,10 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self, request: rollout.UpdateRolloutRequest, context: Context
     ) -> rollout.UpdateRolloutResponse:
         rollout_id = required_text(request.rollout_id, "rollout_id")
-        update = requests.update_rollout_from_proto(request)
-        fields = {name: getattr(update, name) for name in update.model_fields_set}
+        columns, status = await self._read(request, records.rollout_change_from_proto)
         with _once(request, context):
-            updated = await self._store.update_rollout(rollout_id, **fields)
-        return rollout.UpdateRolloutResponse(rollout=codec.rollout_to_proto(updated))
+            updated = await self._records.execute(UpdateRollout(rollout_id, columns, status))
+        return rollout.UpdateRolloutResponse(rollout=records.rollout_record_to_proto(updated))
 
     async def CancelRollouts(
         self, request: rollout.CancelRolloutsRequest, context: Context
@@ -371,7 +382,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     ) -> rollout.UpdateAttemptResponse:
         rollout_id = required_text(request.rollout_id, "rollout_id")
         attempt_id = requests.attempt_from_request(request)
-        columns, status = records.attempt_change_from_proto(request)
+        columns, status = await self._read(request, records.attempt_change_from_proto)
         caller = caller_now()
         if caller is not None:
             await caller.require_held(self._store, [(rollout_id, attempt_id)])
@@ -384,19 +395,28 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     async def AddResources(
         self, request: resources.AddResourcesRequest, context: Context
     ) -> resources.AddResourcesResponse:
-        named = codec.named_resources_from_proto(request.resources_json, "resources_json")
-        with _once(request, context):
-            added = await self._store.add_resources(named, **requests.policy_from_proto(request))
-        return resources.AddResourcesResponse(resources=codec.resources_to_proto(added))
+        return resources.AddResourcesResponse(resources=await self._publish(None, request, context))
 
     async def UpdateResources(
         self, request: resources.UpdateResourcesRequest, context: Context
     ) -> resources.UpdateResourcesResponse:
         resources_id = required_text(request.resources_id, "resources_id")
-        named = codec.named_resources_from_proto(request.resources_json, "resources_json")
+        return resources.UpdateResourcesResponse(resources=await self._publish(resources_id, request, context))
+
+    async def _publish(
+        self,
+        resources_id: str | None,
+        request: resources.AddResourcesRequest | resources.UpdateResourcesRequest,
+        context: Context,
+    ) -> resources.Resources:
+        text = await self._read(
+            request, lambda one: records.resources_json_from_proto(one.resources_json, "resources_json")
+        )
+        policy = requests.policy_from_proto(request)
+        check_policy_version(policy.get("policy_version"))
         with _once(request, context):
-            updated = await self._store.update_resources(resources_id, named, **requests.policy_from_proto(request))
-        return resources.UpdateResourcesResponse(resources=codec.resources_to_proto(updated))
+            published = await self._records.execute(PublishResources(resources_id, text, **policy))
+        return await self.heavy.convert(records.resources_record_to_proto, published, published.payload_bytes)
 
     async def UpdateWorker(self, request: worker.UpdateWorkerRequest, context: Context) -> worker.UpdateWorkerResponse:
         stats = requests.heartbeat_from_proto(request)

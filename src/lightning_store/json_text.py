@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from pydantic import JsonValue, TypeAdapter, ValidationError
@@ -24,11 +25,16 @@ DEPTH_MAX: Final = 200
 DIGITS_MAX: Final = 4300
 """Digits of an integer, which is what Python converts unless told otherwise."""
 _LONG_NUMBER: Final = re.compile(rf"\d{{{DIGITS_MAX}}}")
-LISTS_MAX: Final = 1_000_000
-"""Opening brackets of a text from outside, those in strings included: an empty list has three bytes of text and sixty
-in memory."""
-COMMAS_MAX: Final = 5_000_000
-"""Its commas likewise."""
+LISTS_MAX: Final = 200_000
+"""Lists and objects of a text from outside: an empty list has three bytes of text and sixty in memory. Nothing else
+happens in a process while one text is parsed, so no more than the parser takes a fifth of a second for. …"""
+MEMBERS_MAX: Final = 500_000
+"""… Members of all of its objects likewise, …"""
+COMMAS_MAX: Final = 2_500_000
+"""… and its commas."""
+_COUNTED: Final = (("[{", LISTS_MAX, "lists and objects"), (":", MEMBERS_MAX, "members"), (",", COMMAS_MAX, "commas"))
+_SLICE: Final = re.compile(rb".{1,262144}+\\*+.?", re.DOTALL)
+"""What is looked at closely at a stretch: other threads have their turn in between. No escape is cut."""
 STEP_CHARS_MAX: Final = 100
 """Of each step on the way to a place that is shown."""
 PATH_CHARS_MAX: Final = 80
@@ -92,23 +98,48 @@ def _children(value: Any) -> Iterable[Any]:
     return value if isinstance(value, list) else ()
 
 
-def check_values(text: str | bytes, path: str) -> None:
-    """InvalidArgumentError if JSON text from outside may have more values than should be parsed at a time."""
-    if len(text) <= LISTS_MAX:  # as a rule
+def check_values(text: str | bytes, path: str, *, ratio: int = 1) -> None:
+    """InvalidArgumentError if JSON text from outside has more values than should be parsed at a time. ``ratio`` is how
+    many times as long they will be worked on."""
+    if len(text) <= LISTS_MAX // ratio:  # as a rule
         return
-    lists = _count(text, "[") + _count(text, "{")
-    if lists > LISTS_MAX:
-        message = f"{path} has {lists} opening brackets, and may have {LISTS_MAX}; give fewer lists and objects"
-        raise InvalidArgumentError(message, field=path)
-    commas = _count(text, ",")
-    if commas > COMMAS_MAX:
-        raise InvalidArgumentError(
-            f"{path} has {commas} commas, and may have {COMMAS_MAX}; give fewer values", field=path
-        )
+    # All that there is, that in strings included: only what may be too much is looked at closely.
+    if all(sum(map(partial(_count, text), chars)) <= maximum // ratio for chars, maximum, _ in _COUNTED):
+        return
+    counts = dict.fromkeys("[{:,", 0)
+    for piece in outside_strings(text.encode() if isinstance(text, str) else text):
+        for char in counts:
+            counts[char] += _count(piece, char)
+        for chars, maximum, what in _COUNTED:
+            if sum(counts[char] for char in chars) > maximum // ratio:
+                message = f"{path} has more than {maximum // ratio} {what}; give fewer values, or several payloads"
+                raise InvalidArgumentError(message, field=path)
+
+
+def outside_strings(text: bytes) -> Iterator[bytes]:
+    """JSON text without what is between its quotes, some at a time."""
+    place, inside = 0, 0
+    while found := _SLICE.match(text, place):
+        parts = found[0].replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        yield b"".join(parts[inside::2])
+        inside = (inside + len(parts) - 1) % 2
+        place = found.end()
 
 
 def _count(text: str | bytes, char: str) -> int:
     return text.count(char.encode()) if isinstance(text, bytes) else text.count(char)
+
+
+def checked(text: str, path: str) -> str:
+    """``text``, which comes from outside. InvalidArgumentError if it is no JSON, or has more values than should be
+    parsed at a time."""
+    check_values(text, path)
+    try:
+        # The value is not kept, so strings that are equal need not be the same one.
+        from_json(text if text.isascii() else text.encode(), cache_strings="none")
+    except ValueError:
+        loads(text, path)
+    return text
 
 
 def to_text(value: Any) -> str:

@@ -11,7 +11,16 @@ import pytest
 
 from lightning_store import InMemoryLightningStore
 from lightning_store.errors import InvalidArgumentError, NotJsonError
-from lightning_store.json_text import DEPTH_MAX, DIGITS_MAX, dumps, loads
+from lightning_store.json_text import (
+    COMMAS_MAX,
+    DEPTH_MAX,
+    DIGITS_MAX,
+    LISTS_MAX,
+    MEMBERS_MAX,
+    check_values,
+    dumps,
+    loads,
+)
 
 LONGEST = 10 ** (DIGITS_MAX - 1)
 TOO_LONG = 10**DIGITS_MAX
@@ -197,3 +206,14 @@ def test_a_number_that_is_too_long_is_found_wherever_it_stands(before: int, digi
             dumps(value, "input")
     else:
         assert loads(dumps(value, "input"), "input") == value
+
+
+def test_values_are_counted_where_they_are_none_of_a_text():
+    quoted = "\\\\" + "[{:," + '\\"'  # an even number of backslashes before what would count outside
+    for odd in range(len(quoted)):  # so that slices end within each escape
+        check_values('"' + " " * odd + quoted * (LISTS_MAX // 20) + '"', "input", ratio=40)
+    for text in ("[]," * (LISTS_MAX // 40), '"":1,' * (MEMBERS_MAX // 40), "1," * (COMMAS_MAX // 40)):
+        for shaped in (f"{text}{text[:-1]}", f"{text}{text[:-1]}".encode()):
+            with pytest.raises(InvalidArgumentError, match="input has more than"):
+                check_values(shaped, "input", ratio=40)
+        check_values(text, "input", ratio=40)

@@ -11,12 +11,13 @@ from google.protobuf.field_mask_pb2 import FieldMask
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_store import json_text
 from lightning_store.errors import InvalidArgumentError, InvalidTypeError
 from lightning_store.model import UNSET, AttemptUpdate, RolloutConfig, RolloutStatus, RolloutUpdate
 from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanQuery, WorkerQuery
 from lightning_store.testing import strategies
 from lightning_store.v1 import rollout_pb2, span_pb2, worker_pb2
-from lightning_store.wire import queries, requests
+from lightning_store.wire import queries, records, requests
 from tests.wire.same import assert_same, through_bytes
 
 # --- Updates ---------------------------------------------------------------------------------------------------------
@@ -25,9 +26,13 @@ from tests.wire.same import assert_same, through_bytes
 @given(strategies.rollout_updates())
 def test_rollout_updates_set_exactly_what_was_given(update):
     request = through_bytes(requests.update_rollout_to_proto("q", "r", update))
-    found = requests.update_rollout_from_proto(request)
-    assert found.model_fields_set == update.model_fields_set
-    assert_same(found, update)
+    columns, status = records.rollout_change_from_proto(request)
+    found = {} if status is None else {"status": status}
+    for name, value in columns.items():
+        is_json = name.endswith("_json") and value is not None
+        found[name.removesuffix("_json")] = json_text.loads(value, name) if is_json else value
+    assert found.keys() == update.model_fields_set
+    assert_same(RolloutUpdate(**found), update)
     assert (request.request_id, request.rollout_id) == ("q", "r")
 
 
@@ -62,18 +67,19 @@ def rollout_request(mask, **fields):
 )
 def test_bad_updates_are_refused_with_their_field(request_message, field):
     with pytest.raises(InvalidArgumentError) as caught:
-        requests.update_rollout_from_proto(request_message)
+        records.rollout_change_from_proto(request_message)
     assert caught.value.details["field"] == field
     assert str(caught.value).startswith(field)
 
 
 def test_what_the_mask_does_not_name_is_left_alone():
     request = rollout_request(["mode"], status=6)
-    assert requests.update_rollout_from_proto(request).model_fields_set == {"mode"}
+    columns, status = records.rollout_change_from_proto(request)
+    assert (set(columns), status) == ({"mode"}, None)
 
 
 def test_an_update_of_nothing_is_legal():
-    assert requests.update_rollout_from_proto(rollout_request([])).model_fields_set == set()
+    assert records.rollout_change_from_proto(rollout_request([])) == ({}, None)
 
 
 def test_the_attempt_must_be_told():

@@ -20,7 +20,7 @@ from pydantic_core import PydanticSerializationError, from_json, to_json
 
 from lightning_store.backends.records import SpanRecord
 from lightning_store.errors import InvalidArgumentError
-from lightning_store.json_text import DIGITS_MAX, PATH_CHARS_MAX, check_values
+from lightning_store.json_text import DIGITS_MAX, PATH_CHARS_MAX, check_values, outside_strings
 from lightning_store.model import POLICY_VERSIONS, Counter, Span
 from lightning_store.spans.exact import (
     DEPTH_MAX,
@@ -59,7 +59,6 @@ PROJECTED: Final = (
 _COUNTER: Final[TypeAdapter[int]] = TypeAdapter(Counter)
 _LONG_NUMBER: Final = re.compile(rb"[-0-9][0-9]{%d}" % DIGITS_MAX)
 _DIGITS_BLOCK: Final = DIGITS_MAX // 2
-_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _NOT_JSON: Final = re.compile(rb"NaN|Infinity")
 _BRACKETS: Final = b"[]{}"
 _NO_BRACKETS: Final = bytes(set(range(256)) - set(_BRACKETS))
@@ -244,7 +243,7 @@ def _check_size(document: bytes, field: str, bytes_max: int) -> None:
 def _exceeds_depth(document: bytes) -> bool:
     if len(document.translate(None, _NO_BRACKETS)) <= 2 * DEPTH_MAX:  # as a rule
         return False
-    brackets = _STRING.sub(b"", document).translate(None, _NO_BRACKETS)
+    brackets = b"".join(outside_strings(document)).translate(None, _NO_BRACKETS)
     return max(accumulate(map(_LEVELS.__getitem__, brackets))) > DEPTH_MAX
 
 
@@ -254,14 +253,14 @@ def _has_long_number(document: bytes) -> bool:
         return False
     # So many digits fill one of these blocks, which is rare.
     blocks = (document[start : start + _DIGITS_BLOCK] for start in range(0, len(document), _DIGITS_BLOCK))
-    return any(map(bytes.isdigit, blocks)) and _LONG_NUMBER.search(_STRING.sub(b"", document)) is not None
+    return any(map(bytes.isdigit, blocks)) and _LONG_NUMBER.search(b"".join(outside_strings(document))) is not None
 
 
 def _has_constant(document: bytes) -> bool:
     """Whether JSON text has one of the tokens that Python and JavaScript write and RFC 8259 does not have."""
     if (b"N" not in document or b"NaN" not in document) and (b"I" not in document or b"Infinity" not in document):
         return False
-    return _NOT_JSON.search(_STRING.sub(b"", document)) is not None
+    return _NOT_JSON.search(b"".join(outside_strings(document))) is not None
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------

@@ -76,18 +76,19 @@ def not_negative(number: int, field: str) -> int:
     return number
 
 
-def json_value(text: str, field: str) -> Any:
-    """The JSON value that ``text`` is."""
-    json_text.check_values(text, field)
-    return json_text.loads(text, field)
-
-
 def json_object(text: str, field: str) -> dict[str, Any]:
     """The JSON object that ``text`` is."""
-    value = json_value(text, field)
+    value = json_text.loads(text, field)
     if not isinstance(value, dict):
         raise invalid(field, f"must be the text of a JSON object, not of {_JSON_KINDS[type(value)]}")
     return value
+
+
+def checked_json_object(text: str, field: str) -> str:
+    """``text``, which comes from outside, if it is a JSON object that one may parse."""
+    json_text.check_values(text, field)
+    json_object(text, field)
+    return text
 
 
 _JSON_KINDS: Mapping[type[Any], str] = {

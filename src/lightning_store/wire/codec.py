@@ -34,7 +34,6 @@ from lightning_store.wire.checks import (
     bounded_text,
     invalid,
     json_object,
-    json_value,
     not_negative,
     optional_json_to_proto,
     optional_text_to_proto,
@@ -447,7 +446,7 @@ def input_from_proto(
 ) -> Any:
     if not message.HasField("input_json"):
         return None
-    return json_value(message.input_json, f"{field}.input_json")
+    return json_text.loads(message.input_json, f"{field}.input_json")
 
 
 def metadata_from_proto(

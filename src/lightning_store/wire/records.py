@@ -10,13 +10,18 @@ from typing import Any, Final, NamedTuple
 
 from lightning_store import json_text
 from lightning_store.backends.records import AttemptRecord, NewRollout, ResourcesRecord, RolloutRecord, RolloutRow
-from lightning_store.model import GROUP_SIZE_MAX, PRIORITY_MAX, AttemptStatus, RolloutConfig
+from lightning_store.model import GROUP_SIZE_MAX, PRIORITY_MAX, AttemptStatus, RolloutConfig, RolloutStatus
 from lightning_store.reserved import with_reserved
 from lightning_store.v1 import resources_pb2, rollout_pb2
-from lightning_store.wire.checks import bounded_text, invalid, json_object, json_value, required_text
-from lightning_store.wire.codec import CONFIGS_MAX, config_to_proto, shared_config_from_proto
+from lightning_store.wire.checks import bounded_text, checked_json_object, invalid, required_text
+from lightning_store.wire.codec import (
+    CONFIGS_MAX,
+    config_to_proto,
+    named_resources_from_proto,
+    shared_config_from_proto,
+)
 from lightning_store.wire.enums import ATTEMPT_STATUS, ROLLOUT_STATUS, mode_from_proto, mode_to_proto
-from lightning_store.wire.requests import ATTEMPT_READERS, masked_fields
+from lightning_store.wire.requests import ATTEMPT_READERS, ROLLOUT_READERS, masked_fields
 from lightning_store.wire.times import write_timestamp
 
 KEPT_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -24,6 +29,8 @@ KEPT_BYTES_MAX: Final = 16 * 1024 * 1024
 deleted already."""
 KEPT_ROW_BYTES_MAX: Final = 64 * 1024
 """A rollout that takes more is not kept: it would have the place of many."""
+OBJECTS_RATIO: Final = 10
+"""How many times as long as it is parsed a payload is worked on that becomes objects."""
 NULL: Final = "null"
 """The input of a rollout that has none."""
 
@@ -95,11 +102,10 @@ def _as_utf8(text: str | None) -> Any:
 def new_rollout_from_proto(message: rollout_pb2.NewRollout, field: str) -> NewRollout:
     """InvalidArgumentError names what is not legal, malformed JSON included."""
     input_json = message.input_json if message.HasField("input_json") else NULL
-    json_value(input_json, f"{field}.input_json")
+    json_text.checked(input_json, f"{field}.input_json")
     metadata_json = "{}"
     if message.HasField("metadata_json"):
-        metadata_json = message.metadata_json
-        json_object(metadata_json, f"{field}.metadata_json")
+        metadata_json = checked_json_object(message.metadata_json, f"{field}.metadata_json")
     new = NewRollout(
         input_json=input_json,
         mode=mode_from_proto(message.mode, f"{field}.mode"),
@@ -137,17 +143,39 @@ def attempt_change_from_proto(
     return columns, columns.pop("status", None)
 
 
-def _metadata_text(update: rollout_pb2.AttemptUpdate, field: str) -> str | None:
-    if not update.HasField("metadata_json"):
-        return None
-    json_object(update.metadata_json, field)
-    return update.metadata_json
+def rollout_change_from_proto(
+    request: rollout_pb2.UpdateRolloutRequest,
+) -> tuple[dict[str, Any], RolloutStatus | None]:
+    """The columns to set, and the status if it is one of those."""
+    columns = masked_fields(request.update, request.update_mask, _ROLLOUT_COLUMNS, _ROLLOUT_COLUMN_READERS)
+    return columns, columns.pop("status", None)
+
+
+def _metadata_text(update: rollout_pb2.AttemptUpdate | rollout_pb2.RolloutUpdate, field: str) -> str | None:
+    return checked_json_object(update.metadata_json, field) if update.HasField("metadata_json") else None
+
+
+def _input_text(update: rollout_pb2.RolloutUpdate, field: str) -> str:
+    return json_text.checked(update.input_json, field) if update.HasField("input_json") else NULL
+
+
+def resources_json_from_proto(texts: Mapping[str, str], field: str) -> str:
+    """The JSON text of named resources."""
+    json_text.check_values(",".join(texts.values()), field, ratio=OBJECTS_RATIO)
+    named = named_resources_from_proto(texts, field)
+    return json_text.dumps({name: one.model_dump() for name, one in named.items()}, "resources")
 
 
 _COLUMN_READERS: Final[Mapping[str, Callable[[rollout_pb2.AttemptUpdate, str], Any]]] = {
     **ATTEMPT_READERS,
     "metadata_json": _metadata_text,
 }
+_ROLLOUT_COLUMN_READERS: Final[Mapping[str, Callable[[rollout_pb2.RolloutUpdate, str], Any]]] = {
+    "input_json": _input_text,
+    **ROLLOUT_READERS,
+    "metadata_json": _metadata_text,
+}
+_ROLLOUT_COLUMNS: Final = {path: path for path in _ROLLOUT_COLUMN_READERS}
 _ATTEMPT_COLUMNS: Final = {path: path for path in _COLUMN_READERS}
 """Paths of a mask over AttemptUpdate: each is the name of its column."""
 

@@ -24,9 +24,8 @@ from lightning_store.wire.checks import (
     optional_text_to_proto,
     required_text,
     text_to_proto,
-    validated,
 )
-from lightning_store.wire.codec import config_from_proto, config_to_proto, input_from_proto, metadata_from_proto
+from lightning_store.wire.codec import config_from_proto, config_to_proto
 from lightning_store.wire.times import (
     NANOS_PER_SECOND,
     duration_to_proto,
@@ -36,6 +35,9 @@ from lightning_store.wire.times import (
 )
 
 UpdateT = TypeVar("UpdateT", rollout_pb2.RolloutUpdate, rollout_pb2.AttemptUpdate)
+
+HEARTBEAT_CHARS_MAX: Final = 64 * 1024
+"""Of a heartbeat's stats, which come often and go before other calls."""
 
 
 # --- The queue -------------------------------------------------------------------------------------------------------
@@ -119,11 +121,6 @@ def update_rollout_to_proto(
     )
 
 
-def update_rollout_from_proto(request: rollout_pb2.UpdateRolloutRequest) -> RolloutUpdate:
-    values = masked_fields(request.update, request.update_mask, _ROLLOUT_PATHS, _ROLLOUT_READERS)
-    return validated(RolloutUpdate, values, "update")
-
-
 def update_attempt_to_proto(
     request_id: str, rollout_id: str, attempt_id: str, update: AttemptUpdate
 ) -> rollout_pb2.UpdateAttemptRequest:
@@ -181,22 +178,19 @@ def _heartbeat_of(update: rollout_pb2.AttemptUpdate, field: str) -> float | None
     return timestamp_from_proto(update.last_heartbeat_time, field)
 
 
-_ROLLOUT_READERS: Final[Mapping[str, Callable[[rollout_pb2.RolloutUpdate, str], Any]]] = {
-    "input_json": lambda update, field: input_from_proto(update, "update"),
+ROLLOUT_READERS: Final[Mapping[str, Callable[[rollout_pb2.RolloutUpdate, str], Any]]] = {
     "mode": lambda update, field: enums.mode_from_proto(update.mode, field),
     "resources_id": lambda update, field: (
         bounded_text(update.resources_id, field) if update.HasField("resources_id") else None
     ),
     "status": lambda update, field: enums.ROLLOUT_STATUS.from_proto(update.status, field),
     "config": _config_of,
-    "metadata_json": lambda update, field: metadata_from_proto(update, "update"),
 }
 
 ATTEMPT_READERS: Final[Mapping[str, Callable[[rollout_pb2.AttemptUpdate, str], Any]]] = {
     "status": lambda update, field: enums.ATTEMPT_STATUS.from_proto(update.status, field),
     "worker_id": lambda update, field: bounded_text(update.worker_id, field) if update.HasField("worker_id") else None,
     "last_heartbeat_time": _heartbeat_of,
-    "metadata_json": lambda update, field: metadata_from_proto(update, "update"),
     "counts": _counts_of,
 }
 
@@ -248,6 +242,9 @@ def heartbeat_from_proto(request: worker_pb2.UpdateWorkerRequest) -> dict[str, A
     """The heartbeat's stats; None where it has none, which leaves the old ones."""
     if not request.HasField("heartbeat_stats_json"):
         return None
+    if len(request.heartbeat_stats_json) > HEARTBEAT_CHARS_MAX:
+        problem = f"has {len(request.heartbeat_stats_json)} characters; give at most {HEARTBEAT_CHARS_MAX}"
+        raise invalid("heartbeat_stats_json", problem)
     return json_object(request.heartbeat_stats_json, "heartbeat_stats_json")
 
 

@@ -20,7 +20,7 @@ from lightning_store.backends.records import (
 from lightning_store.errors import StoreError
 from lightning_store.reserved import run_of
 from lightning_store.v1 import resources_pb2, rollout_pb2, span_pb2, transfer_pb2, worker_pb2
-from lightning_store.wire.checks import INT64_MAX, invalid, json_object, not_negative, require, required_text
+from lightning_store.wire.checks import INT64_MAX, checked_json_object, invalid, not_negative, require, required_text
 from lightning_store.wire.codec import (
     attempt_from_proto,
     resources_from_proto,
@@ -79,6 +79,8 @@ def stored_rollout_from_proto(message: transfer_pb2.StoredRollout, field: str) -
 
 
 def _rollout_record(message: rollout_pb2.Rollout, field: str) -> RolloutRecord:
+    json_text.check_values(message.input_json, f"{field}.input_json")
+    json_text.check_values(message.metadata_json, f"{field}.metadata_json")
     rollout = rollout_from_proto(message, field)
     return RolloutRecord(
         rollout_id=rollout.rollout_id,
@@ -99,6 +101,7 @@ def _rollout_record(message: rollout_pb2.Rollout, field: str) -> RolloutRecord:
 
 
 def _attempt_record(message: rollout_pb2.Attempt, field: str) -> AttemptRecord:
+    json_text.check_values(message.metadata_json, f"{field}.metadata_json")
     attempt = attempt_from_proto(message, field)
     return AttemptRecord(
         rollout_id=attempt.rollout_id,
@@ -148,8 +151,7 @@ def worker_record_from_proto(message: worker_pb2.Worker, field: str) -> WorkerRe
     worker = worker_from_proto(message, field)
     stats = None
     if message.HasField("heartbeat_stats_json"):
-        stats = message.heartbeat_stats_json
-        json_object(stats, f"{field}.heartbeat_stats_json")
+        stats = checked_json_object(message.heartbeat_stats_json, f"{field}.heartbeat_stats_json")
     return WorkerRecord(
         worker_id=required_text(worker.worker_id, f"{field}.worker_id"),
         status=worker.status,
