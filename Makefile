@@ -159,8 +159,8 @@ test-postgres: $(VENV)/.installed-dev postgres-there ## Run the tests of the sto
 	$(BIN)/python -m pytest -n $(TEST_JOBS) -m postgres $(TEST_ARGS) tests/postgres
 
 .PHONY: test-crash
-test-crash: $(VENV)/.installed-dev ## Kill a server with 64 callers 200 times (CRASH_KILLS=20); nothing is lost or doubled
-	CRASH_KILLS=$(CRASH_KILLS) CRASH_SEED=$(CRASH_SEED) $(BIN)/python -m pytest tests/durability/test_crash.py $(TEST_ARGS)
+test-crash: $(VENV)/.installed-dev postgres-there ## Kill a server with 64 callers 200 times (CRASH_KILLS=20) on each database; nothing is lost or doubled
+	CRASH_KILLS=$(CRASH_KILLS) CRASH_SEED=$(CRASH_SEED) $(BIN)/python -m pytest -m "" tests/durability/test_crash.py tests/postgres/test_killed.py $(TEST_ARGS)
 
 .PHONY: test-fast
 test-fast: $(VENV)/.installed-dev ## Run the tests that neither start processes nor search for examples

@@ -7,6 +7,7 @@ does, too; the order in which calls come is the machine's, so no two runs are qu
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import signal
@@ -28,6 +29,8 @@ KILLS: Final = int(os.environ.get("CRASH_KILLS") or 5)
 SEED: Final = int(os.environ.get("CRASH_SEED") or random.SystemRandom().randrange(10_000))
 CALLERS: Final = 64
 CLIENTS: Final = 8
+KILLS_PER_RUN: Final = 25
+"""Then another begins with nothing stored: all that is stored is looked at after each kill."""
 UP_SECONDS_MAX: Final = 0.8
 """Servers run up to so long before one is killed."""
 END_SECONDS_MAX: Final = 120.0
@@ -38,8 +41,10 @@ CLIENT: Final[dict[str, Any]] = {
     "health_retry_delays": (0.05,) * 3,
 }
 
-MARKS: Final = [pytest.mark.slow, pytest.mark.asyncio, pytest.mark.timeout(150 + 8 * KILLS)]
+MARKS: Final = [pytest.mark.slow, pytest.mark.asyncio, pytest.mark.timeout(150 + 20 * KILLS_PER_RUN)]
 """Of a module with such runs."""
+each_run: Final = pytest.mark.parametrize("run_number", range(math.ceil(KILLS / KILLS_PER_RUN)))
+"""Has a test make as many runs as it takes."""
 
 
 class CrashRun(ABC):
@@ -48,10 +53,13 @@ class CrashRun(ABC):
     programs: list[ServingProgram]
     """The servers that run."""
 
-    def __init__(self) -> None:
+    def __init__(self, run_number: int) -> None:
+        """``run_number`` counts the runs of a test from 0: each has its own seed, and its share of the kills."""
         self.ledger = Ledger()
         self.told: list[CompletedRollout] = []
-        self.rng = random.Random(SEED)
+        self._seed = SEED + run_number
+        self._kills = min(KILLS - run_number * KILLS_PER_RUN, KILLS_PER_RUN)
+        self.rng = random.Random(self._seed)
 
     @property
     @abstractmethod
@@ -82,7 +90,8 @@ class CrashRun(ABC):
         assert not self.ledger.violations, self.ledger.violations
         assert all(calls.values())
         with capsys.disabled():
-            print(f"\nseed {SEED}, {KILLS} crashes, {calls.total()} calls of {len(calls)} kinds, each done once")
+            done = f"{calls.total()} calls of {len(calls)} kinds, each done once"
+            print(f"\nseed {self._seed}, {self._kills} crashes, {done}")
 
     def discard(self) -> None:
         for program in self.programs:
@@ -93,11 +102,11 @@ class CrashRun(ABC):
         async with self._connected() as clients, asyncio.TaskGroup() as group:
             following = group.create_task(self._follow(clients[0]))
             callers = [
-                Caller(f"w-{number}", clients[number % CLIENTS], self.ledger, f"{SEED}/{number}")
+                Caller(f"w-{number}", clients[number % CLIENTS], self.ledger, f"{self._seed}/{number}")
                 for number in range(CALLERS)
             ]
             calling = [group.create_task(caller.run()) for caller in callers]
-            for _ in range(KILLS):
+            for _ in range(self._kills):
                 await asyncio.sleep(self.rng.random() * UP_SECONDS_MAX)  # real time: they are processes
                 await self.crash()
                 assert not self.ledger.violations

@@ -19,7 +19,7 @@ from typing import Final
 import pytest
 
 from lightning_store.sqlite_store import SqliteLightningStore
-from tests.durability.crash_runs import MARKS, CrashRun
+from tests.durability.crash_runs import MARKS, CrashRun, each_run
 from tests.processes.programs import ServingProgram, free_port
 
 STOPPED_SHARE: Final = 0.3
@@ -33,9 +33,9 @@ pytestmark = MARKS
 class Crashing(CrashRun):
     """A server on one file, and what becomes of it."""
 
-    def __init__(self, folder: Path, copied: Sequence[str] = ("", "-wal")) -> None:
+    def __init__(self, folder: Path, run_number: int, copied: Sequence[str] = ("", "-wal")) -> None:
         """``copied`` are the ends of the names of the files that a copy has."""
-        super().__init__()
+        super().__init__(run_number)
         self._port = free_port()
         self._copied = copied
         self._folder = folder
@@ -94,17 +94,18 @@ class Crashing(CrashRun):
             await self.ledger.check_end(store, self.told)
 
 
+@each_run
 async def test_a_server_that_is_killed_again_and_again_loses_and_doubles_nothing(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    tmp_path: Path, run_number: int, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    await Crashing(tmp_path).run_and_check(capsys, caplog)
+    await Crashing(tmp_path, run_number).run_and_check(capsys, caplog)
 
 
 @pytest.mark.chaos
 async def test_a_file_without_its_log_is_caught(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What was acknowledged last is in the log alone: the looks at the copies can fail."""
     caplog.set_level("ERROR", "lightning_store_client")
-    crashing = Crashing(tmp_path, copied=("",))
+    crashing = Crashing(tmp_path, 0, copied=("",))
     try:
         with pytest.raises(BaseExceptionGroup):
             await crashing.run()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from lightning_store.postgres_store import PostgresEngineStore
-from tests.durability.crash_runs import MARKS, CrashRun
+from tests.durability.crash_runs import MARKS, CrashRun, each_run
 from tests.processes.programs import ServingProgram, free_port
 from tools.postgres_server import PostgresServer
 
@@ -26,8 +26,8 @@ pytestmark = MARKS
 class Killing(CrashRun):
     """Servers on one database."""
 
-    def __init__(self, database: PostgresServer, folder: Path) -> None:
-        super().__init__()
+    def __init__(self, database: PostgresServer, folder: Path, run_number: int) -> None:
+        super().__init__(run_number)
         self._database = database
         self._folder = folder
         self._ports = [free_port() for _ in range(SERVERS)]
@@ -70,7 +70,12 @@ def database() -> Iterator[PostgresServer]:
         server.close()
 
 
+@each_run
 async def test_servers_and_a_database_that_are_killed_lose_and_double_nothing(
-    database: PostgresServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    database: PostgresServer,
+    tmp_path: Path,
+    run_number: int,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    await Killing(database, tmp_path).run_and_check(capsys, caplog)
+    await Killing(database, tmp_path, run_number).run_and_check(capsys, caplog)
