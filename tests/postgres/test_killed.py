@@ -52,7 +52,7 @@ class Killing(CrashRun):
             self.programs[number] = await asyncio.to_thread(self._serve, number)
 
     async def check_end(self) -> None:
-        store = await PostgresEngineStore.open(self._database.dsn())
+        store = await PostgresEngineStore.open(self._database.dsn(), adopt_rules=True)
         try:
             await self.ledger.check_end(store, self.told)
         finally:
