@@ -556,7 +556,8 @@ def test_the_last_of_all_numbers_leaves_the_rollout_usable(scene, rpc):
 @pytest.mark.parametrize("body", [b"\xff\xff\xff", b"\x0a\x05ab", b"\x0a\x02\xff\xfe"], ids=["tag", "length", "text"])
 def test_bytes_that_are_no_message(served, body, failure_of):
     for rpc, method in METHODS.items():
-        if body == b"\x0a\x02\xff\xfe" and rpc in {"GetServerInfo", "GetStatistics", "GetLatestResources"}:
+        without_text = {"GetServerInfo", "GetStatistics", "GetLatestResources", "ListAdmissions"}
+        if body == b"\x0a\x02\xff\xfe" and rpc in without_text:
             continue  # a message without fields takes any field as one that is not known
         make = served.channel.unary_stream if method.streams else served.channel.unary_unary
         failure = failure_of(lambda: list_of(make(f"/{SERVICE}/{rpc}")(body, timeout=SAFETY_SECONDS)))  # noqa: B023

@@ -276,6 +276,8 @@ class Fuzzed:
         assert statistics["total_spans"] == sum(spans)
         assert statistics["total_resources"] == len(await store.query_resources())
         assert statistics["total_workers"] == len(await store.query_workers())
+        for admission in await store.query_admissions():
+            await store.set_admission(admission.run)  # so that nobody is held
         queued = Counter(rollout.rollout_id for rollout in rollouts if rollout.status in QUEUED)
         claimed = await store.dequeue_many_rollouts(limit=len(rollouts) + 1)
         assert Counter(rollout.rollout_id for rollout in claimed) == queued
