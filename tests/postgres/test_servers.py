@@ -153,26 +153,6 @@ async def test_the_answer_to_a_commit_is_lost(postgres: PostgresServer, namespac
         assert len((await store.query_rollouts()).items) == 3
 
 
-async def test_a_database_that_hangs(postgres: PostgresServer, namespace: str) -> None:
-    async with (
-        proxy_to(postgres) as proxy,
-        servers(proxy.dsn, namespace, 1, statement_timeout=0.3, lock_timeout=0.3) as (store,),
-    ):
-        first = await store.enqueue_rollout({})
-        proxy.open.clear()
-        with pytest.raises(StoreUnavailableError):
-            await store.enqueue_rollout({})
-        proxy.open.set()
-
-        async def is_back() -> bool:
-            try:
-                return (await store.get_rollout_by_id(first.rollout_id)) is not None
-            except StoreUnavailableError:
-                return False
-
-        await eventually(is_back)
-
-
 async def test_connections_are_used_up(postgres: PostgresServer, namespace: str) -> None:
     """What cannot be done says so, and what was begun goes on."""
     connection = await asyncpg.connect(postgres.dsn())
