@@ -122,7 +122,7 @@ async def test_a_server_that_stood_still_goes_on_by_the_same_rules(postgres: Pos
             await execute(postgres, f"DELETE FROM {old.schema}.servers")
             connection = await asyncpg.connect(postgres.dsn())
             for store in (old, other):
-                await store._backend._membership.beat(connection)
+                await store._backend.membership.beat(connection)
             await connection.close()
             assert len(await execute(postgres, f"SELECT FROM {old.schema}.servers")) == 2
 

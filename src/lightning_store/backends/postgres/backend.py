@@ -96,17 +96,17 @@ class PostgresBackend(Backend):
         totals: Totals,
         readers: int,
     ) -> None:
-        self._membership = membership
+        self.membership = membership
         self._store_id = store_id
         self._replay_window_seconds: float = membership.rules["replay_window_seconds"]
         self._replay_entries_max: int = membership.rules["replay_entries_max"]
-        self._server = server
+        self.server = server
         self.totals = totals
         self._opened_with = totals
-        self.writers = Connections(settings, 1, membership.begin, membership.admit)
-        self.readers = Connections(settings, readers, settings.begin_snapshot, membership.admit_reader)
+        self.writers = Connections(settings, 1, settings.begin)
+        self.readers = Connections(settings, readers, settings.begin_snapshot)
         self.tasks = Tasks()
-        self._follower = Follower(settings, self._server, totals.id, membership)
+        self._follower = Follower(settings, self.server, totals.id, membership)
         self._closed = False
         self._settings = settings
         self._recorded = 0
@@ -203,7 +203,7 @@ class PostgresBackend(Backend):
     @property
     def rules(self) -> Mapping[str, Any]:
         """What all servers of the namespace decide by, as JSON has it."""
-        return self._membership.rules
+        return self.membership.rules
 
     @property
     def available(self) -> bool:
@@ -256,7 +256,7 @@ class PostgresBackend(Backend):
             async with asyncio.timeout(LEAVE_SECONDS):
                 connection = await self._settings.connect()
                 try:
-                    await self._membership.leave(connection)
+                    await self.membership.leave(connection)
                 finally:
                     await close(connection)
 
@@ -271,7 +271,7 @@ class PostgresBackend(Backend):
             self._recorded, self._expired_at = 0, changes.time
             recorded = max((one.recorded_at for one in changes.replies.values()), default=changes.time)
             expired = Expired(recorded - self._replay_window_seconds, self._replay_entries_max)
-        return await storing.write(connection, changes, loaded, self._server, expired)
+        return await storing.write(connection, changes, loaded, self.server, expired)
 
     async def commit(self, connection: Connection, totals: Totals) -> None:
         """COMMIT.
@@ -300,8 +300,9 @@ class PostgresBackend(Backend):
         connection = await self.writers.begin()
         try:
             with store_errors():
+                await self.membership.admit(connection, is_member=await self.membership.is_member(connection))
                 present = await reading.totals(connection)
-                totals, evicted = await storing.evict(connection, present, excess_bytes, unfinished, self._server)
+                totals, evicted = await storing.evict(connection, present, excess_bytes, unfinished, self.server)
             if evicted:
                 await self.commit(connection, totals)
             return evicted
@@ -316,7 +317,7 @@ class _Transaction(Transaction):
     def __init__(self, backend: PostgresBackend) -> None:
         self._backend = backend
         self._connection: Connection | None = None
-        self._loaded = PostgresLoaded()
+        self._loaded = PostgresLoaded(backend.server)
         self._work: asyncio.Task[Any] | None = None
         self._broken = False
 
@@ -343,6 +344,8 @@ class _Transaction(Transaction):
         if self._connection is None:
             self._connection = await self._backend.writers.begin()
         await self._on(self._connection, load(self._connection, needs, due, self._loaded))
+        await self._backend.membership.admit(self._connection, is_member=self._loaded.is_member)
+        self._loaded.is_member = True
         self._backend.note(self._loaded.totals)
 
     async def _commit(self, changes: Changes) -> None:
@@ -410,6 +413,7 @@ class _Snapshot(Snapshot):
 
     async def _on_connection(self, read: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
         if self._connection is None:
+            self._backend.membership.admit_reader()
             self._connection = await self._backend.readers.begin()
         try:
             return await read(self._connection, *arguments)

@@ -6,7 +6,7 @@ import asyncio
 import os
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Final, TypeVar
@@ -204,15 +204,11 @@ class Connections:
         settings: How to open one.
         size: How many are open at a time.
         begin: What begins a transaction.
-        admit: Is called with the connection and what the database said to that, and raises if nothing may be done.
     """
 
-    def __init__(
-        self, settings: Settings, size: int, begin: str, admit: Callable[[Connection, str], Awaitable[None]]
-    ) -> None:
+    def __init__(self, settings: Settings, size: int, begin: str) -> None:
         self._settings = settings
         self._begin = begin
-        self._admit = admit
         self._loop = asyncio.get_running_loop()
         self._turns = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
@@ -235,14 +231,12 @@ class Connections:
                 idle = bool(self._idle)
                 connection = self._idle.pop() if idle else await self._settings.connect()
                 try:
-                    begun = await connection.execute(self._begin)
+                    await connection.execute(self._begin)
                 except Exception as error:
                     connection.terminate()
                     if idle and breaks_connection(error):
                         continue  # it broke while nobody used it: the others may have, too
                     raise as_store_error(error) from error
-                with store_errors():
-                    await self._admit(connection, begun)
                 return connection
         except BaseException:
             if connection is not None:

@@ -57,15 +57,18 @@ class Statement:
 
 
 class PostgresLoaded(LoadedRecords):
-    """What a transaction has loaded, with the rows where it is."""
+    """What a transaction of this server has loaded, with the rows where it is."""
 
-    __slots__ = ("attempt_numbers", "numbers", "queue_tail", "span_bytes", "totals")
+    __slots__ = ("attempt_numbers", "is_member", "numbers", "queue_tail", "server", "span_bytes", "totals")
 
     totals: Totals
     """As they are before the transaction, from its first load on."""
+    is_member: bool
+    """Whether this server is one of those that are alive, then."""
 
-    def __init__(self) -> None:
+    def __init__(self, server: str) -> None:
         super().__init__()
+        self.server = server
         self.numbers: dict[str, int] = {}
         """The rows of rollouts."""
         self.attempt_numbers: dict[AttemptKey, int] = {}
@@ -114,6 +117,7 @@ class _Wanted:
         needs, into = self._needs, self._into
         if not hasattr(into, "totals"):
             s.part("totals", rows.SELECT_TOTALS)
+            s.part("member", f"SELECT 1 FROM servers WHERE server = {s.parameter(into.server, 'text')}")
         numbers: list[str] = []  # selects of the numbers of rollouts
         attempts: list[str] = []  # and of attempts
         if self._rollouts:
@@ -303,6 +307,7 @@ class _Wanted:
         needs, into = self._needs, self._into
         for row in found.get("totals", ()):
             into.totals = Totals(*row)
+            into.is_member = bool(found["member"])
         for row in found.get("workers", ()):
             worker = rows.worker_of(row)
             into.workers[worker.worker_id] = worker

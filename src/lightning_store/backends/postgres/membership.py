@@ -42,8 +42,8 @@ _NOW: Final = "extract(epoch FROM clock_timestamp())::float8"
 class Membership:
     """That of one server.
 
-    Each transaction that writes looks, under the lock of the namespace, whether its server is a member still. So a
-    server that was taken as gone, because it stood still, changes nothing by rules that others have replaced.
+    Each transaction that writes looks, under the lock of the namespace, whether its server is a member still (`load`).
+    So a server that was taken as gone, because it stood still, changes nothing by rules that others have replaced.
 
     Args:
         settings: How to reach the database.
@@ -59,26 +59,26 @@ class Membership:
         self.refused: StoreUnavailableError | None = None
         """Why it is no member any more: others that are alive decide by other rules."""
 
-    @property
-    def begin(self) -> str:
-        """Begins a transaction that writes, for :meth:`admit`."""
-        return f"{self._settings.begin}; SELECT FROM {self._table} WHERE server = '{self._server}'"
-
-    async def admit(self, connection: Connection, begun: str) -> None:
-        """Let a transaction go on if its server is a member, or can be one again.
+    async def admit(self, connection: Connection, *, is_member: bool) -> None:
+        """Let a transaction that writes go on if its server is a member, or can be one again.
 
         Args:
-            connection: In the transaction that ``begin`` has begun.
-            begun: What the database said to that.
+            connection: In that transaction, with the lock of the namespace.
+            is_member: What the database says.
 
         Raises:
             StoreUnavailableError: Others decide by other rules.
         """
-        if begun != "SELECT 1":
-            await self._enter(connection)
+        if not is_member:
+            with store_errors():
+                await self._enter(connection)
         self.refused = None
 
-    async def admit_reader(self, *_: object) -> None:
+    async def is_member(self, connection: Connection) -> bool:
+        """Whether the database says so."""
+        return bool(await connection.fetchval(f"SELECT 1 FROM {self._table} WHERE server = $1", self._server))
+
+    def admit_reader(self) -> None:
         """The same for a snapshot, which asks nobody.
 
         Raises:
