@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
@@ -22,6 +23,7 @@ from lightning_store.errors import ResourceExhaustedError, StoreUnavailableError
 from lightning_store.wire.methods import Method
 from lightning_store.wire.requests import dequeue_wait_from_proto, wait_seconds_from_proto
 from lightning_store_server.config import ServerConfig
+from lightning_store_server.slices import HEAVY_BYTES, FairGate
 
 logger = logging.getLogger("lightning_store_server")
 
@@ -277,6 +279,7 @@ class Admission:
         """Apart from the other calls: a heartbeat that is refused makes a worker look dead that is not."""
         self.sessions = lane("sessions", "sessions_max")
         self.watches = lane("watches of health, or reflections,", "watches_max")
+        self._work = FairGate(1)
         self._lanes = {"StreamQuery": self.stream_queries, "UpdateWorker": self.heartbeats}
 
     @property
@@ -303,6 +306,12 @@ class Admission:
         if wait is not None and wait.holds(request):
             return self.waits.enter(size_bytes + wait.awaited(request) * WAITED_FOR_BYTES, peer)
         return self._lanes.get(method.name, self.calls).enter(size_bytes, peer)
+
+    def work(self, method: Method, size_bytes: int, peer_of: Callable[[], str]) -> AbstractAsyncContextManager[None]:
+        """The time in which a request of this size is read, worked on and answered: that of large ones is one after
+        another, since each takes up to twenty times its size. (One that waits would have the others wait, too.)"""
+        heavy = size_bytes > HEAVY_BYTES and method.name not in WAITS
+        return self._work.place(peer_of) if heavy else nullcontext()
 
     def _relieve(self) -> None:
         """Bytes are scarce: cut connections that have long taken nothing of what is held for them."""

@@ -101,8 +101,9 @@ class ServerConfig:
     """Watches of the health, and reflections, at once."""
     queued_bytes_max: int = 512 * MIB
     """Bytes of requests that are worked on and of replies that are not sent yet. Calls, waits, stream queries and
-    heartbeats have so many each. In memory a request takes three or four times its size. Of these bytes, as of the
-    numbers above, no connection may have more than it leaves to others."""
+    heartbeats have so many each. One request above 1 MiB is worked on at a time; it takes ten times its size meanwhile,
+    or twenty with characters beyond U+FFFF, which comes on top. Of these bytes, as of the numbers above, no connection
+    may have more than it leaves to others."""
     read_ahead_bytes: int = 256 * KIB
     """What is taken of a request from the network before its turn comes; the rest stays with its sender. More lets
     large requests cross a slow network in fewer rounds."""

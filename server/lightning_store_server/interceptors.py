@@ -31,6 +31,7 @@ from lightning_store.wire.methods import BY_PATH, REQUESTS, Method, Repeat
 from lightning_store_server.access import Access, bearer_digest, caller_now, note_caller
 from lightning_store_server.admission import WAITS, Admission, Slot
 from lightning_store_server.observers import CallDetails, CallObserver
+from lightning_store_server.slices import HEAVY_BYTES
 
 logger = logging.getLogger("lightning_store_server")
 
@@ -121,8 +122,15 @@ class AdmissionInterceptor(MethodInterceptor):
         may_refuse = rpc.method.repeat is Repeat.READ
 
         async def call(data: bytes, context: Context) -> bytes:
-            request, slot = self._admit(rpc, data, context)
-            reply = rpc.encode(await rpc.behaviour(request, context))
+            request, slot = self._enter(rpc, data, context)
+            async with self._admission.work(rpc.method, len(data), context.peer):
+                request = _read(rpc, data, request)
+                if len(data) > HEAVY_BYTES:  # each of these steps takes long
+                    await asyncio.sleep(0)
+                message = await rpc.behaviour(request, context)
+                if len(data) > HEAVY_BYTES:
+                    await asyncio.sleep(0)
+                reply = rpc.encode(message)
             slot.reply(len(reply), may_refuse=may_refuse)
             return reply
 
@@ -130,7 +138,8 @@ class AdmissionInterceptor(MethodInterceptor):
 
     def _streaming(self, rpc: Rpc) -> Any:
         async def call(data: bytes, context: Context) -> None:
-            request, slot = self._admit(rpc, data, context)
+            request, slot = self._enter(rpc, data, context)
+            request = _read(rpc, data, request)
             async with aclosing(rpc.behaviour(request, context)) as messages:
                 async for message in messages:
                     reply = rpc.encode(message)
@@ -140,15 +149,11 @@ class AdmissionInterceptor(MethodInterceptor):
 
         return call
 
-    def _admit(self, rpc: Rpc, data: bytes, context: Context) -> tuple[Any, Slot]:
-        """The request, and its place until the call has ended."""
+    def _enter(self, rpc: Rpc, data: bytes, context: Context) -> tuple[Any, Slot]:
+        """A place until the call has ended, and the request if it had to be looked at for that."""
         request = rpc.decode(data) if rpc.method.name in WAITS else None
         slot = self._admission.enter(rpc.method, request, len(data), peer_of(context))
         when_over(slot.leave)  # after the handler would be too soon: a unary reply is sent then
-        request = rpc.decode(data) if request is None else request
-        observed = _observed.get()
-        if observed is not None:
-            observed.request_id = getattr(request, "request_id", "")
         return request, slot
 
 
@@ -177,6 +182,15 @@ class Rpc:
                 raise InvalidArgumentError(f"the request is no message of this method's type: {error}") from None
 
         return cls(method, _behaviour_of(handler), decode, _serialized)
+
+
+def _read(rpc: Rpc, data: bytes, request: Any) -> Any:
+    """The request, which observers are told of."""
+    request = rpc.decode(data) if request is None else request
+    observed = _observed.get()
+    if observed is not None:
+        observed.request_id = getattr(request, "request_id", "")
+    return request
 
 
 def _serialized(reply: Message) -> bytes:

@@ -129,6 +129,16 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self._waits: set[asyncio.Task[Any] | FeedRuns[Any]] = set()
         self._draining = False
 
+    async def _once(self, request: Any, context: Context) -> AbstractContextManager[None]:
+        """The scope of a call that its caller may send twice; InvalidArgumentError if it came without a request id."""
+        _check_request_id(request)
+        repeated = REPEATED_METADATA in (context.invocation_metadata() or ())
+        caller = caller_now()
+        owner = "" if caller is None else caller.name
+        asked = _asked(request)
+        fingerprint = await self.heavy.convert(_hash, asked, len(asked))
+        return request_scope(request.request_id, fingerprint, repeated=repeated, owner=owner)
+
     async def _read(self, request: M, read: Callable[[M], T]) -> T:
         """Read a request that may have one large payload."""
         return await self.heavy.convert(read, request, request.ByteSize())
@@ -177,7 +187,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     ) -> rollout.StartRolloutResponse:
         require(request, "rollout", "rollout")
         new = await self._read(request, lambda one: records.new_rollout_from_proto(one.rollout, "rollout"))
-        with _once(request, context):
+        with await self._once(request, context):
             started = await self._records.execute(StartRollout(new, _worker_id(request)))
         return rollout.StartRolloutResponse(rollout=records.rollout_record_to_proto(*started))
 
@@ -188,7 +198,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             request, lambda i, one: records.new_rollout_from_proto(one, f"rollouts[{i}]"), request.rollouts
         )
         key = requests.idempotency_key_from_proto(request)
-        with _once(request, context):
+        with await self._once(request, context):
             queued = await self._records.execute(EnqueueRollouts(new, key))
         return rollout.EnqueueRolloutsResponse(
             rollouts=await in_slices(lambda _, one: records.rollout_record_to_proto(one), queued)
@@ -204,7 +214,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         wait = requests.dequeue_wait_from_proto(request, self._wait_seconds(context))
         if limit == 0:
             return rollout.DequeueRolloutsResponse()
-        with _once(request, context):
+        with await self._once(request, context):
             claim = self._records.claim(limit, _worker_id(request), wait)
             claimed = await (self._until_drained(claim) if wait > 0 else claim)
         return rollout.DequeueRolloutsResponse(rollouts=[records.rollout_record_to_proto(*one) for one in claimed])
@@ -213,7 +223,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self, request: rollout.StartAttemptRequest, context: Context
     ) -> rollout.StartAttemptResponse:
         rollout_id = required_text(request.rollout_id, "rollout_id")
-        with _once(request, context):
+        with await self._once(request, context):
             started = await self._records.execute(StartAttempt(rollout_id, _worker_id(request)))
         return rollout.StartAttemptResponse(rollout=records.rollout_record_to_proto(*started))
 
@@ -228,7 +238,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         if caller is not None:
             held = [(one.rollout_id, one.attempt_id) for one in read if isinstance(one, SpanRecord)]
             await caller.require_held(self._store, held)
-        with _once(request, context):
+        with await self._once(request, context):
             outcomes = await add_legal(read, self._records.add_spans)
         reply = span.AddSpansResponse()
         for outcome in outcomes:
@@ -248,7 +258,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         caller = caller_now()
         if caller is not None:
             await caller.require_held(self._store, keys)
-        with _once(request, context):
+        with await self._once(request, context):
             numbers = await self._store.get_many_span_sequence_ids(keys)
         return span.AllocateSpanSequenceIdsResponse(sequence_ids=numbers)
 
@@ -344,7 +354,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     ) -> rollout.UpdateRolloutResponse:
         rollout_id = required_text(request.rollout_id, "rollout_id")
         columns, status = await self._read(request, records.rollout_change_from_proto)
-        with _once(request, context):
+        with await self._once(request, context):
             updated = await self._records.execute(UpdateRollout(rollout_id, columns, status))
         return rollout.UpdateRolloutResponse(rollout=records.rollout_record_to_proto(updated))
 
@@ -352,7 +362,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self, request: rollout.CancelRolloutsRequest, context: Context
     ) -> rollout.CancelRolloutsResponse:
         rollout_ids, filters = selections.cancellation_from_proto(request)
-        with _once(request, context):
+        with await self._once(request, context):
             cancelled = await self._store.cancel_rollouts(rollout_ids, **filters)
         return rollout.CancelRolloutsResponse(
             rollouts=await in_slices(lambda _, one: codec.rollout_to_proto(one), cancelled)
@@ -362,7 +372,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self, request: rollout.RequeueRolloutsRequest, context: Context
     ) -> rollout.RequeueRolloutsResponse:
         ids = [required_text(rollout_id, f"rollout_ids[{i}]") for i, rollout_id in enumerate(request.rollout_ids)]
-        with _once(request, context):
+        with await self._once(request, context):
             requeued = await self._store.requeue_rollouts(ids)
         return rollout.RequeueRolloutsResponse(
             rollouts=await in_slices(lambda _, one: codec.rollout_to_proto(one), requeued)
@@ -372,7 +382,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self, request: rollout.DeleteRolloutsRequest, context: Context
     ) -> rollout.DeleteRolloutsResponse:
         which = selections.deletion_from_proto(request)
-        with _once(request, context):
+        with await self._once(request, context):
             deleted = await self._store.delete_rollouts(**which)
         audit("deleted rollouts", deleted)
         return rollout.DeleteRolloutsResponse(rollout_ids=deleted)
@@ -388,7 +398,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
             await caller.require_held(self._store, [(rollout_id, attempt_id)])
             if columns.get("worker_id") is not None:
                 caller.require_worker(columns["worker_id"])
-        with _once(request, context):
+        with await self._once(request, context):
             updated = await self._records.execute(UpdateAttempt(rollout_id, attempt_id, columns, status))
         return rollout.UpdateAttemptResponse(attempt=records.attempt_record_to_proto(updated))
 
@@ -414,7 +424,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         )
         policy = requests.policy_from_proto(request)
         check_policy_version(policy.get("policy_version"))
-        with _once(request, context):
+        with await self._once(request, context):
             published = await self._records.execute(PublishResources(resources_id, text, **policy))
         return await self.heavy.convert(records.resources_record_to_proto, published, published.payload_bytes)
 
@@ -437,7 +447,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self, request: worker.DeleteWorkersRequest, context: Context
     ) -> worker.DeleteWorkersResponse:
         ids = [required_text(one, f"worker_ids[{i}]") for i, one in enumerate(request.worker_ids)]
-        with _once(request, context):
+        with await self._once(request, context):
             deleted = await self._store.delete_workers(ids)
         audit("deleted workers", deleted)
         return worker.DeleteWorkersResponse(worker_ids=deleted)
@@ -446,7 +456,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self, request: resources.DeleteResourcesRequest, context: Context
     ) -> resources.DeleteResourcesResponse:
         ids = [required_text(one, f"resources_ids[{i}]") for i, one in enumerate(request.resources_ids)]
-        with _once(request, context):
+        with await self._once(request, context):
             deleted = await self._store.delete_resources(ids)
         audit("deleted resources", deleted)
         return resources.DeleteResourcesResponse(resources_ids=deleted)
@@ -498,7 +508,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         admissions = await self._read_all(
             request, lambda i, one: transfers.admission_record_from_proto(one, f"admissions[{i}]"), request.admissions
         )
-        with _once(request, context):
+        with await self._once(request, context):
             done = await self._records.import_rollouts(rollouts, resources_, workers, checkpoints, admissions)
         audit("imported", **done.imported._asdict())
         return transfer.ImportRolloutsResponse(
@@ -559,7 +569,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     ) -> rollout.SetAdmissionResponse:
         run = required_text(request.run, "run")
         bound = request.max_open_groups if request.HasField("max_open_groups") else None
-        with _once(request, context):
+        with await self._once(request, context):
             admission = await self._store.set_admission(run, max_open_groups=bound, paused=request.paused)
         return rollout.SetAdmissionResponse(admission=selections.admission_to_proto(admission))
 
@@ -582,7 +592,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     ) -> rollout.MarkConsumedResponse:
         ids = [required_text(rollout_id, f"rollout_ids[{i}]") for i, rollout_id in enumerate(request.rollout_ids)]
         consumer = required_text(request.consumer, "consumer")
-        with _once(request, context):
+        with await self._once(request, context):
             marked = await self._store.mark_consumed(consumer, ids, checkpoint=requests.checkpoint_from_proto(request))
         return rollout.MarkConsumedResponse(rollout_ids=marked)
 
@@ -590,7 +600,7 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
         self, request: rollout.RewindConsumerRequest, context: Context
     ) -> rollout.RewindConsumerResponse:
         consumer = required_text(request.consumer, "consumer")
-        with _once(request, context):
+        with await self._once(request, context):
             ids = await self._store.rewind_consumer(consumer, checkpoint=requests.checkpoint_from_proto(request))
         return rollout.RewindConsumerResponse(rollout_ids=ids)
 
@@ -678,29 +688,30 @@ def _stream_seconds(context: Context, method: Method) -> float:
     return _less_margin(method.deadline_seconds if left is None else left)
 
 
-def _once(request: Any, context: Context) -> AbstractContextManager[None]:
-    """The scope of a call that its caller may send twice; InvalidArgumentError if it came without a request id."""
+def _check_request_id(request: Any) -> None:
+    """InvalidArgumentError if a call came without a request id."""
     if not request.request_id:
         message = "request_id is missing; make a new one (a UUID, say) for each call, and send it again with a retry"
         raise InvalidArgumentError(message, field="request_id")
     if len(request.request_id) > REQUEST_ID_CHARS_MAX:
         message = f"request_id has {len(request.request_id)} characters; give at most {REQUEST_ID_CHARS_MAX}"
         raise InvalidArgumentError(message, field="request_id")
-    repeated = REPEATED_METADATA in (context.invocation_metadata() or ())
-    caller = caller_now()
-    owner = "" if caller is None else caller.name
-    return request_scope(request.request_id, _fingerprint(request), repeated=repeated, owner=owner)
 
 
-def _fingerprint(request: Any) -> str:
-    """A hash of all that the request asks for; of a claim not how long it may wait, which is less for a call that is
-    made again."""
+def _asked(request: Any) -> bytes:
+    """All that the request asks for; of a claim not how long it may wait, which is less for a call that is made
+    again."""
     if isinstance(request, rollout.DequeueRolloutsRequest) and request.HasField("max_wait"):
         of_any_wait = rollout.DequeueRolloutsRequest()
         of_any_wait.CopyFrom(request)
         of_any_wait.ClearField("max_wait")
         request = of_any_wait
-    return hashlib.blake2b(request.SerializeToString(deterministic=True), digest_size=16).hexdigest()
+    data: bytes = request.SerializeToString(deterministic=True)
+    return data
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def _worker_id(request: Any) -> str | None:

@@ -54,6 +54,7 @@ from lightning_store_server.interceptors import (
 )
 from lightning_store_server.observers import CallObserver
 from lightning_store_server.servicer import StoreServicer
+from lightning_store_server.slices import HEAVY_BYTES
 
 MESSAGE_BYTES_MAX: Final = 8 * 1024 * 1024
 """Replies of one message, but for the last of them."""
@@ -144,7 +145,7 @@ class SessionServicer(StoreServicer):
                 if self._draining:
                     session.take_no_more()
                 await context.send_initial_metadata((ACCEPTED_METADATA,))
-                await session.serve(request_iterator)
+                await session.serve(context.read)
         except Exception as error:
             await abort(PATH, context, error)
         finally:
@@ -239,11 +240,14 @@ class _Calls:
                     observed.caller = caller.name
                 caller.admit(rpc.method, len(call.request))
                 note_caller(caller)
-            request = rpc.decode(call.request)
-            if observed is not None:
-                observed.request_id = getattr(request, "request_id", "")
-            slot = self._admission.enter(rpc.method, request, len(call.request), peer)
-            reply = rpc.encode(await rpc.behaviour(request, _CallContext(call, peer)))
+            size_bytes = len(call.request)
+            request = rpc.decode(call.request) if rpc.method.name in WAITS else None
+            slot = self._admission.enter(rpc.method, request, size_bytes, peer)
+            async with self._admission.work(rpc.method, size_bytes, lambda: peer):
+                request = rpc.decode(call.request) if request is None else request
+                if observed is not None:
+                    observed.request_id = getattr(request, "request_id", "")
+                reply = rpc.encode(await rpc.behaviour(request, _CallContext(call, peer)))
             slot.reply(len(reply), may_refuse=rpc.method.repeat is Repeat.READ)
             return _Ended(call.id, reply, None, slot)
         except asyncio.CancelledError:
@@ -254,6 +258,10 @@ class _Calls:
             return _failed(call, StoreUnavailableError("the store gave this call up; try again"), slot)
         except Exception as error:
             return _failed(call, error, slot)
+
+    def held(self, size_bytes: int, peer: str) -> contextlib.AbstractContextManager[object]:
+        """A message of this size, until its calls are begun. ResourceExhaustedError if a large one has no room."""
+        return self._admission.calls.enter(size_bytes, peer) if size_bytes > HEAVY_BYTES else contextlib.nullcontext()
 
     def _rpc(self, method: str) -> Rpc:
         try:
@@ -310,12 +318,12 @@ class _Session:
         """Why nothing more can be read, or sent."""
         self._over = asyncio.Event()
 
-    async def serve(self, requests: AsyncIterator[bytes]) -> None:
-        """Until the caller has said all and has its answers, or the server drains.
+    async def serve(self, read: Callable[[], Awaitable[Any]]) -> None:
+        """Until the caller has said all and has its answers, or the server drains. ``read`` has the next message.
 
         Raises at once if what the caller says cannot be understood.
         """
-        reading = asyncio.create_task(self._read(requests))
+        reading = asyncio.create_task(self._read(read))
         try:
             await self._over.wait()
         finally:
@@ -341,29 +349,43 @@ class _Session:
 
     # --- Reading -----------------------------------------------------------------------------------------------------
 
-    async def _read(self, requests: AsyncIterator[bytes]) -> None:
+    async def _read(self, read: Callable[[], Awaitable[Any]]) -> None:
+        """(gRPC's iterator, and a variable of a loop, would keep a message until the next one comes.)"""
         try:
             with contextlib.suppress(grpc.aio.BaseError):
-                async for data in requests:
-                    slicer = Slicer()
-                    check_items(data, SessionRequest, self._calls.items_max)
-                    request = SessionRequest.FromString(data)
-                    called_off = {id_ for id_ in request.cancelled_ids if not self._cancel(id_)}
-                    for begun, call in enumerate(one for one in request.calls if one.id not in called_off):
-                        if slicer.is_over():
-                            await slicer.next_turn()
-                        elif begun and begun % CALLS_AT_A_STRETCH == 0:
-                            await asyncio.sleep(0)
-                        if self._unsent >= UNSENT_MAX:
-                            self._may_read.clear()
-                            await self._may_read.wait()
-                        await self._begin(call)
+                while await self._take_next(read):
+                    pass
         except DecodeError as error:
             self._failure = InvalidArgumentError(f"what came is no SessionRequest: {error}")
         except Exception as error:
             self._failure = error
         self._reading = False
         self._note_whether_over()
+
+    async def _take_next(self, read: Callable[[], Awaitable[Any]]) -> bool:
+        """Whether there was another message."""
+        data = await read()
+        if not isinstance(data, bytes):  # it is gRPC's EOF
+            return False
+        with self._calls.held(len(data), self._peer):
+            await self._take(data)
+        return True
+
+    async def _take(self, data: bytes) -> None:
+        """Begin the calls of one message."""
+        slicer = Slicer()
+        check_items(data, SessionRequest, self._calls.items_max)
+        request = SessionRequest.FromString(data)
+        called_off = {id_ for id_ in request.cancelled_ids if not self._cancel(id_)}
+        for begun, call in enumerate(one for one in request.calls if one.id not in called_off):
+            if slicer.is_over():
+                await slicer.next_turn()
+            elif begun and begun % CALLS_AT_A_STRETCH == 0:
+                await asyncio.sleep(0)
+            if self._unsent >= UNSENT_MAX:
+                self._may_read.clear()
+                await self._may_read.wait()
+            await self._begin(call)
 
     async def _begin(self, call: SessionCall) -> None:
         if call.id in self._under_way:

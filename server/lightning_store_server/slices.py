@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Final, TypeVar
 
 from lightning_store.loops import Slicer
@@ -28,17 +28,16 @@ class FairGate:
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         """The calls of each connection that wait. The one whose turn it is comes first."""
 
-    @asynccontextmanager
-    async def place(self, peer_of: Callable[[], str]) -> AsyncIterator[None]:
+    def place(self, peer_of: Callable[[], str]) -> AbstractAsyncContextManager[None]:
         """Have a place meanwhile. ``peer_of`` tells the connection, and is asked only when there is none."""
+        return _Place(self, peer_of)
+
+    async def enter(self, peer_of: Callable[[], str]) -> None:
+        """Get a place, and :meth:`leave` it."""
         if self._free:
             self._free -= 1
         else:
             await self._wait(peer_of())
-        try:
-            yield
-        finally:
-            self._leave()
 
     async def _wait(self, peer: str) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -47,10 +46,11 @@ class FairGate:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():  # it had got its place
-                self._leave()
+                self.leave()
             raise
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Let another have it."""
         while self._waiting:
             peer = next(iter(self._waiting))
             turns = self._waiting.pop(peer)
@@ -61,6 +61,22 @@ class FairGate:
                 turn.set_result(None)
                 return
         self._free += 1
+
+
+class _Place(AbstractAsyncContextManager[None]):
+    """(A generator would keep an error that passes through it in a cycle, with all that its call holds.)"""
+
+    __slots__ = ("_gate", "_peer_of")
+
+    def __init__(self, gate: FairGate, peer_of: Callable[[], str]) -> None:
+        self._gate = gate
+        self._peer_of = peer_of
+
+    async def __aenter__(self) -> None:
+        await self._gate.enter(self._peer_of)
+
+    async def __aexit__(self, *_: object) -> None:
+        self._gate.leave()
 
 
 HEAVY_BYTES: Final = 1024 * 1024

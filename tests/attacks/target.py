@@ -160,6 +160,11 @@ class Bystander:
             self._worked.wait(END_SECONDS_MAX)
             self._worked.clear()
 
+    def stored_bytes(self) -> int:
+        """What a store in memory keeps by now; 0 for one in a database."""
+        statistics = self._client.statistics()
+        return 0 if "disk_used_bytes" in statistics else statistics["total_bytes"]
+
     def _lost(self) -> Sequence[str]:
         stored = {one.rollout_id: one.status for one in self._client.query_rollouts(rollout_id_in=self._kept)}
         return [one for one in self._kept if stored.get(one) != "succeeded"]

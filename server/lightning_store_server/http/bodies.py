@@ -133,3 +133,11 @@ class BodyReader:
             f"the body has more than {self._body_bytes_max} bytes; send less at once, or raise --max-message-bytes"
         )
         return HttpError(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message)
+
+
+def peer_of_http(request: Request) -> str:
+    """The connection, as gRPC names it; empty if nobody can tell it from others."""
+    if request.client is None:
+        return ""
+    host, port = request.client
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"

@@ -21,7 +21,7 @@ from lightning_store.wire.methods import TRACE_EXPORT
 from lightning_store_server.access import caller_now
 from lightning_store_server.admission import Admission
 from lightning_store_server.http.answers import JSON, PROTOBUF, HttpError, encoded, media_type
-from lightning_store_server.http.bodies import BodyReader
+from lightning_store_server.http.bodies import BodyReader, peer_of_http
 from lightning_store_server.interceptors import is_cancelled
 from lightning_store_server.otlp.ingest import TraceIngest
 
@@ -52,8 +52,10 @@ class TracesEndpoint:
         caller = caller_now()
         if caller is not None:
             caller.take(len(body))
-        with self._admission.enter(TRACE_EXPORT, None, len(body)):
-            response = await self._store(body, received_spans_from_json if sent == JSON else received_spans)
+        peer = peer_of_http(request)
+        with self._admission.enter(TRACE_EXPORT, None, len(body), peer):
+            async with self._admission.work(TRACE_EXPORT, len(body), lambda: peer):
+                response = await self._store(body, received_spans_from_json if sent == JSON else received_spans)
         return Response(encoded(response, sent), media_type=sent)
 
     async def _store(self, body: bytes, read: Callable[[bytes], Iterator[ReceivedSpan]]) -> ExportTraceServiceResponse:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import aclosing
-from typing import Any, Final, cast
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, aclosing, nullcontext
+from typing import Any, Final, TypeVar, cast
 
 import grpc
 from google.protobuf.message import Message
@@ -18,6 +18,10 @@ from lightning_store_server.admission import Admission, Slot
 from lightning_store_server.http.rest.deliveries import CallId
 from lightning_store_server.interceptors import Rpc, is_cancelled
 from lightning_store_server.servicer import StoreServicer
+from lightning_store_server.slices import HEAVY_BYTES, in_slices
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 QUERY: Final = "StreamQuery"
 
@@ -70,7 +74,7 @@ class Call:
         self._service = service
         self._id = id
         self._peer = peer
-        self._size_bytes = size_bytes
+        self._size_bytes = self._body_bytes = size_bytes
         self._slots: list[tuple[Slot, Method]] = []
         self.path = path
 
@@ -78,6 +82,27 @@ class Call:
     def request_id(self) -> str:
         """The id of the next call, which is another for each."""
         return f"{self._id.id}/{len(self._slots)}" if self._slots else self._id.id
+
+    def body(self, name: str) -> AbstractContextManager[object]:
+        """While a body of such a call is read and worked on. ResourceExhaustedError if a large one has no room."""
+        if not name or self._body_bytes <= HEAVY_BYTES:
+            return nullcontext()
+        self._size_bytes = 0  # it is counted here
+        return self._service.admission.calls.enter(self._body_bytes, self._peer)
+
+    def work(self, name: str) -> AbstractAsyncContextManager[None]:
+        """The turn of such a call, if it is a large one."""
+        return self._service.admission.work(METHODS[name], self._body_bytes, self.peer) if name else nullcontext()
+
+    async def convert(self, function: Callable[[T], R], item: T) -> R:
+        """Call ``function(item)``, which takes as long as the body of the request is large."""
+        return await self._service.heavy.convert(function, item, self._body_bytes)
+
+    async def convert_all(self, function: Callable[[int, T], R], items: Sequence[T]) -> list[R]:
+        """The same for each of many items."""
+        if self._body_bytes <= HEAVY_BYTES:
+            return await in_slices(function, items)
+        return await self.convert(lambda several: list(map(function, range(len(several)), several)), items)
 
     async def make(self, name: str, request: Message) -> Any:
         """The reply of a method. StoreError if the call fails."""

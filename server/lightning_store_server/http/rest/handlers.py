@@ -37,10 +37,10 @@ async def statistics(call: Call) -> Mapping[str, Any]:
 async def enqueue(call: Call, body: shapes.EnqueueRequest) -> list[Any]:
     if not body.rollouts:
         return []
-    new = await in_slices(lambda index, one: values.new_rollout(one, f"rollouts[{index}]."), body.rollouts)
+    new = await call.convert_all(lambda index, one: values.new_rollout(one, f"rollouts[{index}]."), body.rollouts)
     request = rollout_pb2.EnqueueRolloutsRequest(request_id=call.request_id, rollouts=new)
     reply = await call.make("EnqueueRollouts", request)
-    return await in_slices(lambda _, one: values.rollout_value(one), reply.rollouts)
+    return await call.convert_all(lambda _, one: values.rollout_value(one), reply.rollouts)
 
 
 async def enqueue_one(call: Call, body: shapes.NewRollout) -> Any:
@@ -65,10 +65,10 @@ async def dequeue_one(call: Call, body: shapes.StartAttemptRequest | None = None
 async def start_rollout(call: Call, body: shapes.StartRolloutRequest) -> Any:
     request = rollout_pb2.StartRolloutRequest(
         request_id=call.request_id,
-        rollout=values.new_rollout(body),
+        rollout=await call.convert(values.new_rollout, body),
         worker_id=optional_text_to_proto(body.worker_id, "worker_id"),
     )
-    return values.row_value((await call.make("StartRollout", request)).rollout)
+    return await call.convert(values.row_value, (await call.make("StartRollout", request)).rollout)
 
 
 async def start_rollout_02(call: Call, body: shapes.NewRollout) -> Any:
@@ -138,8 +138,10 @@ async def update_rollout_02(call: Call, body: shapes.UpdateRollout02) -> Any:
 
 async def _update_rollout(call: Call, rollout_id: str, body: shapes.RolloutUpdate) -> Any:
     _refuse_null(body, "status", "config")
-    request = requests.update_rollout_to_proto(call.request_id, rollout_id, values.rollout_update(body))
-    return values.rollout_value((await call.make("UpdateRollout", request)).rollout)
+    request = await call.convert(
+        lambda told: requests.update_rollout_to_proto(call.request_id, rollout_id, values.rollout_update(told)), body
+    )
+    return await call.convert(values.rollout_value, (await call.make("UpdateRollout", request)).rollout)
 
 
 async def attempts(call: Call, asked: shapes.AttemptsQuery) -> Rows:
@@ -165,9 +167,13 @@ async def update_attempt_02(call: Call, body: shapes.UpdateAttempt02) -> Any:
 
 async def _update_attempt(call: Call, rollout_id: str, attempt_id: str, body: shapes.AttemptUpdate) -> Any:
     _refuse_null(body, "status", "worker_id", "last_heartbeat_time", "metadata")
-    update = values.attempt_update(body)
-    request = requests.update_attempt_to_proto(call.request_id, rollout_id, attempt_id, update)
-    return values.attempt_value((await call.make("UpdateAttempt", request)).attempt)
+    request = await call.convert(
+        lambda told: requests.update_attempt_to_proto(
+            call.request_id, rollout_id, attempt_id, values.attempt_update(told)
+        ),
+        body,
+    )
+    return await call.convert(values.attempt_value, (await call.make("UpdateAttempt", request)).attempt)
 
 
 def _refuse_null(body: BaseModel, *names: str) -> None:
@@ -192,7 +198,7 @@ async def update_worker(call: Call, body: shapes.WorkerUpdate | None) -> Any:
     sent = body or shapes.WorkerUpdate()
     _refuse_null(sent, "heartbeat_stats")
     stats = UNSET if sent.heartbeat_stats is None else sent.heartbeat_stats
-    request = requests.update_worker_to_proto(call.path["worker_id"], stats)
+    request = await call.convert(lambda told: requests.update_worker_to_proto(call.path["worker_id"], told), stats)
     return values.worker_value((await call.make("UpdateWorker", request)).worker)
 
 
@@ -214,9 +220,9 @@ async def resources_by_id(call: Call) -> Any:
 
 
 async def add_resources(call: Call, body: Any) -> Any:
-    texts = values.resources_texts(body)
+    texts = await call.convert(values.resources_texts, body)
     request = resources_pb2.AddResourcesRequest(request_id=call.request_id, resources_json=texts)
-    return values.resources_value((await call.make("AddResources", request)).resources)
+    return await call.convert(values.resources_value, (await call.make("AddResources", request)).resources)
 
 
 async def add_resources_02(call: Call, body: shapes.AddResources02) -> Any:
@@ -235,9 +241,9 @@ async def _update_resources(call: Call, resources_id: str, named: Any) -> Any:
     request = resources_pb2.UpdateResourcesRequest(
         request_id=call.request_id,
         resources_id=text_to_proto(resources_id, "resources_id"),
-        resources_json=values.resources_texts(named),
+        resources_json=await call.convert(values.resources_texts, named),
     )
-    return values.resources_value((await call.make("UpdateResources", request)).resources)
+    return await call.convert(values.resources_value, (await call.make("UpdateResources", request)).resources)
 
 
 # --- Spans -----------------------------------------------------------------------------------------------------------
@@ -245,20 +251,21 @@ async def _update_resources(call: Call, resources_id: str, named: Any) -> Any:
 
 async def add_span(call: Call, body: shapes.Span) -> Any:
     """The span; None if it is stored already."""
-    sent = body.model_dump()
+    sent = await call.convert(shapes.Span.model_dump, body)
     return sent if await _is_new(call, sent) else None
 
 
 async def add_span_02(call: Call, body: shapes.Span) -> Any:
     """The span, also if it is stored already: a client of 0.2 reads no null."""
-    sent = body.model_dump()
+    sent = await call.convert(shapes.Span.model_dump, body)
     await _is_new(call, sent)
     return sent
 
 
 async def _is_new(call: Call, sent: dict[str, Any]) -> bool:
     """Store a span. False if it is stored already; StoreError if it is refused."""
-    reply = await call.make("AddSpans", values.add_spans(call.request_id, [sent]))
+    request = await call.convert(lambda span: values.add_spans(call.request_id, [span]), sent)
+    reply = await call.make("AddSpans", request)
     outcome = span_outcome_from_proto(reply.outcomes[0], "outcomes[0]")
     if isinstance(outcome, StoreError):
         raise outcome

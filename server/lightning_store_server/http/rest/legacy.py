@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 
 from lightning_store import model
 from lightning_store.agent_lightning import LEGACY_REPORT, LEGACY_SPAN
 from lightning_store.errors import StoreError
-from lightning_store.v1 import rollout_pb2
+from lightning_store.v1 import rollout_pb2, span_pb2
 from lightning_store.wire import codec, requests
 from lightning_store.wire.checks import text_to_proto
 from lightning_store.wire.errors import span_outcome_from_proto
@@ -66,21 +67,28 @@ async def report(call: Call, body: shapes.LegacyRollout) -> Any:
     if not isinstance(found, model.AttemptedRollout):
         raise RestError(HTTPStatus.NOT_FOUND, f"Rollout {body.rollout_id} not found, or nobody has claimed it.")
     attempt = found.attempt
-    spans = [_span(one, attempt, number) for number, one in enumerate(body.trace or ())]
-    if spans:
-        added = await call.make("AddSpans", values.add_spans(call.request_id, spans))
+    if body.trace:
+        added = await call.make(
+            "AddSpans", await call.convert(partial(_add_spans, call.request_id, attempt), body.trace)
+        )
         for number, message in enumerate(added.outcomes):
             outcome = span_outcome_from_proto(message, f"outcomes[{number}]")
             if isinstance(outcome, StoreError):
                 raise outcome
+    await call.make("UpdateAttempt", await call.convert(partial(_update, call.request_id, attempt), body))
+    return {"status": "ok", "message": f"Rollout {body.rollout_id} received and stored.", "data": None}
+
+
+def _add_spans(request_id: str, attempt: model.Attempt, trace: Sequence[dict[str, Any]]) -> span_pb2.AddSpansRequest:
+    return values.add_spans(request_id, [_span(one, attempt, number) for number, one in enumerate(trace)])
+
+
+def _update(request_id: str, attempt: model.Attempt, body: shapes.LegacyRollout) -> rollout_pb2.UpdateAttemptRequest:
     told = body.model_dump(exclude={"trace"})
     if body.trace is None:
         told["trace"] = None
-    metadata = {**(attempt.metadata or {}), LEGACY_REPORT: told}
-    update = model.AttemptUpdate(status="succeeded", metadata=metadata)
-    request = requests.update_attempt_to_proto(call.request_id, body.rollout_id, attempt.attempt_id, update)
-    await call.make("UpdateAttempt", request)
-    return {"status": "ok", "message": f"Rollout {body.rollout_id} received and stored.", "data": None}
+    update = model.AttemptUpdate(status="succeeded", metadata={**(attempt.metadata or {}), LEGACY_REPORT: told})
+    return requests.update_attempt_to_proto(request_id, body.rollout_id, attempt.attempt_id, update)
 
 
 def _span(told: dict[str, Any], attempt: model.Attempt, number: int) -> dict[str, Any]:

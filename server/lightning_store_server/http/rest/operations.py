@@ -24,7 +24,7 @@ from lightning_store.loops import Slicer
 from lightning_store.wire.methods import METHODS, Repeat, Role
 from lightning_store_server.access import caller_now
 from lightning_store_server.http.answers import JSON, HttpError, media_type
-from lightning_store_server.http.bodies import BodyReader
+from lightning_store_server.http.bodies import BodyReader, peer_of_http
 from lightning_store_server.http.rest.calls import Call, Service
 from lightning_store_server.http.rest.deliveries import CallId, Deliveries, key_of
 from lightning_store_server.http.rest.errors import UnprocessableError, to_json
@@ -32,6 +32,8 @@ from lightning_store_server.http.rest.errors import UnprocessableError, to_json
 Handler = Callable[..., Awaitable[Any]]
 Version = Literal["0.3", "0.2", "legacy"]
 
+OBJECTS_RATIO: Final = 4
+"""How many times as long as JSON is parsed a body is worked on, which becomes objects and text again."""
 ID_HEADER: Final = "idempotency-key"
 """Of a request that its sender may send again: an id of the sender's making."""
 OTHER_SITES: Final = frozenset({"cross-site", "same-site"})
@@ -171,14 +173,18 @@ class Endpoint:
             self._check_site(request.headers)
             body = await self._body(request)
             id, ended = self._id(request, body)
-            call = Call(self._around.service, id, _peer(request), len(body), request.path_params)
-            arguments = await self._arguments(request, body)
-            answer = await operation.handle(call, *arguments)
+            call = Call(self._around.service, id, peer_of_http(request), len(body), request.path_params)
+            with call.body(operation.rpc):
+                async with call.work(operation.rpc):
+                    answer = await operation.handle(call, *await self._arguments(request, body))
+                    del body
+                    if isinstance(answer, Rows):
+                        await answer.begin()
+                    else:
+                        data = await call.convert(to_json, answer)
             if isinstance(answer, Rows):
-                await answer.begin()
                 await self._send_rows(call, answer, send)
                 return
-            data = to_json(answer)
             call.reply(len(data))
             await Response(data, operation.status, media_type=JSON)(scope, receive, send)
         finally:
@@ -241,7 +247,7 @@ class Endpoint:
         return await self._around.service.heavy.convert(self._parse, body, len(body))
 
     def _parse(self, body: bytes) -> Any:
-        check_values(body, "body")
+        check_values(body, "body", ratio=OBJECTS_RATIO)
         try:
             value = json.loads(body)
         except json.JSONDecodeError as error:
@@ -304,11 +310,3 @@ def _query(operation: Operation, given: QueryParams) -> Any:
 def _not_json(why: str, position: int) -> UnprocessableError:
     found = {"type": "json_invalid", "loc": ["body", position], "msg": "JSON decode error", "input": {}}
     return UnprocessableError([{**found, "ctx": {"error": why}}])
-
-
-def _peer(request: Request) -> str:
-    """As gRPC names it."""
-    if request.client is None:
-        return ""
-    host, port = request.client
-    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"

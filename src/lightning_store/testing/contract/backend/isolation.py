@@ -257,8 +257,8 @@ class CancellationContract(BackendContractBase):
     """A caller that is cancelled, at each await."""
 
     async def cancel_everywhere(self, make: Callable[[int], Awaitable[object]]) -> list[int]:
-        """Cancel ``make(turns)`` after so many turns of the event loop, and again after more, until it is done by then; the
-        numbers of turns."""
+        """Cancel ``make(turns)`` after so many turns of the event loop, and again after more, until it is done by
+        then; the numbers of turns."""
         tried = [0]
         while (turns := tried[-1]) < TURNS_MAX:
             task = asyncio.ensure_future(make(turns))
