@@ -3,7 +3,8 @@
     python -m tools.postgres_server COMMAND …
 
 runs a command, in whose words ``{dsn}`` becomes the address of a database, and ends the server with it. What is
-committed is on disk; the tests have faster ones, whose plug nobody pulls.
+committed is on disk; the tests have faster ones, whose plug nobody pulls. POSTGRES_BINARIES names the folder of the
+programs if it is not to be the first that is found. Whoever PostgreSQL runs as has to be able to read it.
 """
 
 from __future__ import annotations
