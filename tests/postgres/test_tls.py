@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from tests.certificates import Authority, Pair
 from tests.processes.programs import free_port
 from tools.postgres_server import PostgresServer, Tls
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [pytest.mark.asyncio, pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")]
 
 PORT = free_port()
 AUTHENTICATION = (
@@ -53,6 +54,13 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Certifica
         yield Certificates(authority.path, other.path, authority.issue("client"), other.issue("wrong"), folder)
     finally:
         server.close()
+
+
+@pytest.fixture(autouse=True)
+def _sockets() -> Iterator[None]:
+    """asyncpg 0.30 leaves those of connections whose TLS fails to the garbage collector."""
+    yield
+    gc.collect()
 
 
 def dsn(database: str = "postgres", *, port: int = PORT, **options: str) -> str:
