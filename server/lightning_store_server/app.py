@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from lightning_store.backends.base import Violation
 from lightning_store.clock import Clock, SystemClock
 from lightning_store.engine.engine import Engine
 from lightning_store.in_memory import REPLAY_ENTRIES_MAX as REPLAY_ENTRIES_MAX
@@ -349,6 +350,16 @@ async def migrate_postgres(dsn: str, namespace: str) -> tuple[int, int]:
     with _needing_postgres():
         from lightning_store.postgres_store import migrate_namespace
     return await migrate_namespace(dsn, namespace)
+
+
+async def check_postgres(dsn: str, namespace: str) -> list[Violation]:
+    """What is wrong with a namespace.
+
+    ImportError if the package is missing that speaks to PostgreSQL.
+    """
+    with _needing_postgres():
+        from lightning_store.postgres_store import check_namespace
+    return await check_namespace(dsn, namespace)
 
 
 @contextlib.contextmanager

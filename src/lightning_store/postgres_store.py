@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Final
 
+from lightning_store.backends.base import Violation
 from lightning_store.backends.postgres import REPLAY_ENTRIES_MAX as REPLAY_ENTRIES_MAX
 from lightning_store.backends.postgres import REPLAY_WINDOW_SECONDS as REPLAY_WINDOW_SECONDS
 from lightning_store.backends.postgres import PostgresBackend
 from lightning_store.backends.postgres.backend import LOCK_TIMEOUT, STATEMENT_TIMEOUT
+from lightning_store.backends.postgres.checking import violations
 from lightning_store.backends.postgres.connections import Settings, migrate
 from lightning_store.clock import Clock, ShiftedClock, SleepCountingClock
 from lightning_store.engine.policy import Policy
@@ -18,6 +20,8 @@ from lightning_store.errors import UnsupportedError
 from lightning_store.memory_limits import MemoryLimits
 from lightning_store.store import LightningStoreCapabilities
 
+CHECK_SECONDS: Final = 3600.0
+"""How long one rule may take."""
 _OF_BACKEND: Final = (
     "namespace",
     "readers",
@@ -108,6 +112,24 @@ async def migrate_namespace(dsn: str, namespace: str) -> tuple[int, int]:
     """
     settings = Settings(dsn, namespace, STATEMENT_TIMEOUT, LOCK_TIMEOUT, statement_cache_size=0)
     return await migrate(settings, create=False)
+
+
+async def check_namespace(dsn: str, namespace: str) -> list[Violation]:
+    """Look for what is wrong with a store, beside the servers that serve it.
+
+    Args:
+        dsn: As libpq takes it, ``postgresql://HOST/DATABASE``.
+        namespace: Which store in the database.
+
+    Returns:
+        What is not as it has to be.
+
+    Raises:
+        InvalidArgumentError: There is no such namespace.
+        UnsupportedError: Another version of the program has written the tables.
+        StoreUnavailableError: The database cannot be reached.
+    """
+    return await violations(Settings(dsn, namespace, CHECK_SECONDS, LOCK_TIMEOUT, statement_cache_size=0))
 
 
 def _rules(policy: Policy, limits: MemoryLimits | None) -> dict[str, Any]:

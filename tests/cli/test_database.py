@@ -119,7 +119,6 @@ def test_a_store_in_memory_has_no_file(run: Run) -> None:
     [
         (("backup", "--to", "x"), "pg_dump --schema=lightning_store_NAMESPACE"),
         (("restore", "x"), "pg_restore"),
-        (("check",), "pg_amcheck"),
         (("vacuum",), "autovacuum"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_store.postgres_store import PostgresEngineStore
+from lightning_store.postgres_store import PostgresEngineStore, check_namespace
 from tests.durability.crash_runs import MARKS, CrashRun, each_run
 from tests.processes.programs import ServingProgram, free_port
 from tools.postgres_server import PostgresServer
@@ -57,6 +57,7 @@ class Killing(CrashRun):
             await self.ledger.check_end(store, self.told)
         finally:
             await store.aclose()
+        assert await check_namespace(self._database.dsn(), "default") == []
 
 
 @pytest.fixture

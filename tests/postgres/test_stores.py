@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from lightning_store import LightningStore
 from lightning_store.memory_limits import MemoryLimits
-from lightning_store.postgres_store import PostgresEngineStore
+from lightning_store.postgres_store import PostgresEngineStore, check_namespace
 from lightning_store.testing import FakeClock, StoreContract, StoreStateMachine
 from lightning_store.testing.contract.feed import FeedContract
 from lightning_store.testing.contract.queue import QueueContract
@@ -58,6 +58,7 @@ class TestPostgres(InDatabase, StoreContract):
             yield store
         finally:
             await store.aclose()
+        assert await check_namespace(self.dsn, store.schema.removeprefix("lightning_store_")) == []
 
 
 class TestServed(InDatabase, FeedContract, QueueContract):
@@ -82,11 +83,13 @@ class OnPostgres(StoreStateMachine):
     numbers = itertools.count()
 
     async def open_store(self, clock: FakeClock) -> AsyncIterator[LightningStore]:
-        store = await PostgresEngineStore.open(self.dsn, namespace=f"state_{next(self.numbers)}", clock=clock)
+        namespace = f"state_{next(self.numbers)}"
+        store = await PostgresEngineStore.open(self.dsn, namespace=namespace, clock=clock)
         try:
             yield store
         finally:
             await store.aclose()
+        assert await check_namespace(self.dsn, namespace) == []
 
 
 TestOnPostgres = OnPostgres.TestCase

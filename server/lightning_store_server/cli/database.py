@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import click
 
 from lightning_store.arguments import is_postgres
+from lightning_store.backends.base import Violation
 from lightning_store.backends.sqlite import maintenance
-from lightning_store_server.app import migrate_postgres
+from lightning_store_server.app import check_postgres, migrate_postgres
 from lightning_store_server.cli.exit_codes import ExitCode, exiting, fail
 from lightning_store_server.cli.options import database_url, namespace, parse_database, setting, switch
 from lightning_store_server.cli.show import echo_json
 from lightning_store_server.text import byte_size
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 EXIT_CODES: Final = """\
 \b
@@ -37,7 +39,6 @@ CHECK_EXIT_CODES: Final = EXIT_CODES.replace("   0  done\n", "   0  all is well\
 INSTEAD: Final = {
     "backup": "PostgreSQL's pg_dump --schema=lightning_store_NAMESPACE makes one, also while servers are at work",
     "restore": "PostgreSQL's psql or pg_restore brings back what pg_dump has written",
-    "check": "PostgreSQL's pg_amcheck looks for damage in one",
     "vacuum": "PostgreSQL's autovacuum looks after one, and its VACUUM FULL gives space back",
 }
 """What does for a database of PostgreSQL what these commands do for a file."""
@@ -105,19 +106,44 @@ def restore(source: str, path: str, overwrite: bool) -> None:
     click.echo(f"restored {path} from {source}: {byte_size(size_bytes)}")
 
 
+def _of_store(_: click.Context, __: click.Parameter, value: str) -> str:
+    found = database_url(value)
+    if found is None:
+        raise click.BadParameter("a store in memory has no file; give sqlite:PATH or postgresql://…")
+    return found
+
+
+def on_database(command: F) -> F:
+    """The flags that name a database of either kind."""
+    flag = setting(
+        "--database",
+        required=True,
+        callback=_of_store,
+        is_eager=True,
+        metavar="sqlite:PATH|postgresql://…",
+        help="The database of the store.",
+    )
+    return flag(namespace(setting)(command))
+
+
 @click.command(epilog=CHECK_EXIT_CODES)
-@on_file
-@switch("--quick", help="Leave out what takes long: whether indexes agree with their tables.")
+@on_database
+@switch("--quick", help="For SQLite. Leave out what takes long: whether indexes agree with their tables.")
 @switch("--json", "as_json", help="Print the answer as one JSON document.")
-def check(path: str, quick: bool, as_json: bool) -> None:
+def check(database: str, namespace: str, quick: bool, as_json: bool) -> None:
     """Look for what is wrong with a store: the file, and what the store relies on.
 
-    A server may have the file open. Check a large store in a backup of it: while a check reads, the log of the store
-    cannot be emptied.
+    Servers may be at work on it. Check a large store in a backup of it: while a check reads, the log of a SQLite
+    database cannot be emptied, nor old rows of one of PostgreSQL cleaned up.
     """
     found = []
+    path = database
+    if is_postgres(database):
+        if quick:
+            raise click.UsageError("--quick is for a SQLite database")
+        path = f"namespace {namespace}"
     with exiting():
-        for violation in maintenance.check(path, quick=quick):
+        for violation in _checked(database, namespace, quick):
             found.append(violation)
             if not as_json:
                 click.echo(f"violated: {violation.rule}: {violation.found}")
@@ -142,23 +168,8 @@ def vacuum(path: str, incremental: bool) -> None:
     click.echo(f"{path} was {byte_size(sizes.before)} and is {byte_size(sizes.after)}")
 
 
-def _of_store(_: click.Context, __: click.Parameter, value: str) -> str:
-    found = database_url(value)
-    if found is None:
-        raise click.BadParameter("a store in memory has no format; give sqlite:PATH or postgresql://…")
-    return found
-
-
 @click.command(epilog=EXIT_CODES)
-@setting(
-    "--database",
-    required=True,
-    callback=_of_store,
-    is_eager=True,
-    metavar="sqlite:PATH|postgresql://…",
-    help="The database of the store.",
-)
-@namespace(setting)
+@on_database
 def migrate(database: str, namespace: str) -> None:
     """Bring a store up to the format of this version. No server may have its file open.
 
@@ -167,7 +178,7 @@ def migrate(database: str, namespace: str) -> None:
     with exiting():
         if is_postgres(database):
             what = f"namespace {namespace}"
-            before, after = _migrate_postgres(database, namespace)
+            before, after = _run(migrate_postgres(database, namespace))
         else:
             what = database
             before, after = maintenance.migrate(database)
@@ -177,8 +188,15 @@ def migrate(database: str, namespace: str) -> None:
         click.echo(f"{what} had format {before} and has format {after}")
 
 
-def _migrate_postgres(dsn: str, namespace: str) -> tuple[int, int]:
+def _checked(database: str, namespace: str, quick: bool) -> Iterable[Violation]:
+    if is_postgres(database):
+        return _run(check_postgres(database, namespace))
+    return maintenance.check(database, quick=quick)
+
+
+def _run(work: Coroutine[Any, Any, T]) -> T:
+    """What comes of work on PostgreSQL; the command ends where the package is missing for that."""
     try:
-        return asyncio.run(migrate_postgres(dsn, namespace))
+        return asyncio.run(work)
     except ImportError as error:
         fail(str(error), ExitCode.CONFIG)

@@ -528,6 +528,15 @@ class Elsewhere(NamedTuple):
     """Whether there is more than this tells: the data was out of reach for a while."""
 
 
+class Violation(NamedTuple):
+    """Something that is not as it has to be in data at rest."""
+
+    rule: str
+    """What has to be true."""
+    found: str
+    """Where it is not."""
+
+
 class Backend(ABC):
     """A place that holds data."""
 

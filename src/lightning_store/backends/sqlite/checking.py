@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from sqlite3 import Connection, DatabaseError
 from typing import Any, Final, NamedTuple
 
+from lightning_store.backends.base import Violation
 from lightning_store.backends.records import (
     ATTEMPT_OVERHEAD_BYTES,
     POSITIONS_PER_BAND,
@@ -22,15 +23,6 @@ from lightning_store.lifecycle import ACTIVE, QUEUED, TERMINAL
 
 LISTED_MAX: Final = 10
 """Violations of one kind that are told; the others are counted."""
-
-
-class Violation(NamedTuple):
-    """Something that is not as it has to be."""
-
-    rule: str
-    """What has to be true."""
-    found: str
-    """Where it is not."""
 
 
 class _Rule(NamedTuple):

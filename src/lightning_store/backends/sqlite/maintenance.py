@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Final, NamedTuple, TypeAlias
 
-from lightning_store.backends.sqlite.checking import Violation, violations
+from lightning_store.backends.base import Violation
+from lightning_store.backends.sqlite.checking import violations
 from lightning_store.backends.sqlite.errors import DAMAGED, MISSING, is_damage, opening_errors, problem_of
 from lightning_store.backends.sqlite.file import (
     FileLock,
