@@ -68,6 +68,8 @@ class Scene:
             "ImportRollouts": {
                 "rollouts": [self.stored("ro-imported")],
                 "workers": [{"worker_id": "w-imported", "status": worker_pb2.WORKER_STATUS_BUSY}],
+                "checkpoints": [{"consumer": "trainer", "checkpoint": "step-0", "number": 2}],
+                "admissions": [{"run": "run-2", "paused": True}],
             },
             "UpdateResources": {"resources_id": self.resources.resources_id, "resources_json": {"llm": LLM_JSON}},
             "DeleteWorkers": {"worker_ids": ["w0", "w-no"]},
