@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import grpc
 import pytest
@@ -113,88 +113,78 @@ def piece(number: int, content: bytes) -> bytes:
 # --- The bystander ---------------------------------------------------------------------------------------------------
 
 
-@dataclass
 class Bystander:
     """Uses the store as a runner does while the attack goes on: nothing of it fails, takes long, or is lost."""
 
-    target: Target
-    slowest_seconds: float = 0.0
-    slowest: str = ""
-    rounds: int = 0
-    failure: BaseException | None = None
-    _kept: list[str] = field(default_factory=list)
-    _over: threading.Event = field(default_factory=threading.Event)
-    _worked: threading.Event = field(default_factory=threading.Event)
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.rounds = 0
+        self.grown_bytes = 0
+        """What the server has taken more at the most, once it is over."""
+        self._slowest: tuple[float, str] = (0.0, "")
+        self._lost: list[str] | None = None
+        self._ended = False
+        self._told = threading.Condition()
 
     def __enter__(self) -> Bystander:
-        self._client = SyncLightningStoreClient(self.target.endpoint)
-        self._client.server_info()
+        command = [sys.executable, "-m", "tests.attacks.bystander", self.target.endpoint]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._out.readline() == '"ready"\n'
         self._base = self.target.reset_peak()
-        self._thread = threading.Thread(target=self._work)
-        self._thread.start()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
         grown = self.target.memory() - self._base
         try:
-            if kind is None and self.failure is None:
-                assert self._lost() == []
+            assert self._process.stdin is not None
+            self._process.stdin.close()
+            self._reader.join()
+            code = self._process.wait()
         finally:
-            self._client.close()
+            self._process.kill()
+            self._process.wait()
+            self._out.close()
         if kind is not None:
             return
-        print(
-            f"{self.slowest} took {self.slowest_seconds:.3f} s; {grown / MIB:.0f} MiB at the peak; {self.rounds} rounds"
-        )
-        assert self.failure is None, self.failure
+        seconds, slowest = self._slowest
+        print(f"{slowest} took {seconds:.3f} s; {grown / MIB:.0f} MiB at the peak; {self.rounds} rounds")
+        assert (code, self._lost) == (0, [])
         assert self.rounds > 0
-        assert self.slowest_seconds < LATENCY_SECONDS_MAX
+        assert seconds < LATENCY_SECONDS_MAX
         self.grown_bytes = grown
+
+    @property
+    def _out(self) -> IO[str]:
+        assert self._process.stdout is not None
+        return self._process.stdout
 
     def wait_for_rounds(self, count: int) -> None:
         """Return when it has worked for so many more rounds, or has failed."""
-        until = self.rounds + count
-        while self.rounds < until and self.failure is None:
-            self._worked.wait(END_SECONDS_MAX)
-            self._worked.clear()
+        with self._told:
+            until = self.rounds + count
+            self._told.wait_for(lambda: self.rounds >= until or self._ended, count * END_SECONDS_MAX)
 
     def stored_bytes(self) -> int:
         """What a store in memory keeps by now; 0 for one in a database."""
-        statistics = self._client.statistics()
+        with SyncLightningStoreClient(self.target.endpoint) as client:
+            statistics = client.statistics()
         return 0 if "disk_used_bytes" in statistics else statistics["total_bytes"]
 
-    def _lost(self) -> Sequence[str]:
-        stored = {one.rollout_id: one.status for one in self._client.query_rollouts(rollout_id_in=self._kept)}
-        return [one for one in self._kept if stored.get(one) != "succeeded"]
-
-    def _work(self) -> None:
-        try:
-            while not self._over.is_set():
-                self._round()
-                self._over.wait(0.01)
-        except BaseException as error:
-            self.failure = error
-            self._worked.set()
-
-    def _round(self) -> None:
-        client = self._client
-        self._timed(client.update_worker, "bystander")
-        started = self._timed(client.start_rollout, "a task", worker_id="bystander")
-        attempt_id = started.attempt.attempt_id
-        self._timed(client.update_attempt, started.rollout_id, attempt_id, status="succeeded")
-        self._kept.append(started.rollout_id)
-        self.rounds += 1
-        self._worked.set()
-
-    def _timed(self, method: Any, *args: Any, **kwargs: Any) -> Any:
-        begun = time.perf_counter()
-        result = method(*args, **kwargs)
-        seconds = time.perf_counter() - begun
-        if seconds > self.slowest_seconds:
-            self.slowest_seconds, self.slowest = seconds, method.__name__
-        return result
+    def _read(self) -> None:
+        """What it tells, until it ends."""
+        for line in self._out:
+            told = json.loads(line)
+            with self._told:
+                if isinstance(told, dict):
+                    self._lost = told["lost"]
+                else:
+                    self.rounds, self._slowest = told[0], (told[1], told[2])
+                self._told.notify_all()
+        with self._told:
+            self._ended = True
+            self._told.notify_all()
 
 
 long_form = pytest.mark.chaos
