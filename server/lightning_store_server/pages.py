@@ -18,9 +18,6 @@ from lightning_store.wire.queries import page_window
 
 Reply = TypeVar("Reply", bound=Message)
 
-SLICE_ROWS = 256
-"""Rows that are taken out of a result at a time."""
-
 
 @dataclass(frozen=True, slots=True)
 class Listing(Generic[Reply]):
@@ -100,15 +97,14 @@ async def batches(
     batch: list[bytes] = []
     size_bytes = 0
     slicer = Slicer()
-    for start in range(0, len(items), SLICE_ROWS):
-        for item in items[start : start + SLICE_ROWS]:
-            if slicer.is_over():
-                await slicer.next_turn()
-            row = encode(item)
-            size_bytes += len(row)
-            if batch and (size_bytes > limits.bytes or len(batch) == limits.rows):
-                yield batch
-                batch, size_bytes = [], len(row)
-            batch.append(row)
+    for item in items:  # one by one: each may be read when it is looked at
+        if slicer.is_over():
+            await slicer.next_turn()
+        row = encode(item)
+        size_bytes += len(row)
+        if batch and (size_bytes > limits.bytes or len(batch) == limits.rows):
+            yield batch
+            batch, size_bytes = [], len(row)
+        batch.append(row)
     if batch:
         yield batch

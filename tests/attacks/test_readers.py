@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from lightning_store import LLM
-from lightning_store.v1 import resources_pb2
+from lightning_store import LLM, Span
+from lightning_store.v1 import resources_pb2, span_pb2
+from lightning_store.v1.query_pb2 import StreamQueryRequest
 from lightning_store.v1.session_pb2 import SessionCall, SessionRequest
+from lightning_store.wire.methods import METHODS
 from lightning_store_client import SyncLightningStoreClient
 from lightning_store_server.sessions import PATH
 from tests.attacks.target import MIB, Bystander, Target, start_target
@@ -95,3 +97,21 @@ def test_a_session_that_reads_no_refusals(target: Target) -> None:
     with Bystander(target) as bystander, unread_session(target, *[refused] * 20):
         bystander.wait_for_rounds(20)
     assert bystander.grown_bytes < 50 * MIB
+
+
+def test_queries_of_large_spans_that_nobody_reads(target: Target) -> None:
+    """A result is not in memory as a whole unless the store is."""
+    with SyncLightningStoreClient(target.endpoint) as client, Bystander(target) as bystander, ExitStack() as stack:
+        mine = client.start_rollout("a task")
+        for number in range(16):
+            ids = {"rollout_id": mine.rollout_id, "attempt_id": mine.attempt.attempt_id, "trace_id": f"{1:032}"}
+            text = {"text": chr(ord("a") + number) * 6 * MIB}
+            client.add_span(Span(**ids, span_id=f"{number:016}", sequence_id=number + 1, name="large", attributes=text))
+        query = StreamQueryRequest(spans=span_pb2.ListSpansRequest(rollout_id=mine.rollout_id)).SerializeToString()
+        for _ in range(4):
+            channel = stack.enter_context(target.raw(("grpc.max_receive_message_length", -1)))
+            replies: Any = channel.unary_stream(METHODS["StreamQuery"].path)(query)
+            assert len(next(replies)) > 6 * MIB
+            stack.callback(replies.cancel)
+        stored = bystander.stored_bytes()
+    assert bystander.grown_bytes - stored < 450 * MIB  # 805 MiB with all of each result

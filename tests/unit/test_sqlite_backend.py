@@ -82,14 +82,18 @@ async def test_the_earliest_deadline_takes_no_look_at_all_rollouts(backend, path
 async def test_a_long_list_is_on_the_disk_and_stays_as_it_was(backend, path, monkeypatch):
     """It is read again when somebody looks, also when the rows are gone and the snapshot is over."""
     monkeypatch.setattr(spool, "MEMORY_BYTES_MAX", 100_000)
-    made = [rollout_record(f"ro-{number:04}", input_json=f'"{number} {"x" * 1000}"') for number in range(1000)]
+    sizes = [70_000 if number % 100 == 99 else 1000 for number in range(1000)]  # the larger ones by themselves
+    made = [rollout_record(f"ro-{number:04}", input_json=f'"{number} {"x" * sizes[number]}"') for number in range(1000)]
     await store(backend, *made)
     async with backend.snapshot() as snapshot:
         listed = await snapshot.query_rollouts(RolloutQuery(sort_by="rollout_id", sort_order="desc"))
+        few = await snapshot.query_rollouts(RolloutQuery(sort_by="rollout_id", limit=3, offset=98))
     await deleted(backend, *made)
     assert listed.total == len(listed.items) == 1000
     assert [row.rollout.rollout_id for row in listed.items] == [one.rollout_id for one in reversed(made)]
     assert listed.items[700].rollout.input_json == made[299].input_json
+    assert [row.rollout.input_json for row in few.items] == [one.input_json for one in made[98:101]]
+    assert isinstance(few.items, spool.Spool)
     assert [row.rollout.rollout_id for row in listed.items[998:]] == ["ro-0001", "ro-0000"]
     assert listed.items[-1].rollout.rollout_id == "ro-0000"
     with pytest.raises(IndexError):

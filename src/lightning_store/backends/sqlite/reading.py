@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from sqlite3 import Connection
 from typing import Any, Final, Generic, TypeVar
@@ -27,7 +27,7 @@ from lightning_store.backends.records import (
 )
 from lightning_store.backends.sqlite import rows
 from lightning_store.backends.sqlite.loading import expendable, has_passed, overdue
-from lightning_store.backends.sqlite.spool import Spool
+from lightning_store.backends.sqlite.spool import LARGE_BYTES, Aside, Row, Spool
 from lightning_store.labels import label_of
 from lightning_store.queries import (
     AttemptQuery,
@@ -259,21 +259,23 @@ def _select(connection: Connection, table: _Table[T], query: Query[Any], which: 
 
 def _records(connection: Connection, table: _Table[T], numbers: Sequence[int]) -> Sequence[T]:
     """The records of the rows with these numbers, in their order."""
-    chunks = _rows_by_number(connection, table.statement, numbers)
-    if len(numbers) <= CHUNK_ROWS:
-        return [table.record(row) for chunk in chunks for row in chunk]
-    _, _, path = connection.execute("PRAGMA database_list").fetchone()
-    return Spool(chunks, CHUNK_ROWS, table.record, os.path.dirname(path))
-
-
-def _rows_by_number(
-    connection: Connection, statement: str, numbers: Sequence[int]
-) -> Iterator[Sequence[tuple[Any, ...]]]:
-    """The rows of these numbers in their order, a chunk at a time."""
+    spool = Spool(CHUNK_ROWS, table.record, lambda: _folder_of(connection))
     for start in range(0, len(numbers), CHUNK_ROWS):
         chunk = numbers[start : start + CHUNK_ROWS]
-        found = {row[0]: row for some in rows.select_in(connection, statement, chunk) for row in some}
-        yield [found[number] for number in chunk]
+        found: dict[int, Row | Aside] = {}
+        for row in rows.rows_in(connection, table.statement, chunk):
+            is_large = any(len(one) > LARGE_BYTES for one in row if isinstance(one, str | bytes))
+            found[row[0]] = spool.put_aside(row) if is_large else row
+        in_order = [found[number] for number in chunk]
+        if len(numbers) <= CHUNK_ROWS and not spool.has_file:
+            return [table.record(row) for row in in_order]
+        spool.append(in_order)
+    return spool
+
+
+def _folder_of(connection: Connection) -> str:
+    _, _, path = connection.execute("PRAGMA database_list").fetchone()
+    return os.path.dirname(str(path))
 
 
 def _where(table: _Table[T], query: Query[Any], which: dict[str, str]) -> tuple[str, list[Any]]:

@@ -116,6 +116,12 @@ def select_in(connection: Connection, statement: str, keys: Iterable[Any]) -> It
         yield fetch(connection, _with_list(statement, size), chunk)
 
 
+def rows_in(connection: Connection, statement: str, keys: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    """The same rows one by one: they are read as they are asked for."""
+    for size, chunk in chunks(list(keys)):
+        yield from connection.execute(_with_list(statement, size), chunk)
+
+
 def select_values(
     connection: Connection, statement: str, keys: Iterable[tuple[Any, ...]], width: int, more: Sequence[Any] = ()
 ) -> Iterator[Sequence[tuple[Any, ...]]]:
