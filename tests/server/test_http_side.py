@@ -223,7 +223,7 @@ POST = b"POST /v1/traces HTTP/1.1\r\nHost: localhost\r\nContent-Type: applicatio
         (POST + b"Content-Length: -1\r\n\r\n", "400"),
         (POST + b"Content-Length: 0x10\r\n\r\n", "400"),
         (POST + b"Content-Length: 1" + b"0" * 30 + b"\r\n\r\n", "400"),
-        (POST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "200"),  # RFC 9112, 6.3: chunked
+        (POST + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /healthz", "400"),
         (POST + b"Transfer-Encoding: gzip\r\n\r\n", "501"),
         (POST + b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffffffff\r\n", "400"),
         (POST + b"Transfer-Encoding: chunked\r\n\r\n3\r\nab", "408"),

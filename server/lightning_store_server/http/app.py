@@ -181,6 +181,10 @@ class _Surroundings:
         if scope["http_version"] not in ("1.0", "1.1"):
             message = "send HTTP/1.1; gRPC is taken on the server's other port"
             raise HttpError(HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, message, Connection="close")
+        lengths = {name for name, _ in scope["headers"]} & {b"content-length", b"transfer-encoding"}
+        if len(lengths) == 2:  # RFC 9112, section 6.1: a proxy may have taken another part of this for the next request
+            message = "the request has both Content-Length and Transfer-Encoding; send one of them"
+            raise HttpError(HTTPStatus.BAD_REQUEST, message, Connection="close")
         if self._lifecycle.stage is Stage.DRAINING and scope["path"] not in WHILE_DRAINING:
             raise busy("the server is shutting down")
         self._guard.check(scope)
