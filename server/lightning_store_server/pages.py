@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.loops import Slicer
+from lightning_store.model import LazyRows
 from lightning_store.queries import Query
 from lightning_store.v1.query_pb2 import StreamQueryResponse
 from lightning_store.wire.frames import with_rows
@@ -97,7 +98,7 @@ async def batches(
     batch: list[bytes] = []
     size_bytes = 0
     slicer = Slicer()
-    for item in items:  # one by one: each may be read when it is looked at
+    for item in items.each() if isinstance(items, LazyRows) else items:  # of a long result one is in memory at a time
         if slicer.is_over():
             await slicer.next_turn()
         row = encode(item)

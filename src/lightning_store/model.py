@@ -712,6 +712,10 @@ class LazyRows(Sequence[T]):
     def __iter__(self) -> Iterator[T]:
         return map(self._row, range(len(self._sources)))
 
+    def each(self) -> Iterator[T]:
+        """The rows one after another, none of which is kept."""
+        return map(self._make, self._sources)
+
     def _row(self, place: int) -> T:
         row = self._made.get(place)
         if row is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import pickle
 
 import pytest
 
 from lightning_store.model import LazyRows, PaginatedResult
+from lightning_store_server.pages import PageLimits, batches
 
 
 class Maker:
@@ -76,3 +78,15 @@ def test_a_copy_is_a_list(again):
     made = again(LazyRows([1, 2], Maker()))
     assert type(made) is list
     assert made == [[1], [2]]
+
+
+def test_a_server_that_sends_rows_keeps_none_of_them():
+    make = Maker()
+    rows = LazyRows([5, 6, 7], make)
+
+    async def sent() -> list[list[bytes]]:
+        return [batch async for batch in batches(bytes, rows, PageLimits(2, 100))]
+
+    assert asyncio.run(sent()) == [[b"\5", b"\6"], [b"\7"]]
+    assert rows[0] == [5]
+    assert make.made == [5, 6, 7, 5]
