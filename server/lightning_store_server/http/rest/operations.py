@@ -168,7 +168,7 @@ class Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         operation = self._operation
-        call, ended = None, None
+        call, ended, data = None, None, b""
         try:
             self._check_site(request.headers)
             body = await self._body(request)
