@@ -32,7 +32,7 @@ from lightning_store.queries import RolloutQuery, SpanQuery
 from lightning_store.store import LightningStore
 from lightning_store.wire.methods import Role
 from lightning_store_server.access import Access, note_caller
-from lightning_store_server.config import KIB, ServerConfig
+from lightning_store_server.config import KIB, MIB, ServerConfig
 from lightning_store_server.http.answers import HttpError
 from lightning_store_server.http.bodies import BodyReader
 from lightning_store_server.http.guard import PAGE_PREFIX
@@ -65,6 +65,8 @@ from lightning_store_server.text import short_json
 Handler: TypeAlias = Callable[[Request, Viewer], Awaitable[Response]]
 
 FORM_BYTES_MAX: Final = 64 * KIB
+SPANS_BYTES_MAX: Final = 16 * MIB
+"""Of the documents of the spans that a page is made of; it has those that come first."""
 READS_MAX: Final = 4
 """Pages that are made at once; connections that wait for their turn get it in turn."""
 MEMBERS_MAX: Final = 16
@@ -330,7 +332,13 @@ class Page:
             )
         except SpansEvictedError:
             return [], 0, True
-        return list(found.items), found.total, False
+        records, size_bytes = list[SpanRecord](), 0
+        for one in found.items:
+            records.append(one)
+            size_bytes += len(one.document)
+            if size_bytes > SPANS_BYTES_MAX:
+                break
+        return records, found.total, False
 
     async def _used(self, attempt: Attempt | None, rollout: Rollout, viewer: Viewer) -> Mapping[str, Any] | None:
         """The resources of an attempt, and what they changed."""
@@ -343,13 +351,13 @@ class Page:
         rollout = rollout_with_attempt(await self._found(request.path_params["rollout_id"]))
         attempts = list(await self._store.query_attempts(rollout.rollout_id))
         records, total, _ = await self._spans(rollout.rollout_id, attempts[-1].attempt_id if attempts else None)
-        told = {
-            "rollout": _jsonable(rollout),
-            "attempts": [_jsonable(one) for one in attempts],
-            "spans": [_jsonable(span_of(one)) for one in records[:1000]],
-            "spans_total": total,
-        }
-        return Response(json.dumps(told), headers=HEADERS, media_type="application/json")
+
+        def told() -> str:
+            about = {"rollout": _jsonable(rollout), "attempts": [_jsonable(one) for one in attempts]}
+            spans = ", ".join(json.dumps(_jsonable(span_of(one))) for one in records[:1000])
+            return f'{json.dumps(about)[:-1]}, "spans": [{spans}], "spans_total": {total}}}'
+
+        return Response(await asyncio.to_thread(told), headers=HEADERS, media_type="application/json")
 
     # --- Groups ------------------------------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from lightning_store_server.interceptors import Rpc, is_cancelled
 from lightning_store_server.servicer import StoreServicer
 from lightning_store_server.slices import HEAVY_BYTES, in_slices
 
+M = TypeVar("M", bound=Message)
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -74,7 +75,7 @@ class Call:
         self._service = service
         self._id = id
         self._peer = peer
-        self._size_bytes = self._body_bytes = size_bytes
+        self._size_bytes = self._body_bytes = self._large_bytes = size_bytes
         self._slots: list[tuple[Slot, Method]] = []
         self.path = path
 
@@ -95,8 +96,12 @@ class Call:
         return self._service.admission.work(METHODS[name], self._body_bytes, self.peer) if name else nullcontext()
 
     async def convert(self, function: Callable[[T], R], item: T) -> R:
-        """Call ``function(item)``, which takes as long as the body of the request is large."""
-        return await self._service.heavy.convert(function, item, self._body_bytes)
+        """Call ``function(item)``, which takes as long as the body of the request, or what was found, is large."""
+        return await self._service.heavy.convert(function, item, self._large_bytes)
+
+    async def convert_row(self, function: Callable[[M], R], row: M) -> R:
+        """The same for one of many rows."""
+        return await self._service.heavy.convert(function, row, row.ByteSize())
 
     async def convert_all(self, function: Callable[[int, T], R], items: Sequence[T]) -> list[R]:
         """The same for each of many items."""
@@ -110,7 +115,7 @@ class Call:
         bound = asyncio.timeout(self._service.seconds(rpc.method))
         try:
             async with bound:
-                return await rpc.behaviour(decoded, self)
+                reply = await rpc.behaviour(decoded, self)
         except TimeoutError:
             if not bound.expired():
                 raise
@@ -119,6 +124,8 @@ class Call:
             if is_cancelled():
                 raise
             raise StoreUnavailableError("the store gave this call up; try again") from None
+        self._large_bytes = max(self._large_bytes, reply.ByteSize())
+        return reply
 
     async def query(self, **query: Message) -> AsyncIterator[StreamQueryResponse]:
         """The replies of StreamQuery, as they come; at least one. StoreError if the call fails."""

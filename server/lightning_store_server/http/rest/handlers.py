@@ -125,7 +125,7 @@ async def rollout_02(call: Call) -> Any:
 
 async def _rollout(call: Call, convert: Any) -> Any:
     reply = await call.make("GetRollout", rollout_pb2.GetRolloutRequest(rollout_id=call.path["rollout_id"]))
-    return values.if_any(convert, reply, "rollout")
+    return await call.convert(lambda found: values.if_any(convert, found, "rollout"), reply)
 
 
 async def update_rollout(call: Call, body: shapes.RolloutUpdate) -> Any:
@@ -211,12 +211,13 @@ async def resources(call: Call, asked: shapes.ResourcesQuery) -> Rows:
 
 async def latest_resources(call: Call) -> Any:
     reply = await call.make("GetLatestResources", resources_pb2.GetLatestResourcesRequest())
-    return values.if_any(values.resources_value, reply, "resources")
+    return await call.convert(lambda found: values.if_any(values.resources_value, found, "resources"), reply)
 
 
 async def resources_by_id(call: Call) -> Any:
     request = resources_pb2.GetResourcesRequest(resources_id=call.path["resources_id"])
-    return values.if_any(values.resources_value, await call.make("GetResources", request), "resources")
+    reply = await call.make("GetResources", request)
+    return await call.convert(lambda found: values.if_any(values.resources_value, found, "resources"), reply)
 
 
 async def add_resources(call: Call, body: Any) -> Any:

@@ -27,7 +27,7 @@ _LISTS: Final[dict[str, tuple[Any, Any, Any, type[Any]]]] = {
 def rows(call: Call, kind: Kind, **arguments: Any) -> Rows:
     """All rows of a query as a plain list. StoreError: an argument is not legal."""
     query, to_proto, convert, _ = _LISTS[kind]
-    return Rows(call.query(**{kind: to_proto(query(**arguments))}), kind, convert)
+    return Rows(call, call.query(**{kind: to_proto(query(**arguments))}), kind, convert)
 
 
 def page(call: Call, kind: Kind, asked: shapes.Paging, **more: Any) -> Rows:
@@ -35,7 +35,7 @@ def page(call: Call, kind: Kind, asked: shapes.Paging, **more: Any) -> Rows:
     query, to_proto, convert, shape = _LISTS[kind]
     _check(asked, shape)
     request = to_proto(query(**asked.model_dump(), **more))
-    return Rows(call.query(**{kind: request}), kind, convert, {"limit": asked.limit, "offset": asked.offset})
+    return Rows(call, call.query(**{kind: request}), kind, convert, {"limit": asked.limit, "offset": asked.offset})
 
 
 def _check(asked: shapes.Paging, shape: type[Any]) -> None:

@@ -100,6 +100,7 @@ class Rows:
     """An answer that is a list of rows, made as it is sent.
 
     Args:
+        call: The call that asks for them.
         replies: Messages of StreamQuery; at least one comes.
         field: Theirs that has the rows.
         convert: Turns a row into its value.
@@ -108,11 +109,13 @@ class Rows:
 
     def __init__(
         self,
+        call: Call,
         replies: AsyncIterator[Any],
         field: str,
         convert: Callable[[Any], Any],
         page: Mapping[str, int] | None = None,
     ) -> None:
+        self._convert_row = call.convert_row
         self._replies = replies
         self._field = field
         self.convert = convert
@@ -131,7 +134,7 @@ class Rows:
             while reply is not None:
                 piece = bytearray()
                 for row in getattr(reply, self._field):
-                    piece += separator + to_json(self.convert(row))
+                    piece += separator + await self._convert_row(lambda one: to_json(self.convert(one)), row)
                     separator = b","
                     if slicer.is_over():
                         yield bytes(piece)
