@@ -27,6 +27,7 @@ from lightning_store_server.slices import HEAVY_BYTES, FairGate
 
 logger = logging.getLogger("lightning_store_server")
 
+_AT_ONCE: Final = nullcontext()
 RETRY_SECONDS: Final = 1.0
 """Until a refused call should be made again, …"""
 LONG_RETRY_SECONDS: Final = 5.0
@@ -311,7 +312,7 @@ class Admission:
         """The time in which a request of this size is read, worked on and answered: that of large ones is one after
         another, since each takes up to twenty times its size. (One that waits would have the others wait, too.)"""
         heavy = size_bytes > HEAVY_BYTES and method.name not in WAITS
-        return self._work.place(peer_of) if heavy else nullcontext()
+        return self._work.place(peer_of) if heavy else _AT_ONCE
 
     def _relieve(self) -> None:
         """Bytes are scarce: cut connections that have long taken nothing of what is held for them."""

@@ -112,6 +112,8 @@ async def in_slices(convert: Callable[[int, T], R], items: Sequence[T]) -> list[
     Returns:
         What they became, in order.
     """
+    if len(items) == 1:  # as a rule
+        return [convert(0, items[0])]
     made: list[R] = []
     slicer = Slicer()
     for index, item in enumerate(items):

@@ -214,6 +214,12 @@ class RolloutConfig(Arguments):
     """What becomes of a rollout that is further behind when it is claimed: it is cancelled, or gets the latest."""
 
 
+def copy_of(config: RolloutConfig) -> RolloutConfig:
+    """A config that shares nothing with this one, which is legal and so is not checked again."""
+    fields = vars(config)
+    return construct(RolloutConfig, {**fields, "retry_condition": [*fields["retry_condition"]]})
+
+
 EndReason = Literal["error", "timeout", "worker_lost", "cancelled", "stale"]
 """Why a rollout did not succeed: its runner reported a failure, or nobody says what went wrong; it took too long; its
 runner fell silent; it was called off; it was too far behind the policy. The last is that of a success too, if it came

@@ -7,6 +7,8 @@ from typing import Final
 
 ID_BYTES_MAX: Final = 1024
 """Bytes of an id or a name in UTF-8."""
+ID_CHARS_SAFE: Final = ID_BYTES_MAX // 4
+"""Any text of so many characters is short enough."""
 REPLACEMENT: Final = "\ufffd"
 ELLIPSIS: Final = "…"
 _SURROGATES: Final = re.compile("[\ud800-\udfff]")

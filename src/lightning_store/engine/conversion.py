@@ -19,10 +19,10 @@ from lightning_store.model import (
     AttemptedRollout,
     ResourcesUpdate,
     Rollout,
-    RolloutConfig,
     Span,
     Worker,
     construct,
+    copy_of,
 )
 from lightning_store.spans.document import decode
 
@@ -104,19 +104,13 @@ def _rollout_fields(record: RolloutRecord) -> dict[str, Any]:
         "mode": record.mode,
         "resources_id": record.resources_id,
         "status": record.status,
-        "config": _config_of(record),
+        "config": copy_of(record.config),
         "metadata": _json(record.metadata_json, "metadata"),
         "end_reason": record.end_reason,
         "priority": record.priority,
         "group_id": record.group_id,
         "group_size": record.group_size,
     }
-
-
-def _config_of(record: RolloutRecord) -> RolloutConfig:
-    """The caller's own copy."""
-    fields = vars(record.config)
-    return construct(RolloutConfig, {**fields, "retry_condition": [*fields["retry_condition"]]})
 
 
 def _json(text: str | None, path: str) -> Any:

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from lightning_store import json_text
 from lightning_store.errors import InvalidArgumentError, InvalidTypeError
-from lightning_store.text import ID_BYTES_MAX, has_surrogate, is_id
+from lightning_store.text import ID_BYTES_MAX, ID_CHARS_SAFE, has_surrogate, is_id
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -59,7 +59,7 @@ def required_text(text: str, field: str) -> str:
 
 def bounded_text(text: str, field: str) -> str:
     """An id or a name, which may be empty."""
-    if not is_id(text):
+    if len(text) > ID_CHARS_SAFE and not is_id(text):
         raise invalid(field, f"has more than {ID_BYTES_MAX} bytes")
     return text
 

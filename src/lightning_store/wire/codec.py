@@ -26,6 +26,7 @@ from lightning_store.model import (
     RolloutStatus,
     Worker,
     construct,
+    copy_of,
 )
 from lightning_store.store import LightningStoreCapabilities, LightningStoreStatistics
 from lightning_store.text import clipped
@@ -96,7 +97,7 @@ def rollout_from_proto(message: rollout_pb2.Rollout, field: str) -> Rollout:
         "mode": mode_from_proto(message.mode, f"{field}.mode"),
         "resources_id": bounded_text(message.resources_id, f"{field}.resources_id") if has("resources_id") else None,
         "status": ROLLOUT_STATUS.from_proto(message.status, f"{field}.status"),
-        "config": RolloutConfig.model_validate(shared_config_from_proto(message.config, f"{field}.config")),  # a copy
+        "config": copy_of(shared_config_from_proto(message.config, f"{field}.config")),
         "metadata": metadata_from_proto(message, field),
         "end_reason": message.end_reason or None,
         "priority": message.priority,

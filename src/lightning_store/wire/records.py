@@ -180,8 +180,19 @@ _ATTEMPT_COLUMNS: Final = {path: path for path in _COLUMN_READERS}
 """Paths of a mask over AttemptUpdate: each is the name of its column."""
 
 
+_messages_of: Final[dict[int, tuple[RolloutConfig, rollout_pb2.RolloutConfig]]] = {}
+"""By the identity of the config, which nobody changes. It is kept, so no other gets its identity."""
+
+
 def _config_to_proto(config: RolloutConfig) -> rollout_pb2.RolloutConfig:
-    return _known_config(*(tuple(one) if isinstance(one, list) else one for one in config.__dict__.values()))
+    known = _messages_of.get(id(config))
+    if known is None:
+        values = (tuple(one) if isinstance(one, list) else one for one in vars(config).values())
+        known = config, _known_config(*values)
+        if len(_messages_of) >= CONFIGS_MAX:
+            _messages_of.clear()
+        _messages_of[id(config)] = known
+    return known[1]
 
 
 @lru_cache(CONFIGS_MAX)
