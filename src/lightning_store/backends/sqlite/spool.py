@@ -102,6 +102,11 @@ class Spool(Sequence[T]):
         place = range(self._length)[index]
         return self._at(place) if isinstance(place, int) else [self._at(one) for one in place]
 
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, list | Spool) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]  # as that of a list
+
     def _at(self, place: int) -> T:
         number, place_in_chunk = divmod(place, self._chunk_rows)
         last = self._last
