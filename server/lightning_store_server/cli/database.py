@@ -119,7 +119,6 @@ def on_database(command: F) -> F:
         "--database",
         required=True,
         callback=_of_store,
-        is_eager=True,
         metavar="sqlite:PATH|postgresql://…",
         help="The database of the store.",
     )

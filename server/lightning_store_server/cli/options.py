@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, TypeVar
+from functools import wraps
+from typing import Any, Final, TypeVar, cast
 
 import click
 
@@ -176,19 +177,24 @@ def database_url(text: str) -> str | None:
 
 
 def namespace(option: Callable[..., Callable[[F], F]]) -> Callable[[F], F]:
-    """The flag ``--namespace`` of a command whose ``--database``, which is eager, may be one of PostgreSQL.
+    """The flag ``--namespace`` of a command whose ``--database`` may be one of PostgreSQL.
 
     Args:
         option: Makes it, as that of the database is made.
     """
 
-    def parse(ctx: click.Context, _: click.Parameter, value: str | None) -> str:
-        if value is not None and not is_postgres(ctx.params.get("database") or ""):
-            raise click.BadParameter("it is for a PostgreSQL database; give --database postgresql://… with it", ctx)
-        return value or NAMESPACE
+    def decorate(command: F) -> F:
+        @wraps(command)
+        def checked(database: str | None, namespace: str | None, **others: Any) -> Any:
+            if namespace is not None and not is_postgres(database or ""):
+                message = "it is for a PostgreSQL database; give --database postgresql://… with it"
+                raise click.BadParameter(message, param_hint="'--namespace'")
+            return command(database=database, namespace=namespace or NAMESPACE, **others)
 
-    help = f"For PostgreSQL. Which store in the database, {NAMESPACE} if not given."
-    return option("--namespace", callback=parse, help=help)
+        help = f"For PostgreSQL. Which store in the database, {NAMESPACE} if not given."
+        return option("--namespace", help=help)(cast(F, checked))
+
+    return decorate
 
 
 def parse_database(text: str) -> str | None:

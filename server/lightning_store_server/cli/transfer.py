@@ -91,7 +91,6 @@ def on_store(command: F) -> F:
     database = click.option(
         "--database",
         callback=parse,
-        is_eager=True,
         metavar="sqlite:PATH|postgresql://…",
         help="A database in the place of a server: a SQLite database that no server has open, or one of PostgreSQL.",
     )
