@@ -27,8 +27,10 @@ BENCH_ARGS ?=
 TEST_ARGS ?=
 MATRIX_ARGS ?=
 TEST_JOBS ?= auto
-# Of thousands of tests that are for `make test-chaos` alone, not even the names need be read. Others need a browser or PostgreSQL.
-TEST_LEFT_OUT := --ignore tests/chaos/test_flaky_wire_whole.py --ignore tests/web --ignore tests/postgres
+# Of thousands of tests that are for `make test-chaos` alone, not even the names need be read. Others need a browser or PostgreSQL,
+# or the machine for themselves.
+TEST_LEFT_OUT := --ignore tests/chaos/test_flaky_wire_whole.py --ignore tests/web --ignore tests/postgres \
+  --ignore tests/attacks
 # The tests that neither start processes nor search for examples.
 TEST_QUICK := -m "not slow and not hypothesis and not chaos and not soak" $(TEST_LEFT_OUT)
 # Those of them that releases of other packages pass or fail: not the rules on backends that misbehave, but forks at work.

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=12)
+settings.register_profile("repeatable", derandomize=True, deadline=None, max_examples=10)
 settings.register_profile("explore", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
