@@ -322,7 +322,7 @@ async def test_what_waits_is_woken_when_the_connection_that_listens_dies(
             assert [found.rollout_id for found in ended] == [first.rollout_id]
             assert completion.rollout.rollout_id == first.rollout_id
             await feed.aclose()
-        assert await listens()
+        await eventually(listens)  # a busy machine may be too slow for the connection that took its place, too
         assert not away.done()
         away.cancel()
 
