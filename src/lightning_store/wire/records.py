@@ -181,7 +181,8 @@ _ATTEMPT_COLUMNS: Final = {path: path for path in _COLUMN_READERS}
 
 
 _messages_of: Final[dict[int, tuple[RolloutConfig, rollout_pb2.RolloutConfig]]] = {}
-"""By the identity of the config, which nobody changes. It is kept, so no other gets its identity."""
+"""By the identity of the config, which nobody changes. It is kept, so no other gets its identity. By its values it is
+0.83 µs rather than 0.08, of some 40 that an enqueue takes the server."""
 
 
 def _config_to_proto(config: RolloutConfig) -> rollout_pb2.RolloutConfig:

@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Final, NamedTuple
+from typing import Final
 
 from asyncpg import Connection
 
 from lightning_store.backends.base import Violation
+from lightning_store.backends.checking import (
+    CONSUMERS_ARE_COUNTED,
+    QUEUE_KEY,
+    SPAN_COUNTERS_LEAD,
+    UNCOUNTED_ATTEMPTS_ARE_COUNTED,
+    Rule,
+    in_sql,
+    told,
+)
 from lightning_store.backends.postgres.connections import Settings, close, migrations
 from lightning_store.backends.postgres.errors import store_errors
-from lightning_store.backends.records import POSITIONS_PER_BAND
 from lightning_store.errors import InvalidArgumentError, UnsupportedError
 from lightning_store.lifecycle import QUEUED, TERMINAL
 
-LISTED_MAX: Final = 10
-"""Violations of one kind that are told; the others are counted."""
-
-
-class Rule(NamedTuple):
-    """Something that the store relies on."""
-
-    text: str
-    query: str
-    """Selects what violates it, in one column. ``t`` is the last row of the log."""
-
-
-def _statuses(statuses: Collection[str]) -> str:
-    return ", ".join(f"'{one}'" for one in sorted(statuses))
-
-
-_QUEUE_KEY: Final = f"r.queue_band * {POSITIONS_PER_BAND} + r.queue_position"
-_QUEUED, _TERMINAL = _statuses(QUEUED), _statuses(TERMINAL)
+_QUEUED, _TERMINAL = in_sql(QUEUED), in_sql(TERMINAL)
 
 
 def _total(column: str, counted: str) -> Rule:
@@ -49,6 +39,7 @@ def _last(column: str, numbers: str) -> Rule:
 
 
 RULES: Final = (
+    # ``t`` is the last row of the log.
     Rule(
         "the store has an id",
         "SELECT 'meta has none' WHERE NOT EXISTS (SELECT FROM meta WHERE name = 'store_id' AND value <> '')",
@@ -106,7 +97,7 @@ RULES: Final = (
     Rule(
         "a queued rollout is in the queue, in its place, or waits for its retry",
         f"""
-        SELECT r.rollout_id || ' (' || r.status || ')' FROM rollouts r LEFT JOIN queue q ON q.position = {_QUEUE_KEY}
+        SELECT r.rollout_id || ' (' || r.status || ')' FROM rollouts r LEFT JOIN queue q ON q.position = {QUEUE_KEY}
         WHERE r.status IN ({_QUEUED}) AND q.rollout IS DISTINCT FROM r.number AND NOT r.held
             AND NOT (r.status = 'requeuing' AND r.queue_position IS NULL AND r.deadline IS NOT NULL)
         """,
@@ -116,7 +107,7 @@ RULES: Final = (
         f"""
         SELECT 'position ' || q.position || coalesce(': ' || r.rollout_id || ' (' || r.status || ')', '')
         FROM queue q LEFT JOIN rollouts r ON r.number = q.rollout
-        WHERE r.status IS NULL OR r.status NOT IN ({_QUEUED}) OR {_QUEUE_KEY} IS DISTINCT FROM q.position OR r.held
+        WHERE r.status IS NULL OR r.status NOT IN ({_QUEUED}) OR {QUEUE_KEY} IS DISTINCT FROM q.position OR r.held
         """,
     ),
     Rule(
@@ -154,21 +145,8 @@ RULES: Final = (
         )
         """,
     ),
-    Rule(
-        "a rollout knows how many consumers have consumed it",
-        """
-        SELECT r.rollout_id FROM rollouts r
-        WHERE r.consumers <> (SELECT count(*) FROM consumed k WHERE k.rollout = r.number)
-        """,
-    ),
-    Rule(
-        "a rollout knows how many of its attempts do not count",
-        """
-        SELECT r.rollout_id FROM rollouts r WHERE r.uncounted_attempts <> (
-            SELECT count(*) FROM attempts a WHERE a.rollout = r.number AND NOT a.counts
-        )
-        """,
-    ),
+    CONSUMERS_ARE_COUNTED,
+    UNCOUNTED_ATTEMPTS_ARE_COUNTED,
     Rule(
         "a rollout names its latest attempt, if it has any",
         """
@@ -184,13 +162,7 @@ RULES: Final = (
         WHERE a.rollout IS DISTINCT FROM s.rollout
         """,
     ),
-    Rule(
-        "a rollout's span counter is not below the number of a span",
-        """
-        SELECT r.rollout_id FROM rollouts r
-        WHERE r.last_sequence < (SELECT max(s.sequence_id) FROM spans s WHERE s.rollout = r.number)
-        """,
-    ),
+    SPAN_COUNTERS_LEAD,
     Rule(
         "a rollout without spans counts no bytes of them",
         """
@@ -255,7 +227,4 @@ async def violations_of(connection: Connection, rule: Rule) -> list[Violation]:
         rule: What to look for.
     """
     rows = await connection.fetch(f"WITH t AS (SELECT * FROM log ORDER BY id DESC LIMIT 1) {rule.query}")
-    found = [Violation(rule.text, str(one)) for (one,) in rows[:LISTED_MAX]]
-    if len(rows) > LISTED_MAX:
-        found.append(Violation(rule.text, f"and {len(rows) - LISTED_MAX} more"))
-    return found
+    return list(told(rule, rows))

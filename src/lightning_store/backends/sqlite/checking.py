@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from sqlite3 import Connection, DatabaseError
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from lightning_store.backends.base import Violation
+from lightning_store.backends.checking import (
+    CONSUMERS_ARE_COUNTED,
+    QUEUE_KEY,
+    SPAN_COUNTERS_LEAD,
+    UNCOUNTED_ATTEMPTS_ARE_COUNTED,
+    Rule,
+    in_sql,
+    told,
+)
 from lightning_store.backends.records import (
     ATTEMPT_OVERHEAD_BYTES,
-    POSITIONS_PER_BAND,
     RESOURCES_OVERHEAD_BYTES,
     ROLLOUT_OVERHEAD_BYTES,
     WORKER_OVERHEAD_BYTES,
@@ -21,34 +29,19 @@ from lightning_store.backends.sqlite.errors import is_damage
 from lightning_store.labels import labels_of
 from lightning_store.lifecycle import ACTIVE, QUEUED, TERMINAL
 
-LISTED_MAX: Final = 10
-"""Violations of one kind that are told; the others are counted."""
+_QUEUED, _TERMINAL, _ACTIVE = map(in_sql, (QUEUED, TERMINAL, ACTIVE))
 
 
-class _Rule(NamedTuple):
-    text: str
-    query: str
-    """Selects what violates it, in one column."""
-
-
-def _statuses(statuses: Sequence[str]) -> str:
-    return ", ".join(f"'{one}'" for one in statuses)
-
-
-_QUEUE_KEY: Final = f"r.queue_band * {POSITIONS_PER_BAND} + r.queue_position"
-_QUEUED, _TERMINAL, _ACTIVE = (_statuses(sorted(one)) for one in (QUEUED, TERMINAL, ACTIVE))
-
-
-def _total(column: str, counted: str) -> _Rule:
+def _total(column: str, counted: str) -> Rule:
     text = f"totals.{column} is what is stored"
-    return _Rule(
+    return Rule(
         text,
         f"SELECT 'it is ' || {column} || ', stored is ' || ({counted}) FROM totals WHERE {column} IS NOT ({counted})",
     )
 
 
-def _last(column: str, numbers: str) -> _Rule:
-    return _Rule(
+def _last(column: str, numbers: str) -> Rule:
+    return Rule(
         f"totals.{column} is not below a number that is in use",
         f"SELECT 'it is ' || {column} || ', in use is ' || ({numbers}) FROM totals WHERE {column} < ({numbers})",
     )
@@ -67,11 +60,11 @@ _OTHER_BYTES: Final = f"""
 """
 
 RULES: Final = (
-    _Rule(
+    Rule(
         "the store has an id",
         "SELECT 'meta has none' WHERE NOT EXISTS (SELECT 1 FROM meta WHERE name = 'store_id' AND value <> '')",
     ),
-    _Rule("totals has one row", "SELECT count(*) || ' rows' FROM totals HAVING count(*) <> 1"),
+    Rule("totals has one row", "SELECT count(*) || ' rows' FROM totals HAVING count(*) <> 1"),
     _total("rollouts", "SELECT count(*) FROM rollouts"),
     _total("completed", "SELECT count(*) FROM completions"),
     _total("attempts", "SELECT count(*) FROM attempts"),
@@ -80,7 +73,7 @@ RULES: Final = (
     _total("workers", "SELECT count(*) FROM workers"),
     _total("span_bytes", "SELECT coalesce(sum(span_bytes), 0) FROM rollouts"),
     _total("other_bytes", f"SELECT {_OTHER_BYTES}"),
-    _Rule(
+    Rule(
         "rollout_tallies are what is stored",
         """
         SELECT status || ' ' || mode || ': ' || sum(told) || ', stored are ' || sum(stored) FROM (
@@ -89,7 +82,7 @@ RULES: Final = (
         ) GROUP BY status, mode HAVING sum(told) <> sum(stored)
         """,
     ),
-    _Rule(
+    Rule(
         "worker_tallies are what is stored",
         """
         SELECT status || ': ' || sum(told) || ', stored are ' || sum(stored) FROM (
@@ -104,11 +97,11 @@ RULES: Final = (
     _last("last_reply", "SELECT max(number) FROM replies"),
     _last("last_queue_position", "SELECT max(queue_position) FROM rollouts"),
     _last("last_completion_position", "SELECT max(completion_position) FROM rollouts"),
-    _Rule(
+    Rule(
         "each rollout has its payloads",
         "SELECT rollout_id FROM rollouts WHERE number NOT IN (SELECT rollout FROM payloads)",
     ),
-    _Rule(
+    Rule(
         "payloads, attempts, spans and marks are of rollouts that exist",
         """
         SELECT kind || ' ' || number FROM (
@@ -119,7 +112,7 @@ RULES: Final = (
         ) WHERE rollout NOT IN (SELECT number FROM rollouts)
         """,
     ),
-    _Rule(
+    Rule(
         "the labels of rollouts are those of their metadata",
         """
         SELECT kind || ' ' || label || ' of row ' || rollout FROM (
@@ -134,7 +127,7 @@ RULES: Final = (
         )
         """,
     ),
-    _Rule(
+    Rule(
         "why a rollout did not succeed stands with it while it is failed or cancelled",
         """
         SELECT rollout_id || ' (' || status || ')' FROM rollouts
@@ -142,24 +135,24 @@ RULES: Final = (
             AND NOT (status = 'succeeded' AND end_reason = 'stale')
         """,
     ),
-    _Rule(
+    Rule(
         "a queued rollout is in the queue, in its place, or waits for its retry",
         f"""
         SELECT r.rollout_id || ' (' || r.status || ')'
-        FROM rollouts r LEFT JOIN queue q ON q.position = {_QUEUE_KEY}
+        FROM rollouts r LEFT JOIN queue q ON q.position = {QUEUE_KEY}
         WHERE r.status IN ({_QUEUED}) AND q.rollout IS NOT r.number AND NOT r.held
             AND NOT (r.status = 'requeuing' AND r.queue_position IS NULL AND r.deadline IS NOT NULL)
         """,
     ),
-    _Rule(
+    Rule(
         "what is in the queue is a queued rollout",
         f"""
         SELECT 'position ' || q.position || coalesce(': ' || r.rollout_id || ' (' || r.status || ')', '')
         FROM queue q LEFT JOIN rollouts r ON r.number = q.rollout
-        WHERE r.status IS NULL OR r.status NOT IN ({_QUEUED}) OR {_QUEUE_KEY} IS NOT q.position OR r.held
+        WHERE r.status IS NULL OR r.status NOT IN ({_QUEUED}) OR {QUEUE_KEY} IS NOT q.position OR r.held
         """,
     ),
-    _Rule(
+    Rule(
         "a rollout is terminal if and only if it has a place among the completions, and has ended then",
         f"""
         SELECT r.rollout_id || ' (' || r.status || ')'
@@ -169,7 +162,7 @@ RULES: Final = (
             ELSE r.completion_position IS NOT NULL END
         """,
     ),
-    _Rule(
+    Rule(
         "what is among the completions is a rollout that has that place",
         """
         SELECT 'position ' || c.position || coalesce(': ' || r.rollout_id, '')
@@ -177,7 +170,7 @@ RULES: Final = (
         WHERE r.completion_position IS NOT c.position
         """,
     ),
-    _Rule(
+    Rule(
         "the attempts of a rollout are numbered 1, 2, 3, …",
         """
         SELECT r.rollout_id FROM attempts a JOIN rollouts r ON r.number = a.rollout
@@ -185,7 +178,7 @@ RULES: Final = (
             OR count(DISTINCT a.sequence_id) <> count(*)
         """,
     ),
-    _Rule(
+    Rule(
         "what is held is queued, in a group of a run that has bounds",
         f"""
         SELECT r.rollout_id FROM rollouts r WHERE r.held AND (
@@ -194,22 +187,9 @@ RULES: Final = (
         )
         """,
     ),
-    _Rule(
-        "a rollout knows how many consumers have consumed it",
-        """
-        SELECT r.rollout_id FROM rollouts r
-        WHERE r.consumers <> (SELECT count(*) FROM consumed k WHERE k.rollout = r.number)
-        """,
-    ),
-    _Rule(
-        "a rollout knows how many of its attempts do not count",
-        """
-        SELECT r.rollout_id FROM rollouts r WHERE r.uncounted_attempts <> (
-            SELECT count(*) FROM attempts a WHERE a.rollout = r.number AND NOT a.counts
-        )
-        """,
-    ),
-    _Rule(
+    CONSUMERS_ARE_COUNTED,
+    UNCOUNTED_ATTEMPTS_ARE_COUNTED,
+    Rule(
         "a rollout names its latest attempt, if it has any",
         """
         SELECT r.rollout_id FROM rollouts r WHERE r.latest_attempt_id IS NOT (
@@ -217,7 +197,7 @@ RULES: Final = (
         )
         """,
     ),
-    _Rule(
+    Rule(
         "an attempt that has a limit of time is watched",
         f"""
         SELECT r.rollout_id FROM rollouts r
@@ -228,27 +208,21 @@ RULES: Final = (
             ) IS NOT NULL
         """,
     ),
-    _Rule(
+    Rule(
         "a span is of an attempt of its rollout",
         """
         SELECT s.span_id FROM spans s LEFT JOIN attempts a ON a.number = s.attempt WHERE a.rollout IS NOT s.rollout
         """,
     ),
-    _Rule(
-        "a rollout's span counter is not below the number of a span",
-        """
-        SELECT r.rollout_id FROM rollouts r
-        WHERE r.last_sequence < (SELECT max(s.sequence_id) FROM spans s WHERE s.rollout = r.number)
-        """,
-    ),
-    _Rule(
+    SPAN_COUNTERS_LEAD,
+    Rule(
         "a rollout without spans counts no bytes of them",
         """
         SELECT r.rollout_id FROM rollouts r
         WHERE r.span_bytes <> 0 AND NOT EXISTS (SELECT 1 FROM spans s WHERE s.rollout = r.number)
         """,
     ),
-    _Rule(
+    Rule(
         "the latest resources exist",
         """
         SELECT coalesce(latest_resources, 'none are named') FROM totals WHERE CASE WHEN latest_resources IS NULL
@@ -256,7 +230,7 @@ RULES: Final = (
             ELSE latest_resources NOT IN (SELECT resources_id FROM resources) END
         """,
     ),
-    _Rule(
+    Rule(
         "a worker holds an attempt that exists, or none",
         """
         SELECT w.worker_id FROM workers w
@@ -267,7 +241,7 @@ RULES: Final = (
             )
         """,
     ),
-    _Rule(
+    Rule(
         "a request has one recorded reply",
         "SELECT request_id FROM replies GROUP BY request_id HAVING count(*) > 1",
     ),
@@ -291,7 +265,7 @@ def violations(connection: Connection, *, quick: bool = False) -> Iterator[Viola
             yield Violation("the file is sound", found)
         if not damage:  # else the rules would tell of it in other words
             for rule in RULES:
-                yield from _found(rule, connection.execute(rule.query))
+                yield from told(rule, connection.execute(rule.query))
     finally:
         connection.execute("ROLLBACK")
 
@@ -305,14 +279,3 @@ def _damage(connection: Connection, quick: bool) -> list[str]:
             return [str(error)]
         raise
     return [found for (found,) in rows if found != "ok"]
-
-
-def _found(rule: _Rule, rows: Iterator[tuple[Any]]) -> Iterator[Violation]:
-    more = 0
-    for number, (found,) in enumerate(rows):
-        if number < LISTED_MAX:
-            yield Violation(rule.text, str(found))
-        else:
-            more += 1
-    if more:
-        yield Violation(rule.text, f"and {more} more")
