@@ -243,9 +243,9 @@ class _Wanted:
         )
         s.part(
             "spans",
-            f"SELECT o.rollout_id, o.attempt_id, t.span_id FROM unnest({places}, {span_ids}) AS k (place, span_id)"
-            " JOIN of_spans o ON o.place = k.place"
-            " JOIN spans t ON t.rollout = o.rollout AND t.attempt = o.number AND t.span_id = k.span_id",
+            f"SELECT o.rollout_id, o.attempt_id, k.span_id FROM unnest({places}, {span_ids}) AS k (place, span_id)"
+            " JOIN of_spans o ON o.place = k.place CROSS JOIN LATERAL (SELECT FROM spans t"
+            " WHERE t.rollout = o.rollout AND t.attempt = o.number AND t.span_id = k.span_id LIMIT 1) present",
         )
 
     def _add_others(self, s: Statement) -> None:
