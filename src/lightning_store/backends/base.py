@@ -542,6 +542,9 @@ class Backend(ABC):
 
     inline: bool = False
     """Whether no call of it ever suspends, so that an operation runs at once and reads what it needs on demand."""
+    is_remote: bool = False
+    """Whether each read of a snapshot is a round trip, so that look-ups that are ready together share them. Several
+    tasks may read from one snapshot then; their reads take turns."""
 
     @property
     @abstractmethod

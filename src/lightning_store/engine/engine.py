@@ -37,6 +37,7 @@ from lightning_store.engine.deadlines import SLACK_SECONDS
 from lightning_store.engine.executor import Executor
 from lightning_store.engine.groups import GroupFeed, Judged
 from lightning_store.engine.idempotency import current_request, part_scope
+from lightning_store.engine.look_ups import Found
 from lightning_store.engine.observing import StoreObserver
 from lightning_store.engine.operations import (
     AddSpans,
@@ -279,18 +280,19 @@ class Engine:
         return await self._executor.read(lambda snapshot: snapshot.query_rollouts(query))
 
     async def query_attempts(self, query: AttemptQuery) -> Rows[AttemptRecord]:
-        async def select(snapshot: Snapshot) -> Rows[AttemptRecord]:
-            if self.policy.strict and (await snapshot.rollouts([query.rollout_id])) == [None]:
-                raise RolloutNotFoundError.of(query.rollout_id)
+        async def select(snapshot: Snapshot, found: Found) -> Rows[AttemptRecord]:
+            if found == [None]:
+                self._refuse_if_strict(query.rollout_id)
+                return Rows([], 0)
             return await snapshot.query_attempts(query)
 
-        return await self._executor.read(select)
+        return await self._executor.look_up([query.rollout_id], select)
 
     async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
         """Spans, still encoded. SpansEvictedError if they were dropped."""
 
-        async def select(snapshot: Snapshot) -> Rows[SpanRecord]:
-            [row] = await snapshot.rollouts([query.rollout_id])
+        async def select(snapshot: Snapshot, found: Found) -> Rows[SpanRecord]:
+            [row] = found
             if row is None:
                 self._refuse_if_strict(query.rollout_id)
                 return Rows([], 0)
@@ -302,14 +304,14 @@ class Engine:
                 return Rows([], 0)
             return await snapshot.query_spans(replace(query, attempt_id=row.attempt.attempt_id))
 
-        return await self._executor.read(select)
+        return await self._executor.look_up([query.rollout_id], select)
 
     async def query_many_spans(self, query: SpanBatchQuery) -> Rows[SpanRecord]:
         """Spans of many rollouts, still encoded. SpansEvictedError if those of one were dropped."""
 
-        async def select(snapshot: Snapshot) -> Rows[SpanRecord]:
+        async def select(snapshot: Snapshot, rows: Found) -> Rows[SpanRecord]:
             attempts: list[tuple[str, str | None]] = []
-            for rollout_id, row in zip(query.rollout_ids, await snapshot.rollouts(query.rollout_ids), strict=True):
+            for rollout_id, row in zip(query.rollout_ids, rows, strict=True):
                 if row is None:
                     self._refuse_if_strict(rollout_id)
                 elif row.rollout.spans_evicted:
@@ -320,7 +322,7 @@ class Engine:
                     attempts.append((rollout_id, row.attempt.attempt_id))
             return await snapshot.query_many_spans(query, attempts)
 
-        found = await self._executor.read(select)
+        found = await self._executor.look_up(query.rollout_ids, select)
         if query.attributes is None:
             return found
         chosen = attribute_filter(query.attributes)
@@ -333,8 +335,11 @@ class Engine:
         await self._tidy_workers()
         return await self._executor.read(lambda snapshot: snapshot.query_workers(query))
 
-    async def _rollouts(self, rollout_ids: Sequence[str]) -> list[RolloutRow | None]:
-        return await self._executor.read(lambda snapshot: snapshot.rollouts(rollout_ids))
+    async def _rollouts(self, rollout_ids: Sequence[str]) -> Found:
+        async def select(_: Snapshot, found: Found) -> Found:
+            return found
+
+        return await self._executor.look_up(rollout_ids, select)
 
     def _refuse_if_strict(self, unknown: str) -> None:
         """Strict mode refuses to read what does not exist (fact 15)."""

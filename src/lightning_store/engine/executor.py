@@ -32,6 +32,7 @@ from lightning_store.clock import Clock
 from lightning_store.engine import admission, rules
 from lightning_store.engine.deadlines import DeadlineTimer
 from lightning_store.engine.idempotency import Request, current_request, shown_id
+from lightning_store.engine.look_ups import Found, LookUps
 from lightning_store.engine.observing import StoreObserver, TransactionDetails, Transitions, transitions_of
 from lightning_store.engine.operations import ActOnDue, Operation
 from lightning_store.engine.policy import Policy
@@ -165,6 +166,7 @@ class Executor:
         self.timer = DeadlineTimer(clock, self._look_at_deadlines)
         self._ready: deque[_Call[Any]] = deque()
         self._worker: asyncio.Task[None] | None = None
+        self._look_ups = LookUps(self.read)
         self._unanswered: list[Effects] = []
         """What the commits did, if they happened, whose answers were lost."""
 
@@ -200,6 +202,16 @@ class Executor:
             logger.warning("What is due was not done before a read: %r", error)
         async with self._backend.snapshot() as snapshot:
             return await select(snapshot)
+
+    async def look_up(self, rollout_ids: Sequence[str], select: Callable[[Snapshot, Found], Awaitable[R]]) -> R:
+        """Read these rollouts, and what ``select`` wants of the same state."""
+        if self._backend.is_remote:
+            return await self._look_ups.rollouts(rollout_ids, select)
+
+        async def look(snapshot: Snapshot) -> R:
+            return await select(snapshot, await snapshot.rollouts(rollout_ids))
+
+        return await self.read(look)
 
     # --- Groups ------------------------------------------------------------------------------------------------------
 

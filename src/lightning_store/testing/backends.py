@@ -58,7 +58,7 @@ class SuspendingBackend(Backend):
         inner: Where the data is.
     """
 
-    inline = False
+    is_remote = True
 
     def __init__(self, inner: Backend | None = None) -> None:
         self.inner = MemoryBackend() if inner is None else inner

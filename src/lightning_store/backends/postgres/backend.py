@@ -87,6 +87,8 @@ LEAVE_SECONDS: Final = 2.0
 class PostgresBackend(Backend):
     """Everything in one PostgreSQL database. It belongs to the event loop on which :meth:`open` made it."""
 
+    is_remote = True
+
     def __init__(
         self,
         settings: Settings,
@@ -385,41 +387,43 @@ class _Transaction(Transaction):
 
 
 class _Snapshot(Snapshot):
-    """Begins with the first read."""
+    """Begins with the first read. Reads take turns: one whose caller is cancelled goes on to its end."""
 
     def __init__(self, backend: PostgresBackend) -> None:
         self._backend = backend
+        self._turn = asyncio.Lock()
         self._connection: Connection | None = None
         self._work: asyncio.Task[Any] | None = None
         self._broken = False
+        self._span_queries: list[SpanQuery] = []
+        self._spans: asyncio.Task[dict[SpanQuery, Rows[SpanRecord]]] | None = None
 
     async def end(self) -> None:
         if self._connection is not None or self._work is not None:
             await asyncio.shield(self._backend.tasks.begin(self._end()))
 
     async def _end(self) -> None:
-        work = self._work
-        if work is not None and not work.done():  # who read was cancelled
-            if self._connection is None:
-                work.cancel()
-            await asyncio.wait([work])
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await self._backend.readers.end(connection, broken=self._broken)
+        if self._connection is None and self._work is not None:
+            self._work.cancel()  # it waits for a connection, and for nobody
+        async with self._turn:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                await self._backend.readers.end(connection, broken=self._broken)
 
     async def _read(self, read: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
         task = self._work = self._backend.tasks.begin(self._on_connection(read, *arguments))
         return await asyncio.shield(task)
 
     async def _on_connection(self, read: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
-        if self._connection is None:
-            self._backend.membership.admit_reader()
-            self._connection = await self._backend.readers.begin()
-        try:
-            return await read(self._connection, *arguments)
-        except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError, UnicodeError) as error:
-            self._broken = breaks_connection(error)
-            raise as_final_error(error) from error
+        async with self._turn:
+            if self._connection is None:
+                self._backend.membership.admit_reader()
+                self._connection = await self._backend.readers.begin()
+            try:
+                return await read(self._connection, *arguments)
+            except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError, UnicodeError) as error:
+                self._broken = breaks_connection(error)
+                raise as_final_error(error) from error
 
     async def has_due(self, due: Due) -> bool:
         return await self._read(reading.has_due, due)
@@ -461,7 +465,15 @@ class _Snapshot(Snapshot):
         return await self._read(reading.query_attempts, query)
 
     async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
-        return await self._read(reading.query_spans, query)
+        """With all that are asked for at the same time."""
+        if self._spans is None:
+            self._spans = self._backend.tasks.begin(self._query_spans())
+        self._span_queries.append(query)
+        return (await asyncio.shield(self._spans))[query]
+
+    async def _query_spans(self) -> dict[SpanQuery, Rows[SpanRecord]]:
+        queries, self._span_queries, self._spans = self._span_queries, [], None
+        return await self._on_connection(reading.query_spans, queries)
 
     async def query_many_spans(
         self, query: SpanBatchQuery, attempts: Sequence[tuple[str, str | None]]

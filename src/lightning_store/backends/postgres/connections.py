@@ -68,20 +68,21 @@ class Settings:
 
     @property
     def _local(self) -> str:
+        """Settings of a transaction, whose statements look rows up by their keys, however little the planner knows of
+        the tables yet."""
         milliseconds = round(self.statement_timeout * 1000)
         return (
             f"SET LOCAL search_path = {self.schema}; SET LOCAL statement_timeout = {milliseconds};"
             f" SET LOCAL idle_in_transaction_session_timeout = {milliseconds}; SET LOCAL jit = off;"
+            " SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_generic_plan;"
         )
 
     @property
     def begin(self) -> str:
-        """Begins a transaction that writes, alone in its namespace. Its statements look rows up by their keys, however
-        little the planner knows of the tables yet."""
+        """Begins a transaction that writes, alone in its namespace."""
         return (
             f"BEGIN ISOLATION LEVEL READ COMMITTED; {self._local}"
-            f" SET LOCAL lock_timeout = {round(self.lock_timeout * 1000)};"
-            f" SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_generic_plan; {self.lock}"
+            f" SET LOCAL lock_timeout = {round(self.lock_timeout * 1000)}; {self.lock}"
         )
 
     @property

@@ -43,6 +43,8 @@ from lightning_store.queries import (
 
 T = TypeVar("T")
 
+PLANNED_FREELY: Final = "SET LOCAL enable_seqscan = on; SET LOCAL plan_cache_mode = force_custom_plan"
+"""For statements that may read most of a table, by values of which some are rare and others are not."""
 SEARCH_ROWS: Final = 256
 """Rows of a search through metadata that are in memory at a time."""
 
@@ -252,11 +254,43 @@ async def query_attempts(connection: Connection, query: AttemptQuery) -> Rows[At
     return await _Select(connection, _ATTEMPTS, query, {"r.rollout_id": query.rollout_id}).page()
 
 
-async def query_spans(connection: Connection, query: SpanQuery) -> Rows[SpanRecord]:
+async def query_spans(connection: Connection, queries: Sequence[SpanQuery]) -> dict[SpanQuery, Rows[SpanRecord]]:
+    """The spans that each query asks for. Queries that differ in their rollout and attempt alone are one statement."""
+    alike: defaultdict[Any, dict[tuple[str, str | None], SpanQuery]] = defaultdict(dict)
+    found: dict[SpanQuery, Rows[SpanRecord]] = {}
+    for query in queries:
+        terms = (query.filters, query.filter_logic, query.sort_by, query.descending, query.limit, query.offset)
+        alike[terms][query.rollout_id, query.attempt_id] = query
+    for some in alike.values():
+        found.update(await _query_alike(connection, list(some.values())))
+    return found
+
+
+async def _query_alike(connection: Connection, queries: Sequence[SpanQuery]) -> dict[SpanQuery, Rows[SpanRecord]]:
+    select = _Select(connection, _SPANS, queries[0])
+    rollout_ids = select.parameter(all_escaped(one.rollout_id for one in queries), "text[]")
+    attempts = (None if one.attempt_id is None else escaped(one.attempt_id) for one in queries)
+    attempt_ids = select.parameter(list(attempts), "text[]")
+    where = "r.rollout_id = w.rollout_id AND (w.attempt_id IS NULL OR a.attempt_id = w.attempt_id)"
+    numbers = f"""
+        SELECT w.query, n.* FROM unnest({rollout_ids}, {attempt_ids}) WITH ORDINALITY AS w (rollout_id, attempt_id, query)
+        CROSS JOIN LATERAL ({select.numbers(f"{where} AND {await select.where()}")}) n
+    """
+    statement = (
+        f"SELECT k.query, t.* FROM ({numbers}) k JOIN ({rows.SELECT_SPANS}) t USING (number) ORDER BY 1, k.place"
+    )
+    found: list[list[SpanRecord]] = [[] for _ in queries]
+    for query, *row in await connection.fetch(statement, *select.parameters):
+        found[query - 1].append(rows.span_of(row))
+    return {query: await _paged(connection, query, some) for query, some in zip(queries, found, strict=True)}
+
+
+async def _paged(connection: Connection, query: SpanQuery, found: Sequence[SpanRecord]) -> Rows[SpanRecord]:
     which = {"r.rollout_id": query.rollout_id}
     if query.attempt_id is not None:
         which["a.attempt_id"] = query.attempt_id
-    return await _Select(connection, _SPANS, query, which).page()
+    select = _Select(connection, _SPANS, query, which)
+    return await select.rows(found, await select.where(), select.parameters)
 
 
 async def query_many_spans(
@@ -302,22 +336,31 @@ class _Select(Generic[T]):
         return f"${len(self.parameters)}::{kind}"
 
     async def page(self) -> Rows[T]:
-        query, table = self._query, self._table
+        table = self._table
+        if not self._which:
+            await self._connection.execute(PLANNED_FREELY)
         where = await self.where()
         counted = list(self.parameters)
-        limit = self.parameter(None if query.limit < 0 else query.limit, "bigint")
-        offset = self.parameter(query.offset, "bigint")
-        numbers = f"""
-            SELECT t.number, row_number() OVER (ORDER BY {self._order()}) AS place FROM {table.source} WHERE {where}
-            ORDER BY {self._order()} LIMIT {limit} OFFSET {offset}
+        statement = f"{table.statement} JOIN ({self.numbers(where)}) k ON k.number = {table.number} ORDER BY k.place"
+        found = await self._connection.fetch(statement, *self.parameters)
+        return await self.rows([table.record(row) for row in found], where, counted)
+
+    def numbers(self, where: str) -> str:
+        """Selects the numbers of the rows, each with its place in their order."""
+        limit = self.parameter(None if self._query.limit < 0 else self._query.limit, "bigint")
+        offset = self.parameter(self._query.offset, "bigint")
+        return f"""
+            SELECT t.number, row_number() OVER (ORDER BY {self._order()}) AS place FROM {self._table.source}
+            WHERE {where} ORDER BY {self._order()} LIMIT {limit} OFFSET {offset}
         """
-        statement = table.statement + f" JOIN ({numbers}) k ON k.number = {table.number} ORDER BY k.place"
-        found = [table.record(row) for row in await self._connection.fetch(statement, *self.parameters)]
-        total: Any = len(found)
-        if query.limit >= 0 or query.offset:
-            count = f"SELECT count(*) FROM {table.source} WHERE {where}"
-            total = await self._connection.fetchval(count, *counted)
-        return Rows(found, total)
+
+    async def rows(self, found: Sequence[T], where: str, parameters: Sequence[Any]) -> Rows[T]:
+        """These, and how many there are in all, which are counted only if it does not follow from these."""
+        query = self._query
+        if (len(found) < query.limit or query.limit < 0) and (found or not query.offset):
+            return Rows(found, query.offset + len(found))
+        count = f"SELECT count(*) FROM {self._table.source} WHERE {where}"
+        return Rows(found, await self._connection.fetchval(count, *parameters))
 
     async def where(self) -> str:
         conditions = [f"{column} = {self.parameter(escaped(value), 'text')}" for column, value in self._which.items()]

@@ -1,0 +1,106 @@
+"""Look-ups of rollouts by their ids, where each read of the backend is a round trip: all that are ready share them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from copy import copy
+from typing import Final, TypeAlias, TypeVar
+
+from lightning_store.backends.base import Snapshot
+from lightning_store.backends.records import RolloutRow
+from lightning_store.errors import StoreError
+
+R = TypeVar("R")
+
+Found: TypeAlias = Sequence[RolloutRow | None]
+"""Rollouts in the order of their ids; None where there is no such rollout."""
+
+GROUP_MAX: Final = 200
+"""Look-ups that share a snapshot."""
+SLOW_SECONDS: Final = 0.01
+"""How long the others of a group have to read from the snapshot until those that are ready do not wait for it."""
+
+
+class _LookUp:
+    """One on its way."""
+
+    __slots__ = ("found", "left", "rollout_ids")
+
+    def __init__(self, rollout_ids: Sequence[str]) -> None:
+        loop = asyncio.get_running_loop()
+        self.rollout_ids = rollout_ids
+        self.found: asyncio.Future[tuple[Snapshot, Found]] = loop.create_future()
+        self.left: asyncio.Future[None] = loop.create_future()
+        """Set when the snapshot is not needed for it any more."""
+
+    def answer(self, snapshot: Snapshot, rows: Mapping[str, RolloutRow | None]) -> None:
+        if not self.found.done():
+            self.found.set_result((snapshot, [rows[one] for one in self.rollout_ids]))
+
+    def fail(self, error: Exception) -> None:
+        if not self.found.done():
+            self.found.set_exception(copy(error) if isinstance(error, StoreError) else error)
+
+
+class LookUps:
+    """Those of one store. While a group is read the next ones gather, unless it reads for long.
+
+    Args:
+        read: Calls what it is given with a snapshot in which nothing is overdue.
+    """
+
+    def __init__(self, read: Callable[[Callable[[Snapshot], Awaitable[None]]], Awaitable[None]]) -> None:
+        self._read = read
+        self._ready: deque[_LookUp] = deque()
+        self._is_looking = False
+        self._groups: set[asyncio.Task[None]] = set()
+
+    async def rollouts(self, rollout_ids: Sequence[str], select: Callable[[Snapshot, Found], Awaitable[R]]) -> R:
+        """What ``select`` makes of these rollouts, and of the snapshot in which they were found."""
+        one = _LookUp(rollout_ids)
+        self._ready.append(one)
+        if not self._is_looking:
+            self._begin()
+        try:
+            snapshot, rows = await one.found
+            return await select(snapshot, rows)
+        finally:
+            one.left.set_result(None)
+
+    def _begin(self) -> None:
+        """A group of all that are ready, if there are any."""
+        group = [self._ready.popleft() for _ in range(min(GROUP_MAX, len(self._ready)))]
+        self._is_looking = bool(group)
+        if group:
+            task = asyncio.create_task(self._run(group))
+            self._groups.add(task)
+            task.add_done_callback(self._groups.discard)
+
+    async def _run(self, group: Sequence[_LookUp]) -> None:
+        async def look(snapshot: Snapshot) -> None:
+            ids = list(dict.fromkeys(rollout_id for one in group for rollout_id in one.rollout_ids))
+            rows = dict(zip(ids, await snapshot.rollouts(ids), strict=True))
+            for one in group:
+                one.answer(snapshot, rows)
+            left = [one.left for one in group]
+            _, reading = await asyncio.wait(left, timeout=SLOW_SECONDS)
+            if reading:
+                next_one()
+                await asyncio.wait(reading)
+
+        def next_one() -> None:
+            nonlocal has_successor
+            if not has_successor:
+                has_successor = True
+                self._begin()
+
+        has_successor = False
+        try:
+            await self._read(look)
+        except Exception as error:
+            for one in group:
+                one.fail(error)
+        finally:
+            next_one()
