@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from copy import copy
+from functools import partial
 from typing import Final, TypeAlias, TypeVar
 
 from lightning_store.backends.base import Snapshot
@@ -54,14 +55,15 @@ class LookUps:
     def __init__(self, read: Callable[[Callable[[Snapshot], Awaitable[None]]], Awaitable[None]]) -> None:
         self._read = read
         self._ready: deque[_LookUp] = deque()
-        self._is_looking = False
-        self._groups: set[asyncio.Task[None]] = set()
+        self._newest: Sequence[_LookUp] = ()
+        """The group for which those that are ready wait."""
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def rollouts(self, rollout_ids: Sequence[str], select: Callable[[Snapshot, Found], Awaitable[R]]) -> R:
         """What ``select`` makes of these rollouts, and of the snapshot in which they were found."""
         one = _LookUp(rollout_ids)
         self._ready.append(one)
-        if not self._is_looking:
+        if not self._newest:
             self._begin()
         try:
             snapshot, rows = await one.found
@@ -71,36 +73,31 @@ class LookUps:
 
     def _begin(self) -> None:
         """A group of all that are ready, if there are any."""
-        group = [self._ready.popleft() for _ in range(min(GROUP_MAX, len(self._ready)))]
-        self._is_looking = bool(group)
-        if group:
-            task = asyncio.create_task(self._run(group))
-            self._groups.add(task)
-            task.add_done_callback(self._groups.discard)
+        self._newest = [self._ready.popleft() for _ in range(min(GROUP_MAX, len(self._ready)))]
+        if self._newest:
+            task = asyncio.create_task(self._run(self._newest))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _run(self, group: Sequence[_LookUp]) -> None:
-        async def look(snapshot: Snapshot) -> None:
-            ids = list(dict.fromkeys(rollout_id for one in group for rollout_id in one.rollout_ids))
-            rows = dict(zip(ids, await snapshot.rollouts(ids), strict=True))
-            for one in group:
-                one.answer(snapshot, rows)
-            left = [one.left for one in group]
-            _, reading = await asyncio.wait(left, timeout=SLOW_SECONDS)
-            if reading:
-                next_one()
-                await asyncio.wait(reading)
-
-        def next_one() -> None:
-            nonlocal has_successor
-            if not has_successor:
-                has_successor = True
-                self._begin()
-
-        has_successor = False
         try:
-            await self._read(look)
+            await self._read(partial(self._look, group))
         except Exception as error:
             for one in group:
                 one.fail(error)
         finally:
-            next_one()
+            self._go_on_after(group)
+
+    async def _look(self, group: Sequence[_LookUp], snapshot: Snapshot) -> None:
+        ids = list(dict.fromkeys(rollout_id for one in group for rollout_id in one.rollout_ids))
+        rows = dict(zip(ids, await snapshot.rollouts(ids), strict=True))
+        for one in group:
+            one.answer(snapshot, rows)
+        _, reading = await asyncio.wait([one.left for one in group], timeout=SLOW_SECONDS)
+        if reading:
+            self._go_on_after(group)
+            await asyncio.wait(reading)
+
+    def _go_on_after(self, group: Sequence[_LookUp]) -> None:
+        if self._newest is group:
+            self._begin()

@@ -44,7 +44,6 @@ from lightning_store.backends.postgres.following import Follower
 from lightning_store.backends.postgres.loading import PostgresLoaded, load
 from lightning_store.backends.postgres.membership import Membership
 from lightning_store.backends.postgres.rows import Totals
-from lightning_store.backends.postgres.storing import Expired
 from lightning_store.backends.records import (
     AdmissionRecord,
     AttemptRecord,
@@ -77,7 +76,7 @@ STATEMENT_TIMEOUT: Final = 30.0
 LOCK_TIMEOUT: Final = 10.0
 STATEMENTS: Final = 200
 NAMESPACE: Final = "default"
-EXPIRE_EVERY: Final = 64
+EXPIRE_EVERY: Final = 1024
 """How many replies are recorded until those that are too old are deleted."""
 EXPIRE_SECONDS: Final = 1.0
 LEAVE_SECONDS: Final = 2.0
@@ -113,6 +112,7 @@ class PostgresBackend(Backend):
         self._settings = settings
         self._recorded = 0
         self._expired_at = 0.0
+        self._expired_until = 0
 
     @classmethod
     async def open(
@@ -266,14 +266,16 @@ class PostgresBackend(Backend):
 
     async def write(self, connection: Connection, changes: Changes, loaded: PostgresLoaded) -> Totals:
         """The changes, in the open transaction."""
+        totals = await storing.write(connection, changes, loaded, self.server)
         self._recorded += len(changes.replies)
-        expired = None
         every = max(1, min(EXPIRE_EVERY, self._replay_entries_max // 8))
         if self._recorded >= every or (changes.replies and changes.time - self._expired_at >= EXPIRE_SECONDS):
             self._recorded, self._expired_at = 0, changes.time
             recorded = max((one.recorded_at for one in changes.replies.values()), default=changes.time)
-            expired = Expired(recorded - self._replay_window_seconds, self._replay_entries_max)
-        return await storing.write(connection, changes, loaded, self.server, expired)
+            before = recorded - self._replay_window_seconds
+            expired = storing.expire_replies(connection, self._expired_until, before, self._replay_entries_max)
+            self._expired_until = await expired
+        return totals
 
     async def commit(self, connection: Connection, totals: Totals) -> None:
         """COMMIT.

@@ -74,7 +74,8 @@ class Settings:
         return (
             f"SET LOCAL search_path = {self.schema}; SET LOCAL statement_timeout = {milliseconds};"
             f" SET LOCAL idle_in_transaction_session_timeout = {milliseconds}; SET LOCAL jit = off;"
-            " SET LOCAL enable_seqscan = off; SET LOCAL plan_cache_mode = force_generic_plan;"
+            " SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off;"
+            " SET LOCAL plan_cache_mode = force_generic_plan;"
         )
 
     @property

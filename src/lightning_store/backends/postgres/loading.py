@@ -14,6 +14,8 @@ from lightning_store.backends.postgres.rows import Totals
 from lightning_store.backends.postgres.text import all_escaped, escaped, plain
 from lightning_store.backends.records import AdmissionRecord, OpenGroup
 
+QUEUE_FROM: Final = "(SELECT queue_from FROM log ORDER BY id DESC LIMIT 1)"
+DUE_FROM: Final = "(SELECT due_from FROM log ORDER BY id DESC LIMIT 1)"
 QUEUE_START: Final = -(2**63)
 """Comes before all keys of the queue."""
 EXPENDABLE_MAX: Final = 50
@@ -59,7 +61,16 @@ class Statement:
 class PostgresLoaded(LoadedRecords):
     """What a transaction of this server has loaded, with the rows where it is."""
 
-    __slots__ = ("attempt_numbers", "is_member", "numbers", "queue_tail", "server", "span_bytes", "totals")
+    __slots__ = (
+        "attempt_numbers",
+        "is_member",
+        "numbers",
+        "queue_keys",
+        "server",
+        "span_bytes",
+        "totals",
+        "worker_rows",
+    )
 
     totals: Totals
     """As they are before the transaction, from its first load on."""
@@ -73,8 +84,10 @@ class PostgresLoaded(LoadedRecords):
         """The rows of rollouts."""
         self.attempt_numbers: dict[AttemptKey, int] = {}
         self.span_bytes: dict[str, int] = {}
-        self.queue_tail = QUEUE_START
-        """The key of the last of ``queued``."""
+        self.worker_rows: dict[str, tuple[int, int]] = {}
+        """Number and version."""
+        self.queue_keys: list[int] = []
+        """Those of ``queued``."""
 
     @property
     def last_queue_position(self) -> int:
@@ -134,8 +147,9 @@ class _Wanted:
             ids = s.parameter(all_escaped(self._held), "text[]")
             s.let(
                 "held",
-                "SELECT r.number, w.current_attempt_id FROM workers w"
-                f" JOIN rollouts r ON r.rollout_id = w.current_rollout_id WHERE w.worker_id = ANY({ids})",
+                f"SELECT r.number, w.current_attempt_id FROM unnest({ids}) AS k (worker_id)"
+                f" CROSS JOIN LATERAL ({rows.PRESENT_WORKER.format('k.worker_id')}) w"
+                " JOIN rollouts r ON r.rollout_id = w.current_rollout_id",
             )
             numbers.append("SELECT number FROM held")
             attempts.append(
@@ -177,7 +191,7 @@ class _Wanted:
 
     def _add_queue(self, s: Statement, numbers: list[str]) -> None:
         """As many more of the queue as are needed, and one if there is any."""
-        tail = s.parameter(self._into.queue_tail, "bigint")
+        tail = s.parameter(self._into.queue_keys[-1] if self._into.queue_keys else QUEUE_START, "bigint")
         claims = s.parameter(self._needs.claims, "bigint")
         size = s.parameter(self._needs.claim_bytes, "bigint")
         s.let(
@@ -185,7 +199,8 @@ class _Wanted:
             "SELECT number, position, payload_bytes, rollout_id, resources_id FROM ("
             " SELECT r.number, q.position, r.payload_bytes, r.rollout_id, r.resources_id,"
             "  sum(r.payload_bytes) OVER (ORDER BY q.position) - r.payload_bytes AS before"
-            f" FROM (SELECT * FROM queue WHERE position > {tail} ORDER BY position LIMIT {claims}) q"
+            f" FROM (SELECT * FROM queue WHERE position > {tail} AND position >= {QUEUE_FROM}"
+            f" ORDER BY position LIMIT {claims}) q"
             f" JOIN rollouts r ON r.number = q.rollout) sized WHERE before <= {size}",
         )
         s.part("queue", "SELECT rollout_id, position, payload_bytes FROM queued ORDER BY position")
@@ -220,7 +235,7 @@ class _Wanted:
             s.let("named (worker_id)", " UNION ".join(named))
             s.part(
                 "workers",
-                f"SELECT {rows.WORKER_COLUMNS} FROM workers WHERE worker_id IN (SELECT worker_id FROM named)",
+                f"SELECT w.* FROM named k CROSS JOIN LATERAL ({rows.PRESENT_WORKER.format('k.worker_id')}) w",
             )
 
     def _add_spans(self, s: Statement) -> None:
@@ -311,6 +326,7 @@ class _Wanted:
         for row in found.get("workers", ()):
             worker = rows.worker_of(row)
             into.workers[worker.worker_id] = worker
+            into.worker_rows[worker.worker_id] = row[-2], row[-1]
         for row in found.get("rollouts", ()):
             entry = rows.rollout_entry(row)
             rollout_id = entry.rollout.rollout_id
@@ -331,6 +347,8 @@ class _Wanted:
         self._take_queue(found)
         if self._due is not None:
             into.overdue = [plain(rollout_id) for (rollout_id,) in found["overdue"]]
+            if not into.overdue:
+                into.totals.due_from = max(into.totals.due_from, self._due.now)
             into.expendable = [plain(rollout_id) for (rollout_id,) in found.get("expendable", ())]
         self._take_lists(found)
         self._take_absent(needs, into)
@@ -343,7 +361,7 @@ class _Wanted:
         payload_bytes = 0
         for rollout_id, position, size_bytes in found["queue"]:
             into.queued.append(plain(rollout_id))
-            into.queue_tail = position
+            into.queue_keys.append(position)
             payload_bytes += size_bytes
         into.queue_end = len(found["queue"]) < needs.claims and payload_bytes <= needs.claim_bytes
 
@@ -431,7 +449,10 @@ def newest_resources(s: Statement, run: str | None) -> str:
 def overdue(s: Statement, due: Due) -> str:
     """Selects up to ``due.limit`` rollouts whose deadline has passed, the earliest first."""
     now, limit = s.parameter(due.now, "float8"), s.parameter(due.limit, "bigint")
-    return f"SELECT number, rollout_id FROM rollouts WHERE deadline < {now} ORDER BY deadline, number LIMIT {limit}"
+    return (
+        f"SELECT number, rollout_id FROM rollouts WHERE deadline >= {DUE_FROM} AND deadline < {now}"
+        f" ORDER BY deadline, number LIMIT {limit}"
+    )
 
 
 def has_retention(due: Due) -> bool:

@@ -11,7 +11,14 @@ from asyncpg import Connection
 
 from lightning_store.backends.base import Due, Rows, Unconsumed
 from lightning_store.backends.postgres import rows
-from lightning_store.backends.postgres.loading import Statement, expendable, newest_resources, overdue
+from lightning_store.backends.postgres.loading import (
+    DUE_FROM,
+    QUEUE_FROM,
+    Statement,
+    expendable,
+    newest_resources,
+    overdue,
+)
 from lightning_store.backends.postgres.rows import Row, Totals
 from lightning_store.backends.postgres.text import all_escaped, escaped, plain
 from lightning_store.backends.records import (
@@ -43,7 +50,10 @@ from lightning_store.queries import (
 
 T = TypeVar("T")
 
-PLANNED_FREELY: Final = "SET LOCAL enable_seqscan = on; SET LOCAL plan_cache_mode = force_custom_plan"
+PLANNED_FREELY: Final = (
+    "SET LOCAL enable_seqscan = on; SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on;"
+    " SET LOCAL plan_cache_mode = force_custom_plan"
+)
 """For statements that may read most of a table, by values of which some are rare and others are not."""
 SEARCH_ROWS: Final = 256
 """Rows of a search through metadata that are in memory at a time."""
@@ -127,8 +137,7 @@ async def newest(connection: Connection, run: str | None) -> ResourcesRecord | N
 
 
 async def worker(connection: Connection, worker_id: str) -> WorkerRecord | None:
-    statement = f"SELECT {rows.WORKER_COLUMNS} FROM workers WHERE worker_id = $1"
-    row = await connection.fetchrow(statement, escaped(worker_id))
+    row = await connection.fetchrow(rows.PRESENT_WORKER.format("$1"), escaped(worker_id))
     return None if row is None else rows.worker_of(row)
 
 
@@ -169,7 +178,9 @@ async def placed_rollouts(connection: Connection, after: int, limit: int) -> lis
 
 
 async def next_deadline(connection: Connection) -> float | None:
-    deadline: float | None = await connection.fetchval("SELECT min(deadline) FROM rollouts WHERE deadline IS NOT NULL")
+    deadline: float | None = await connection.fetchval(
+        f"SELECT min(deadline) FROM rollouts WHERE deadline >= {DUE_FROM}"
+    )
     return deadline
 
 
@@ -182,7 +193,8 @@ async def totals(connection: Connection) -> Totals:
 async def queue_counts(connection: Connection) -> QueueCounts:
     present = await totals(connection)
     queued = await connection.fetch(
-        "SELECT r.mode, r.start_time FROM queue q JOIN rollouts r ON r.number = q.rollout ORDER BY q.position LIMIT $1",
+        "SELECT r.mode, r.start_time FROM queue q JOIN rollouts r ON r.number = q.rollout"
+        f" WHERE q.position >= {QUEUE_FROM} ORDER BY q.position LIMIT $1",
         QUEUE_LOOK,
     )
     return QueueCounts(
@@ -271,9 +283,10 @@ async def _query_alike(connection: Connection, queries: Sequence[SpanQuery]) -> 
     rollout_ids = select.parameter(all_escaped(one.rollout_id for one in queries), "text[]")
     attempts = (None if one.attempt_id is None else escaped(one.attempt_id) for one in queries)
     attempt_ids = select.parameter(list(attempts), "text[]")
-    where = "r.rollout_id = w.rollout_id AND (w.attempt_id IS NULL OR a.attempt_id = w.attempt_id)"
+    where = "r.rollout_id = q.rollout_id AND (q.attempt_id IS NULL OR a.attempt_id = q.attempt_id)"
     numbers = f"""
-        SELECT w.query, n.* FROM unnest({rollout_ids}, {attempt_ids}) WITH ORDINALITY AS w (rollout_id, attempt_id, query)
+        SELECT q.place AS query, n.*
+        FROM unnest({rollout_ids}, {attempt_ids}) WITH ORDINALITY AS q (rollout_id, attempt_id, place)
         CROSS JOIN LATERAL ({select.numbers(f"{where} AND {await select.where()}")}) n
     """
     statement = (

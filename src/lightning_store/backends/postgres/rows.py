@@ -50,6 +50,10 @@ class Totals:
     newest_time: float
     tallies: str
     id: int
+    queue_from: int
+    """The queue has no position before it."""
+    due_from: float
+    """No rollout has a deadline before it."""
     rollout_tallies: Counter[tuple[str, str | None]] = field(default_factory=Counter)
     worker_tallies: Counter[str] = field(default_factory=Counter)
 
@@ -195,7 +199,7 @@ OPEN_GROUPS: Final = f"""
         EXISTS (SELECT 1 FROM rollouts m WHERE m.group_id = r.group_id AND m.first_claim_time IS NOT NULL),
         bool_or(held), bool_and(held), min(queue_band * {POSITIONS_PER_BAND} + queue_position)
     FROM rollouts r
-    WHERE run = ANY({{}}) AND group_id IS NOT NULL AND consumers = 0 AND status NOT IN ('failed', 'cancelled')
+    WHERE run = ANY({{}}) AND is_open
     GROUP BY run, group_id
 """
 
@@ -240,17 +244,23 @@ def resources_json(record: ResourcesRecord) -> dict[str, Any]:
 
 
 WORKER_COLUMNS: Final = ", ".join(WorkerRecord._fields)
+PRESENT_WORKER: Final = f"""
+    SELECT {WORKER_COLUMNS}, number, version FROM workers WHERE worker_id = {{}} ORDER BY version DESC LIMIT 1
+"""
+"""Selects a worker. The rows that it had before may still be there for others, but not after this one."""
 _WORKER_ESCAPED: Final = ("worker_id", "current_rollout_id", "current_attempt_id")
 
 
 def worker_of(row: Row) -> WorkerRecord:
-    worker_id, *others, rollout_id, attempt_id = row
+    """Of a row that begins with ``WORKER_COLUMNS``."""
+    worker_id, *others, rollout_id, attempt_id = row[: len(WorkerRecord._fields)]
     return WorkerRecord._make((plain(worker_id), *others, plain_or_none(rollout_id), plain_or_none(attempt_id)))
 
 
-def worker_json(record: WorkerRecord) -> dict[str, Any]:
-    columns = record._asdict()
-    return columns | {one: escaped_or_none(columns[one]) for one in _WORKER_ESCAPED}
+def worker_json(record: WorkerRecord, number: int | None, version: int) -> dict[str, Any]:
+    columns: dict[str, Any] = record._asdict()
+    columns |= {one: escaped_or_none(columns[one]) for one in _WORKER_ESCAPED}
+    return columns | {"number": number, "version": version}
 
 
 REPLY_COLUMNS: Final = "request_id, recorded_at, signature, refused, body"

@@ -24,6 +24,9 @@ LOG_ROWS: Final = 4096
 LOG_TRIM: Final = 256
 """How many transactions pass until the log is trimmed."""
 
+EXPIRED_MAX: Final = 10_000
+"""Recorded replies that one transaction deletes."""
+
 
 class Batch:
     """Statements that write to different rows, sent as one."""
@@ -51,22 +54,7 @@ class Batch:
             await connection.execute(f"WITH {named} SELECT 1", *self._parameters)
 
 
-class Expired:
-    """Recorded replies that are not kept any more.
-
-    Args:
-        before: Those that were recorded before this time, in seconds since the epoch.
-        entries_max: Those beyond so many.
-    """
-
-    def __init__(self, before: float, entries_max: int) -> None:
-        self.before = before
-        self.entries_max = entries_max
-
-
-async def write(
-    connection: Connection, changes: Changes, loaded: PostgresLoaded, server: str, expired: Expired | None
-) -> Totals:
+async def write(connection: Connection, changes: Changes, loaded: PostgresLoaded, server: str) -> Totals:
     """Write ``changes`` into the open transaction.
 
     Args:
@@ -74,14 +62,13 @@ async def write(
         changes: What the group of operations changes.
         loaded: What the transaction has loaded. A rollout or an attempt that is not in it is new.
         server: Who writes.
-        expired: Which recorded replies are deleted.
 
     Returns:
         What is stored when the COMMIT is done.
     """
     writer = _Writer(connection, changes, loaded)
     await writer.load_what_is_changed()
-    await writer.write(server, expired)
+    await writer.write(server)
     return writer.totals
 
 
@@ -132,7 +119,7 @@ class _Writer:
             await load(self._connection, needs, None, loaded)
         self._former.update({one: loaded.rollouts.get(one) for one in self._deleted})
 
-    async def write(self, server: str, expired: Expired | None) -> None:
+    async def write(self, server: str) -> None:
         changes, totals = self._changes, self.totals
         if self._deleted:
             await self._delete()
@@ -144,7 +131,7 @@ class _Writer:
         self._put_marks()
         self._put_admissions()
         totals.newest_time = max(totals.newest_time, changes.time)
-        self._put_replies(expired)
+        self._put_replies()
         ended = [rollout_id for _, rollout_id in sorted(self._ended)]
         deleted = [one for one in self._deleted if self._former[one] is not None]
         put_log(self._batch, totals, server, Done(ended, deleted, self._queued, self._deadline))
@@ -212,6 +199,7 @@ class _Writer:
                     f"INSERT INTO {table} SELECT * FROM unnest("
                     f"{batch.parameter(keys, 'bigint[]')}, {batch.parameter(of, 'bigint[]')})"
                 )
+        self._put_bounds(changed)
 
     def _put_rollout(self, record: RolloutRecord, old: RolloutRecord | None, changed: _Rollouts) -> None:
         loaded, totals, rollout_id = self._loaded, self.totals, record.rollout_id
@@ -241,8 +229,8 @@ class _Writer:
     def _place(self, record: RolloutRecord, old: RolloutRecord | None, number: int, changed: _Rollouts) -> None:
         """The rollout's places in the queue and among the completions, and when it is due."""
         totals = self.totals
-        if record.deadline is not None and (self._deadline is None or record.deadline < self._deadline):
-            self._deadline = record.deadline
+        if record.deadline is not None:
+            self._deadline = record.deadline if self._deadline is None else min(self._deadline, record.deadline)
         former_key = old.queue_key if old is not None and old.in_queue else None
         key = record.queue_key if record.in_queue else None
         if former_key != key:
@@ -261,6 +249,18 @@ class _Writer:
                 self._ended.append((record.completion_position, record.rollout_id))
         totals.last_queue_position = max(totals.last_queue_position, record.queue_position or 0)
         totals.last_completion_position = max(totals.last_completion_position, record.completion_position or 0)
+
+    def _put_bounds(self, changed: _Rollouts) -> None:
+        """Where the queue begins, as far as it was loaded, and the earliest deadline."""
+        totals, left = self.totals, set(changed.left_queue)
+        for key in self._loaded.queue_keys:
+            totals.queue_from = key
+            if key not in left:
+                break
+            totals.queue_from += 1
+        totals.queue_from = min([totals.queue_from, *(key for key, _ in changed.queue)])
+        if self._deadline is not None:
+            totals.due_from = min(totals.due_from, self._deadline)
 
     def _write_rollouts(
         self, inserted: Sequence[tuple[RolloutRecord, int, int]], updated: Sequence[tuple[RolloutRecord, int, int]]
@@ -407,10 +407,28 @@ class _Writer:
                 totals.worker_tallies[old.status] -= 1
             if worker is not None:
                 totals.worker_tallies[worker.status] += 1
-        stored = [rows.worker_json(one) for one in self._changes.workers.values() if one is not None]
-        if stored:
-            self._upsert("workers", rows.WORKER_COLUMNS, stored)
-        self._delete_by("workers", "worker_id", _deleted(self._changes.workers))
+        self._replace_workers()
+
+    def _replace_workers(self) -> None:
+        batch, present = self._batch, self._loaded.worker_rows
+        gone = [(escaped(one), present[one][1]) for one in self._changes.workers if one in present]
+        if gone:
+            ids, versions = zip(*gone, strict=True)
+            arrays = f"{batch.parameter(ids, 'text[]')}, {batch.parameter(versions, 'bigint[]')}"
+            batch.add(f"DELETE FROM workers WHERE (worker_id, version) IN (SELECT * FROM unnest({arrays}))")
+        version = self.totals.id + 1
+        new: list[dict[str, Any]] = []
+        known: list[dict[str, Any]] = []
+        for worker_id, worker in self._changes.workers.items():
+            if worker is not None:
+                number, _ = present.get(worker_id, (None, 0))
+                (new if number is None else known).append(rows.worker_json(worker, number, version))
+        for columns, values in ((rows.WORKER_COLUMNS, new), (f"{rows.WORKER_COLUMNS}, number", known)):
+            if values:
+                batch.add(
+                    f"INSERT INTO workers ({columns}, version) SELECT {columns}, version"
+                    f" FROM {batch.records('workers', values)}"
+                )
 
     def _put_resources(self) -> None:
         totals = self.totals
@@ -477,7 +495,7 @@ class _Writer:
         if stored:
             self._upsert("admissions", "run, max_open_groups, paused", stored)
 
-    def _put_replies(self, expired: Expired | None) -> None:
+    def _put_replies(self) -> None:
         batch = self._batch
         replies = [one.encoded() for one in self._changes.replies.values()]
         if replies:
@@ -495,14 +513,33 @@ class _Writer:
                 " recorded_at = excluded.recorded_at, signature = excluded.signature, refused = excluded.refused,"
                 " body = excluded.body"
             )
-        if expired is not None:
-            ids = batch.parameter(all_escaped(self._changes.replies), "text[]")
-            kept = batch.parameter(max(0, expired.entries_max - len(replies)), "bigint")
-            batch.add(
-                f"DELETE FROM replies WHERE request_id <> ALL({ids})"
-                f" AND (recorded_at < {batch.parameter(expired.before, 'float8')}"
-                f" OR number <= (SELECT max(number) FROM replies) - {kept})"
-            )
+
+
+async def expire_replies(connection: Connection, after: int, before: float, entries_max: int) -> int:
+    """Delete recorded replies that are not kept any more, the oldest ones, in the open transaction.
+
+    Args:
+        connection: The one that writes.
+        after: What this returned the last time; 0 if it was not called yet.
+        before: Those that were recorded before this time, in seconds since the epoch, are deleted,
+        entries_max: and those beyond so many.
+
+    Returns:
+        A number that all that are left exceed: the next look need not pass those that are deleted.
+    """
+    row = await connection.fetchrow("SELECT min(number), max(number) FROM replies WHERE number > $1", after)
+    assert row is not None
+    first, last = row
+    if first is None:
+        return after
+    await connection.execute(
+        "DELETE FROM replies WHERE number BETWEEN $1 AND $2 AND (recorded_at < $3 OR number <= $4)",
+        first,
+        first + EXPIRED_MAX,
+        before,
+        last - entries_max,
+    )
+    return int(first) - 1
 
 
 class Done(NamedTuple):
@@ -529,10 +566,12 @@ def put_log(batch: Batch, totals: Totals, server: str, done: Done) -> None:
         f" {batch.parameter(done.deadline, 'float8')})"
     )
     if totals.id % LOG_TRIM == 0:
-        batch.add(f"DELETE FROM log WHERE id <= {batch.parameter(totals.id - LOG_ROWS, 'bigint')}")
+        until = totals.id - LOG_ROWS
+        first, last = batch.parameter(until - LOG_TRIM + 1, "bigint"), batch.parameter(until, "bigint")
+        batch.add(f"DELETE FROM log WHERE id BETWEEN {first} AND {last}")
 
 
-_LOG_KINDS: Final = {"latest_resources": "text", "tallies": "text", "newest_time": "float8"}
+_LOG_KINDS: Final = {"latest_resources": "text", "tallies": "text", "newest_time": "float8", "due_from": "float8"}
 
 
 def _size_of(record: WorkerRecord | ResourcesRecord | None) -> int:
@@ -563,7 +602,7 @@ async def evict(
     """
     found: list[Any] = []
     freed_bytes = 0
-    select = "SELECT number, rollout_id, span_bytes FROM rollouts WHERE span_bytes > 0"
+    select = "SELECT number, rollout_id, span_bytes FROM rollouts WHERE has_spans"
     orders = [f"{select} AND status = ANY($1::text[]) ORDER BY end_time, number"]
     if unfinished:
         orders.append(f"{select} AND status <> ALL($1::text[]) ORDER BY number")
