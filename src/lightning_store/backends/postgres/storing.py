@@ -80,7 +80,7 @@ class _Rollouts:
     """Each with its number and its span counter."""
     updated: list[tuple[RolloutRecord, int, int]] = field(default_factory=list)
     payloads: list[tuple[int, str, str | None]] = field(default_factory=list)
-    former_labels: list[int] = field(default_factory=list)
+    left_labels: list[tuple[str, int]] = field(default_factory=list)
     labels: list[tuple[str, int]] = field(default_factory=list)
     left_queue: list[int] = field(default_factory=list)
     queue: list[tuple[int, int]] = field(default_factory=list)
@@ -163,7 +163,10 @@ class _Writer:
         for one in records:
             totals.rollout_tallies[one.status, one.mode] -= 1
         place = batch.parameter(numbers, "bigint[]")
-        for table in ("spans", "attempts", "payloads", "consumed", "labels"):
+        self._put_labels(
+            [(label, loaded.numbers[one.rollout_id]) for one in records for label in labels_of(one.metadata_json)], ()
+        )
+        for table in ("spans", "attempts", "payloads", "consumed"):
             batch.add(f"DELETE FROM {table} WHERE rollout = ANY({place})")
         batch.add(f"DELETE FROM rollouts WHERE number = ANY({place})")
 
@@ -191,7 +194,7 @@ class _Writer:
                 " ON CONFLICT (rollout) DO UPDATE SET"
                 " input_json = excluded.input_json, metadata_json = excluded.metadata_json"
             )
-        self._put_labels(changed.former_labels, changed.labels)
+        self._put_labels(changed.left_labels, changed.labels)
         for table, places in (("queue", changed.queue), ("completions", changed.completions)):
             if places:
                 keys, of = zip(*places, strict=True)
@@ -210,7 +213,7 @@ class _Writer:
             number = loaded.numbers[rollout_id] = totals.last_rollout
             changed.inserted.append((record, number, sequence))
             changed.payloads.append((number, record.input_json, record.metadata_json))
-            changed.labels += [(label, number) for label in labels_of(record.metadata_json)]
+            changed.labels += [(label, number) for label in sorted(set(labels_of(record.metadata_json)))]
             totals.rollouts += 1
             totals.other_bytes += record.size_bytes
         else:
@@ -218,10 +221,9 @@ class _Writer:
             changed.updated.append((record, number, sequence))
             if record.input_json is not old.input_json or record.metadata_json is not old.metadata_json:
                 changed.payloads.append((number, record.input_json, record.metadata_json))
-                former, present = labels_of(old.metadata_json), labels_of(record.metadata_json)
-                if former != present:
-                    changed.former_labels.append(number)
-                    changed.labels += [(label, number) for label in present]
+                former, present = set(labels_of(old.metadata_json)), set(labels_of(record.metadata_json))
+                changed.left_labels += [(label, number) for label in sorted(former - present)]
+                changed.labels += [(label, number) for label in sorted(present - former)]
             totals.other_bytes += record.size_bytes - old.size_bytes
             totals.rollout_tallies[old.status, old.mode] -= 1
         self._place(record, old, number, changed)
@@ -289,19 +291,15 @@ class _Writer:
                 f"UPDATE rollouts r SET {columns} FROM {batch.records('rollouts', values)} n WHERE r.number = n.number"
             )
 
-    def _put_labels(self, former: Sequence[int], labels: Sequence[tuple[str, int]]) -> None:
-        """The former ones go, but for those that stay: one statement must not write a row twice."""
-        batch = self._batch
-        texts = batch.parameter(all_escaped(label for label, _ in labels), "text[]") if labels or former else ""
-        numbers = batch.parameter([number for _, number in labels], "bigint[]") if labels or former else ""
-        if former:
-            batch.add(
-                f"DELETE FROM labels l WHERE rollout = ANY({batch.parameter(former, 'bigint[]')}) AND NOT EXISTS ("
-                f"SELECT 1 FROM unnest({texts}, {numbers}) AS k (label, rollout)"
-                " WHERE k.label = l.label AND k.rollout = l.rollout)"
-            )
-        if labels:
-            batch.add(f"INSERT INTO labels SELECT DISTINCT * FROM unnest({texts}, {numbers}) ON CONFLICT DO NOTHING")
+    def _put_labels(self, left: Sequence[tuple[str, int]], new: Sequence[tuple[str, int]]) -> None:
+        for start, labels in (
+            ("DELETE FROM labels WHERE (label, rollout) IN (", left),
+            ("INSERT INTO labels (", new),
+        ):
+            if labels:
+                texts = self._batch.parameter(all_escaped(label for label, _ in labels), "text[]")
+                numbers = self._batch.parameter([number for _, number in labels], "bigint[]")
+                self._batch.add(f"{start}SELECT * FROM unnest({texts}, {numbers}))")
 
     # --- Attempts and spans ------------------------------------------------------------------------------------------
 
