@@ -42,7 +42,7 @@ from lightning_store.backends.postgres.errors import (
 )
 from lightning_store.backends.postgres.following import Follower
 from lightning_store.backends.postgres.loading import PostgresLoaded, load
-from lightning_store.backends.postgres.membership import Membership
+from lightning_store.backends.postgres.membership import SELECT_MEMBERS, Membership
 from lightning_store.backends.postgres.rows import Totals
 from lightning_store.backends.records import (
     AdmissionRecord,
@@ -273,12 +273,13 @@ class PostgresBackend(Backend):
             self._recorded, self._expired_at = 0, changes.time
             recorded = max((one.recorded_at for one in changes.replies.values()), default=changes.time)
             before = recorded - self._replay_window_seconds
-            expired = storing.expire_replies(connection, self._expired_until, before, self._replay_entries_max)
-            self._expired_until = await expired
+            self._expired_until = await storing.expire_replies(
+                connection, totals.last_reply, self._expired_until, before, self._replay_entries_max
+            )
         return totals
 
-    async def commit(self, connection: Connection, totals: Totals) -> None:
-        """COMMIT.
+    async def commit(self, connection: Connection, totals: Totals, members: set[str]) -> None:
+        """COMMIT, and have other servers know if there are any.
 
         Raises:
             ConflictError: It did not happen.
@@ -293,7 +294,8 @@ class PostgresBackend(Backend):
         if done != "COMMIT":
             raise ConflictError(f"the transaction was undone: {done}")
         self.note(totals)
-        self._follower.notify()
+        if len(members) > 1:
+            self._follower.notify()
 
     def note(self, totals: Totals) -> None:
         """What is stored, as far as is known here."""
@@ -304,11 +306,12 @@ class PostgresBackend(Backend):
         connection = await self.writers.begin()
         try:
             with store_errors():
-                await self.membership.admit(connection, is_member=await self.membership.is_member(connection))
+                members = {server for (server,) in await connection.fetch(SELECT_MEMBERS)}
+                await self.membership.admit(connection, members)
                 present = await reading.totals(connection)
                 totals, evicted = await storing.evict(connection, present, excess_bytes, unfinished, self.server)
             if evicted:
-                await self.commit(connection, totals)
+                await self.commit(connection, totals, members)
             return evicted
         finally:
             await self.writers.end(connection)
@@ -348,8 +351,7 @@ class _Transaction(Transaction):
         if self._connection is None:
             self._connection = await self._backend.writers.begin()
         await self._on(self._connection, load(self._connection, needs, due, self._loaded))
-        await self._backend.membership.admit(self._connection, is_member=self._loaded.is_member)
-        self._loaded.is_member = True
+        await self._backend.membership.admit(self._connection, self._loaded.members)
         self._backend.note(self._loaded.totals)
 
     async def _commit(self, changes: Changes) -> None:
@@ -360,7 +362,7 @@ class _Transaction(Transaction):
             return
         totals = await self._on(connection, self._backend.write(connection, changes, self._loaded))
         try:
-            await self._backend.commit(connection, totals)
+            await self._backend.commit(connection, totals, self._loaded.members)
         except CommitUnknownError:
             self._broken = True
             raise

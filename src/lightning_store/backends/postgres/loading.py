@@ -10,6 +10,7 @@ from asyncpg import Connection
 from lightning_store.backends.base import AttemptKey, Due, Needs
 from lightning_store.backends.loaded import LoadedRecords
 from lightning_store.backends.postgres import rows
+from lightning_store.backends.postgres.membership import SELECT_MEMBERS
 from lightning_store.backends.postgres.rows import Totals
 from lightning_store.backends.postgres.text import all_escaped, escaped, plain
 from lightning_store.backends.records import AdmissionRecord, OpenGroup
@@ -63,7 +64,7 @@ class PostgresLoaded(LoadedRecords):
 
     __slots__ = (
         "attempt_numbers",
-        "is_member",
+        "members",
         "numbers",
         "queue_keys",
         "server",
@@ -74,8 +75,8 @@ class PostgresLoaded(LoadedRecords):
 
     totals: Totals
     """As they are before the transaction, from its first load on."""
-    is_member: bool
-    """Whether this server is one of those that are alive, then."""
+    members: set[str]
+    """The servers that are alive, then."""
 
     def __init__(self, server: str) -> None:
         super().__init__()
@@ -130,7 +131,7 @@ class _Wanted:
         needs, into = self._needs, self._into
         if not hasattr(into, "totals"):
             s.part("totals", rows.SELECT_TOTALS)
-            s.part("member", f"SELECT 1 FROM servers WHERE server = {s.parameter(into.server, 'text')}")
+            s.part("members", SELECT_MEMBERS)
         numbers: list[str] = []  # selects of the numbers of rollouts
         attempts: list[str] = []  # and of attempts
         if self._rollouts:
@@ -267,7 +268,7 @@ class _Wanted:
         needs, into = self._needs, self._into
         if self._replies:
             ids = s.parameter(all_escaped(self._replies), "text[]")
-            s.part("replies", f"SELECT {rows.REPLY_COLUMNS} FROM replies WHERE request_id = ANY({ids})")
+            s.part("replies", f"SELECT {', '.join(rows.REPLY_COLUMNS)} FROM replies WHERE request_id = ANY({ids})")
         wanted = [f"SELECT unnest({s.parameter(all_escaped(self._resources), 'text[]')})"] if self._resources else []
         if needs.claims:
             wanted.append("SELECT resources_id FROM queued WHERE resources_id IS NOT NULL")
@@ -322,7 +323,7 @@ class _Wanted:
         needs, into = self._needs, self._into
         for row in found.get("totals", ()):
             into.totals = Totals(*row)
-            into.is_member = bool(found["member"])
+            into.members = {server for (server,) in found["members"]}
         for row in found.get("workers", ()):
             worker = rows.worker_of(row)
             into.workers[worker.worker_id] = worker

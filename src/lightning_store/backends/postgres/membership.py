@@ -36,6 +36,7 @@ FLAGS: Final = {
     "replay_entries_max": "--replay-entries-max",
 }
 """What ``serve`` calls each rule."""
+SELECT_MEMBERS: Final = "SELECT server FROM servers"
 _NOW: Final = "extract(epoch FROM clock_timestamp())::float8"
 
 
@@ -59,24 +60,21 @@ class Membership:
         self.refused: StoreUnavailableError | None = None
         """Why it is no member any more: others that are alive decide by other rules."""
 
-    async def admit(self, connection: Connection, *, is_member: bool) -> None:
+    async def admit(self, connection: Connection, members: set[str]) -> None:
         """Let a transaction that writes go on if its server is a member, or can be one again.
 
         Args:
             connection: In that transaction, with the lock of the namespace.
-            is_member: What the database says.
+            members: Those that the database has; this server is among them afterwards.
 
         Raises:
             StoreUnavailableError: Others decide by other rules.
         """
-        if not is_member:
+        if self._server not in members:
             with store_errors():
                 await self._enter(connection)
+            members.add(self._server)
         self.refused = None
-
-    async def is_member(self, connection: Connection) -> bool:
-        """Whether the database says so."""
-        return bool(await connection.fetchval(f"SELECT 1 FROM {self._table} WHERE server = $1", self._server))
 
     def admit_reader(self) -> None:
         """The same for a snapshot, which asks nobody.

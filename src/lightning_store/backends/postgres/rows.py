@@ -6,10 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from lightning_store.backends.configs import config_of, config_text
-from lightning_store.backends.postgres.text import escaped_or_none, plain, plain_or_none
+from lightning_store.backends.postgres.text import escaped, escaped_or_none, plain, plain_or_none
 from lightning_store.backends.records import (
     NO_PLACE,
     POSITIONS_PER_BAND,
@@ -38,6 +39,7 @@ class Totals:
     last_span: int
     last_queue_position: int
     last_completion_position: int
+    last_reply: int
     rollouts: int
     completed: int
     attempts: int
@@ -89,6 +91,25 @@ class Totals:
 TOTALS: Final = [one.name for one in fields(Totals) if not one.name.endswith("_tallies")]
 SELECT_TOTALS: Final = f"SELECT {', '.join(TOTALS)} FROM log ORDER BY id DESC LIMIT 1"
 
+# --- Columns ---------------------------------------------------------------------------------------------------------
+
+_KINDS: Final = {
+    "boolean": "counts held paused refused spans_evicted",
+    "bytea": "body document",
+    "float8": """completion_time create_time deadline end_time first_claim_time last_busy_time last_dequeue_time
+        last_heartbeat_time last_idle_time recorded_at start_time update_time""",
+    "bigint": """attempt completion_position consumers group_size last_sequence max_open_groups number payload_bytes
+        policy_version policy_version_max policy_version_min position priority queue_band queue_position
+        resources_version rollout sequence_id size_bytes span_bytes uncounted_attempts version""",
+}
+_KIND_OF: Final = {column: kind for kind, columns in _KINDS.items() for column in columns.split()}
+
+
+def kind_of(column: str) -> str:
+    """The type of a column of this name, in whatever table."""
+    return _KIND_OF.get(column, "text")
+
+
 # --- Rollouts and attempts -------------------------------------------------------------------------------------------
 
 
@@ -112,14 +133,12 @@ class AttemptEntry(NamedTuple):
 _FIELDS: Final = RolloutRecord._fields
 _PAYLOADS: Final = ("input_json", "metadata_json")
 _UNCHANGING: Final = ("rollout_id", "start_time", "run", "group_id", "group_size")
-_CHANGING: Final = [one for one in _FIELDS if one not in (*_PAYLOADS, *_UNCHANGING)]
 _BEFORE: Final = 3
 _CONFIG: Final = _FIELDS.index("config")
 _ESCAPED: Final = [_FIELDS.index(one) for one in ("rollout_id", "resources_id", "latest_attempt_id", "run", "group_id")]
-ROLLOUT_COLUMNS: Final = [one for one in _FIELDS if one not in _PAYLOADS]
-"""Of the table, beside number, last_sequence, span_bytes and payload_bytes."""
-ROLLOUT_UPDATES: Final = [*_CHANGING, "payload_bytes", "last_sequence", "span_bytes"]
-ROLLOUT_INSERTS: Final = ["number", *_UNCHANGING, *ROLLOUT_UPDATES]
+_KEPT: Final = [one for one in _FIELDS if one not in _PAYLOADS]
+ROLLOUT_COLUMNS: Final = ["number", "last_sequence", "span_bytes", "payload_bytes", *_KEPT]
+ROLLOUT_UPDATES: Final = [one for one in ROLLOUT_COLUMNS if one not in ("number", *_UNCHANGING)]
 
 SELECT_ROLLOUTS: Final = f"""
     SELECT r.number, r.last_sequence, r.span_bytes,
@@ -137,18 +156,16 @@ def rollout_entry(row: Row) -> RolloutEntry:
     return RolloutEntry(row[0], row[1], row[2], RolloutRecord._make(columns))
 
 
-def rollout_json(record: RolloutRecord, number: int, last_sequence: int, span_bytes: int) -> dict[str, Any]:
-    """What is written of a rollout, for ``json_populate_recordset``."""
-    columns: dict[str, Any] = {one: getattr(record, one) for one in ROLLOUT_COLUMNS}
-    columns["config"] = config_text(record.config)
+_kept: Final = itemgetter(*map(_FIELDS.index, _KEPT))
+
+
+def rollout_values(record: RolloutRecord, number: int, last_sequence: int, span_bytes: int) -> Sequence[Any]:
+    """What is written of a rollout, in the order of ``ROLLOUT_COLUMNS``."""
+    columns: list[Any] = list(record)
+    columns[_CONFIG] = config_text(record.config)
     for index in _ESCAPED:
-        columns[_FIELDS[index]] = escaped_or_none(columns[_FIELDS[index]])
-    return columns | {
-        "number": number,
-        "last_sequence": last_sequence,
-        "span_bytes": span_bytes,
-        "payload_bytes": record.payload_bytes,
-    }
+        columns[index] = escaped_or_none(columns[index])
+    return number, last_sequence, span_bytes, record.payload_bytes, *_kept(columns)
 
 
 ATTEMPT_COLUMNS: Final = AttemptRecord._fields[1:]
@@ -170,12 +187,15 @@ def attempt_entry(row: Row) -> AttemptEntry:
     return AttemptEntry(row[0], row[1], AttemptRecord._make(columns))
 
 
-def attempt_json(record: AttemptRecord, number: int, rollout: int) -> dict[str, Any]:
-    columns: dict[str, Any] = record._asdict()
-    columns |= {"number": number, "rollout": rollout, "size_bytes": record.size_bytes}
+ATTEMPT_VALUES: Final = ("number", "rollout", "size_bytes", *ATTEMPT_COLUMNS)
+
+
+def attempt_values(record: AttemptRecord, number: int, rollout: int) -> Sequence[Any]:
+    """What is written of an attempt, in the order of ``ATTEMPT_VALUES``."""
+    columns: list[Any] = list(record)
     for index in _ATTEMPT_ESCAPED:
-        columns[AttemptRecord._fields[index]] = escaped_or_none(columns[AttemptRecord._fields[index]])
-    return columns
+        columns[index] = escaped_or_none(columns[index])
+    return number, rollout, record.size_bytes, *columns[1:]
 
 
 SELECT_ROLLOUT_ROWS: Final = f"""
@@ -238,9 +258,8 @@ def resources_of(row: Row) -> ResourcesRecord:
     return ResourcesRecord._make((plain(resources_id), *others, plain_or_none(run)))
 
 
-def resources_json(record: ResourcesRecord) -> dict[str, Any]:
-    columns = record._asdict()
-    return columns | {"resources_id": escaped_or_none(record.resources_id), "run": escaped_or_none(record.run)}
+def resources_values(record: ResourcesRecord) -> Sequence[Any]:
+    return record._replace(resources_id=escaped(record.resources_id), run=escaped_or_none(record.run))
 
 
 WORKER_COLUMNS: Final = ", ".join(WorkerRecord._fields)
@@ -248,7 +267,6 @@ PRESENT_WORKER: Final = f"""
     SELECT {WORKER_COLUMNS}, number, version FROM workers WHERE worker_id = {{}} ORDER BY version DESC LIMIT 1
 """
 """Selects a worker. The rows that it had before may still be there for others, but not after this one."""
-_WORKER_ESCAPED: Final = ("worker_id", "current_rollout_id", "current_attempt_id")
 
 
 def worker_of(row: Row) -> WorkerRecord:
@@ -257,13 +275,17 @@ def worker_of(row: Row) -> WorkerRecord:
     return WorkerRecord._make((plain(worker_id), *others, plain_or_none(rollout_id), plain_or_none(attempt_id)))
 
 
-def worker_json(record: WorkerRecord, number: int | None, version: int) -> dict[str, Any]:
-    columns: dict[str, Any] = record._asdict()
-    columns |= {one: escaped_or_none(columns[one]) for one in _WORKER_ESCAPED}
-    return columns | {"number": number, "version": version}
+def worker_values(record: WorkerRecord) -> Sequence[Any]:
+    *columns, rollout_id, attempt_id = record
+    columns[0] = escaped(record.worker_id)
+    return *columns, escaped_or_none(rollout_id), escaped_or_none(attempt_id)
 
 
-REPLY_COLUMNS: Final = "request_id, recorded_at, signature, refused, body"
+REPLY_COLUMNS: Final = ("request_id", "recorded_at", "signature", "refused", "body")
+
+
+def reply_values(reply: ReplyRecord) -> Sequence[Any]:
+    return escaped(reply.request_id), reply.recorded_at, escaped(reply.signature), reply.refused, reply.body
 
 
 def reply_of(row: Row) -> ReplyRecord:

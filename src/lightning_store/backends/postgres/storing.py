@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import chain, starmap
 from typing import Any, Final, NamedTuple
 
 from asyncpg import Connection
@@ -15,7 +15,7 @@ from lightning_store.backends.postgres import rows
 from lightning_store.backends.postgres.loading import PostgresLoaded, load
 from lightning_store.backends.postgres.rows import Totals
 from lightning_store.backends.postgres.text import all_escaped, escaped, plain
-from lightning_store.backends.records import ResourcesRecord, RolloutRecord, WorkerRecord
+from lightning_store.backends.records import AdmissionRecord, ResourcesRecord, RolloutRecord, WorkerRecord
 from lightning_store.labels import labels_of
 from lightning_store.lifecycle import TERMINAL
 
@@ -40,10 +40,35 @@ class Batch:
         self._parameters.append(value)
         return f"${len(self._parameters)}::{kind}"
 
-    def records(self, table: str, values: Sequence[Mapping[str, Any]]) -> str:
-        """Rows of a table, with these columns, in this order."""
-        text = json.dumps(values, ensure_ascii=False)
-        return f"json_populate_recordset(NULL::{table}, {self.parameter(text, 'json')})"
+    def rows(self, columns: Sequence[str], values: Iterable[Sequence[Any]]) -> str:
+        """A table of these rows, of which there are some, with columns of these names."""
+        arrays = (
+            self.parameter(array, f"{rows.kind_of(column)}[]")
+            for column, array in zip(columns, zip(*values, strict=True), strict=True)
+        )
+        return f"unnest({', '.join(arrays)}) AS n ({', '.join(columns)})"
+
+    def insert(self, table: str, columns: Sequence[str], values: Sequence[Sequence[Any]], *, key: str = "") -> None:
+        """Insert rows, if there are any. With a ``key`` they replace those that have the same."""
+        if values:
+            names = ", ".join(columns)
+            others = ", ".join(f"{one} = excluded.{one}" for one in columns if one not in key.split(", "))
+            replaced = f" ON CONFLICT ({key}) DO UPDATE SET {others}" if key else ""
+            self.add(f"INSERT INTO {table} ({names}) SELECT {names} FROM {self.rows(columns, values)}{replaced}")
+
+    def update(
+        self, table: str, columns: Sequence[str], values: Sequence[Sequence[Any]], changing: Sequence[str]
+    ) -> None:
+        """Set the columns that change of the rows with these numbers, if there are any."""
+        if values:
+            assignments = ", ".join(f"{one} = n.{one}" for one in changing)
+            self.add(f"UPDATE {table} t SET {assignments} FROM {self.rows(columns, values)} WHERE t.number = n.number")
+
+    def delete(self, table: str, columns: Sequence[str], values: Sequence[Sequence[Any]]) -> None:
+        """Delete the rows in which these columns have one of these values, if there are any."""
+        if values:
+            condition = " AND ".join(f"t.{one} = n.{one}" for one in columns)
+            self.add(f"DELETE FROM {table} t USING {self.rows(columns, values)} WHERE {condition}")
 
     def add(self, statement: str) -> None:
         self._statements.append(statement)
@@ -82,9 +107,9 @@ class _Rollouts:
     payloads: list[tuple[int, str, str | None]] = field(default_factory=list)
     left_labels: list[tuple[str, int]] = field(default_factory=list)
     labels: list[tuple[str, int]] = field(default_factory=list)
-    left_queue: list[int] = field(default_factory=list)
+    left_queue: list[tuple[int]] = field(default_factory=list)
     queue: list[tuple[int, int]] = field(default_factory=list)
-    left_completions: list[int] = field(default_factory=list)
+    left_completions: list[tuple[int]] = field(default_factory=list)
     completions: list[tuple[int, int]] = field(default_factory=list)
 
 
@@ -163,9 +188,8 @@ class _Writer:
         for one in records:
             totals.rollout_tallies[one.status, one.mode] -= 1
         place = batch.parameter(numbers, "bigint[]")
-        self._put_labels(
-            [(label, loaded.numbers[one.rollout_id]) for one in records for label in labels_of(one.metadata_json)], ()
-        )
+        labels = [_labels(number, labels_of(one.metadata_json)) for number, one in zip(numbers, records, strict=True)]
+        batch.delete("labels", ("label", "rollout"), list(chain.from_iterable(labels)))
         for table in ("spans", "attempts", "payloads", "consumed"):
             batch.add(f"DELETE FROM {table} WHERE rollout = ANY({place})")
         batch.add(f"DELETE FROM rollouts WHERE number = ANY({place})")
@@ -178,30 +202,17 @@ class _Writer:
                 self._put_rollout(record, old, changed)
             elif old is not None:
                 if old.queue_key is not None and old.in_queue:
-                    changed.left_queue.append(old.queue_key)
+                    changed.left_queue.append((old.queue_key,))
                 if old.completion_position is not None:
-                    changed.left_completions.append(old.completion_position)
-        for table, positions in (("queue", changed.left_queue), ("completions", changed.left_completions)):
-            if positions:
-                batch.add(f"DELETE FROM {table} WHERE position = ANY({batch.parameter(positions, 'bigint[]')})")
+                    changed.left_completions.append((old.completion_position,))
+        batch.delete("queue", ("position",), changed.left_queue)
+        batch.delete("completions", ("position",), changed.left_completions)
         self._write_rollouts(changed.inserted, changed.updated)
-        if changed.payloads:
-            numbers, inputs, metadata = zip(*changed.payloads, strict=True)
-            batch.add(
-                "INSERT INTO payloads SELECT * FROM unnest("
-                f"{batch.parameter(numbers, 'bigint[]')}, {batch.parameter(inputs, 'text[]')},"
-                f" {batch.parameter(metadata, 'text[]')})"
-                " ON CONFLICT (rollout) DO UPDATE SET"
-                " input_json = excluded.input_json, metadata_json = excluded.metadata_json"
-            )
-        self._put_labels(changed.left_labels, changed.labels)
-        for table, places in (("queue", changed.queue), ("completions", changed.completions)):
-            if places:
-                keys, of = zip(*places, strict=True)
-                batch.add(
-                    f"INSERT INTO {table} SELECT * FROM unnest("
-                    f"{batch.parameter(keys, 'bigint[]')}, {batch.parameter(of, 'bigint[]')})"
-                )
+        batch.insert("payloads", ("rollout", "input_json", "metadata_json"), changed.payloads, key="rollout")
+        batch.delete("labels", ("label", "rollout"), changed.left_labels)
+        batch.insert("labels", ("label", "rollout"), changed.labels)
+        batch.insert("queue", ("position", "rollout"), changed.queue)
+        batch.insert("completions", ("position", "rollout"), changed.completions)
         self._put_bounds(changed)
 
     def _put_rollout(self, record: RolloutRecord, old: RolloutRecord | None, changed: _Rollouts) -> None:
@@ -213,7 +224,7 @@ class _Writer:
             number = loaded.numbers[rollout_id] = totals.last_rollout
             changed.inserted.append((record, number, sequence))
             changed.payloads.append((number, record.input_json, record.metadata_json))
-            changed.labels += [(label, number) for label in sorted(set(labels_of(record.metadata_json)))]
+            changed.labels += _labels(number, set(labels_of(record.metadata_json)))
             totals.rollouts += 1
             totals.other_bytes += record.size_bytes
         else:
@@ -222,8 +233,8 @@ class _Writer:
             if record.input_json is not old.input_json or record.metadata_json is not old.metadata_json:
                 changed.payloads.append((number, record.input_json, record.metadata_json))
                 former, present = set(labels_of(old.metadata_json)), set(labels_of(record.metadata_json))
-                changed.left_labels += [(label, number) for label in sorted(former - present)]
-                changed.labels += [(label, number) for label in sorted(present - former)]
+                changed.left_labels += _labels(number, former - present)
+                changed.labels += _labels(number, present - former)
             totals.other_bytes += record.size_bytes - old.size_bytes
             totals.rollout_tallies[old.status, old.mode] -= 1
         self._place(record, old, number, changed)
@@ -237,7 +248,7 @@ class _Writer:
         key = record.queue_key if record.in_queue else None
         if former_key != key:
             if former_key is not None:
-                changed.left_queue.append(former_key)
+                changed.left_queue.append((former_key,))
             if key is not None:
                 changed.queue.append((key, number))
                 self._queued += 1
@@ -245,7 +256,7 @@ class _Writer:
         if before != record.completion_position:
             totals.completed += (record.completion_position is not None) - (before is not None)
             if before is not None:
-                changed.left_completions.append(before)
+                changed.left_completions.append((before,))
             if record.completion_position is not None:
                 changed.completions.append((record.completion_position, number))
                 self._ended.append((record.completion_position, record.rollout_id))
@@ -254,7 +265,7 @@ class _Writer:
 
     def _put_bounds(self, changed: _Rollouts) -> None:
         """Where the queue begins, as far as it was loaded, and the earliest deadline."""
-        totals, left = self.totals, set(changed.left_queue)
+        totals, left = self.totals, {key for (key,) in changed.left_queue}
         for key in self._loaded.queue_keys:
             totals.queue_from = key
             if key not in left:
@@ -267,39 +278,15 @@ class _Writer:
     def _write_rollouts(
         self, inserted: Sequence[tuple[RolloutRecord, int, int]], updated: Sequence[tuple[RolloutRecord, int, int]]
     ) -> None:
-        batch = self._batch
-        span_bytes = self._span_bytes()
-        if inserted:
-            columns = ", ".join(rows.ROLLOUT_INSERTS)
-            values = [
-                rows.rollout_json(record, number, sequence, span_bytes.get(record.rollout_id, 0))
-                for record, number, sequence in inserted
-            ]
-            batch.add(f"INSERT INTO rollouts ({columns}) SELECT {columns} FROM {batch.records('rollouts', values)}")
-        if updated:
-            values = [
-                rows.rollout_json(
-                    record,
-                    number,
-                    sequence,
-                    self._loaded.span_bytes.get(record.rollout_id, 0) + span_bytes.get(record.rollout_id, 0),
-                )
-                for record, number, sequence in updated
-            ]
-            columns = ", ".join(f"{one} = n.{one}" for one in rows.ROLLOUT_UPDATES)
-            batch.add(
-                f"UPDATE rollouts r SET {columns} FROM {batch.records('rollouts', values)} n WHERE r.number = n.number"
-            )
+        added = self._span_bytes()
 
-    def _put_labels(self, left: Sequence[tuple[str, int]], new: Sequence[tuple[str, int]]) -> None:
-        for start, labels in (
-            ("DELETE FROM labels WHERE (label, rollout) IN (", left),
-            ("INSERT INTO labels (", new),
-        ):
-            if labels:
-                texts = self._batch.parameter(all_escaped(label for label, _ in labels), "text[]")
-                numbers = self._batch.parameter([number for _, number in labels], "bigint[]")
-                self._batch.add(f"{start}SELECT * FROM unnest({texts}, {numbers}))")
+        def values(record: RolloutRecord, number: int, sequence: int) -> Sequence[Any]:
+            rollout_id = record.rollout_id
+            span_bytes = self._loaded.span_bytes.get(rollout_id, 0) + added.get(rollout_id, 0)
+            return rows.rollout_values(record, number, sequence, span_bytes)
+
+        self._batch.insert("rollouts", rows.ROLLOUT_COLUMNS, list(starmap(values, inserted)))
+        self._batch.update("rollouts", rows.ROLLOUT_COLUMNS, list(starmap(values, updated)), rows.ROLLOUT_UPDATES)
 
     # --- Attempts and spans ------------------------------------------------------------------------------------------
 
@@ -310,6 +297,7 @@ class _Writer:
     def _put_attempts(self) -> None:
         loaded, totals, batch = self._loaded, self.totals, self._batch
         inserted, updated = [], []
+        alive: list[tuple[int, float | None]] = []
         for key, record in self._changes.attempts.items():
             rollout = self._rollout_number(record.rollout_id)
             if rollout is None:
@@ -317,22 +305,20 @@ class _Writer:
             if key in self._new_attempts:
                 totals.last_attempt += 1
                 loaded.attempt_numbers[key] = totals.last_attempt
-                inserted.append(rows.attempt_json(record, totals.last_attempt, rollout))
+                inserted.append(rows.attempt_values(record, totals.last_attempt, rollout))
                 totals.attempts += 1
                 totals.other_bytes += record.size_bytes
+                continue
+            number, old = loaded.attempt_numbers[key], loaded.attempts[key]
+            assert old is not None
+            if old._replace(last_heartbeat_time=record.last_heartbeat_time) == record:
+                alive.append((number, record.last_heartbeat_time))
             else:
-                updated.append(rows.attempt_json(record, loaded.attempt_numbers[key], rollout))
-                old = loaded.attempts[key]
-                if old is not None:
-                    totals.other_bytes += record.size_bytes - old.size_bytes
-        if inserted:
-            columns = ", ".join(("number", "rollout", "size_bytes", *rows.ATTEMPT_COLUMNS))
-            batch.add(f"INSERT INTO attempts ({columns}) SELECT {columns} FROM {batch.records('attempts', inserted)}")
-        if updated:
-            columns = ", ".join(f"{one} = n.{one}" for one in ("size_bytes", *rows.ATTEMPT_COLUMNS[1:]))
-            batch.add(
-                f"UPDATE attempts a SET {columns} FROM {batch.records('attempts', updated)} n WHERE a.number = n.number"
-            )
+                updated.append(rows.attempt_values(record, number, rollout))
+                totals.other_bytes += record.size_bytes - old.size_bytes
+        batch.insert("attempts", rows.ATTEMPT_VALUES, inserted)
+        batch.update("attempts", ("number", "last_heartbeat_time"), alive, ("last_heartbeat_time",))
+        batch.update("attempts", rows.ATTEMPT_VALUES, updated, ("size_bytes", *rows.ATTEMPT_COLUMNS[1:]))
 
     def _span_bytes(self) -> dict[str, int]:
         """What the new spans of each rollout take."""
@@ -357,40 +343,23 @@ class _Writer:
             trace_id, span_id, parent_id, name, *others = span[2:-1]
             texts = (escaped(trace_id), escaped(span_id), None if parent_id is None else escaped(parent_id))
             inserted.append((totals.last_span, rollout, attempt, *texts, escaped(name), *others))
-        if inserted:
-            kinds = (
-                "bigint",
-                "bigint",
-                "bigint",
-                "text",
-                "text",
-                "text",
-                "text",
-                "float8",
-                "float8",
-                "bigint",
-                "bytea",
-            )
-            arrays = [
-                batch.parameter(column, f"{kind}[]")
-                for column, kind in zip(zip(*inserted, strict=True), kinds, strict=True)
-            ]
-            batch.add(
-                f"INSERT INTO spans (number, rollout, attempt, {', '.join(rows.SPAN_COLUMNS)})"
-                f" SELECT * FROM unnest({', '.join(arrays)})"
-            )
-        counters = []
-        for rollout_id, size_bytes in added_bytes.items():
-            rollout = self._rollout_number(rollout_id)
-            if rollout is not None and rollout_id not in changes.rollouts:
-                counters.append((rollout, changes.sequences.get(rollout_id), size_bytes))
+        batch.insert("spans", ("number", "rollout", "attempt", *rows.SPAN_COLUMNS), inserted)
+        self._put_counters(added_bytes)
+
+    def _put_counters(self, added_bytes: Mapping[str, int]) -> None:
+        """Those of rollouts of which nothing else changes."""
+        counters = [
+            (number, self._changes.sequences.get(rollout_id), size_bytes)
+            for rollout_id, size_bytes in added_bytes.items()
+            if rollout_id not in self._changes.rollouts
+            if (number := self._rollout_number(rollout_id)) is not None
+        ]
         if counters:
-            numbers, sequences, sizes = zip(*counters, strict=True)
-            batch.add(
-                "UPDATE rollouts r SET last_sequence = coalesce(n.sequence, r.last_sequence),"
-                " span_bytes = r.span_bytes + n.size FROM unnest("
-                f"{batch.parameter(numbers, 'bigint[]')}, {batch.parameter(sequences, 'bigint[]')},"
-                f" {batch.parameter(sizes, 'bigint[]')}) AS n (number, sequence, size) WHERE r.number = n.number"
+            self._batch.add(
+                "UPDATE rollouts t SET last_sequence = coalesce(n.last_sequence, t.last_sequence),"
+                " span_bytes = t.span_bytes + n.span_bytes"
+                f" FROM {self._batch.rows(('number', 'last_sequence', 'span_bytes'), counters)}"
+                " WHERE t.number = n.number"
             )
 
     # --- All else ----------------------------------------------------------------------------------------------------
@@ -409,48 +378,26 @@ class _Writer:
 
     def _replace_workers(self) -> None:
         batch, present = self._batch, self._loaded.worker_rows
-        gone = [(escaped(one), present[one][1]) for one in self._changes.workers if one in present]
-        if gone:
-            ids, versions = zip(*gone, strict=True)
-            arrays = f"{batch.parameter(ids, 'text[]')}, {batch.parameter(versions, 'bigint[]')}"
-            batch.add(f"DELETE FROM workers WHERE (worker_id, version) IN (SELECT * FROM unnest({arrays}))")
+        changed = self._changes.workers
+        left = [(escaped(one), present[one][1]) for one in changed if one in present]
+        batch.delete("workers", ("worker_id", "version"), left)
         version = self.totals.id + 1
-        new: list[dict[str, Any]] = []
-        known: list[dict[str, Any]] = []
-        for worker_id, worker in self._changes.workers.items():
-            if worker is not None:
-                number, _ = present.get(worker_id, (None, 0))
-                (new if number is None else known).append(rows.worker_json(worker, number, version))
-        for columns, values in ((rows.WORKER_COLUMNS, new), (f"{rows.WORKER_COLUMNS}, number", known)):
-            if values:
-                batch.add(
-                    f"INSERT INTO workers ({columns}, version) SELECT {columns}, version"
-                    f" FROM {batch.records('workers', values)}"
-                )
+        workers = [(present.get(key), rows.worker_values(one)) for key, one in changed.items() if one is not None]
+        known = [(row[0], version, *values) for row, values in workers if row is not None]
+        batch.insert("workers", ("number", "version", *WorkerRecord._fields), known)
+        new = [(version, *values) for row, values in workers if row is None]
+        batch.insert("workers", ("version", *WorkerRecord._fields), new)
 
     def _put_resources(self) -> None:
-        totals = self.totals
-        for resources_id, resources in self._changes.resources.items():
+        batch, totals, changed = self._batch, self.totals, self._changes.resources
+        for resources_id, resources in changed.items():
             old = self._loaded.resources_by_id[resources_id]
             totals.resources += (resources is not None) - (old is not None)
             totals.other_bytes += _size_of(resources) - _size_of(old)
-        stored = [rows.resources_json(one) for one in self._changes.resources.values() if one is not None]
-        if stored:
-            self._upsert("resources", rows.RESOURCES_COLUMNS, stored)
-        self._delete_by("resources", "resources_id", _deleted(self._changes.resources))
+        stored = [rows.resources_values(one) for one in changed.values() if one is not None]
+        batch.insert("resources", ResourcesRecord._fields, stored, key="resources_id")
+        batch.delete("resources", ("resources_id",), _deleted(changed))
         totals.latest_resources = self._changes.latest_resources or totals.latest_resources
-
-    def _upsert(self, table: str, columns: str, values: Sequence[Mapping[str, Any]]) -> None:
-        key, *others = columns.split(", ")
-        self._batch.add(
-            f"INSERT INTO {table} ({columns}) SELECT {columns} FROM {self._batch.records(table, values)}"
-            f" ON CONFLICT ({key}) DO UPDATE SET {', '.join(f'{one} = excluded.{one}' for one in others)}"
-        )
-
-    def _delete_by(self, table: str, column: str, keys: Sequence[str]) -> None:
-        if keys:
-            place = self._batch.parameter(all_escaped(keys), "text[]")
-            self._batch.add(f"DELETE FROM {table} WHERE {column} = ANY({place})")
 
     def _put_marks(self) -> None:
         marks = [
@@ -458,66 +405,38 @@ class _Writer:
             for (consumer, rollout_id), mark in self._changes.marks.items()
             if (number := self._rollout_number(rollout_id)) is not None
         ]
-        self._replace("consumed", "consumer", "rollout", "bigint", marks)
         checkpoints = [
             (escaped(consumer), escaped(name), number) for (consumer, name), number in self._changes.checkpoints.items()
         ]
-        self._replace("checkpoints", "consumer", "checkpoint", "text", checkpoints)
+        self._put_or_delete("consumed", ("consumer", "rollout"), marks)
+        self._put_or_delete("checkpoints", ("consumer", "checkpoint"), checkpoints)
 
-    def _replace(
-        self, table: str, first: str, second: str, kind: str, values: Sequence[tuple[str, Any, int | None]]
-    ) -> None:
-        """Insert, replace or, where the last value is None, delete rows of a table with two keys."""
-        batch = self._batch
-        gone = [one for one in values if one[2] is None]
-        stored = [one for one in values if one[2] is not None]
-        if gone:
-            firsts = batch.parameter([one[0] for one in gone], "text[]")
-            seconds = batch.parameter([one[1] for one in gone], f"{kind}[]")
-            batch.add(f"DELETE FROM {table} WHERE ({first}, {second}) IN (SELECT * FROM unnest({firsts}, {seconds}))")
-        if stored:
-            arrays = (
-                batch.parameter([one[0] for one in stored], "text[]"),
-                batch.parameter([one[1] for one in stored], f"{kind}[]"),
-                batch.parameter([one[2] for one in stored], "bigint[]"),
-            )
-            batch.add(
-                f"INSERT INTO {table} ({first}, {second}, number) SELECT * FROM unnest({', '.join(arrays)})"
-                f" ON CONFLICT ({first}, {second}) DO UPDATE SET number = excluded.number"
-            )
+    def _put_or_delete(self, table: str, key: Sequence[str], values: Sequence[tuple[Any, ...]]) -> None:
+        """Rows with a number; those that have none are deleted."""
+        self._batch.delete(table, key, [one[:-1] for one in values if one[-1] is None])
+        stored = [one for one in values if one[-1] is not None]
+        self._batch.insert(table, (*key, "number"), stored, key=", ".join(key))
 
     def _put_admissions(self) -> None:
         admissions = self._changes.admissions
-        self._delete_by("admissions", "run", _deleted(admissions))
-        stored = [one._asdict() | {"run": escaped(one.run)} for one in admissions.values() if one is not None]
-        if stored:
-            self._upsert("admissions", "run, max_open_groups, paused", stored)
+        self._batch.delete("admissions", ("run",), _deleted(admissions))
+        stored = [one._replace(run=escaped(one.run)) for one in admissions.values() if one is not None]
+        self._batch.insert("admissions", AdmissionRecord._fields, stored, key="run")
 
     def _put_replies(self) -> None:
-        batch = self._batch
-        replies = [one.encoded() for one in self._changes.replies.values()]
-        if replies:
-            columns = (
-                (all_escaped(one.request_id for one in replies), "text[]"),
-                ([one.recorded_at for one in replies], "float8[]"),
-                (all_escaped(one.signature for one in replies), "text[]"),
-                ([one.refused for one in replies], "boolean[]"),
-                ([one.body for one in replies], "bytea[]"),
-            )
-            arrays = ", ".join(batch.parameter(*column) for column in columns)
-            batch.add(
-                f"INSERT INTO replies ({rows.REPLY_COLUMNS}) SELECT * FROM unnest({arrays})"
-                " ON CONFLICT (request_id) DO UPDATE SET number = excluded.number,"
-                " recorded_at = excluded.recorded_at, signature = excluded.signature, refused = excluded.refused,"
-                " body = excluded.body"
-            )
+        replies = []
+        for reply in self._changes.replies.values():
+            self.totals.last_reply += 1
+            replies.append((self.totals.last_reply, *rows.reply_values(reply)))
+        self._batch.insert("replies", ("number", *rows.REPLY_COLUMNS), replies, key="request_id")
 
 
-async def expire_replies(connection: Connection, after: int, before: float, entries_max: int) -> int:
+async def expire_replies(connection: Connection, last_reply: int, after: int, before: float, entries_max: int) -> int:
     """Delete recorded replies that are not kept any more, the oldest ones, in the open transaction.
 
     Args:
         connection: The one that writes.
+        last_reply: The number of the newest one.
         after: What this returned the last time; 0 if it was not called yet.
         before: Those that were recorded before this time, in seconds since the epoch, are deleted,
         entries_max: and those beyond so many.
@@ -525,9 +444,7 @@ async def expire_replies(connection: Connection, after: int, before: float, entr
     Returns:
         A number that all that are left exceed: the next look need not pass those that are deleted.
     """
-    row = await connection.fetchrow("SELECT min(number), max(number) FROM replies WHERE number > $1", after)
-    assert row is not None
-    first, last = row
+    first = await connection.fetchval("SELECT min(number) FROM replies WHERE number > $1", after)
     if first is None:
         return after
     await connection.execute(
@@ -535,7 +452,7 @@ async def expire_replies(connection: Connection, after: int, before: float, entr
         first,
         first + EXPIRED_MAX,
         before,
-        last - entries_max,
+        last_reply - entries_max,
     )
     return int(first) - 1
 
@@ -576,8 +493,12 @@ def _size_of(record: WorkerRecord | ResourcesRecord | None) -> int:
     return 0 if record is None else record.size_bytes
 
 
-def _deleted(table: Mapping[str, object | None]) -> list[str]:
-    return [key for key, record in table.items() if record is None]
+def _deleted(table: Mapping[str, object | None]) -> list[tuple[str]]:
+    return [(escaped(key),) for key, record in table.items() if record is None]
+
+
+def _labels(number: int, labels: Iterable[str]) -> list[tuple[str, int]]:
+    return [(escaped(label), number) for label in labels]
 
 
 # --- Dropping spans --------------------------------------------------------------------------------------------------

@@ -13,7 +13,10 @@ ALTER TABLE workers
     ADD COLUMN version bigint NOT NULL DEFAULT 0,
     ADD PRIMARY KEY (worker_id, version);
 
--- Recorded replies are found by age in the order of their numbers.
+-- Recorded replies are found by age in the order of their numbers, which are given like all others.
+ALTER TABLE log ADD COLUMN last_reply bigint NOT NULL DEFAULT 0;
+UPDATE log SET last_reply = (SELECT coalesce(max(number), 0) FROM replies);
+ALTER TABLE replies ALTER COLUMN number DROP IDENTITY;
 DROP INDEX replies_by_time;
 
 -- Columns that indices depend on change as rarely as can be, so that most updates of a rollout leave the indices alone.
@@ -21,6 +24,7 @@ ALTER TABLE rollouts
     ADD COLUMN has_spans boolean GENERATED ALWAYS AS (span_bytes > 0) STORED,
     ADD COLUMN is_open boolean GENERATED ALWAYS AS
         (group_id IS NOT NULL AND consumers = 0 AND status <> 'failed' AND status <> 'cancelled') STORED;
+ALTER TABLE rollouts SET (fillfactor = 50);
 DROP INDEX rollouts_with_spans;
 CREATE INDEX rollouts_with_spans ON rollouts (end_time, number) WHERE has_spans;
 DROP INDEX rollouts_open;
