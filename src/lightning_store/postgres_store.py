@@ -24,7 +24,7 @@ CHECK_SECONDS: Final = 3600.0
 """How long one rule may take."""
 _OF_BACKEND: Final = (
     "namespace",
-    "readers",
+    "connections",
     "statement_timeout",
     "lock_timeout",
     "statement_cache_size",

@@ -153,7 +153,7 @@ Exit codes:
 )
 @setting(
     "--database-connections",
-    type=click.IntRange(3, 1000),
+    type=click.IntRange(4, 1000),
     default=10,
     help="For PostgreSQL. How many connections this server opens at the most.",
 )
@@ -461,7 +461,7 @@ def serve(
         elif is_postgres(database):
             common |= {
                 "namespace": namespace,
-                "readers": database_connections - 2,
+                "connections": database_connections,
                 "statement_timeout": database_timeout,
                 "lock_timeout": database_timeout / 3,
                 "statement_cache_size": statement_cache_size,

@@ -350,7 +350,22 @@ class Executor:
             await transaction.rollback()
             raise
         transitions = None if self.observer is None else transitions_of(view)
+        commit_seconds = await self._commit(transaction, view)
+        self._finish(calls if ready else (), view, transitions, commit_seconds)
+        try:
+            self._watch(view)
+            self._notifier.notify(view.effects)
+        except Exception:  # what is committed is committed
+            logger.exception("Waiters were not notified")
+        if limits is not None and self._backend.span_bytes > limits.eviction_bytes:
+            await self._drop_excess(limits)
+        return ready
+
+    async def _commit(self, transaction: Transaction, view: View) -> float:
+        """Commit, and tell how long it took, in seconds."""
         begun_at = time.perf_counter()
+        if self._ready:
+            self._backend.expect_transaction()
         try:
             await transaction.commit(view.changes)
         except CommitUnknownError:
@@ -360,15 +375,7 @@ class Executor:
         except BaseException:
             await transaction.rollback()
             raise
-        self._finish(calls if ready else (), view, transitions, time.perf_counter() - begun_at)
-        try:
-            self._watch(view)
-            self._notifier.notify(view.effects)
-        except Exception:  # what is committed is committed
-            logger.exception("Waiters were not notified")
-        if limits is not None and self._backend.span_bytes > limits.eviction_bytes:
-            await self._drop_excess(limits)
-        return ready
+        return time.perf_counter() - begun_at
 
     def _finish(
         self, calls: Sequence[_Call[Any]], view: View, transitions: Transitions | None, commit_seconds: float

@@ -70,8 +70,12 @@ REPLAY_WINDOW_SECONDS: Final = 600.0
 """How long a reply is kept: well beyond the time over which a client retries."""
 REPLAY_ENTRIES_MAX: Final = 200_000
 """Replies kept at most; the oldest go first."""
-READERS: Final = 8
-"""Connections that read. One more writes, and one follows the other servers."""
+CONNECTIONS: Final = 10
+"""As many as this."""
+WRITERS: Final = 2
+"""Of these: one writes, and one waits for its turn. One more follows the other servers."""
+EXPECTED_SECONDS: Final = 0.1
+"""After so long a transaction that was expected is no longer: it keeps others from writing."""
 STATEMENT_TIMEOUT: Final = 30.0
 LOCK_TIMEOUT: Final = 10.0
 STATEMENTS: Final = 200
@@ -104,7 +108,9 @@ class PostgresBackend(Backend):
         self.server = server
         self.totals = totals
         self._opened_with = totals
-        self.writers = Connections(settings, 1, settings.begin)
+        self.writers = Connections(settings, WRITERS, settings.begin)
+        self._expected: asyncio.Task[Connection] | None = None
+        self._expectation: asyncio.TimerHandle | None = None
         self.readers = Connections(settings, readers, settings.begin_snapshot)
         self.tasks = Tasks()
         self._follower = Follower(settings, self.server, totals.id, membership)
@@ -120,7 +126,7 @@ class PostgresBackend(Backend):
         dsn: str,
         *,
         namespace: str = NAMESPACE,
-        readers: int = READERS,
+        connections: int = CONNECTIONS,
         statement_timeout: float = STATEMENT_TIMEOUT,
         lock_timeout: float = LOCK_TIMEOUT,
         statement_cache_size: int = STATEMENTS,
@@ -136,7 +142,8 @@ class PostgresBackend(Backend):
             dsn: As libpq takes it, ``postgresql://HOST/DATABASE``. What it does not say comes from the environment and
                 from the file of passwords.
             namespace: Which store in the database: each has a schema of its own.
-            readers: How many connections read. One more writes, and one follows the other servers.
+            connections: How many are open at the most: two write in turn, one follows the other servers, the others
+                read. At least 4.
             statement_timeout: After how long a statement is given up, in seconds.
             lock_timeout: After how long one that waits for another server is, in seconds; also a new connection.
             statement_cache_size: How many statements a connection keeps prepared. 0 for PgBouncer before 1.21.
@@ -155,9 +162,9 @@ class PostgresBackend(Backend):
         if not 0 <= replay_window_seconds <= TIME_MAX_SECONDS:
             message = f"replay_window_seconds is {replay_window_seconds}; give 0 to {TIME_MAX_SECONDS}"
             raise InvalidArgumentError(message, field="replay_window_seconds")
-        for name, value in (("replay_entries_max", replay_entries_max), ("readers", readers)):
-            if value < 1:
-                raise InvalidArgumentError(f"{name} is {value}; give 1 or more", field=name)
+        for name, value, least in (("replay_entries_max", replay_entries_max, 1), ("connections", connections, 4)):
+            if value < least:
+                raise InvalidArgumentError(f"{name} is {value}; give {least} or more", field=name)
         settings = Settings(dsn, namespace, statement_timeout, lock_timeout, statement_cache_size)
         await migrate(settings, create=create)
         server = uuid4().hex
@@ -177,7 +184,7 @@ class PostgresBackend(Backend):
             await membership.join(connection, adopt=adopt_rules)
         finally:
             await close(connection)
-        backend = cls(settings, membership, server, store_id, totals, readers)
+        backend = cls(settings, membership, server, store_id, totals, connections - WRITERS - 1)
         backend.clock_ahead_seconds = ahead
         backend._follower.start()
         return backend
@@ -228,6 +235,33 @@ class PostgresBackend(Backend):
     def transaction(self) -> Transaction:
         return _Transaction(self)
 
+    def expect_transaction(self) -> None:
+        """The next one waits in the database for the lock of the namespace, which it gets with the COMMIT of this."""
+        if self._expected is None and not self._closed:
+            self._expected = self.tasks.begin(self.writers.begin())
+            self._expectation = asyncio.get_running_loop().call_later(EXPECTED_SECONDS, self._expect_none)
+
+    async def begin(self) -> Connection:
+        """A connection that writes, with a transaction that has begun: the one that was expected, if any was."""
+        expected = self._take_expected()
+        return await (self.writers.begin() if expected is None else expected)
+
+    def _take_expected(self) -> asyncio.Task[Connection] | None:
+        expected, self._expected = self._expected, None
+        if self._expectation is not None:
+            self._expectation.cancel()
+            self._expectation = None
+        return expected
+
+    def _expect_none(self) -> None:
+        expected = self._take_expected()
+        if expected is not None:
+            self.tasks.begin(self._end(expected))
+
+    async def _end(self, expected: asyncio.Task[Connection]) -> None:
+        with contextlib.suppress(StoreError):
+            await self.writers.end(await expected)
+
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Snapshot]:
         snapshot = _Snapshot(self)
@@ -245,6 +279,7 @@ class PostgresBackend(Backend):
         Calls that are made afterwards raise StoreUnavailableError.
         """
         await self._follower.stop()
+        self._expect_none()
         await self.tasks.finish()
         await self.writers.close()
         await self.readers.close()
@@ -303,7 +338,7 @@ class PostgresBackend(Backend):
             self.totals = totals
 
     async def _evict_spans(self, excess_bytes: int, unfinished: bool) -> list[str]:
-        connection = await self.writers.begin()
+        connection = await self.begin()
         try:
             with store_errors():
                 members = {server for (server,) in await connection.fetch(SELECT_MEMBERS)}
@@ -349,7 +384,7 @@ class _Transaction(Transaction):
 
     async def _load(self, needs: Needs, due: Due | None) -> None:
         if self._connection is None:
-            self._connection = await self._backend.writers.begin()
+            self._connection = await self._backend.begin()
         await self._on(self._connection, load(self._connection, needs, due, self._loaded))
         await self._backend.membership.admit(self._connection, self._loaded.members)
         self._backend.note(self._loaded.totals)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, field, fields
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
@@ -65,6 +66,12 @@ class Totals:
         self.worker_tallies.update(dict(workers))
         if self.latest_resources is not None:
             self.latest_resources = plain(self.latest_resources)
+
+    def copied(self) -> Totals:
+        copied = copy(self)
+        copied.rollout_tallies = self.rollout_tallies.copy()
+        copied.worker_tallies = self.worker_tallies.copy()
+        return copied
 
     @property
     def counts(self) -> Counts:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import chain, starmap
 from typing import Any, Final, NamedTuple
@@ -121,7 +120,7 @@ class _Writer:
         self._changes = changes
         self._loaded = loaded
         self._batch = Batch()
-        self.totals = deepcopy(loaded.totals)
+        self.totals = loaded.totals.copied()
         self._deleted = {one for one, record in changes.rollouts.items() if record is None}
         self._former = {one: loaded.rollouts.get(one) for one in changes.rollouts}
         self._new_attempts = {key for key in changes.attempts if loaded.attempts.get(key) is None}
@@ -537,7 +536,7 @@ async def evict(
         return totals, []
     numbers = [row[0] for row in found]
     deleted = await connection.execute("DELETE FROM spans WHERE rollout = ANY($1::bigint[])", numbers)
-    totals = deepcopy(totals)
+    totals = totals.copied()
     totals.spans -= int(deleted.split()[-1])
     totals.span_bytes -= freed_bytes
     await connection.execute(
