@@ -18,7 +18,7 @@ from lightning_store.backends.checking import (
 )
 from lightning_store.backends.postgres.connections import Settings, close, migrations
 from lightning_store.backends.postgres.errors import store_errors
-from lightning_store.errors import InvalidArgumentError, UnsupportedError
+from lightning_store.errors import UnsupportedError
 from lightning_store.lifecycle import QUEUED, TERMINAL
 
 _QUEUED, _TERMINAL = in_sql(QUEUED), in_sql(TERMINAL)
@@ -207,8 +207,7 @@ async def violations(settings: Settings) -> list[Violation]:
     try:
         with store_errors():
             if not await connection.fetchval("SELECT to_regclass($1)::oid", f"{settings.schema}.format"):
-                message = f"the database has no namespace {settings.namespace}"
-                raise InvalidArgumentError(message, field="namespace", problem="missing")
+                raise settings.missing()
             await connection.execute(settings.begin_snapshot)
             present, known = await connection.fetchval("SELECT max(version) FROM format"), max(migrations())
             if present != known:

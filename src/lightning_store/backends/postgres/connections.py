@@ -66,6 +66,11 @@ class Settings:
         """Takes the lock of the namespace, until the transaction ends."""
         return f"SELECT pg_advisory_xact_lock(hashtextextended('{self.schema}', 0))"
 
+    def missing(self) -> InvalidArgumentError:
+        """Says that the database has no such namespace."""
+        message = f"the database has no namespace {self.namespace}: there is no schema {self.schema} with a store"
+        return InvalidArgumentError(message, field="namespace", problem="missing")
+
     @property
     def _local(self) -> str:
         """Settings of a transaction, whose statements look rows up by their keys, however little the planner knows of
@@ -164,10 +169,7 @@ async def migrate(settings: Settings, *, create: bool = True) -> tuple[int, int]
             async with connection.transaction(isolation="read_committed"):  # reads what the holder of the lock did
                 await connection.execute(settings.lock)
                 if not create and not await connection.fetchval("SELECT to_regnamespace($1)::oid", settings.schema):
-                    message = (
-                        f"the database has no namespace {settings.namespace}: there is no schema {settings.schema}"
-                    )
-                    raise InvalidArgumentError(message, field="namespace", problem="missing")
+                    raise settings.missing()
                 await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {settings.schema}")
                 await connection.execute(f"SET LOCAL search_path = {settings.schema}")
                 await connection.execute("CREATE TABLE IF NOT EXISTS format (version integer PRIMARY KEY)")
