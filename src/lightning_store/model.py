@@ -214,6 +214,10 @@ class RolloutConfig(Arguments):
     """What becomes of a rollout that is further behind when it is claimed: it is cancelled, or gets the latest."""
 
 
+DEFAULT_CONFIG: Final = RolloutConfig()
+"""Of a rollout that is given none. It is never changed in place."""
+
+
 def copy_of(config: RolloutConfig) -> RolloutConfig:
     """A config that shares nothing with this one, which is legal and so is not checked again."""
     fields = vars(config)

@@ -15,6 +15,7 @@ from lightning_store.backends.records import NewRollout
 from lightning_store.errors import InvalidArgumentError
 from lightning_store.labels import RESERVED_PREFIX, may_have_labels
 from lightning_store.model import (
+    DEFAULT_CONFIG,
     Bind,
     Counter,
     Duration,
@@ -53,7 +54,6 @@ class _OfAttempt(BaseModel):
 
 IDEMPOTENCY_KEY: Final = f"{RESERVED_PREFIX}idempotency_key"
 _CONFIG: Final = _OfRollout.model_fields.keys() & RolloutConfig.model_fields
-_DEFAULT: Final = RolloutConfig()
 
 
 def with_reserved(new: NewRollout) -> NewRollout:
@@ -68,7 +68,7 @@ def with_reserved(new: NewRollout) -> NewRollout:
     config = {
         name: getattr(said, name)
         for name in _CONFIG & said.model_fields_set
-        if getattr(new.config, name) == getattr(_DEFAULT, name)
+        if getattr(new.config, name) == getattr(DEFAULT_CONFIG, name)
     }
     return new._replace(
         config=new.config.model_copy(update=config) if config else new.config,

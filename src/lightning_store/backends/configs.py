@@ -6,17 +6,16 @@ import json
 from functools import lru_cache
 from typing import Any, Final
 
-from lightning_store.model import RolloutConfig
+from lightning_store.model import DEFAULT_CONFIG, RolloutConfig
 
-_DEFAULT_CONFIG: Final = RolloutConfig()
 _LATER: Final = ("retry_delay_seconds", "retry_backoff", "retry_position", "bind", "max_staleness", "on_stale")
 """What the first formats do not have, in the order in which it came."""
-_LATER_DEFAULTS: Final = [getattr(_DEFAULT_CONFIG, one) for one in _LATER]
+_LATER_DEFAULTS: Final = [getattr(DEFAULT_CONFIG, one) for one in _LATER]
 
 
 def config_text(config: RolloutConfig) -> str | None:
     """None for the default."""
-    if config == _DEFAULT_CONFIG:
+    if config == DEFAULT_CONFIG:
         return None
     columns: list[Any] = [
         config.timeout_seconds,
@@ -34,7 +33,7 @@ def config_text(config: RolloutConfig) -> str | None:
 def config_of(text: str | None) -> RolloutConfig:
     """Shared by the records that have the same: a config is never changed in place."""
     if text is None:
-        return _DEFAULT_CONFIG
+        return DEFAULT_CONFIG
     timeout_seconds, unresponsive_seconds, max_attempts, retry_condition, *later = json.loads(text)
     return RolloutConfig(
         timeout_seconds=timeout_seconds,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack, cast
 
 from lightning_store import arguments, json_text, otel
 from lightning_store.backends.base import Backend, Rows
@@ -45,6 +45,7 @@ from lightning_store.errors import StoreError
 from lightning_store.feeds import NOW, GroupFeed, RolloutFeed
 from lightning_store.memory_limits import MemoryLimits
 from lightning_store.model import (
+    DEFAULT_CONFIG,
     UNSET,
     Admission,
     AdmissionState,
@@ -518,15 +519,12 @@ def _page(query: Query[Any], rows: Rows[Any], convert: Callable[[Any], Any]) -> 
     return PaginatedResult(LazyRows(rows.items, convert), query.limit, query.offset, rows.total)
 
 
-_DEFAULT_CONFIG: Final = RolloutConfig()
-
-
 def _new_rollout(request: EnqueueRolloutRequest, prefix: str = "") -> NewRollout:
     new = NewRollout(
         input_json=json_text.dumps(request.input, f"{prefix}input"),
         mode=request.mode,
         resources_id=request.resources_id,
-        config=request.config if request.config is not None else _DEFAULT_CONFIG,
+        config=request.config if request.config is not None else DEFAULT_CONFIG,
         metadata_json=json_text.dumps(request.metadata, f"{prefix}metadata") if request.metadata else "{}",
         priority=request.priority,
         group_id=request.group_id,
