@@ -7,7 +7,6 @@ import os
 import sqlite3
 import stat
 import threading
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 from lightning_store import RolloutConfig
 from lightning_store.backends.sqlite import file as database_file
 from lightning_store.backends.sqlite import maintenance
+from lightning_store.backends.sqlite.checking import RULES, violations_of
 from lightning_store.backends.sqlite.maintenance import back_up, check, migrate, restore, vacuum
 from lightning_store.backends.sqlite.network import network_type
 from lightning_store.errors import (
@@ -28,6 +28,7 @@ from lightning_store.errors import (
 )
 from lightning_store.sqlite_store import SqliteLightningStore
 from lightning_store.testing.contract.base import make_span
+from tests.durability import damage
 
 
 @pytest.fixture
@@ -232,61 +233,34 @@ def test_a_store_in_use_is_sound(path):
         assert list(check(path, quick=True)) == []
 
 
-@pytest.mark.parametrize(
-    ("damage", "rules"),
-    [
-        ("UPDATE totals SET rollouts = 99", ["totals.rollouts is what is stored"]),
-        ("UPDATE totals SET completed = 0", ["totals.completed is what is stored"]),
-        ("UPDATE totals SET spans = 0", ["totals.spans is what is stored"]),
-        ("UPDATE totals SET other_bytes = other_bytes + 1", ["totals.other_bytes is what is stored"]),
-        ("UPDATE totals SET last_span = 1", ["totals.last_span is not below a number that is in use"]),
-        ("UPDATE totals SET last_queue_position = 1", ["totals.last_queue_position is not below"]),
-        ("UPDATE totals SET latest_resources = 'gone'", ["the latest resources exist"]),
-        ("UPDATE totals SET latest_resources = NULL", ["the latest resources exist"]),
-        ("DELETE FROM totals", ["totals has one row"]),
-        ("DELETE FROM meta", ["the store has an id"]),
-        (
-            "DELETE FROM payloads WHERE rollout = 1",
-            ["totals.other_bytes", "each rollout has its payloads", "the labels"],
-        ),
-        ("DELETE FROM labels WHERE rollout = 1", ["the labels of rollouts are those of their metadata"]),
-        ("INSERT INTO labels VALUES ('lightning.x=1', 1)", ["the labels of rollouts are those of their metadata"]),
-        ("UPDATE rollouts SET end_reason = NULL WHERE number = 2", ["why a rollout did not succeed"]),
-        ("DELETE FROM queue WHERE rollout = 5", ["a queued rollout is in the queue"]),
-        (
-            "UPDATE queue SET position = 99 WHERE rollout = 5",
-            ["a queued rollout is in the queue", "what is in the queue"],
-        ),
-        ("UPDATE rollouts SET status = 'queuing' WHERE number = 3", ["a queued rollout is in the queue"]),
-        ("UPDATE rollouts SET completion_position = NULL WHERE number = 1", ["a rollout is terminal", "what is among"]),
-        ("UPDATE rollouts SET end_time = NULL WHERE number = 1", ["a rollout is terminal if and only if"]),
-        ("UPDATE rollouts SET latest_attempt_id = 'at-x' WHERE number = 1", ["a rollout names its latest attempt"]),
-        ("UPDATE rollouts SET deadline = NULL", ["an attempt that has a limit of time is watched"]),
-        ("UPDATE rollouts SET last_sequence = 1 WHERE number = 1", ["a rollout's span counter"]),
-        ("UPDATE attempts SET sequence_id = 2 WHERE number = 1", ["the attempts of a rollout are numbered"]),
-        ("UPDATE spans SET attempt = 2 WHERE number = 1", ["a span is of an attempt of its rollout"]),
-        ("UPDATE workers SET current_attempt_id = 'at-x' WHERE worker_id = 'w-None'", ["a worker holds an attempt"]),
-        ("UPDATE workers SET current_rollout_id = NULL", ["a worker holds an attempt"]),
-        (
-            "DELETE FROM spans",
-            ["totals.spans is what is stored", "a rollout without spans counts no bytes"] + 2 * ["a rollout without"],
-        ),
-        (
-            "INSERT INTO replies VALUES (1, 'id', 0, '', 0, ''), (2, 'id', 0, '', 0, '')",
-            ["totals.last_reply is not below", "a request has one recorded reply"],
-        ),
+HERE = {
+    "rollout_tallies are what is stored": ["UPDATE rollout_tallies SET rollouts = 7"],
+    "worker_tallies are what is stored": ["DELETE FROM worker_tallies"],
+    "totals.last_reply is not below a number that is in use": ["UPDATE totals SET last_reply = 0"],
+    "a request has one recorded reply": [
+        "INSERT INTO replies SELECT number + 1000, request_id, 0, '', 0, '' FROM replies"
     ],
-)
-def test_what_does_not_agree_is_found(path, damage: str, rules: Sequence[str]):
-    made(path)
-    with closing(sqlite3.connect(path)) as connection, connection:
-        if "replies" in damage:
-            connection.execute("DELETE FROM replies")
-            connection.execute("UPDATE totals SET last_reply = 1")
-        connection.execute(damage)
-    found = violated(path)
-    assert len(found) == len(rules)
-    assert all(one.startswith(rule) for one, rule in zip(found, rules, strict=True)), found
+}
+"""The rules of this database alone, likewise."""
+
+
+def test_what_does_not_agree_is_found(path):
+    with SqliteLightningStore(path) as store:
+        asyncio.run(damage.fill(store))
+    assert violated(path) == []
+    statements = {**damage.VIOLATED, **HERE}
+    assert {one.text for one in RULES} == {rule for rule, found in statements.items() if found}
+    by_text = {one.text: one for one in RULES}
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for rule, statement in ((rule, one) for rule, found in statements.items() for one in found):
+            connection.execute("BEGIN")
+            connection.execute(statement.format(totals="totals"))
+            assert list(violations_of(connection, by_text[rule])), statement
+            connection.execute("ROLLBACK")
+        connection.execute("DELETE FROM labels WHERE rollout = 1")
+    found = list(check(path))
+    assert {one.rule for one in found} == {"the labels of rollouts are those of their metadata"}
+    assert ['missing is lightning.run="☃" of ro-' in one.found for one in found] == [False, True]
 
 
 def test_a_damaged_page_is_found(path):

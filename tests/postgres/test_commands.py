@@ -1,4 +1,4 @@
-"""The commands that work on a PostgreSQL database itself: export, import, migrate."""
+"""The commands that work on a PostgreSQL database itself: export, import, check, migrate."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import pytest
 
 from lightning_store.backends.postgres.checking import RULES, violations_of
 from lightning_store.backends.postgres.connections import migrations
-from lightning_store.postgres_store import PostgresEngineStore
+from lightning_store.postgres_store import PostgresEngineStore, check_namespace
 from lightning_store_server.cli.root import root
 from tests.cli.conftest import cli_runner
+from tests.durability import damage
 from tests.durability.test_compatibility import EXPORTS
 from tools.postgres_server import PostgresServer
 
@@ -74,30 +76,49 @@ def test_migrate(postgres: PostgresServer, namespace: str) -> None:
     assert run(*named) == (0, f"namespace {namespace} has format {newest} already\n")
 
 
-DAMAGE = {
-    "UPDATE meta SET value = ''": "the store has an id",
-    "UPDATE log SET spans = 7": "log.spans is what is stored",
-    "UPDATE log SET tallies = '[[], []]'": "log.tallies are what is stored",
-    "UPDATE log SET last_attempt = 0": "log.last_attempt is not below a number that is in use",
-    "DELETE FROM payloads": "each rollout has its payloads",
-    "UPDATE payloads SET rollout = rollout + 100": "spans and marks have their rollout",
-    "UPDATE rollouts SET end_reason = NULL": "why a rollout did not succeed",
-    "DELETE FROM queue": "a queued rollout is in the queue, in its place, or waits for its retry",
-    "UPDATE queue SET position = position + 100": "what is in the queue is a queued rollout",
-    "DELETE FROM completions": "a rollout is terminal if and only if",
-    "UPDATE completions SET position = position + 100": "what is among the completions",
-    "UPDATE attempts SET sequence_id = 2": "the attempts of a rollout are numbered 1, 2, 3, …",
-    "UPDATE rollouts SET held = true": "what is held is queued, in a group of a run that has bounds",
-    "UPDATE rollouts SET consumers = 1": "a rollout knows how many consumers have consumed it",
-    "UPDATE rollouts SET uncounted_attempts = 1": "a rollout knows how many of its attempts do not count",
-    "UPDATE rollouts SET latest_attempt_id = 'x'": "a rollout names its latest attempt, if it has any",
-    "UPDATE spans SET attempt = attempt + 100": "a span is of an attempt of its rollout",
-    "UPDATE rollouts SET last_sequence = 0": "a rollout's span counter is not below the number of a span",
-    "DELETE FROM spans": "a rollout without spans counts no bytes of them",
-    "UPDATE log SET latest_resources = 'x'": "the latest resources exist",
-    "DELETE FROM attempts": "a worker holds an attempt that exists, or none",
+HERE = {
+    "rollout_tallies are what is stored": ["UPDATE log SET tallies = '[[], []]'"],
+    "worker_tallies are what is stored": ["UPDATE log SET tallies = '[[], []]'"],
+    **{
+        f"{table}_number_seq.last_value is not below a number that is in use": [
+            f"UPDATE {table} SET number = number + 1000"
+        ]
+        for table in ("resources", "workers", "replies")
+    },
+    "rollouts.payload_bytes is what is stored": ["UPDATE payloads SET input_json = input_json || ' '"],
+    "attempts.size_bytes is what is stored": ["UPDATE attempts SET size_bytes = size_bytes + 1"],
 }
-"""What is done to the data, and part of the rule that it violates."""
+"""The rules of this database alone, each with a statement after which it is violated."""
+
+
+@pytest.mark.asyncio
+async def test_what_does_not_agree_is_found(postgres: PostgresServer, namespace: str) -> None:
+    store = await PostgresEngineStore.open(postgres.dsn(), namespace=namespace)
+    try:
+        await damage.fill(store)
+        schema = store.schema
+    finally:
+        await store.aclose()
+    statements = {**damage.VIOLATED, **HERE}
+    assert {one.text for one in RULES} == {rule for rule, found in statements.items() if found}
+    connection = await asyncpg.connect(postgres.dsn())
+    try:
+        await connection.execute(f"SET search_path = {schema}")
+        async with connection.transaction(readonly=True):
+            assert [found for one in RULES for found in await violations_of(connection, one)] == []
+        by_text = {one.text: one for one in RULES}
+        for rule, statement in ((rule, one) for rule, found in statements.items() for one in found):
+            transaction = connection.transaction()
+            await transaction.start()
+            await connection.execute(statement.format(totals="log"))
+            assert await violations_of(connection, by_text[rule]), statement
+            await transaction.rollback()
+        await connection.execute(f"DELETE FROM labels WHERE rollout = {damage.FIRST}")
+    finally:
+        await connection.close()
+    found = await check_namespace(postgres.dsn(), namespace)
+    assert {one.rule for one in found} == {"the labels of rollouts are those of their metadata"}
+    assert ['missing is lightning.run="☃" of ro-' in one.found for one in found] == [False, True]
 
 
 def test_check(postgres: PostgresServer, namespace: str) -> None:
@@ -109,25 +130,6 @@ def test_check(postgres: PostgresServer, namespace: str) -> None:
     code, said = beside_a_server(postgres, namespace, *named)
     assert (code, said) == (0, f"namespace {namespace} is sound\n")
     schema = f"lightning_store_{namespace}"
-
-    async def damaged() -> dict[str, set[str]]:
-        """The rules that each statement violates, of which none is committed."""
-        connection = await asyncpg.connect(postgres.dsn())
-        try:
-            await connection.execute(f"SET search_path = {schema}")
-            found = {}
-            for statement in DAMAGE:
-                transaction = connection.transaction()
-                await transaction.start()
-                await connection.execute(statement)
-                found[statement] = {one.rule for rule in RULES for one in await violations_of(connection, rule)}
-                await transaction.rollback()
-            return found
-        finally:
-            await connection.close()
-
-    for statement, violated in asyncio.run(damaged()).items():
-        assert any(DAMAGE[statement] in rule for rule in violated), statement
     executed(postgres, f"DELETE FROM {schema}.queue")
     code, said = run(*named)
     assert code == 1
