@@ -85,6 +85,12 @@ HERE = {
         ]
         for table in ("resources", "workers", "replies")
     },
+    "totals.queue_from is a lower bound": ["UPDATE queue SET position = position - 1000"],
+    "totals.due_from is a lower bound": ["UPDATE rollouts SET deadline = 0 WHERE deadline IS NOT NULL"],
+    "a worker has one row, and the next one comes after it": [
+        "INSERT INTO workers (worker_id, version, status) SELECT worker_id, version - 1, status FROM workers",
+        "UPDATE workers SET version = version + 1000",
+    ],
     "rollouts.payload_bytes is what is stored": ["UPDATE payloads SET input_json = input_json || ' '"],
     "attempts.size_bytes is what is stored": ["UPDATE attempts SET size_bytes = size_bytes + 1"],
 }

@@ -9,7 +9,7 @@ from asyncpg import Connection
 from lightning_store.backends import checking
 from lightning_store.backends.base import Violation
 from lightning_store.backends.checking import Rule, last, told
-from lightning_store.backends.postgres.connections import Settings, close, migrations
+from lightning_store.backends.postgres.connections import PLANNED_FREELY, Settings, close, migrations
 from lightning_store.backends.postgres.errors import store_errors
 from lightning_store.backends.postgres.text import plain
 from lightning_store.backends.records import ID_INCLUDED_BYTES, WIDEST_CHAR_BYTES
@@ -33,6 +33,14 @@ def _id_bytes(column: str) -> str:
 def _number(table: str) -> Rule:
     """Inserted rows get numbers that no row has."""
     return last("last_value", f"SELECT max(number) FROM {table}", f"{table}_number_seq")
+
+
+def _first(column: str, places: str) -> Rule:
+    """Nothing comes before the place where one begins to look."""
+    return Rule(
+        f"totals.{column} is a lower bound",
+        f"SELECT 'it is ' || {column} || ', the first is ' || ({places}) FROM totals WHERE {column} > ({places})",
+    )
 
 
 def _size(column: str, sized: str) -> Rule:
@@ -59,6 +67,15 @@ RULES: Final = (
     checking.other_bytes(_text_bytes, _id_bytes),
     checking.labels("array_agg({})".format, lambda stored: map(plain, stored)),
     *map(_number, ("resources", "workers", "replies")),
+    _first("queue_from", "SELECT min(position) FROM queue"),
+    _first("due_from", "SELECT min(deadline) FROM rollouts"),
+    Rule(
+        "a worker has one row, and the next one comes after it",
+        """
+        SELECT worker_id FROM workers CROSS JOIN totals
+        GROUP BY worker_id HAVING count(*) > 1 OR max(version) > max(totals.id)
+        """,
+    ),
     _size(
         "rollouts.payload_bytes",
         f"""
@@ -92,7 +109,7 @@ async def violations(settings: Settings) -> list[Violation]:
         with store_errors():
             if not await connection.fetchval("SELECT to_regclass($1)::oid", f"{settings.schema}.format"):
                 raise settings.missing()
-            await connection.execute(settings.begin_snapshot)
+            await connection.execute(f"{settings.begin_snapshot}; {PLANNED_FREELY}")
             present, known = await connection.fetchval("SELECT max(version) FROM format"), max(migrations())
             if present != known:
                 message = f"the format of {settings.schema} is {present}, and this program checks {known}"

@@ -23,6 +23,11 @@ T = TypeVar("T")
 VERSION_MIN: Final = 14
 """Of PostgreSQL."""
 APPLICATION: Final = "lightning-store-grpc"
+PLANNED_FREELY: Final = (
+    "SET LOCAL enable_seqscan = on; SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on;"
+    " SET LOCAL plan_cache_mode = force_custom_plan"
+)
+"""For statements that may read most of a table, by values of which some are rare and others are not."""
 _NAMESPACE: Final = re.compile("[a-z0-9_]{1,40}")
 _TLS_FILES: Final = ("sslrootcert", "sslcrl", "sslkey", "sslcert")
 """Parameters of a URL that name files; PGSSLROOTCERT and the like do so where it does not."""

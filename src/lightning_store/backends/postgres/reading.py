@@ -11,6 +11,7 @@ from asyncpg import Connection
 
 from lightning_store.backends.base import Due, Rows, Unconsumed
 from lightning_store.backends.postgres import rows
+from lightning_store.backends.postgres.connections import PLANNED_FREELY
 from lightning_store.backends.postgres.loading import (
     DUE_FROM,
     QUEUE_FROM,
@@ -50,11 +51,6 @@ from lightning_store.queries import (
 
 T = TypeVar("T")
 
-PLANNED_FREELY: Final = (
-    "SET LOCAL enable_seqscan = on; SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on;"
-    " SET LOCAL plan_cache_mode = force_custom_plan"
-)
-"""For statements that may read most of a table, by values of which some are rare and others are not."""
 SEARCH_ROWS: Final = 256
 """Rows of a search through metadata that are in memory at a time."""
 
