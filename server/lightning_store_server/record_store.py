@@ -35,7 +35,7 @@ from lightning_store.engine.operations import (
     UpdateRollout,
 )
 from lightning_store.engine.store import EngineStore
-from lightning_store.engine.transfer import Imported, Page, Place, Selection
+from lightning_store.engine.transfer import Imported, Page, Place
 from lightning_store.errors import SpansRejectedError, StoreError, UnsupportedError
 from lightning_store.in_memory import InMemoryLightningStore
 from lightning_store.model import Attempt, AttemptedRollout, EnqueueRolloutRequest, ResourcesUpdate, Rollout, Span
@@ -82,7 +82,7 @@ class RecordStore(Protocol):
 
     async def query_many_spans(self, query: SpanBatchQuery) -> Rows[SpanRecord]: ...
 
-    async def export_page(self, selection: Selection, begin: Place) -> Page: ...
+    async def export_page(self, which: RolloutQuery, begin: Place) -> Page: ...
 
     async def import_rollouts(
         self,
@@ -213,9 +213,9 @@ class _Adapter:
         records = [encode(span) for spans in found.values() for span in spans]
         return Rows(records, len(records))
 
-    async def export_page(self, selection: Selection, begin: Place) -> Page:
+    async def export_page(self, which: RolloutQuery, begin: Place) -> Page:
         threaded, engine = self._behind_threads()
-        return await threaded.run(engine.export_page(selection, begin))
+        return await threaded.run(engine.export_page(which, begin))
 
     async def import_rollouts(
         self,

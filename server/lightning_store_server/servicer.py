@@ -23,7 +23,7 @@ from lightning_store.engine.operations import (
     UpdateAttempt,
     UpdateRollout,
 )
-from lightning_store.engine.transfer import Place, Selection
+from lightning_store.engine.transfer import Place
 from lightning_store.errors import InvalidArgumentError, StoreError, StoreUnavailableError
 from lightning_store.feeds import NOW, begun_feed
 from lightning_store.masking import masked
@@ -477,10 +477,10 @@ class StoreServicer(service_pb2_grpc.LightningStoreServiceServicer):
     async def ExportRollouts(
         self, request: transfer.ExportRolloutsRequest, context: Context
     ) -> transfer.ExportRolloutsResponse:
-        selection = selections.exported_from_proto(request)
+        which = selections.exported_from_proto(request)
         begin = Place(*transfers.place_from_proto(request.page_token, "page_token"))
         async with self._scans.place(context.peer):
-            page = await self._records.export_page(Selection(**selection), begin)
+            page = await self._records.export_page(which, begin)
         return transfer.ExportRolloutsResponse(
             rollouts=map(transfers.stored_rollout_to_proto, page.rollouts),
             seen=page.seen,

@@ -233,6 +233,32 @@ def test_only_some_rollouts(run: Run, served: Served, arguments: tuple[str, ...]
     assert [line["type"] for line in lines] == ["export", "resources", *["rollout"] * rollouts, "end"]
 
 
+def test_only_what_all_commands_choose_by(run: Run, tmp_path: Path) -> None:
+    async def fill(store: LightningStore) -> str:
+        await store.add_resources({})
+        claimed = await store.start_rollout("claimed", mode="train", worker_id="w")
+        metadata = {"lightning.run": "r", "a": {"b": 1}}
+        await store.enqueue_rollout("member", group_id="g", metadata=metadata)
+        return claimed.rollout_id
+
+    with SqliteLightningStore(tmp_path / "store.db") as store:
+        claimed_id = asyncio.run(fill(store))
+    for arguments, chosen in (
+        (("--group", "g", "--group", "h", "--label", "run=r"), ["member"]),
+        (("--group", "g", "--label", "run=s"), []),
+        (("--mode", "none", "--mode", "train"), ["claimed", "member"]),
+        (("--metadata", "a.b=1"), ["member"]),
+        (("--metadata", "a.b=2"), []),
+        (("--contains", claimed_id), ["claimed"]),
+        (("--worker", "w"), ["claimed"]),
+    ):
+        result = run("export", "--database", f"sqlite:{store.path}", *arguments)
+        lines = map(json.loads, result.stdout.splitlines())
+        assert [line["rollout"]["input"] for line in lines if line["type"] == "rollout"] == chosen
+        counted = f"{len(chosen)} rollout{'s' * (len(chosen) != 1)}"
+        assert result.stderr == f"exported {counted}, 0 spans, 1 resources, 0 workers\n"
+
+
 def test_spans_as_otlp(run: Run, served: Served) -> None:
     result = run("export", "--server", served.endpoint, "--format", "otlp")
     assert result.stderr == "exported 2 rollouts, 4 spans\n"

@@ -16,9 +16,9 @@ from lightning_store.backends.sqlite.maintenance import check
 from lightning_store.engine import transfer
 from lightning_store.engine.idempotency import request_scope
 from lightning_store.engine.store import EngineStore
-from lightning_store.engine.transfer import Counted, Imported, Place, Selection
+from lightning_store.engine.transfer import Counted, Imported, Place
 from lightning_store.errors import InvalidArgumentError, ResourceExhaustedError, SpansEvictedError
-from lightning_store.queries import ResourcesQuery, WorkerQuery
+from lightning_store.queries import ALL_ROLLOUTS, ResourcesQuery, RolloutQuery, WorkerQuery
 from lightning_store.sqlite_store import SqliteEngineStore
 from lightning_store.testing import FakeClock
 from lightning_store.testing.backends import BACKENDS, store_on
@@ -29,7 +29,6 @@ from tests.durability.looks import everything
 pytestmark = pytest.mark.asyncio
 
 Opened: TypeAlias = Callable[..., AbstractAsyncContextManager[EngineStore]]
-EVERYTHING = Selection()
 KINDS = ("memory", "sqlite", *BACKENDS)
 
 
@@ -90,7 +89,7 @@ async def fill(store: EngineStore, clock: FakeClock) -> None:
     await store.cancel_rollouts([claimed.rollout_id])
 
 
-async def exported(store: EngineStore, selection: Selection = EVERYTHING) -> list[StoredRollout]:
+async def exported(store: EngineStore, selection: RolloutQuery = ALL_ROLLOUTS) -> list[StoredRollout]:
     found: list[StoredRollout] = []
     place: Place | None = Place()
     seen = 0
@@ -306,7 +305,7 @@ async def trained(clock: FakeClock) -> InMemoryLightningStore:
 
 async def send(source: EngineStore, target: EngineStore) -> Imported:
     """All of it as an import does, over the wire and back."""
-    page = await source.engine.export_page(EVERYTHING, Place())
+    page = await source.engine.export_page(ALL_ROLLOUTS, Place())
     parts = [transfers.stored_rollout_to_proto(one) for one in in_queue_order(page.rollouts)]
     checkpoints = [transfers.checkpoint_to_proto(one) for one in page.checkpoints]
     admissions = [transfers.admission_record_to_proto(one) for one in page.admissions]
@@ -341,11 +340,11 @@ async def test_what_was_consumed_and_the_bounds_of_runs_go_along(store, clock):
 async def test_what_a_checkpoint_cannot_have_is_in_none(store, clock):
     """The store was exported while its trainer went on: marks are newer than the checkpoints that were read first."""
     source = await trained(clock)
-    early = await source.engine.export_page(EVERYTHING, Place())
+    early = await source.engine.export_page(ALL_ROLLOUTS, Place())
     await source.mark_consumed("trainer", [], checkpoint="step-2")
     c = [one.rollout.rollout_id for one in early.rollouts if one.rollout.group_id == "c"]
     await source.mark_consumed("trainer", c)
-    late = await source.engine.export_page(EVERYTHING, Place())
+    late = await source.engine.export_page(ALL_ROLLOUTS, Place())
     await store.engine.import_rollouts(late.rollouts, checkpoints=early.checkpoints)
     assert await store.mark_consumed("trainer", [], checkpoint="step-2 here") == []
     assert await store.rewind_consumer("trainer", checkpoint="step-2 here") == []
@@ -367,11 +366,11 @@ async def test_pages_of_a_few_rollouts(store, clock, monkeypatch):
     await fill(store, clock)
     rollouts = list(await store.query_rollouts())
     assert [one.rollout.rollout_id for one in await exported(store)] == [one.rollout_id for one in rollouts]
-    page = await store.engine.export_page(Selection(), Place())
+    page = await store.engine.export_page(ALL_ROLLOUTS, Place())
     assert (len(page.rollouts), page.seen, page.total) == (2, 2, 6)
     await store.delete_rollouts([rollouts[2].rollout_id, rollouts[0].rollout_id])
     assert page.next is not None
-    after = await store.engine.export_page(Selection(), page.next)
+    after = await store.engine.export_page(ALL_ROLLOUTS, page.next)
     assert [one.rollout.rollout_id for one in after.rollouts] == [one.rollout_id for one in rollouts[3:5]]
 
 
@@ -399,11 +398,11 @@ async def test_a_part_of_a_rollout_that_is_deleted_meanwhile(store, monkeypatch)
     claims: list[AttemptedRollout] = [await store.start_rollout(name) for name in ("first", "second")]
     for claimed in claims:
         await store.add_many_spans([make_span(claimed, number) for number in (1, 2)])
-    page = await store.engine.export_page(Selection(), Place())
+    page = await store.engine.export_page(ALL_ROLLOUTS, Place())
     assert page.next is not None
     assert page.next.spans == 1
     await store.delete_rollouts([claims[0].rollout_id])
-    page = await store.engine.export_page(Selection(), page.next)
+    page = await store.engine.export_page(ALL_ROLLOUTS, page.next)
     [part] = page.rollouts
     assert (part.rollout.rollout_id, part.spans_before) == (claims[1].rollout_id, 0)
 
@@ -414,14 +413,17 @@ async def test_only_what_is_asked_for(store, clock):
     middle = rollouts[3].start_time
     for selection, expected in (
         (
-            Selection(status_in=["succeeded", "queuing"]),
+            RolloutQuery(status_in=["succeeded", "queuing"]),
             [one for one in rollouts if one.status in ("succeeded", "queuing")],
         ),
-        (Selection(mode_in=["train"]), rollouts[1::2]),
-        (Selection(mode_in=[None, "val"]), rollouts[0::2]),
-        (Selection(start_time_min=middle), rollouts[3:]),
-        (Selection(start_time_max=middle), rollouts[:3]),
-        (Selection(status_in=[]), []),
+        (RolloutQuery(mode_in=["train"]), rollouts[1::2]),
+        (RolloutQuery(mode_in=[None, "val"]), rollouts[0::2]),
+        (RolloutQuery(start_time_min=middle), rollouts[3:]),
+        (RolloutQuery(start_time_max=middle), rollouts[:3]),
+        (RolloutQuery(status_in=[]), []),
+        (RolloutQuery(metadata_equals={"n": [4]}), rollouts[4:5]),
+        (RolloutQuery(worker_id_in=["w-1", "w-3"], mode_in=[None]), rollouts[0:3:2]),
+        (RolloutQuery(group_id_in=["g"]), []),
     ):
         found = [one.rollout.rollout_id for one in await exported(store, selection)]
         assert found == [one.rollout_id for one in expected]

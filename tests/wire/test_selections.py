@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from lightning_store.errors import InvalidArgumentError, InvalidTypeError
 from lightning_store.model import TIME_MAX_SECONDS, CompletedRollout, ReturnWhen, RolloutStatus
+from lightning_store.queries import RolloutQuery
 from lightning_store.testing import strategies
-from lightning_store.v1 import rollout_pb2
+from lightning_store.v1 import rollout_pb2, transfer_pb2
 from lightning_store.wire import enums, requests, selections
 from tests.wire.same import assert_same, through_bytes
 
@@ -30,6 +31,15 @@ def test_deletions(rollout_ids, older_than, status_in):
     request = through_bytes(selections.deletion_to_proto("q", deletion))
     assert request.request_id == "q"
     assert selections.deletion_from_proto(request) == deletion
+
+
+def test_exports():
+    which = RolloutQuery(status_in=["failed"], mode_in=["train", None], group_id_in=["g"], start_time_max=2.5)
+    request = through_bytes(selections.exported_to_proto(which, "next"))
+    assert request.page_token == "next"
+    assert selections.exported_from_proto(request) == which
+    former = transfer_pb2.ExportRolloutsRequest(mode_in=[0, 1], start_time_min={"seconds": 1})
+    assert selections.exported_from_proto(former) == RolloutQuery(mode_in=[None, "train"], start_time_min=1.0)
 
 
 @pytest.mark.parametrize("older_than", [1e12, 1e300, float("inf")])

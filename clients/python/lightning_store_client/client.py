@@ -731,17 +731,13 @@ class LightningStoreClient(QueryMethods):
         self,
         *,
         status_in: Sequence[RolloutStatus] | None = None,
-        mode_in: Sequence[RolloutMode | None] | None = None,
-        start_time_min: float | None = None,
-        start_time_max: float | None = None,
+        **filters: Unpack[RolloutFilters],
     ) -> AsyncGenerator[transfer_pb2.ExportRolloutsResponse, None]:
         """Rollouts with all that belongs to them, in the order in which they were made, for ``import_stored``.
 
         Args:
             status_in: Only rollouts with one of these statuses.
-            mode_in: Only rollouts with one of these modes; None is those without one.
-            start_time_min: Only rollouts that were made at this time or later, in seconds since the epoch.
-            start_time_max: Only rollouts that were made before this time.
+            filters: Only rollouts for which these hold; see :class:`RolloutFilters`.
 
         Returns:
             The replies of the server, one after the other. Each is of one moment.
@@ -749,9 +745,7 @@ class LightningStoreClient(QueryMethods):
         Raises:
             UnsupportedError: The store behind the server does not offer it.
         """
-        which = selections.Exported(
-            status_in=status_in, mode_in=mode_in, start_time_min=start_time_min, start_time_max=start_time_max
-        )
+        which = RolloutQuery(status_in=status_in, **filters)
         page_token = ""
         while True:
             page = await self._calls.unary("ExportRollouts", selections.exported_to_proto(which, page_token))

@@ -6,16 +6,13 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from functools import wraps
 from typing import Any, Final, TypeVar, cast
 
 import click
 
 from lightning_store.arguments import database_path, is_postgres
-from lightning_store.clock import SystemClock
 from lightning_store.errors import InvalidArgumentError
-from lightning_store.model import TIME_MAX_SECONDS
 from lightning_store_server.config import DEFAULT_PORT, INT32_MAX, MIB, SECONDS_MAX
 from lightning_store_server.text import byte_size
 
@@ -203,31 +200,6 @@ def parse_database(text: str) -> str | None:
         return database_path(text)
     except InvalidArgumentError as error:
         raise click.BadParameter(str(error)) from None
-
-
-def moment(flag: str, *names: str, help: str) -> Callable[[F], F]:
-    """A moment, or how long ago it was. Without a variable: what is chosen is chosen for one call."""
-
-    def parse(_: click.Context, __: click.Parameter, value: str | None) -> float | None:
-        return None if value is None else parse_moment(value)
-
-    return click.option(flag, *names, help=help, callback=parse, metavar="TIME")
-
-
-def parse_moment(text: str) -> float:
-    """Seconds since the epoch of a date with or without a time (local, unless it says its offset), or of so long ago
-    (``"90s"``, ``"7d"``). click.BadParameter if it is neither."""
-    try:
-        seconds = datetime.fromisoformat(text).timestamp()
-    except ValueError:
-        pass
-    else:
-        if not 0 <= seconds <= TIME_MAX_SECONDS:
-            raise click.BadParameter(f"{text!r} is not between 1970 and 2262")
-        return seconds
-    if not text.strip()[-1:].isalpha():
-        raise click.BadParameter(f"{text!r} is neither a moment, like 2026-01-31T12:00, nor how long ago, like 7d")
-    return SystemClock().now() - parse_time(text)
 
 
 def parse_retention(text: str) -> Retention:

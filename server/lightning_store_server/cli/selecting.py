@@ -12,13 +12,14 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar, cast, get_args
 
 import click
 
 from lightning_store.clock import SystemClock
 from lightning_store.labels import RESERVED_PREFIX
 from lightning_store.model import (
+    TIME_MAX_SECONDS,
     EndReason,
     PaginatedResult,
     Rollout,
@@ -49,7 +50,8 @@ class Selection:
 
     statuses: tuple[RolloutStatus, ...] = ()
     contains: str | None = None
-    modes: tuple[RolloutMode, ...] = ()
+    modes: tuple[str, ...] = ()
+    """``"none"`` for those without one."""
     metadata: tuple[Pair, ...] = ()
     workers: tuple[str, ...] = ()
     resources: tuple[str, ...] = ()
@@ -75,7 +77,7 @@ class Selection:
     def filters(self) -> RolloutFilters:
         """What the store filters by, beside status and id."""
         return RolloutFilters(
-            mode_in=self.modes or None,
+            mode_in=[None if one == "none" else cast(RolloutMode, one) for one in self.modes] or None,
             worker_id_in=self.workers or None,
             resources_id_in=self.resources or None,
             metadata_equals={f"{RESERVED_PREFIX}{one.path}": one.value for one in self.labels} or None,
@@ -87,9 +89,9 @@ class Selection:
             start_time_max=None if self.until is None else max(0.0, math.nextafter(self.until, math.inf)),
         )
 
-    def matches(self, rollout: Rollout) -> bool:
-        """Whether all holds that the store does not filter by."""
-        return all(has_member(rollout.metadata, pair) for pair in self.metadata)
+    def matches(self, rollout_id: str, metadata: Mapping[str, Any] | None) -> bool:
+        """Whether all holds that the store does not filter by: what ``filters`` leaves out, but for the status."""
+        return (self.contains or "") in rollout_id and all(has_member(metadata, pair) for pair in self.metadata)
 
     async def query(
         self,
@@ -115,7 +117,7 @@ class Selection:
         )
         if not self.metadata:
             return found
-        chosen = [rollout for rollout in found if self.matches(rollout)]
+        chosen = [one for one in found if self.matches(one.rollout_id, one.metadata)]
         end = None if limit < 0 else offset + limit
         return PaginatedResult(chosen[offset:end], limit, offset, len(chosen))
 
@@ -145,9 +147,9 @@ def selecting(*, variables: bool = True) -> Callable[[F], F]:
                 flag(
                     "--mode",
                     "modes",
-                    type=click.Choice(get_args(RolloutMode)),
+                    type=click.Choice([*get_args(RolloutMode), "none"]),
                     multiple=True,
-                    help="Only rollouts of this mode.",
+                    help="Only rollouts of this mode; none is those without one.",
                 ),
                 flag(
                     "--metadata",
@@ -216,10 +218,13 @@ def parse_moment(text: str, now: float) -> float:
     if not re.match(r"\s*\d{4}-", text):
         return now - parse_time(text)
     try:
-        return datetime.fromisoformat(text.strip()).timestamp()
+        seconds = datetime.fromisoformat(text.strip()).timestamp()
     except (ValueError, OverflowError):
         message = f"{text!r} is no time; give a length of time like 15m or 7d, or a date like 2026-01-31T12:00"
         raise click.BadParameter(message) from None
+    if not 0 <= seconds <= TIME_MAX_SECONDS:
+        raise click.BadParameter(f"{text!r} is not between 1970 and 2262")
+    return seconds
 
 
 def parse_pair(text: str) -> Pair:

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import importlib.metadata
 import io
+import json
 import os
 import secrets
 import sys
@@ -15,7 +16,7 @@ from array import array
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from typing import IO, Any, Final, TypeAlias, TypeVar, get_args
+from typing import IO, Any, Final, TypeAlias, TypeVar
 
 import click
 
@@ -27,7 +28,7 @@ from lightning_store.errors import (
     StoreTimeoutError,
     StoreUnavailableError,
 )
-from lightning_store.model import ResourcesUpdate, RolloutMode, RolloutStatus, Span
+from lightning_store.model import ResourcesUpdate, Span
 from lightning_store.spans.document import decode
 from lightning_store.spans.labels import ATTEMPT_ID, ROLLOUT_ID, SEQUENCE_ID
 from lightning_store.spans.otlp import json_requests
@@ -42,7 +43,8 @@ from lightning_store_server.app import GrpcServer, postgres_store, sqlite_store
 from lightning_store_server.cli import PROGRAM, export_lines
 from lightning_store_server.cli.connecting import client_of, on_any_server
 from lightning_store_server.cli.exit_codes import ExitCode, exit_code_of, fail
-from lightning_store_server.cli.options import database_url, moment, namespace, seconds
+from lightning_store_server.cli.options import database_url, namespace, seconds
+from lightning_store_server.cli.selecting import Selection, selecting
 from lightning_store_server.config import ServerConfig
 from lightning_store_server.text import byte_size
 
@@ -109,24 +111,7 @@ def on_store(command: F) -> F:
     help="Everything, a line of JSON each, for import and for programs; or the spans alone, as requests of OTLP/JSON.",
 )
 @click.option("--output", default=STANDARD, metavar="FILE|-", help="Where to write; - is standard output.")
-@click.option(
-    "--status",
-    "statuses",
-    type=click.Choice(get_args(RolloutStatus)),
-    multiple=True,
-    help="Only rollouts with this status; may be given several times.",
-)
-@click.option(
-    "--mode",
-    "modes",
-    type=click.Choice([*get_args(RolloutMode), "none"]),
-    multiple=True,
-    help="Only rollouts with this mode; may be given several times.",
-)
-@moment(
-    "--since", help="Only rollouts that were made so long ago or later (7d), or since this moment (2026-01-31T12:00)."
-)
-@moment("--until", help="Only rollouts that were made longer ago, or before a moment.")
+@selecting(variables=False)
 def export(
     server: str,
     database: str | None,
@@ -134,28 +119,20 @@ def export(
     timeout: float,
     form: str,
     output: str,
-    statuses: tuple[RolloutStatus, ...],
-    modes: tuple[str, ...],
-    since: float | None,
-    until: float | None,
+    **flags: Any,
 ) -> None:
     """Write rollouts with their attempts and spans to a file, from a server that goes on meanwhile.
 
-    Resources are in it too, with the keys that they hold, and workers unless rollouts are chosen. So the file is for
-    its owner alone (0600). Each rollout is as it is at one moment.
+    Resources are in it too, with the keys that they hold; and workers and the bounds of runs, unless flags choose
+    rollouts. So the file is for its owner alone (0600). Each rollout is as it is at one moment.
     """
-    which: dict[str, Any] = {
-        "status_in": statuses or None,
-        "mode_in": [None if mode == "none" else mode for mode in modes] or None,
-        "start_time_min": since,
-        "start_time_max": until,
-    }
+    selection = Selection.of(flags)
 
     async def write(client: LightningStoreClient) -> Counter[str]:
         with _written(output) as file, _progress("export", "rollouts") as told:
             if form == "otlp":
-                return await _export_otlp(client, which, file, told)
-            return await _export_lines(client, which, file, told)
+                return await _export_otlp(client, selection, file, told)
+            return await _export_lines(client, selection, file, told)
 
     if database is not None and not is_postgres(database) and not os.path.isfile(database):
         fail(f"there is no file {database}", ExitCode.NOINPUT)
@@ -257,11 +234,9 @@ async def _client(
 # --- Export ----------------------------------------------------------------------------------------------------------
 
 
-async def _export_lines(
-    client: LightningStoreClient, which: Mapping[str, Any], file: IO[str], told: Told
-) -> Counter[str]:
+async def _export_lines(client: LightningStoreClient, selection: Selection, file: IO[str], told: Told) -> Counter[str]:
     counts: Counter[str] = Counter(rollouts=0, spans=0, resources=0, workers=0)
-    whole = not any(which.values())
+    whole = selection.is_empty
 
     def write(line: str) -> None:
         file.write(line + "\n")
@@ -270,7 +245,7 @@ async def _export_lines(
     async for resources in _all_resources(client):
         write(export_lines.resources_line(resources))
         counts["resources"] += 1
-    async for page in _pages(client, which, told):
+    async for page in _pages(client, selection, told):
         for checkpoint in page.checkpoints:  # before the rollouts that are in them
             write(export_lines.checkpoint_line(checkpoint))
         for admission in page.admissions if whole else ():
@@ -288,11 +263,9 @@ async def _export_lines(
     return counts
 
 
-async def _export_otlp(
-    client: LightningStoreClient, which: Mapping[str, Any], file: IO[str], told: Told
-) -> Counter[str]:
+async def _export_otlp(client: LightningStoreClient, selection: Selection, file: IO[str], told: Told) -> Counter[str]:
     counts: Counter[str] = Counter(rollouts=0, spans=0)
-    async for page in _pages(client, which, told):
+    async for page in _pages(client, selection, told):
         for part in page.rollouts:
             spans = [_labelled(decode(one.document_json, one.sequence_id)) for one in part.spans]
             legal = [span for span in spans if _has_otlp_form(span)]
@@ -319,13 +292,21 @@ def _has_otlp_form(span: Span) -> bool:
 
 
 async def _pages(
-    client: LightningStoreClient, which: Mapping[str, Any], told: Told
+    client: LightningStoreClient, selection: Selection, told: Told
 ) -> AsyncIterator[ExportRolloutsResponse]:
     seen = 0
-    async for page in client.export_pages(**which):
+    async for page in client.export_pages(status_in=selection.statuses or None, **selection.filters):
+        for index in reversed(range(len(page.rollouts))):
+            if not _is_chosen(selection, page.rollouts[index]):
+                del page.rollouts[index]
         yield page
         seen += page.seen
         told(seen, max(seen, page.total))
+
+
+def _is_chosen(selection: Selection, part: StoredRollout) -> bool:
+    metadata_json = part.rollout.metadata_json if selection.metadata else ""
+    return selection.matches(part.rollout.rollout_id, json.loads(metadata_json) if metadata_json else None)
 
 
 async def _all_resources(client: LightningStoreClient) -> AsyncIterator[ResourcesUpdate]:

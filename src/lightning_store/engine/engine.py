@@ -51,7 +51,7 @@ from lightning_store.engine.operations import (
 )
 from lightning_store.engine.policy import Policy
 from lightning_store.engine.rules import Deletion
-from lightning_store.engine.transfer import Imported, Page, Place, Selection, page_of
+from lightning_store.engine.transfer import Imported, Page, Place, page_of
 from lightning_store.engine.waiting import Waiting
 from lightning_store.engine.workers import last_seen
 from lightning_store.errors import RolloutNotFoundError, SpansEvictedError
@@ -181,10 +181,10 @@ class Engine:
 
     # --- Between stores ----------------------------------------------------------------------------------------------
 
-    async def export_page(self, selection: Selection, begin: Place) -> Page:
+    async def export_page(self, which: RolloutQuery, begin: Place) -> Page:
         """Rollouts with all that belongs to them, from ``begin`` on, as many as a page takes. Each page is of one
         moment."""
-        return await self._executor.read(lambda snapshot: page_of(snapshot, selection, begin))
+        return await self._executor.read(lambda snapshot: page_of(snapshot, which, begin))
 
     async def import_rollouts(
         self,

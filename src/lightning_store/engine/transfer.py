@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from lightning_store import lifecycle
 from lightning_store.backends.base import Snapshot
+from lightning_store.backends.matching import matches
 from lightning_store.backends.records import (
     AdmissionRecord,
+    AttemptRecord,
     CheckpointRecord,
     ResourcesRecord,
-    RolloutRecord,
     SpanRecord,
     StoredRollout,
     WorkerRecord,
@@ -21,7 +21,7 @@ from lightning_store.engine import admission, workers
 from lightning_store.engine.rules import first_deadline, queue_band
 from lightning_store.engine.view import View
 from lightning_store.errors import InvalidArgumentError
-from lightning_store.queries import AttemptQuery, SpanQuery
+from lightning_store.queries import AttemptQuery, RolloutQuery, SpanQuery
 
 PAGE_ROLLOUTS: Final = 200
 """Rollouts that a page is done with at the most."""
@@ -34,26 +34,6 @@ SPANS_AT_ONCE: Final = 1000
 
 
 # --- Out of a store --------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """Which rollouts: those for which everything holds that is not None."""
-
-    status_in: Collection[str] | None = None
-    mode_in: Collection[str | None] | None = None
-    start_time_min: float | None = None
-    start_time_max: float | None = None
-    """Exclusive."""
-
-    def has(self, rollout: RolloutRecord) -> bool:
-        """Whether this is one of them."""
-        return (
-            (self.status_in is None or rollout.status in self.status_in)
-            and (self.mode_in is None or rollout.mode in self.mode_in)
-            and (self.start_time_min is None or rollout.start_time >= self.start_time_min)
-            and (self.start_time_max is None or rollout.start_time < self.start_time_max)
-        )
 
 
 class Place(NamedTuple):
@@ -80,25 +60,27 @@ class Page(NamedTuple):
     """On the first page: those of all runs."""
 
 
-async def page_of(snapshot: Snapshot, selection: Selection, begin: Place) -> Page:
+async def page_of(snapshot: Snapshot, which: RolloutQuery, begin: Place) -> Page:
     """The rollouts from ``begin`` on, as many as a page takes; on the first page also what belongs to none of them."""
-    page = await _rollouts_of(snapshot, selection, begin)
+    page = await _rollouts_of(snapshot, which, begin)
     if begin != Place():
         return page
     return page._replace(checkpoints=await snapshot.checkpoints(), admissions=await snapshot.admissions())
 
 
-async def _rollouts_of(snapshot: Snapshot, selection: Selection, begin: Place) -> Page:
+async def _rollouts_of(snapshot: Snapshot, which: RolloutQuery, begin: Place) -> Page:
     total = (await snapshot.counts()).rollouts
     placed = await snapshot.placed_rollouts(begin.place - 1 if begin.spans else begin.place, PAGE_ROLLOUTS)
     marks = await snapshot.marks([one.rollout.rollout_id for one in placed if one.rollout.consumers])
+    of_attempt = any(one.of_attempt for one in which.filters)
     found: list[StoredRollout] = []
     size_bytes = seen = 0
     for one in placed:
-        if selection.has(one.rollout):
+        attempts = await _attempts(snapshot, one.rollout.rollout_id) if of_attempt else ()
+        if matches(one.rollout, which, attempts[-1] if attempts else None):
             before = begin.spans if one.place == begin.place else 0
             spans, more = await _spans(snapshot, one.rollout.rollout_id, before)
-            attempts = (await snapshot.query_attempts(AttemptQuery(rollout_id=one.rollout.rollout_id))).items
+            attempts = attempts or await _attempts(snapshot, one.rollout.rollout_id)
             consumed = marks.get(one.rollout.rollout_id, {})
             part = StoredRollout(one.rollout, attempts, spans, one.last_sequence, before, consumed)
             found.append(part)
@@ -109,6 +91,10 @@ async def _rollouts_of(snapshot: Snapshot, selection: Selection, begin: Place) -
         if size_bytes >= PAGE_BYTES:
             return Page(found, seen, total, Place(one.place))
     return Page(found, seen, total, Place(placed[-1].place) if len(placed) == PAGE_ROLLOUTS else None)
+
+
+async def _attempts(snapshot: Snapshot, rollout_id: str) -> Sequence[AttemptRecord]:
+    return (await snapshot.query_attempts(AttemptQuery(rollout_id=rollout_id))).items
 
 
 async def _spans(snapshot: Snapshot, rollout_id: str, before: int) -> tuple[list[SpanRecord], bool]:

@@ -158,6 +158,7 @@ class ExportRolloutsRequest(_message.Message):
     START_TIME_MIN_FIELD_NUMBER: _builtins.int
     START_TIME_MAX_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    FILTERS_FIELD_NUMBER: _builtins.int
     page_token: _builtins.str
     """Empty: the first page. Else next_page_token of the reply before, with all other fields as they were."""
     @_builtins.property
@@ -166,15 +167,19 @@ class ExportRolloutsRequest(_message.Message):
 
     @_builtins.property
     def mode_in(self) -> _containers.RepeatedScalarFieldContainer[_rollout_pb2.RolloutMode.ValueType]:
-        """Only rollouts with one of these modes; unspecified is those without one. Empty: any."""
+        """As in filters, which count where they have the same. Empty: any."""
 
     @_builtins.property
     def start_time_min(self) -> _timestamp_pb2.Timestamp:
-        """Only rollouts that were made at this time or later. Absent: however early."""
+        """Likewise. Absent: however early."""
 
     @_builtins.property
     def start_time_max(self) -> _timestamp_pb2.Timestamp:
-        """Only rollouts that were made before this time. Absent: however late."""
+        """Likewise. Absent: however late."""
+
+    @_builtins.property
+    def filters(self) -> _rollout_pb2.RolloutFilters:
+        """Only rollouts for which these hold."""
 
     def __init__(
         self,
@@ -184,10 +189,11 @@ class ExportRolloutsRequest(_message.Message):
         start_time_min: _timestamp_pb2.Timestamp | None = ...,
         start_time_max: _timestamp_pb2.Timestamp | None = ...,
         page_token: _builtins.str = ...,
+        filters: _rollout_pb2.RolloutFilters | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["start_time_max", b"start_time_max", "start_time_min", b"start_time_min", "status_in", b"status_in"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters", "start_time_max", b"start_time_max", "start_time_min", b"start_time_min", "status_in", b"status_in"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode_in", b"mode_in", "page_token", b"page_token", "start_time_max", b"start_time_max", "start_time_min", b"start_time_min", "status_in", b"status_in"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filters", b"filters", "mode_in", b"mode_in", "page_token", b"page_token", "start_time_max", b"start_time_max", "start_time_min", b"start_time_min", "status_in", b"status_in"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -18,7 +18,7 @@ from lightning_store.queries import (
     WorkerQuery,
 )
 from lightning_store.text import column_text
-from lightning_store.v1 import common_pb2, resources_pb2, rollout_pb2, span_pb2, worker_pb2
+from lightning_store.v1 import common_pb2, resources_pb2, rollout_pb2, span_pb2, transfer_pb2, worker_pb2
 from lightning_store.wire import enums
 from lightning_store.wire.checks import (
     INT64_MAX,
@@ -188,6 +188,7 @@ FilteredRequest = (
     | rollout_pb2.CancelRolloutsRequest
     | rollout_pb2.DeleteRolloutsRequest
     | rollout_pb2.WatchRolloutsRequest
+    | transfer_pb2.ExportRolloutsRequest
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, Required, TypedDict, cast
+from typing import Any, Required, cast
 
 from lightning_store.model import (
     TIME_MAX_SECONDS,
@@ -14,7 +14,6 @@ from lightning_store.model import (
     GroupStatus,
     GroupTerms,
     RolloutFilters,
-    RolloutMode,
     RolloutStatus,
     WatchFilters,
 )
@@ -22,7 +21,7 @@ from lightning_store.queries import ALL_ROLLOUTS, GroupQuery, RolloutQuery
 from lightning_store.v1 import rollout_pb2, transfer_pb2
 from lightning_store.wire.checks import optional_text_to_proto, require, required_text, text_to_proto
 from lightning_store.wire.codec import rollout_from_proto, rollout_to_proto
-from lightning_store.wire.enums import mode_from_proto, mode_to_proto
+from lightning_store.wire.enums import mode_from_proto
 from lightning_store.wire.queries import (
     filters_from_proto,
     filters_to_proto,
@@ -33,7 +32,6 @@ from lightning_store.wire.queries import (
 from lightning_store.wire.times import (
     duration_from_proto,
     duration_to_proto,
-    optional_timestamp_to_proto,
     timestamp_from_proto,
 )
 
@@ -190,38 +188,25 @@ def admission_state_from_proto(message: rollout_pb2.GetAdmissionResponse) -> Adm
     return AdmissionState(admission, message.open_groups, message.waiting_groups, list(message.open_group_ids))
 
 
-class Exported(TypedDict):
-    """Which rollouts to export: those for which everything holds that is not None."""
-
-    status_in: Sequence[RolloutStatus] | None
-    mode_in: Sequence[RolloutMode | None] | None
-    start_time_min: float | None
-    start_time_max: float | None
-
-
-def exported_to_proto(which: Exported, page_token: str) -> transfer_pb2.ExportRolloutsRequest:
-    status_in, mode_in = which["status_in"], which["mode_in"]
+def exported_to_proto(which: RolloutQuery, page_token: str) -> transfer_pb2.ExportRolloutsRequest:
     return transfer_pb2.ExportRolloutsRequest(
-        status_in=None if status_in is None else rollout_statuses_to_proto(status_in),
-        mode_in=[mode_to_proto(mode, "mode_in") for mode in mode_in or ()],
-        start_time_min=optional_timestamp_to_proto(which["start_time_min"]),
-        start_time_max=optional_timestamp_to_proto(which["start_time_max"]),
+        status_in=None if which.status_in is None else rollout_statuses_to_proto(which.status_in),
         page_token=page_token,
+        filters=filters_to_proto(which),
     )
 
 
-def exported_from_proto(request: transfer_pb2.ExportRolloutsRequest) -> Exported:
-    modes: list[RolloutMode | None] = [
-        mode_from_proto(mode, f"mode_in[{index}]") for index, mode in enumerate(request.mode_in)
-    ]
-    earliest = request.start_time_min if request.HasField("start_time_min") else None
-    latest = request.start_time_max if request.HasField("start_time_max") else None
-    return Exported(
-        status_in=rollout_statuses_from_proto(request.status_in) if request.HasField("status_in") else None,
-        mode_in=modes or None,
-        start_time_min=None if earliest is None else timestamp_from_proto(earliest, "start_time_min"),
-        start_time_max=None if latest is None else timestamp_from_proto(latest, "start_time_max"),
-    )
+def exported_from_proto(request: transfer_pb2.ExportRolloutsRequest) -> RolloutQuery:
+    """Which rollouts to export."""
+    found: dict[str, Any] = {}
+    if request.HasField("status_in"):
+        found["status_in"] = rollout_statuses_from_proto(request.status_in)
+    if request.mode_in:
+        found["mode_in"] = [mode_from_proto(mode, f"mode_in[{index}]") for index, mode in enumerate(request.mode_in)]
+    for name in ("start_time_min", "start_time_max"):
+        if request.HasField(name):
+            found[name] = timestamp_from_proto(getattr(request, name), name)
+    return RolloutQuery(**{**found, **filters_from_proto(request)})
 
 
 def _ids_from_proto(request: rollout_pb2.DeleteRolloutsRequest | rollout_pb2.WatchRolloutsRequest) -> list[str] | None:
