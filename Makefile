@@ -27,10 +27,12 @@ BENCH_ARGS ?=
 TEST_ARGS ?=
 MATRIX_ARGS ?=
 TEST_JOBS ?= auto
+IMAGE_ENGINE ?=
+IMAGE_BUILD_ARGS ?=
 # Of thousands of tests that are for `make test-chaos` alone, not even the names need be read. Others need a browser or PostgreSQL,
 # or the machine for themselves.
 TEST_LEFT_OUT := --ignore tests/chaos/test_flaky_wire_whole.py --ignore tests/web --ignore tests/postgres \
-  --ignore tests/attacks
+  --ignore tests/attacks --ignore tests/image
 # The tests that neither start processes nor search for examples.
 TEST_QUICK := -m "not slow and not hypothesis and not chaos and not soak" $(TEST_LEFT_OUT)
 # Those of them that releases of other packages pass or fail: not the rules on backends that misbehave, but forks at work.
@@ -159,6 +161,10 @@ postgres-there: $(VENV)/.installed-dev
 .PHONY: test-postgres
 test-postgres: $(VENV)/.installed-dev postgres-there ## Run the tests of the store in PostgreSQL, on a server that they start themselves
 	$(BIN)/python -m pytest -n $(TEST_JOBS) -m postgres $(TEST_ARGS) tests/postgres
+
+.PHONY: test-image
+test-image: $(VENV)/.installed-dev ## Build the image with docker or podman, and run it (IMAGE_BUILD_ARGS="--pull …")
+	IMAGE_ENGINE="$(IMAGE_ENGINE)" IMAGE_BUILD_ARGS="$(IMAGE_BUILD_ARGS)" $(BIN)/python -m pytest -m image tests/image $(TEST_ARGS)
 
 .PHONY: test-crash
 test-crash: $(VENV)/.installed-dev postgres-there ## Kill a server with 64 callers 200 times (CRASH_KILLS=20) on each database; nothing is lost or doubled
