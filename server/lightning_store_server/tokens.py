@@ -177,11 +177,26 @@ def _change(path: str, change: Callable[[TokenFile], TokenFile], *, create: bool
                 file.flush()
                 os.fsync(handle)
             if target.exists():
-                shutil.copymode(target, temporary)
+                _keep_access(target, temporary)
             os.replace(temporary, target)
         except BaseException:
             os.unlink(temporary)
             raise
+
+
+def _keep_access(present: Path, made: str) -> None:
+    """Give a new file the owner, the group and the mode of that which it replaces: the server that reads it may run as
+    somebody else, and would go on with tokens that are revoked. InvalidArgumentError if that is not allowed."""
+    found = present.stat()
+    try:
+        os.chown(made, found.st_uid, found.st_gid)
+    except PermissionError:
+        message = (
+            f"{present} belongs to the user {found.st_uid} and the group {found.st_gid}, and a new file would not; "
+            "nothing was changed: do it as that user, or as root"
+        )
+        raise InvalidArgumentError(message, field="auth_tokens") from None
+    shutil.copymode(present, made)
 
 
 @contextmanager

@@ -12,14 +12,14 @@ from lightning_store.clock import Clock, SystemClock
 LOOK_SECONDS: Final = 1.0
 """Between two looks at the files."""
 
-_Signature: TypeAlias = "tuple[int, int, int] | None"
+_Signature: TypeAlias = "tuple[int, ...] | None"
 
 
 class WatchedFiles:
     """Tells when one of some files has changed. For any thread.
 
     Args:
-        paths: The files. One that is missing has changed when it is there.
+        paths: The files. One that is missing has changed when it is there, and any when others may read it.
         clock: Tells when to look again.
     """
 
@@ -49,4 +49,4 @@ def _signature(path: str) -> _Signature:
         found = os.stat(path)
     except OSError:
         return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
+    return found.st_mtime_ns, found.st_size, found.st_ino, found.st_mode, found.st_uid, found.st_gid

@@ -232,6 +232,39 @@ def test_the_file_of_tokens_has_none_and_is_for_its_owner(path):
         add_token(path, "a b", Role.ADMIN, NOW)
 
 
+def test_a_file_of_tokens_keeps_who_may_read_it(path, monkeypatch):
+    """Root changes it, and the server that reads it is somebody else."""
+    chown, owners = os.chown, []
+
+    def noting(file, user, group):
+        owners.append((user, group))
+        chown(file, user, group)
+
+    def refusing(*_):
+        raise PermissionError
+
+    add_token(path, "one", Role.ADMIN, NOW)
+    if os.geteuid() == 0:
+        os.chown(path, 10001, 10002)
+    before = os.stat(path)
+    monkeypatch.setattr(os, "chown", noting)
+    add_token(path, "two", Role.ADMIN, NOW)
+    after = os.stat(path)
+    assert owners == [(after.st_uid, after.st_gid)] == [(before.st_uid, before.st_gid)]
+    monkeypatch.setattr(os, "chown", refusing)
+    with pytest.raises(InvalidArgumentError, match="belongs to the user .* nothing was changed"):
+        revoke_token(path, "one", NOW)
+    assert [one.revoked for one in read_tokens(path).tokens] == [None, None]
+    assert os.listdir(os.path.dirname(path)) == ["tokens.json"]
+
+
+def test_a_file_that_may_be_read_again_has_changed(path):
+    add_token(path, "one", Role.ADMIN, NOW)
+    watched = watched_files.WatchedFiles([path])
+    os.chmod(path, 0o640)
+    assert [watched.changed(at_once=True) for _ in range(2)] == [True, False]
+
+
 # --- What a runner holds ---------------------------------------------------------------------------------------------
 
 
