@@ -153,7 +153,7 @@ Exit codes:
 )
 @setting(
     "--database-connections",
-    type=click.IntRange(4, 1000),
+    type=click.IntRange(3, 1000),
     default=10,
     help="For PostgreSQL. How many connections this server opens at the most.",
 )

@@ -580,10 +580,6 @@ class Backend(ABC):
     def transaction(self) -> Transaction:
         """A new one. It begins with its first load."""
 
-    def expect_transaction(self) -> None:  # noqa: B027
-        """Told when a further transaction is to follow the one that is about to be committed, most likely: a backend
-        may begin it meanwhile."""
-
     @abstractmethod
     def snapshot(self) -> AbstractAsyncContextManager[Snapshot]:
         """The state of the data, for as long as this is entered."""

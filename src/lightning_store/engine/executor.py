@@ -364,8 +364,6 @@ class Executor:
     async def _commit(self, transaction: Transaction, view: View) -> float:
         """Commit, and tell how long it took, in seconds."""
         begun_at = time.perf_counter()
-        if self._ready:
-            self._backend.expect_transaction()
         try:
             await transaction.commit(view.changes)
         except CommitUnknownError:

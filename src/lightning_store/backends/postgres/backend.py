@@ -71,11 +71,7 @@ REPLAY_WINDOW_SECONDS: Final = 600.0
 REPLAY_ENTRIES_MAX: Final = 200_000
 """Replies kept at most; the oldest go first."""
 CONNECTIONS: Final = 10
-"""As many as this."""
-WRITERS: Final = 2
-"""Of these: one writes, and one waits for its turn. One more follows the other servers."""
-EXPECTED_SECONDS: Final = 0.1
-"""After so long a transaction that was expected is no longer: it keeps others from writing."""
+"""One writes, one follows the other servers, and the others read."""
 STATEMENT_TIMEOUT: Final = 30.0
 LOCK_TIMEOUT: Final = 10.0
 STATEMENTS: Final = 200
@@ -108,9 +104,7 @@ class PostgresBackend(Backend):
         self.server = server
         self.totals = totals
         self._opened_with = totals
-        self.writers = Connections(settings, WRITERS, settings.begin)
-        self._expected: asyncio.Task[Connection] | None = None
-        self._expectation: asyncio.TimerHandle | None = None
+        self.writers = Connections(settings, 1, settings.begin)
         self.readers = Connections(settings, readers, settings.begin_snapshot)
         self.tasks = Tasks()
         self._follower = Follower(settings, self.server, totals.id, membership)
@@ -142,8 +136,8 @@ class PostgresBackend(Backend):
             dsn: As libpq takes it, ``postgresql://HOST/DATABASE``. What it does not say comes from the environment and
                 from the file of passwords.
             namespace: Which store in the database: each has a schema of its own.
-            connections: How many are open at the most: two write in turn, one follows the other servers, the others
-                read. At least 4.
+            connections: How many are open at the most: one writes, one follows the other servers, the others read. At
+                least 3.
             statement_timeout: After how long a statement is given up, in seconds.
             lock_timeout: After how long one that waits for another server is, in seconds; also a new connection.
             statement_cache_size: How many statements a connection keeps prepared. 0 for PgBouncer before 1.21.
@@ -162,7 +156,7 @@ class PostgresBackend(Backend):
         if not 0 <= replay_window_seconds <= TIME_MAX_SECONDS:
             message = f"replay_window_seconds is {replay_window_seconds}; give 0 to {TIME_MAX_SECONDS}"
             raise InvalidArgumentError(message, field="replay_window_seconds")
-        for name, value, least in (("replay_entries_max", replay_entries_max, 1), ("connections", connections, 4)):
+        for name, value, least in (("replay_entries_max", replay_entries_max, 1), ("connections", connections, 3)):
             if value < least:
                 raise InvalidArgumentError(f"{name} is {value}; give {least} or more", field=name)
         settings = Settings(dsn, namespace, statement_timeout, lock_timeout, statement_cache_size)
@@ -184,7 +178,7 @@ class PostgresBackend(Backend):
             await membership.join(connection, adopt=adopt_rules)
         finally:
             await close(connection)
-        backend = cls(settings, membership, server, store_id, totals, connections - WRITERS - 1)
+        backend = cls(settings, membership, server, store_id, totals, connections - 2)
         backend.clock_ahead_seconds = ahead
         backend._follower.start()
         return backend
@@ -235,33 +229,6 @@ class PostgresBackend(Backend):
     def transaction(self) -> Transaction:
         return _Transaction(self)
 
-    def expect_transaction(self) -> None:
-        """The next one waits in the database for the lock of the namespace, which it gets with the COMMIT of this."""
-        if self._expected is None and not self._closed:
-            self._expected = self.tasks.begin(self.writers.begin())
-            self._expectation = asyncio.get_running_loop().call_later(EXPECTED_SECONDS, self._expect_none)
-
-    async def begin(self) -> Connection:
-        """A connection that writes, with a transaction that has begun: the one that was expected, if any was."""
-        expected = self._take_expected()
-        return await (self.writers.begin() if expected is None else expected)
-
-    def _take_expected(self) -> asyncio.Task[Connection] | None:
-        expected, self._expected = self._expected, None
-        if self._expectation is not None:
-            self._expectation.cancel()
-            self._expectation = None
-        return expected
-
-    def _expect_none(self) -> None:
-        expected = self._take_expected()
-        if expected is not None:
-            self.tasks.begin(self._end(expected))
-
-    async def _end(self, expected: asyncio.Task[Connection]) -> None:
-        with contextlib.suppress(StoreError):
-            await self.writers.end(await expected)
-
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Snapshot]:
         snapshot = _Snapshot(self)
@@ -279,7 +246,6 @@ class PostgresBackend(Backend):
         Calls that are made afterwards raise StoreUnavailableError.
         """
         await self._follower.stop()
-        self._expect_none()
         await self.tasks.finish()
         await self.writers.close()
         await self.readers.close()
@@ -338,7 +304,7 @@ class PostgresBackend(Backend):
             self.totals = totals
 
     async def _evict_spans(self, excess_bytes: int, unfinished: bool) -> list[str]:
-        connection = await self.begin()
+        connection = await self.writers.begin()
         try:
             with store_errors():
                 members = {server for (server,) in await connection.fetch(SELECT_MEMBERS)}
@@ -384,7 +350,7 @@ class _Transaction(Transaction):
 
     async def _load(self, needs: Needs, due: Due | None) -> None:
         if self._connection is None:
-            self._connection = await self._backend.begin()
+            self._connection = await self._backend.writers.begin()
         await self._on(self._connection, load(self._connection, needs, due, self._loaded))
         await self._backend.membership.admit(self._connection, self._loaded.members)
         self._backend.note(self._loaded.totals)
