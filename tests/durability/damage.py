@@ -59,7 +59,10 @@ VIOLATED: Final[Mapping[str, Sequence[str]]] = {
     },
     **{
         f"totals.{name} is not below a number that is in use": [f"UPDATE {{totals}} SET {name} = {name} - 1"]
-        for name in ("last_rollout", "last_attempt", "last_span", "last_queue_position", "last_completion_position")
+        for name in (
+            *("last_rollout", "last_attempt", "last_span", "last_reply"),
+            *("last_queue_position", "last_completion_position"),
+        )
     },
     "rollout_tallies are what is stored": [],
     "worker_tallies are what is stored": [],

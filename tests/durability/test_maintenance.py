@@ -236,7 +236,6 @@ def test_a_store_in_use_is_sound(path):
 HERE = {
     "rollout_tallies are what is stored": ["UPDATE rollout_tallies SET rollouts = 7"],
     "worker_tallies are what is stored": ["DELETE FROM worker_tallies"],
-    "totals.last_reply is not below a number that is in use": ["UPDATE totals SET last_reply = 0"],
     "a request has one recorded reply": [
         "INSERT INTO replies SELECT number + 1000, request_id, 0, '', 0, '' FROM replies"
     ],

@@ -83,7 +83,7 @@ HERE = {
         f"{table}_number_seq.last_value is not below a number that is in use": [
             f"UPDATE {table} SET number = number + 1000"
         ]
-        for table in ("resources", "workers", "replies")
+        for table in ("resources", "workers")
     },
     "totals.queue_from is a lower bound": ["UPDATE queue SET position = position - 1000"],
     "totals.due_from is a lower bound": ["UPDATE rollouts SET deadline = 0 WHERE deadline IS NOT NULL"],

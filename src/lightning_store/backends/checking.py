@@ -220,6 +220,7 @@ RULES: Final = (
     last("last_rollout", "SELECT max(number) FROM rollouts"),
     last("last_attempt", "SELECT max(number) FROM attempts"),
     last("last_span", "SELECT max(number) FROM spans"),
+    last("last_reply", "SELECT max(number) FROM replies"),
     last("last_queue_position", "SELECT max(queue_position) FROM rollouts"),
     last("last_completion_position", "SELECT max(completion_position) FROM rollouts"),
     Rule(

@@ -66,7 +66,7 @@ RULES: Final = (
     *checking.RULES,
     checking.other_bytes(_text_bytes, _id_bytes),
     checking.labels("array_agg({})".format, lambda stored: map(plain, stored)),
-    *map(_number, ("resources", "workers", "replies")),
+    *map(_number, ("resources", "workers")),
     _first("queue_from", "SELECT min(position) FROM queue"),
     _first("due_from", "SELECT min(deadline) FROM rollouts"),
     Rule(

@@ -17,7 +17,6 @@ RULES: Final = (
     *checking.RULES,
     checking.other_bytes("text_bytes({})".format, "id_bytes({})".format),
     checking.labels("json_group_array({})".format, json.loads),
-    checking.last("last_reply", "SELECT max(number) FROM replies"),
     Rule(
         "a request has one recorded reply",
         "SELECT request_id FROM replies GROUP BY request_id HAVING count(*) > 1",
