@@ -12,7 +12,8 @@ from lightning_store.backends.postgres import REPLAY_WINDOW_SECONDS as REPLAY_WI
 from lightning_store.backends.postgres import PostgresBackend
 from lightning_store.backends.postgres.backend import LOCK_TIMEOUT, STATEMENT_TIMEOUT
 from lightning_store.backends.postgres.checking import violations
-from lightning_store.backends.postgres.connections import Settings, migrate
+from lightning_store.backends.postgres.connections import Settings
+from lightning_store.backends.postgres.migrating import migrate
 from lightning_store.clock import Clock, ShiftedClock, SleepCountingClock
 from lightning_store.engine.policy import Policy
 from lightning_store.engine.store import EngineStore

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from lightning_store.backends.postgres.checking import RULES, violations_of
-from lightning_store.backends.postgres.connections import migrations
+from lightning_store.backends.postgres.migrating import migrations
 from lightning_store.postgres_store import PostgresEngineStore, check_namespace
 from lightning_store_server.cli.root import root
 from tests.cli.conftest import cli_runner

@@ -11,8 +11,8 @@ import asyncpg
 import pytest
 
 from lightning_store import StoreUnavailableError
-from lightning_store.backends.postgres.connections import migrations
 from lightning_store.backends.postgres.membership import FLAGS
+from lightning_store.backends.postgres.migrating import migrations
 from lightning_store.engine.policy import Policy
 from lightning_store.errors import UnsupportedError
 from lightning_store.memory_limits import MemoryLimits
@@ -158,6 +158,22 @@ async def test_a_database_of_an_older_format_opens_and_life_goes_on(
         await look(store)
     async with opened(postgres, f"{namespace}_new") as made:
         assert await tables(postgres, store.schema) == await tables(postgres, made.schema)
+
+
+async def test_a_format_that_living_servers_do_not_know_waits_until_they_are_gone(
+    postgres: PostgresServer, namespace: str
+) -> None:
+    schema = f"lightning_store_{namespace}"
+    await execute_script(postgres, OLD["postgres_2"].replace("lightning_store_default", schema))
+    now = "extract(epoch FROM clock_timestamp())"
+    await execute(postgres, f"INSERT INTO {schema}.servers VALUES ('a', 'process 1 on node', '{{}}', {now} - 10)")
+    message = f"process 1 on node serves the namespace {namespace} in format 2, and knows no newer one: stop all"
+    with pytest.raises(StoreUnavailableError, match=message) as refused:
+        await PostgresEngineStore.open(postgres.dsn(), namespace=namespace)
+    assert exit_code_of(refused.value) is ExitCode.UNAVAILABLE
+    await execute(postgres, f"UPDATE {schema}.servers SET seen_at = seen_at - 11")
+    async with opened(postgres, namespace, clock=FakeClock(WRITTEN_UNTIL)) as store:
+        await look(store)
 
 
 async def tables(postgres: PostgresServer, schema: str) -> Any:

@@ -32,7 +32,7 @@ from lightning_store.backends.base import (
     Unconsumed,
 )
 from lightning_store.backends.postgres import reading, storing
-from lightning_store.backends.postgres.connections import Connections, Settings, Tasks, close, migrate
+from lightning_store.backends.postgres.connections import Connections, Settings, Tasks, close
 from lightning_store.backends.postgres.errors import (
     as_final_error,
     as_store_error,
@@ -43,6 +43,7 @@ from lightning_store.backends.postgres.errors import (
 from lightning_store.backends.postgres.following import Follower
 from lightning_store.backends.postgres.loading import PostgresLoaded, load
 from lightning_store.backends.postgres.membership import SELECT_MEMBERS, Membership
+from lightning_store.backends.postgres.migrating import migrate
 from lightning_store.backends.postgres.rows import Totals
 from lightning_store.backends.records import (
     AdmissionRecord,

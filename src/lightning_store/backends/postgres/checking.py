@@ -9,8 +9,9 @@ from asyncpg import Connection
 from lightning_store.backends import checking
 from lightning_store.backends.base import Violation
 from lightning_store.backends.checking import Rule, last, told
-from lightning_store.backends.postgres.connections import PLANNED_FREELY, Settings, close, migrations
+from lightning_store.backends.postgres.connections import PLANNED_FREELY, Settings, close
 from lightning_store.backends.postgres.errors import store_errors
+from lightning_store.backends.postgres.migrating import migrations
 from lightning_store.backends.postgres.text import plain
 from lightning_store.backends.records import ID_INCLUDED_BYTES, WIDEST_CHAR_BYTES
 from lightning_store.errors import UnsupportedError

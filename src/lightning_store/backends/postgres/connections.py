@@ -8,20 +8,17 @@ import re
 import ssl
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import Any, Final, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 from asyncpg import Connection
 
-from lightning_store.backends.postgres.errors import as_store_error, breaks_connection, store_errors
-from lightning_store.errors import InvalidArgumentError, StoreUnavailableError, UnsupportedError
+from lightning_store.backends.postgres.errors import as_store_error, breaks_connection
+from lightning_store.errors import InvalidArgumentError, StoreUnavailableError
 
 T = TypeVar("T")
 
-VERSION_MIN: Final = 14
-"""Of PostgreSQL."""
 APPLICATION: Final = "lightning-store-grpc"
 PLANNED_FREELY: Final = (
     "SET LOCAL enable_seqscan = on; SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on;"
@@ -31,7 +28,6 @@ PLANNED_FREELY: Final = (
 _NAMESPACE: Final = re.compile("[a-z0-9_]{1,40}")
 _TLS_FILES: Final = ("sslrootcert", "sslcrl", "sslkey", "sslcert")
 """Parameters of a URL that name files; PGSSLROOTCERT and the like do so where it does not."""
-_MIGRATION: Final = re.compile(r"(\d{3})\.sql")
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,53 +145,6 @@ def unusable_tls_file(dsn: str) -> str | None:
             named = f"{name}={path}" + (f" with sslkey={paths['sslkey']}" if name == "sslcert" else "")
             return f"{named} cannot be used: {error}"
     return None
-
-
-async def migrate(settings: Settings, *, create: bool = True) -> tuple[int, int]:
-    """Bring the namespace's tables to the format of this program. Several servers may do so at once.
-
-    Args:
-        settings: How to reach the database.
-        create: Whether to make the tables where there are none.
-
-    Returns:
-        The version of the format before and after; 0 where there were no tables.
-
-    Raises:
-        InvalidArgumentError: There are no tables, and none are to be made.
-        UnsupportedError: A newer version of the program has written the tables, or the database is too old.
-        StoreUnavailableError: The database cannot be reached.
-    """
-    connection = await settings.connect()
-    try:
-        with store_errors():
-            if connection.get_server_version().major < VERSION_MIN:
-                raise UnsupportedError(f"this is PostgreSQL {connection.get_server_version().major}; it takes 14")
-            async with connection.transaction(isolation="read_committed"):  # reads what the holder of the lock did
-                await connection.execute(settings.lock)
-                if not create and not await connection.fetchval("SELECT to_regnamespace($1)::oid", settings.schema):
-                    raise settings.missing()
-                await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {settings.schema}")
-                await connection.execute(f"SET LOCAL search_path = {settings.schema}")
-                await connection.execute("CREATE TABLE IF NOT EXISTS format (version integer PRIMARY KEY)")
-                present: Any = await connection.fetchval("SELECT coalesce(max(version), 0) FROM format")
-                steps = migrations()
-                if present > max(steps):
-                    message = f"the format of {settings.schema} is {present}, and this program knows {max(steps)}"
-                    raise UnsupportedError(f"{message}; use the version of the program that wrote it, or a newer one")
-                for version in sorted(one for one in steps if one > present):
-                    await connection.execute(steps[version])
-                    await connection.execute("INSERT INTO format VALUES ($1)", version)
-                return int(present), max(steps)
-    finally:
-        await close(connection)
-
-
-def migrations() -> dict[int, str]:
-    """The steps to the present format, by number."""
-    folder = files("lightning_store.backends.postgres").joinpath("migrations")
-    found = ((_MIGRATION.fullmatch(one.name), one) for one in folder.iterdir())
-    return {int(match[1]): one.read_text(encoding="utf-8") for match, one in found if match is not None}
 
 
 async def close(connection: Connection) -> None:

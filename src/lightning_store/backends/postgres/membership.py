@@ -40,6 +40,12 @@ SELECT_MEMBERS: Final = "SELECT server FROM servers"
 _NOW: Final = "extract(epoch FROM clock_timestamp())::float8"
 
 
+async def alive(connection: Connection) -> list[str]:
+    """The servers of the namespace to which the connection is set, as people name them."""
+    statement = f"SELECT name FROM servers WHERE seen_at >= {_NOW} - $1 ORDER BY name"
+    return [name for (name,) in await connection.fetch(statement, GONE_SECONDS)]
+
+
 class Membership:
     """That of one server.
 
