@@ -14,6 +14,9 @@ from tools.postgres_server import PostgresServer
 
 _numbers = itertools.count()
 
+CONNECT_SECONDS = 600
+"""A busy machine may take long."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
@@ -36,7 +39,7 @@ async def namespace(postgres: PostgresServer) -> AsyncIterator[str]:
     """That of no other test."""
     name = f"t{os.getpid()}_{next(_numbers)}"
     yield name
-    connection = await asyncpg.connect(postgres.dsn())
+    connection = await asyncpg.connect(postgres.dsn(), timeout=CONNECT_SECONDS)
     try:
         schemas = await connection.fetch(
             "SELECT nspname FROM pg_namespace WHERE starts_with(nspname, $1)", f"lightning_store_{name}"

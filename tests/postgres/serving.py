@@ -6,9 +6,12 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from lightning_store import LightningStore, Span
+from lightning_store.backends.base import Violation
+from lightning_store.backends.postgres.checking import violations
+from lightning_store.backends.postgres.connections import Settings
 from lightning_store.postgres_store import PostgresEngineStore
 from lightning_store.testing.faults import Fault, FaultProxy, FaultSchedule
 from lightning_store.testing.linearizability import History
@@ -19,6 +22,9 @@ from tests.chaos.flaky import PATIENCE
 from tests.chaos.histories import CLIENTS, OPERATIONS, Session
 
 LIMIT_SECONDS = 60.0
+PATIENT: Final[Mapping[str, float]] = {"statement_timeout": 600.0, "lock_timeout": 600.0}
+"""For stores of tests that are not about slow databases: on a busy machine a statement or a new connection may take
+longer than a server would wait for it, and a server that had no answer for so long judges nobody for silence."""
 
 
 def a_span(rollout_id: str, attempt_id: str) -> Span:
@@ -35,11 +41,16 @@ def a_span(rollout_id: str, attempt_id: str) -> Span:
     )
 
 
+async def violations_in(dsn: str, namespace: str) -> list[Violation]:
+    """What ``check_namespace`` finds, ``PATIENT``."""
+    return await violations(Settings(dsn, namespace, statement_cache_size=0, **PATIENT))
+
+
 @asynccontextmanager
 async def servers(dsn: str, namespace: str, count: int, **options: Any) -> AsyncIterator[list[PostgresEngineStore]]:
-    """Stores as so many servers have them; opened at once, so that all of them migrate."""
+    """Stores as so many servers have them, patient ones; opened at once, so that all of them migrate."""
     stores = await asyncio.gather(
-        *(PostgresEngineStore.open(dsn, namespace=namespace, **options) for _ in range(count))
+        *(PostgresEngineStore.open(dsn, namespace=namespace, **{**PATIENT, **options}) for _ in range(count))
     )
     try:
         yield stores

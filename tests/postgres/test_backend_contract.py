@@ -14,6 +14,7 @@ from lightning_store.backends.postgres import PostgresBackend
 from lightning_store.testing import BackendContract, FakeClock
 from lightning_store.testing.contract.backend.groups import GroupContract, RequestIdsOfGroupsContract
 from lightning_store.testing.contract.backend.isolation import IsolationContract
+from tests.postgres.serving import PATIENT
 from tools.postgres_server import PostgresServer
 
 
@@ -26,7 +27,7 @@ class OnPostgres:
 
 class TestPostgres(OnPostgres, BackendContract):
     async def open_backend(self, clock: FakeClock, **options: Any) -> AsyncIterator[Backend]:
-        backend = await PostgresBackend.open(self.dsn, namespace=next(self.namespaces), **options)
+        backend = await PostgresBackend.open(self.dsn, namespace=next(self.namespaces), **PATIENT, **options)
         try:
             yield backend
         finally:
@@ -76,6 +77,6 @@ class TestThreeServers(OnPostgres, IsolationContract, GroupContract, RequestIdsO
             namespace = next(self.namespaces)
             backends = []
             for _ in range(3):
-                backends.append(await PostgresBackend.open(self.dsn, namespace=namespace, **options))
+                backends.append(await PostgresBackend.open(self.dsn, namespace=namespace, **PATIENT, **options))
                 stack.push_async_callback(backends[-1].aclose)
             yield OfThreeServers(backends)

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from lightning_store import StoreUnavailableError
+from lightning_store.backends.postgres import membership
 from lightning_store.backends.postgres.membership import FLAGS
 from lightning_store.backends.postgres.migrating import migrations
 from lightning_store.engine.policy import Policy
@@ -21,14 +22,21 @@ from lightning_store.testing import FakeClock
 from lightning_store_server.cli.exit_codes import ExitCode, exit_code_of
 from lightning_store_server.cli.serve import serve
 from tests.durability.test_compatibility import DATA, WRITTEN_UNTIL, look
+from tests.postgres.serving import PATIENT
 from tools.postgres_server import PostgresServer
 
 pytestmark = pytest.mark.asyncio
 
 
+@pytest.fixture(autouse=True)
+def _slow_to_be_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine may not let a server that is alive say so for longer than ``GONE_SECONDS``."""
+    monkeypatch.setattr(membership, "GONE_SECONDS", 600.0)
+
+
 @asynccontextmanager
 async def opened(postgres: PostgresServer, namespace: str, **options: Any) -> AsyncIterator[PostgresEngineStore]:
-    store = await PostgresEngineStore.open(postgres.dsn(), namespace=namespace, **options)
+    store = await PostgresEngineStore.open(postgres.dsn(), namespace=namespace, **PATIENT, **options)
     try:
         yield store
     finally:
@@ -44,9 +52,9 @@ async def execute(postgres: PostgresServer, statement: str) -> Any:
 
 
 async def stand_still(postgres: PostgresServer, store: PostgresEngineStore) -> None:
-    """As a server that was stopped for a minute."""
+    """As a server that was stopped for an hour."""
     await store._backend._follower.stop()
-    await execute(postgres, f"UPDATE {store.schema}.servers SET seen_at = seen_at - 60")
+    await execute(postgres, f"UPDATE {store.schema}.servers SET seen_at = seen_at - 3600")
 
 
 REPLIES = ("replay_window_seconds", "replay_entries_max")
@@ -171,7 +179,7 @@ async def test_a_format_that_living_servers_do_not_know_waits_until_they_are_gon
     with pytest.raises(StoreUnavailableError, match=message) as refused:
         await PostgresEngineStore.open(postgres.dsn(), namespace=namespace)
     assert exit_code_of(refused.value) is ExitCode.UNAVAILABLE
-    await execute(postgres, f"UPDATE {schema}.servers SET seen_at = seen_at - 11")
+    await execute(postgres, f"UPDATE {schema}.servers SET seen_at = seen_at - 600")
     async with opened(postgres, namespace, clock=FakeClock(WRITTEN_UNTIL)) as store:
         await look(store)
 

@@ -11,14 +11,14 @@ from hypothesis import settings
 
 from lightning_store import LightningStore
 from lightning_store.memory_limits import MemoryLimits
-from lightning_store.postgres_store import PostgresEngineStore, check_namespace
+from lightning_store.postgres_store import PostgresEngineStore
 from lightning_store.testing import FakeClock, StoreContract, StoreStateMachine
 from lightning_store.testing.contract.feed import FeedContract
 from lightning_store.testing.contract.queue import QueueContract
 from lightning_store.testing.linearizability import StoreModel, check_history
 from lightning_store_client import LightningStoreClient
 from tests.chaos.test_linearizability import CUT
-from tests.postgres.serving import calls_over_a_flaky_wire, serving
+from tests.postgres.serving import PATIENT, calls_over_a_flaky_wire, serving, violations_in
 from tools.postgres_server import PostgresServer
 
 LIMITS = (
@@ -42,7 +42,7 @@ class InDatabase:
         given = {name: options.pop(name) for name in LIMITS if name in options}
         limits = MemoryLimits.of(**given) if given else None
         return await PostgresEngineStore.open(
-            self.dsn, namespace=next(self.namespaces), clock=clock, limits=limits, **options
+            self.dsn, namespace=next(self.namespaces), clock=clock, limits=limits, **PATIENT, **options
         )
 
 
@@ -58,7 +58,7 @@ class TestPostgres(InDatabase, StoreContract):
             yield store
         finally:
             await store.aclose()
-        assert await check_namespace(self.dsn, store.schema.removeprefix("lightning_store_")) == []
+        assert await violations_in(self.dsn, store.schema.removeprefix("lightning_store_")) == []
 
 
 class TestServed(InDatabase, FeedContract, QueueContract):
@@ -84,12 +84,12 @@ class OnPostgres(StoreStateMachine):
 
     async def open_store(self, clock: FakeClock) -> AsyncIterator[LightningStore]:
         namespace = f"state_{next(self.numbers)}"
-        store = await PostgresEngineStore.open(self.dsn, namespace=namespace, clock=clock)
+        store = await PostgresEngineStore.open(self.dsn, namespace=namespace, clock=clock, **PATIENT)
         try:
             yield store
         finally:
             await store.aclose()
-        assert await check_namespace(self.dsn, namespace) == []
+        assert await violations_in(self.dsn, namespace) == []
 
 
 TestOnPostgres = OnPostgres.TestCase
@@ -99,7 +99,7 @@ TestOnPostgres.settings = settings(max_examples=settings.default.max_examples //
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.asyncio
 async def test_concurrent_calls_over_a_wire_that_breaks(postgres: PostgresServer, namespace: str, seed: int) -> None:
-    store = await PostgresEngineStore.open(postgres.dsn(), namespace=namespace)
+    store = await PostgresEngineStore.open(postgres.dsn(), namespace=namespace, **PATIENT)
     try:
         async with calls_over_a_flaky_wire([store], seed, CUT) as history:
             verdict = check_history(history.operations, StoreModel())
