@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from lightning_store import CompletedRollout, StoreUnavailableError
 from lightning_store.backends.postgres import following
-from lightning_store.backends.postgres.connections import APPLICATION
+from lightning_store.backends.postgres.connections import APPLICATION, Connections, Settings
 from lightning_store.engine.executor import TRIES_MAX
 from lightning_store.engine.idempotency import request_scope
 from lightning_store.postgres_store import PostgresEngineStore
@@ -23,7 +23,7 @@ from lightning_store.wire.methods import SERVICE
 from lightning_store_client import LightningStoreClient
 from lightning_store_server.config import ServerConfig
 from tests.postgres.proxy import PostgresProxy, proxy_to
-from tests.postgres.serving import LIMIT_SECONDS, a_span, eventually, running, servers, serving
+from tests.postgres.serving import LIMIT_SECONDS, PATIENT, a_span, eventually, running, servers, serving
 from tests.server.test_http_side import fetch
 from tools.postgres_server import PostgresServer
 
@@ -326,6 +326,19 @@ async def test_what_waits_is_woken_when_the_connection_that_listens_dies(
         await eventually(listens)  # a busy machine may be too slow for the connection that took its place, too
         assert not away.done()
         away.cancel()
+
+
+async def test_a_connection_that_comes_back_while_the_store_closes_is_closed(
+    postgres: PostgresServer, namespace: str
+) -> None:
+    settings = Settings(postgres.dsn(), namespace, statement_cache_size=0, **PATIENT)
+    connections = Connections(settings, 1, settings.begin_snapshot)
+    connection = await connections.begin()
+    ending = asyncio.create_task(connections.end(connection))
+    await asyncio.sleep(0)  # its ROLLBACK is under way
+    await connections.close()
+    await ending
+    assert connection.is_closed()
 
 
 async def kill_listener(way: str, proxy: PostgresProxy, session: Connection, store: PostgresEngineStore) -> None:

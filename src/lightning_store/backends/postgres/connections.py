@@ -205,12 +205,12 @@ class Connections:
     async def end(self, connection: Connection, *, broken: bool = False) -> None:
         """Undo what is not committed, and give the connection back."""
         try:
-            if broken or self._closed or connection.is_closed():
-                connection.terminate()
-                return
-            if connection.is_in_transaction():
+            if not (broken or self._closed or connection.is_closed()) and connection.is_in_transaction():
                 await connection.execute("ROLLBACK")
-            self._idle.append(connection)
+            if broken or self._closed or connection.is_closed():  # it may have been closed meanwhile
+                connection.terminate()
+            else:
+                self._idle.append(connection)
         except BaseException:
             connection.terminate()
         finally:
