@@ -49,7 +49,6 @@ class InDatabase:
 class TestPostgres(InDatabase, StoreContract):
     deviations: ClassVar = {
         "test_x_feed_may_be_followed_on_another_event_loop": "the store is for the event loop on which it was opened",
-        "test_x_group_is_partial_at_its_deadline": "the test moves its clock before the database has answered",
     }
 
     async def open_store(self, clock: FakeClock, **options: Any) -> AsyncIterator[LightningStore]:
