@@ -10,7 +10,7 @@ import itertools
 import threading
 from collections.abc import Callable
 
-SAFETY_SECONDS = 30.0
+SAFETY_SECONDS = 120.0
 """Real seconds after which a test that waits for something that never comes fails, rather than hangs."""
 
 _SAME_TIME_SECONDS = 1e-6
