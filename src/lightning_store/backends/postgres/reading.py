@@ -369,7 +369,8 @@ class _Select(Generic[T]):
         if (len(found) < query.limit or query.limit < 0) and (found or not query.offset):
             return Rows(found, query.offset + len(found))
         count = f"SELECT count(*) FROM {self._table.source} WHERE {where}"
-        return Rows(found, await self._connection.fetchval(count, *parameters))
+        total: Any = await self._connection.fetchval(count, *parameters)
+        return Rows(found, total)
 
     async def where(self) -> str:
         conditions = [f"{column} = {self.parameter(escaped(value), 'text')}" for column, value in self._which.items()]
