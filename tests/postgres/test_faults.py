@@ -14,7 +14,7 @@ from asyncpg import Connection
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from lightning_store import CompletedRollout, StoreUnavailableError
-from lightning_store.backends.postgres import following
+from lightning_store.backends.postgres import following, storing
 from lightning_store.backends.postgres.connections import APPLICATION, Connections, Settings
 from lightning_store.engine.executor import TRIES_MAX
 from lightning_store.engine.idempotency import request_scope
@@ -351,3 +351,24 @@ async def kill_listener(way: str, proxy: PostgresProxy, session: Connection, sto
         f"LISTEN.*{store.schema}|{store.schema}.log|pg_notify",
     )
     assert killed  # of either server
+
+
+async def test_a_connection_that_the_database_ends_while_a_statement_begins(
+    postgres: PostgresServer, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncpg says so by an error that is of no other kind."""
+    execute = storing.Batch.execute
+    ended = [asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress")]
+
+    async def end_once(batch: storing.Batch, connection: Connection) -> None:
+        if ended:
+            raise ended.pop()
+        await execute(batch, connection)
+
+    async with servers(postgres.dsn(), namespace, 1) as (store,):
+        await store.enqueue_rollout(1)
+        monkeypatch.setattr(storing.Batch, "execute", end_once)
+        with pytest.raises(StoreUnavailableError, match="the database cannot be reached"):
+            await store.enqueue_rollout(2)
+        await store.enqueue_rollout(3)
+        assert [one.input for one in (await store.query_rollouts()).items] == [1, 3]

@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
-import asyncpg
 from asyncpg import Connection
 
 from lightning_store.backends.base import (
@@ -34,6 +33,7 @@ from lightning_store.backends.base import (
 from lightning_store.backends.postgres import reading, storing
 from lightning_store.backends.postgres.connections import Connections, Settings, Tasks, close
 from lightning_store.backends.postgres.errors import (
+    OF_DATABASE,
     as_final_error,
     as_store_error,
     breaks_connection,
@@ -256,7 +256,7 @@ class PostgresBackend(Backend):
 
     async def _leave(self) -> None:
         """Others need not wait until this server counts as gone."""
-        with contextlib.suppress(StoreError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        with contextlib.suppress(StoreError, *OF_DATABASE):
             async with asyncio.timeout(LEAVE_SECONDS):
                 connection = await self._settings.connect()
                 try:
@@ -374,7 +374,7 @@ class _Transaction(Transaction):
     async def _on(self, connection: Connection, work: Awaitable[T]) -> T:
         try:
             return await work
-        except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError, UnicodeError) as error:
+        except OF_DATABASE as error:
             self._broken = breaks_connection(error)
             raise as_store_error(error) from error
 
@@ -427,7 +427,7 @@ class _Snapshot(Snapshot):
                 self._connection = await self._backend.readers.begin()
             try:
                 return await read(self._connection, *arguments)
-            except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError, UnicodeError) as error:
+            except OF_DATABASE as error:
                 self._broken = breaks_connection(error)
                 raise as_final_error(error) from error
 

@@ -21,8 +21,16 @@ from lightning_store.errors import (
 
 RETRY_AFTER_SECONDS: Final = 5.0
 """When to try again what a full disk refused: somebody has to make room first."""
-LOST: Final = (OSError, asyncio.TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError)
-"""The connection is gone, or may hang."""
+LOST: Final = (
+    OSError,
+    asyncio.TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.PostgresConnectionError,
+)
+"""The connection is gone, or may hang. The fourth says so of one that the database ends while a statement begins."""
+OF_DATABASE: Final = (*LOST, asyncpg.PostgresError, UnicodeError)
+"""Whatever a statement raises."""
 
 _CONFLICTS: Final = ("40001", "40P01", "23505")
 """Serialization failure, deadlock, an id that is taken."""
@@ -85,5 +93,5 @@ def store_errors() -> Iterator[None]:
         yield
     except StoreError:  # some are OSErrors
         raise
-    except (TimeoutError, OSError, asyncpg.InterfaceError, asyncpg.PostgresError, UnicodeEncodeError) as error:
+    except OF_DATABASE as error:
         raise as_final_error(error) from error
