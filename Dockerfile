@@ -17,9 +17,11 @@ RUN python -m venv --without-pip /opt/lightning-store \
  && pip --python /opt/lightning-store/bin/python install --no-compile "$(ls dist/*.whl)[server,postgres]"
 
 FROM python:${PYTHON}-slim
+# Its data is for the user alone. But others may pass: podman makes it the home of a user that the image does not know, and the
+# driver of PostgreSQL looks for certificates in the home folder.
 RUN groupadd --gid 10001 store \
  && useradd --uid 10001 --gid store --no-create-home --home-dir /var/lib/lightning-store --shell /usr/sbin/nologin store \
- && install --directory --owner store --group store --mode 0700 /var/lib/lightning-store \
+ && install --directory --owner store --group store --mode 0711 /var/lib/lightning-store \
  && pip uninstall --yes --root-user-action ignore pip
 COPY --from=build /opt/lightning-store /opt/lightning-store
 # Python's library comes without bytecode, and nobody could write it later: each start and health check would compile anew.

@@ -159,6 +159,12 @@ def test_it_has_what_a_server_needs_and_no_more(engine: Engine) -> None:
     assert not {"pytest", "hypothesis", "tests", "hatchling"} & set(seen["packages"])
 
 
+def test_others_may_pass_the_folder_of_the_data(engine: Engine) -> None:
+    """podman makes it the home of a user unknown to the image, and the driver of PostgreSQL looks for files there."""
+    code = f"import os; print(*(os.access('{DATA}', what) for what in (os.X_OK, os.R_OK, os.W_OK)))"
+    assert engine.run("-c", code, options=("--entrypoint=python", "--user=1234:1234")) == "True False False\n"
+
+
 def test_no_start_compiles_python(engine: Engine) -> None:
     """Nobody can write bytecode in a container, so each start and each health check would compile anew."""
     options = ("--entrypoint=sh", "--tmpfs=/tmp")
@@ -197,10 +203,11 @@ def test_the_health_check_fails_without_a_server(engine: Engine) -> None:
 
 @pytest.mark.skipif(binaries() is None, reason="needs PostgreSQL")
 def test_it_serves_a_postgresql_database(engine: Engine) -> None:
+    """As who called deploy/compose-setup.sh, whom the image does not know."""
     database = PostgresServer()
     try:
         database.start()
-        options = (*LOCKED, f"--volume={database.socket_path}:/run/postgresql/.s.PGSQL.5432")
+        options = (*LOCKED, "--user=1234:1234", f"--volume={database.socket_path}:/run/postgresql/.s.PGSQL.5432")
         dsn = f"--database=postgresql://{database.user}@/postgres?host=/run/postgresql"
         name = engine.serve(dsn, "--insecure", options=options)
         engine.call("exec", name, *engine.health())
