@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 APPLICATION: Final = "lightning-store-grpc"
 PLANNED_FREELY: Final = (
-    "SET LOCAL enable_seqscan = on; SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on;"
+    "SET LOCAL enable_seqscan = on; SET LOCAL enable_bitmapscan = on; SET LOCAL enable_indexonlyscan = on;"
     " SET LOCAL plan_cache_mode = force_custom_plan"
 )
 """For statements that may read most of a table, by values of which some are rare and others are not."""
@@ -80,7 +80,7 @@ class Settings:
         return (
             f"SET LOCAL search_path = {self.schema}; SET LOCAL statement_timeout = {milliseconds};"
             f" SET LOCAL idle_in_transaction_session_timeout = {milliseconds}; SET LOCAL jit = off;"
-            " SET LOCAL enable_seqscan = off; SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off;"
+            " SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_indexonlyscan = off;"
             " SET LOCAL plan_cache_mode = force_generic_plan;"
         )
 

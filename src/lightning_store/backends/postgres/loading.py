@@ -12,7 +12,7 @@ from lightning_store.backends.loaded import LoadedRecords
 from lightning_store.backends.postgres import rows
 from lightning_store.backends.postgres.membership import SELECT_MEMBERS
 from lightning_store.backends.postgres.rows import Totals
-from lightning_store.backends.postgres.text import all_escaped, escaped, plain
+from lightning_store.backends.postgres.text import all_escaped, escaped, looked_up, plain, row_of
 from lightning_store.backends.records import AdmissionRecord, OpenGroup
 
 QUEUE_FROM: Final = "(SELECT queue_from FROM log ORDER BY id DESC LIMIT 1)"
@@ -150,12 +150,12 @@ class _Wanted:
                 "held",
                 f"SELECT r.number, w.current_attempt_id FROM unnest({ids}) AS k (worker_id)"
                 f" CROSS JOIN LATERAL ({rows.PRESENT_WORKER.format('k.worker_id')}) w"
-                " JOIN rollouts r ON r.rollout_id = w.current_rollout_id",
+                f" JOIN rollouts r ON {looked_up('r.rollout_id', 'w.current_rollout_id')}",
             )
             numbers.append("SELECT number FROM held")
             attempts.append(
-                "SELECT a.number FROM held h JOIN attempts a"
-                " ON a.rollout = h.number AND a.attempt_id = h.current_attempt_id"
+                f"SELECT a.number FROM held h"
+                f" {row_of('attempts', 'a', rollout='h.number', attempt_id='h.current_attempt_id')}"
             )
         if needs.claims:
             self._add_queue(s, numbers)
@@ -165,15 +165,15 @@ class _Wanted:
             names = s.parameter(all_escaped(key[1] for key in keys), "text[]")
             attempts.append(
                 f"SELECT a.number FROM unnest({ids}, {names}) AS k (rollout_id, attempt_id)"
-                " JOIN rollouts r ON r.rollout_id = k.rollout_id"
-                " JOIN attempts a ON a.rollout = r.number AND a.attempt_id = k.attempt_id"
+                f" JOIN rollouts r ON {looked_up('r.rollout_id', 'k.rollout_id')}"
+                f" {row_of('attempts', 'a', rollout='r.number', attempt_id='k.attempt_id')}"
             )
         if numbers:
             s.let("wanted", " UNION ".join(numbers))
-            s.part("rollouts", f"{rows.SELECT_ROLLOUTS} WHERE r.number IN (SELECT number FROM wanted)")
+            s.part("rollouts", f"{rows.SELECT_ROLLOUTS} WHERE r.number = ANY (ARRAY(SELECT number FROM wanted))")
             attempts.append(
-                "SELECT a.number FROM wanted k JOIN rollouts r ON r.number = k.number"
-                " JOIN attempts a ON a.rollout = r.number AND a.attempt_id = r.latest_attempt_id"
+                f"SELECT a.number FROM wanted k JOIN rollouts r ON {looked_up('r.number', 'k.number')}"
+                f" {row_of('attempts', 'a', rollout='r.number', attempt_id='r.latest_attempt_id')}"
             )
         self._add_attempts_and_workers(s, attempts)
         self._add_spans(s)
@@ -202,7 +202,7 @@ class _Wanted:
             "  sum(r.payload_bytes) OVER (ORDER BY q.position) - r.payload_bytes AS before"
             f" FROM (SELECT * FROM queue WHERE position > {tail} AND position >= {QUEUE_FROM}"
             f" ORDER BY position LIMIT {claims}) q"
-            f" JOIN rollouts r ON r.number = q.rollout) sized WHERE before <= {size}",
+            f" JOIN rollouts r ON {looked_up('r.number', 'q.rollout')}) sized WHERE before <= {size}",
         )
         s.part("queue", "SELECT rollout_id, position, payload_bytes FROM queued ORDER BY position")
         numbers.append("SELECT number FROM queued")
@@ -211,9 +211,9 @@ class _Wanted:
         named: list[str] = []  # selects of ids of workers
         if attempts:
             s.let("attempted", " UNION ".join(attempts))
-            s.part("attempts", f"{rows.SELECT_ATTEMPTS} WHERE a.number IN (SELECT number FROM attempted)")
+            s.part("attempts", f"{rows.SELECT_ATTEMPTS} WHERE a.number = ANY (ARRAY(SELECT number FROM attempted))")
             named.append(
-                "SELECT a.worker_id FROM attempted k JOIN attempts a ON a.number = k.number"
+                f"SELECT a.worker_id FROM attempted k JOIN attempts a ON {looked_up('a.number', 'k.number')}"
                 " WHERE a.worker_id IS NOT NULL"
             )
         holders: list[str] = []
@@ -226,7 +226,7 @@ class _Wanted:
             s.let(
                 "holding",
                 f"SELECT DISTINCT k.rollout_id, a.worker_id FROM ({' UNION '.join(holders)}) k"
-                " JOIN attempts a ON a.rollout = k.number WHERE a.worker_id IS NOT NULL",
+                f" JOIN attempts a ON {looked_up('a.rollout', 'k.number')} WHERE a.worker_id IS NOT NULL",
             )
             s.part("holders", "SELECT rollout_id, worker_id FROM holding")
             named.append("SELECT worker_id FROM holding")
@@ -254,8 +254,8 @@ class _Wanted:
             "of_spans",
             "SELECT k.place, a.rollout, a.number, k.rollout_id, k.attempt_id"
             f" FROM unnest({rollout_ids}, {attempt_ids}) WITH ORDINALITY AS k (rollout_id, attempt_id, place)"
-            " JOIN rollouts r ON r.rollout_id = k.rollout_id"
-            " JOIN attempts a ON a.rollout = r.number AND a.attempt_id = k.attempt_id",
+            f" JOIN rollouts r ON {looked_up('r.rollout_id', 'k.rollout_id')}"
+            f" {row_of('attempts', 'a', rollout='r.number', attempt_id='k.attempt_id')}",
         )
         s.part(
             "spans",
@@ -275,7 +275,8 @@ class _Wanted:
         if wanted:
             s.part(
                 "resources",
-                f"SELECT {rows.RESOURCES_COLUMNS} FROM resources WHERE resources_id IN ({' UNION '.join(wanted)})",
+                f"SELECT {rows.RESOURCES_COLUMNS} FROM resources"
+                f" WHERE resources_id = ANY (ARRAY({' UNION '.join(wanted)}))",
             )
         if needs.latest_resources and None not in into.latest:
             s.part(
@@ -292,8 +293,8 @@ class _Wanted:
             s.part(
                 "marks",
                 f"SELECT k.consumer, k.rollout_id, c.number FROM unnest({consumers}, {ids}) AS k (consumer, rollout_id)"
-                " JOIN rollouts r ON r.rollout_id = k.rollout_id"
-                " JOIN consumed c ON c.consumer = k.consumer AND c.rollout = r.number",
+                f" JOIN rollouts r ON {looked_up('r.rollout_id', 'k.rollout_id')}"
+                f" {row_of('consumed', 'c', consumer='k.consumer', rollout='r.number')}",
             )
         if checkpoints := needs.checkpoints - into.checkpoints_of.keys():
             ids = s.parameter(all_escaped(checkpoints), "text[]")
@@ -305,8 +306,8 @@ class _Wanted:
                 "marks_from",
                 "SELECT k.consumer, k.number, r.rollout_id"
                 f" FROM unnest({consumers}, {counts}) AS k (consumer, number)"
-                " JOIN consumed c ON c.consumer = k.consumer AND c.number >= k.number"
-                " JOIN rollouts r ON r.number = c.rollout ORDER BY r.number",
+                f" JOIN consumed c ON {looked_up('c.consumer', 'k.consumer')} AND c.number >= k.number"
+                f" JOIN rollouts r ON {looked_up('r.number', 'c.rollout')} ORDER BY r.number",
             )
         if runs := needs.admissions - into.admissions.keys():
             ids = s.parameter(all_escaped(runs), "text[]")
@@ -471,7 +472,7 @@ def expendable(s: Statement, due: Due) -> str | None:
     consumed = "".join(
         f" AND EXISTS (SELECT 1 FROM consumed k WHERE k.consumer = {name} AND k.rollout = c.rollout"
         " AND k.number < coalesce("
-        f"(SELECT max(number) FROM checkpoints WHERE consumer = {name}), k.number + 1))"
+        f"(SELECT max(number) FROM checkpoints WHERE consumer = {name}), k.number + 1) OFFSET 0)"
         for name in (s.parameter(escaped(one), "text") for one in due.consumers)
     )
     limit = s.parameter(min(due.limit, EXPENDABLE_MAX), "bigint")
@@ -481,7 +482,7 @@ def expendable(s: Statement, due: Due) -> str | None:
             SELECT *, sum(span_bytes) OVER (ORDER BY position) - span_bytes AS before FROM (
                 SELECT r.number, r.rollout_id, c.position, r.span_bytes, r.completion_time,
                     row_number() OVER (ORDER BY c.position) AS place
-                FROM completions c JOIN rollouts r ON r.number = c.rollout
+                FROM completions c JOIN rollouts r ON {looked_up("r.number", "c.rollout")}
                 WHERE (r.completion_time < {since} OR {kept} IS NOT NULL){consumed}
                 ORDER BY c.position LIMIT {limit}
             ) first WHERE completion_time < {since} OR place <= {excess}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any, Final, Generic, TypeVar
 
 from asyncpg import Connection
@@ -21,7 +22,7 @@ from lightning_store.backends.postgres.loading import (
     overdue,
 )
 from lightning_store.backends.postgres.rows import Row, Totals
-from lightning_store.backends.postgres.text import all_escaped, escaped, plain
+from lightning_store.backends.postgres.text import all_escaped, escaped, looked_up, plain, row_of
 from lightning_store.backends.records import (
     QUEUE_LOOK,
     AdmissionRecord,
@@ -74,15 +75,16 @@ async def rollouts(connection: Connection, rollout_ids: Sequence[str]) -> list[R
 
 async def groups(connection: Connection, group_ids: Sequence[str]) -> list[GroupRow]:
     members: dict[str, list[RolloutRow]] = {group_id: [] for group_id in group_ids}
-    statement = f"{rows.SELECT_ROLLOUT_ROWS} WHERE r.group_id = ANY($1::text[]) ORDER BY r.number"
-    for row in map(rows.rollout_row, await connection.fetch(statement, all_escaped(members))):
+    statement = f"{rows.SELECT_ROLLOUT_ROWS} WHERE r.group_id = ANY($1::text[])"
+    found = sorted(await connection.fetch(statement, all_escaped(members)), key=itemgetter(0))
+    for row in map(rows.rollout_row, found):
         members[row.rollout.group_id or ""].append(row)
-    return [GroupRow(group_id, found) for group_id, found in members.items() if found]
+    return [GroupRow(group_id, some) for group_id, some in members.items() if some]
 
 
 async def consumed(connection: Connection, consumer: str, rollout_ids: Sequence[str]) -> set[str]:
-    statement = """
-        SELECT r.rollout_id FROM rollouts r JOIN consumed c ON c.consumer = $1 AND c.rollout = r.number
+    statement = f"""
+        SELECT r.rollout_id FROM rollouts r {row_of("consumed", "c", consumer="$1", rollout="r.number")}
         WHERE r.rollout_id = ANY($2::text[])
     """
     found = await connection.fetch(statement, escaped(consumer), all_escaped(rollout_ids))
@@ -90,9 +92,9 @@ async def consumed(connection: Connection, consumer: str, rollout_ids: Sequence[
 
 
 async def marks(connection: Connection, rollout_ids: Sequence[str]) -> Mapping[str, Mapping[str, int]]:
-    statement = """
-        SELECT r.rollout_id, c.consumer, c.number FROM rollouts r JOIN consumed c ON c.rollout = r.number
-        WHERE r.rollout_id = ANY($1::text[])
+    statement = f"""
+        SELECT r.rollout_id, c.consumer, c.number
+        FROM rollouts r JOIN consumed c ON {looked_up("c.rollout", "r.number")} WHERE r.rollout_id = ANY($1::text[])
     """
     found: defaultdict[str, dict[str, int]] = defaultdict(dict)
     for rollout_id, consumer, number in await connection.fetch(statement, all_escaped(rollout_ids)):
@@ -139,7 +141,7 @@ async def worker(connection: Connection, worker_id: str) -> WorkerRecord | None:
 
 async def completions(connection: Connection, after: int, limit: int) -> list[CompletionRow]:
     statement = f"""
-        {rows.SELECT_ROLLOUT_ROWS} JOIN completions c ON c.rollout = r.number
+        {rows.SELECT_ROLLOUT_ROWS} JOIN completions c ON {looked_up("r.number", "c.rollout")}
         WHERE c.position > $1 ORDER BY c.position LIMIT $2
     """
     return list(map(_completion, await connection.fetch(statement, after, limit)))
@@ -148,8 +150,8 @@ async def completions(connection: Connection, after: int, limit: int) -> list[Co
 async def unconsumed(connection: Connection, consumer: str, after: int, look: int, limit: int) -> Unconsumed:
     window = "(SELECT position, rollout FROM completions WHERE position > $1 ORDER BY position LIMIT $2)"
     statement = f"""
-        {rows.SELECT_ROLLOUT_ROWS} JOIN {window} c ON c.rollout = r.number
-        WHERE NOT EXISTS (SELECT 1 FROM consumed k WHERE k.consumer = $3 AND k.rollout = c.rollout)
+        {rows.SELECT_ROLLOUT_ROWS} JOIN {window} c ON {looked_up("r.number", "c.rollout")}
+        WHERE NOT EXISTS (SELECT 1 FROM consumed k WHERE k.consumer = $3 AND k.rollout = c.rollout OFFSET 0)
         ORDER BY c.position LIMIT $4
     """
     found = list(map(_completion, await connection.fetch(statement, after, look, escaped(consumer), limit)))
@@ -189,7 +191,7 @@ async def totals(connection: Connection) -> Totals:
 async def queue_counts(connection: Connection) -> QueueCounts:
     present = await totals(connection)
     queued = await connection.fetch(
-        "SELECT r.mode, r.start_time FROM queue q JOIN rollouts r ON r.number = q.rollout"
+        f"SELECT r.mode, r.start_time FROM queue q JOIN rollouts r ON {looked_up('r.number', 'q.rollout')}"
         f" WHERE q.position >= {QUEUE_FROM} ORDER BY q.position LIMIT $1",
         QUEUE_LOOK,
     )
@@ -233,14 +235,15 @@ _ROLLOUTS: Final[_Table[RolloutRow]] = _Table(
     ),
 )
 _ATTEMPTS: Final[_Table[AttemptRecord]] = _Table(
-    "rollouts r JOIN attempts t ON t.rollout = r.number",
+    f"rollouts r JOIN attempts t ON {looked_up('t.rollout', 'r.number')}",
     rows.SELECT_ATTEMPTS,
     lambda row: rows.attempt_entry(row).attempt,
     "a.number",
     (("rollout_id", "r.rollout_id"),),
 )
 _SPANS: Final[_Table[SpanRecord]] = _Table(
-    "rollouts r JOIN spans t ON t.rollout = r.number JOIN attempts a ON a.number = t.attempt",
+    f"rollouts r JOIN spans t ON {looked_up('t.rollout', 'r.number')}"
+    f" JOIN attempts a ON {looked_up('a.number', 't.attempt')}",
     rows.SELECT_SPANS,
     rows.span_of,
     "t.number",
@@ -279,15 +282,16 @@ async def _query_alike(connection: Connection, queries: Sequence[SpanQuery]) -> 
     rollout_ids = select.parameter(all_escaped(one.rollout_id for one in queries), "text[]")
     attempts = (None if one.attempt_id is None else escaped(one.attempt_id) for one in queries)
     attempt_ids = select.parameter(list(attempts), "text[]")
-    where = "r.rollout_id = q.rollout_id AND (q.attempt_id IS NULL OR a.attempt_id = q.attempt_id)"
+    where = f"{looked_up('r.rollout_id', 'q.rollout_id')} AND (q.attempt_id IS NULL OR a.attempt_id = q.attempt_id)"
     numbers = f"""
         SELECT q.place AS query, n.*
         FROM unnest({rollout_ids}, {attempt_ids}) WITH ORDINALITY AS q (rollout_id, attempt_id, place)
         CROSS JOIN LATERAL ({select.numbers(f"{where} AND {await select.where()}")}) n
     """
-    statement = (
-        f"SELECT k.query, t.* FROM ({numbers}) k JOIN ({rows.SELECT_SPANS}) t USING (number) ORDER BY 1, k.place"
-    )
+    statement = f"""
+        SELECT k.query, t.* FROM ({numbers}) k
+        JOIN ({rows.SELECT_SPANS}) t ON {looked_up("t.number", "k.number")} ORDER BY k.query, k.place
+    """
     found: list[list[SpanRecord]] = [[] for _ in queries]
     for query, *row in await connection.fetch(statement, *select.parameters):
         found[query - 1].append(rows.span_of(row))
@@ -310,10 +314,14 @@ async def query_many_spans(
     rollout_ids = select.parameter(all_escaped(one[0] for one in attempts), "text[]")
     attempt_ids = select.parameter([None if one[1] is None else escaped(one[1]) for one in attempts], "text[]")
     statement = f"""
-        {rows.SELECT_SPANS}
-        JOIN unnest({rollout_ids}, {attempt_ids}) WITH ORDINALITY AS k (rollout_id, attempt_id, place)
-            ON k.rollout_id = r.rollout_id AND (k.attempt_id IS NULL OR k.attempt_id = a.attempt_id)
-        WHERE {where} ORDER BY k.place, t.sequence_id, t.number
+        SELECT t.* FROM (
+            SELECT t.number, q.place, t.sequence_id
+            FROM unnest({rollout_ids}, {attempt_ids}) WITH ORDINALITY AS q (rollout_id, attempt_id, place)
+            CROSS JOIN {_SPANS.source}
+            WHERE {looked_up("r.rollout_id", "q.rollout_id")} AND (q.attempt_id IS NULL OR a.attempt_id = q.attempt_id)
+            AND {where}
+        ) k JOIN ({rows.SELECT_SPANS}) t ON {looked_up("t.number", "k.number")}
+        ORDER BY k.place, k.sequence_id, k.number
     """
     found = [rows.span_of(row) for row in await connection.fetch(statement, *select.parameters)]
     return Rows(found, len(found))
@@ -350,7 +358,8 @@ class _Select(Generic[T]):
             await self._connection.execute(PLANNED_FREELY)
         where = await self.where()
         counted = list(self.parameters)
-        statement = f"{table.statement} JOIN ({self.numbers(where)}) k ON k.number = {table.number} ORDER BY k.place"
+        statement = f"{table.statement} JOIN ({self.numbers(where)}) k"
+        statement += f" ON {looked_up(table.number, 'k.number')} ORDER BY k.place"
         found = await self._connection.fetch(statement, *self.parameters)
         return await self.rows([table.record(row) for row in found], where, counted)
 

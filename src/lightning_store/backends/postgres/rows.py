@@ -11,7 +11,7 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from lightning_store.backends.configs import config_of, config_text
-from lightning_store.backends.postgres.text import escaped, escaped_or_none, plain, plain_or_none
+from lightning_store.backends.postgres.text import escaped, escaped_or_none, looked_up, plain, plain_or_none
 from lightning_store.backends.records import (
     NO_PLACE,
     POSITIONS_PER_BAND,
@@ -150,7 +150,7 @@ ROLLOUT_UPDATES: Final = [one for one in ROLLOUT_COLUMNS if one not in ("number"
 SELECT_ROLLOUTS: Final = f"""
     SELECT r.number, r.last_sequence, r.span_bytes,
         {", ".join(f"{'p' if one in _PAYLOADS else 'r'}.{one}" for one in _FIELDS)}
-    FROM rollouts r JOIN payloads p ON p.rollout = r.number
+    FROM rollouts r JOIN payloads p ON {looked_up("p.rollout", "r.number")}
 """
 
 
@@ -179,7 +179,7 @@ ATTEMPT_COLUMNS: Final = AttemptRecord._fields[1:]
 _SELECTED_ATTEMPT: Final = ", ".join(f"a.{one}" for one in ATTEMPT_COLUMNS)
 SELECT_ATTEMPTS: Final = f"""
     SELECT a.number, a.rollout, r.rollout_id, {_SELECTED_ATTEMPT}
-    FROM attempts a JOIN rollouts r ON r.number = a.rollout
+    FROM attempts a JOIN rollouts r ON {looked_up("r.number", "a.rollout")}
 """
 _ATTEMPT_ESCAPED: Final = [
     AttemptRecord._fields.index(one) for one in ("rollout_id", "attempt_id", "worker_id", "resources_id")
@@ -209,8 +209,8 @@ SELECT_ROLLOUT_ROWS: Final = f"""
     SELECT r.number, r.last_sequence, r.span_bytes,
         {", ".join(f"{'p' if one in _PAYLOADS else 'r'}.{one}" for one in _FIELDS)},
         a.number, a.rollout, r.rollout_id, {_SELECTED_ATTEMPT}
-    FROM rollouts r JOIN payloads p ON p.rollout = r.number
-    LEFT JOIN attempts a ON a.rollout = r.number AND a.attempt_id = r.latest_attempt_id
+    FROM rollouts r JOIN payloads p ON {looked_up("p.rollout", "r.number")}
+    LEFT JOIN attempts a ON {looked_up("a.rollout", "r.number")} AND {looked_up("a.attempt_id", "r.latest_attempt_id")}
 """
 """Rollouts with their latest attempts."""
 
@@ -243,7 +243,8 @@ def open_group_of(row: Row) -> OpenGroup:
 SPAN_COLUMNS: Final = SpanRecord._fields[2:-1]
 SELECT_SPANS: Final = f"""
     SELECT t.number, r.rollout_id, a.attempt_id, {", ".join(f"t.{one}" for one in SPAN_COLUMNS)}
-    FROM spans t JOIN attempts a ON a.number = t.attempt JOIN rollouts r ON r.number = t.rollout
+    FROM spans t JOIN attempts a ON {looked_up("a.number", "t.attempt")}
+    JOIN rollouts r ON {looked_up("r.number", "t.rollout")}
 """
 
 

@@ -13,7 +13,7 @@ from lightning_store.backends.base import Changes, Needs
 from lightning_store.backends.postgres import rows
 from lightning_store.backends.postgres.loading import PostgresLoaded, load
 from lightning_store.backends.postgres.rows import Totals
-from lightning_store.backends.postgres.text import all_escaped, escaped, plain
+from lightning_store.backends.postgres.text import all_escaped, escaped, looked_up, plain
 from lightning_store.backends.records import AdmissionRecord, ResourcesRecord, RolloutRecord, WorkerRecord
 from lightning_store.labels import labels_of
 from lightning_store.lifecycle import TERMINAL
@@ -23,7 +23,7 @@ LOG_ROWS: Final = 4096
 LOG_TRIM: Final = 256
 """How many transactions pass until the log is trimmed."""
 
-EXPIRED_MAX: Final = 10_000
+EXPIRED_MAX: Final = 2000
 """Recorded replies that one transaction deletes."""
 
 
@@ -61,12 +61,15 @@ class Batch:
         """Set the columns that change of the rows with these numbers, if there are any."""
         if values:
             assignments = ", ".join(f"{one} = n.{one}" for one in changing)
-            self.add(f"UPDATE {table} t SET {assignments} FROM {self.rows(columns, values)} WHERE t.number = n.number")
+            self.add(
+                f"UPDATE {table} t SET {assignments} FROM {self.rows(columns, values)}"
+                f" WHERE {looked_up('t.number', 'n.number')}"
+            )
 
     def delete(self, table: str, columns: Sequence[str], values: Sequence[Sequence[Any]]) -> None:
         """Delete the rows in which these columns have one of these values, if there are any."""
         if values:
-            condition = " AND ".join(f"t.{one} = n.{one}" for one in columns)
+            condition = " AND ".join(looked_up(f"t.{one}", f"n.{one}") for one in columns)
             self.add(f"DELETE FROM {table} t USING {self.rows(columns, values)} WHERE {condition}")
 
     def add(self, statement: str) -> None:
@@ -358,7 +361,7 @@ class _Writer:
                 "UPDATE rollouts t SET last_sequence = coalesce(n.last_sequence, t.last_sequence),"
                 " span_bytes = t.span_bytes + n.span_bytes"
                 f" FROM {self._batch.rows(('number', 'last_sequence', 'span_bytes'), counters)}"
-                " WHERE t.number = n.number"
+                f" WHERE {looked_up('t.number', 'n.number')}"
             )
 
     # --- All else ----------------------------------------------------------------------------------------------------
