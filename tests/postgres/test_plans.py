@@ -1,10 +1,11 @@
 """What transactions and look-ups do takes the same time however much is stored: each statement finds its rows by their
-keys, also with a plan that was made when the tables were empty."""
+keys, also with a plan that was made when the tables were empty, and what is deleted and cannot be cleaned up is passed
+by."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import asyncpg
@@ -19,20 +20,21 @@ from tools.postgres_server import PostgresServer
 
 pytestmark = pytest.mark.asyncio
 
+SCHEMA = "lightning_store_"
 SMALL = frozenset({"servers", "meta", "format", "checkpoints", "admissions"})
 """Tables that do not grow with what is stored."""
 PLANNED = ("SELECT", "WITH", "INSERT", "UPDATE", "DELETE")
 
 
 @pytest.fixture
-def executed(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """The statements that stores execute from now on, each with how many parameters it has."""
-    statements: dict[str, int] = {}
+def executed(monkeypatch: pytest.MonkeyPatch) -> dict[str, Sequence[Any]]:
+    """The statements that stores execute from now on, each with its last parameters."""
+    statements: dict[str, Sequence[Any]] = {}
     connect: Callable[[Settings], Awaitable[asyncpg.Connection]] = Settings.connect
 
     async def connect_and_log(settings: Settings) -> asyncpg.Connection:
         connection = await connect(settings)
-        connection.add_query_logger(lambda query: statements.update({query.query: len(query.args or ())}))
+        connection.add_query_logger(lambda query: statements.update({query.query: query.args or ()}))
         return connection
 
     monkeypatch.setattr(Settings, "connect", connect_and_log)
@@ -40,7 +42,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 async def test_each_statement_finds_its_rows_by_their_keys(
-    postgres: PostgresServer, namespace: str, executed: dict[str, int]
+    postgres: PostgresServer, namespace: str, executed: dict[str, Sequence[Any]]
 ) -> None:
     clock = FakeClock()
     options: dict[str, Any] = {"retain_finished_count": 1, "retain_for": ["trainer"]}
@@ -50,7 +52,7 @@ async def test_each_statement_finds_its_rows_by_their_keys(
         await work(store, clock)
     finally:
         await store.aclose()
-    statements = {one: count for one, count in executed.items() if one.strip().startswith(PLANNED)}
+    statements = {one: len(given) for one, given in executed.items() if one.strip().startswith(PLANNED)}
     connection = await asyncpg.connect(postgres.dsn())
     try:
         columns = await first_columns(connection, store.schema)
@@ -105,9 +107,46 @@ async def work(store: PostgresEngineStore, clock: FakeClock) -> None:
     assert await store.delete_rollouts(older_than=0)
 
 
+async def test_claims_do_not_walk_through_what_a_held_transaction_keeps(
+    postgres: PostgresServer, namespace: str, executed: dict[str, Sequence[Any]]
+) -> None:
+    store = await PostgresEngineStore.open(postgres.dsn(), namespace=namespace)
+    holder = await asyncpg.connect(postgres.dsn())
+    try:
+        await holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        await holder.execute("SELECT pg_current_xact_id()")
+        few = await blocks_of_a_claim(store, postgres, executed, calls=400, claims=1)
+        many = await blocks_of_a_claim(store, postgres, executed, calls=1000, claims=1)
+        more = await blocks_of_a_claim(store, postgres, executed, calls=20, claims=500)
+    finally:
+        await holder.close()
+        await store.aclose()
+    assert max(many, more) < few + 25  # indexes have become a level higher
+
+
+async def blocks_of_a_claim(
+    store: PostgresEngineStore, postgres: PostgresServer, executed: dict[str, Sequence[Any]], calls: int, claims: int
+) -> int:
+    """How many blocks of tables and indexes one more claim has to look at after so many calls with so many claims."""
+    await store.enqueue_many_rollouts([EnqueueRolloutRequest(input={})] * (calls * claims + 5))
+    for _ in range(calls):
+        assert len(await store.dequeue_many_rollouts(limit=claims, worker_id="worker")) == claims
+    executed.clear()
+    assert await store.dequeue_rollout(worker_id="worker") is not None
+    [(statement, parameters)] = [one for one in executed.items() if "AS MATERIALIZED" in one[0]]
+    connection = await asyncpg.connect(postgres.dsn())
+    try:
+        await connection.execute(Settings("", store.schema.removeprefix(SCHEMA), 30.0, 10.0, 100).begin)
+        [(text,)] = await connection.fetch(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", *parameters)
+    finally:
+        await connection.close()
+    top: Mapping[str, int] = json.loads(text)[0]["Plan"]
+    return top["Shared Hit Blocks"] + top["Shared Read Blocks"]
+
+
 async def plan(connection: asyncpg.Connection, schema: str, statement: str, parameters: int) -> Mapping[str, Any]:
     """The plan of a transaction that looks rows up."""
-    settings = Settings("", schema.removeprefix("lightning_store_"), 30.0, 10.0, 100)
+    settings = Settings("", schema.removeprefix(SCHEMA), 30.0, 10.0, 100)
     await connection.execute(settings.begin)
     try:
         await connection.execute(f"PREPARE statement AS {statement}")
