@@ -266,9 +266,11 @@ class PostgresBackend(Backend):
 
     # --- What transactions do ----------------------------------------------------------------------------------------
 
-    async def write(self, connection: Connection, changes: Changes, loaded: PostgresLoaded) -> Totals:
+    async def write(
+        self, connection: Connection, changes: Changes, loaded: PostgresLoaded
+    ) -> tuple[Totals, storing.Done]:
         """The changes, in the open transaction."""
-        totals = await storing.write(connection, changes, loaded, self.server)
+        totals, done = await storing.write(connection, changes, loaded, self.server)
         self._recorded += len(changes.replies)
         every = max(1, min(EXPIRE_EVERY, self._replay_entries_max // 8))
         if self._recorded >= every or (changes.replies and changes.time - self._expired_at >= EXPIRE_SECONDS):
@@ -278,10 +280,15 @@ class PostgresBackend(Backend):
             self._expired_until = await storing.expire_replies(
                 connection, totals.last_reply, self._expired_until, before, self._replay_entries_max
             )
-        return totals
+        return totals, done
 
-    async def commit(self, connection: Connection, totals: Totals, members: set[str]) -> None:
-        """COMMIT, and have other servers know if there are any.
+    async def commit(self, connection: Connection, totals: Totals, *, others_wait: bool) -> None:
+        """COMMIT.
+
+        Args:
+            connection: The one that writes.
+            totals: What is stored then.
+            others_wait: Whether there are other servers, on which somebody may wait for what was done.
 
         Raises:
             ConflictError: It did not happen.
@@ -296,7 +303,7 @@ class PostgresBackend(Backend):
         if done != "COMMIT":
             raise ConflictError(f"the transaction was undone: {done}")
         self.note(totals)
-        if len(members) > 1:
+        if others_wait:
             self._follower.notify()
 
     def note(self, totals: Totals) -> None:
@@ -313,7 +320,7 @@ class PostgresBackend(Backend):
                 present = await reading.totals(connection)
                 totals, evicted = await storing.evict(connection, present, excess_bytes, unfinished, self.server)
             if evicted:
-                await self.commit(connection, totals, members)
+                await self.commit(connection, totals, others_wait=False)
             return evicted
         finally:
             await self.writers.end(connection)
@@ -362,9 +369,10 @@ class _Transaction(Transaction):
         if changes.is_empty:
             await self._end()
             return
-        totals = await self._on(connection, self._backend.write(connection, changes, self._loaded))
+        totals, done = await self._on(connection, self._backend.write(connection, changes, self._loaded))
+        others_wait = done.is_anything and len(self._loaded.members) > 1
         try:
-            await self._backend.commit(connection, totals, self._loaded.members)
+            await self._backend.commit(connection, totals, others_wait=others_wait)
         except CommitUnknownError:
             self._broken = True
             raise

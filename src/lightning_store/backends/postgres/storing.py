@@ -81,7 +81,7 @@ class Batch:
             await connection.execute(f"WITH {named} SELECT 1", *self._parameters)
 
 
-async def write(connection: Connection, changes: Changes, loaded: PostgresLoaded, server: str) -> Totals:
+async def write(connection: Connection, changes: Changes, loaded: PostgresLoaded, server: str) -> tuple[Totals, Done]:
     """Write ``changes`` into the open transaction.
 
     Args:
@@ -91,12 +91,12 @@ async def write(connection: Connection, changes: Changes, loaded: PostgresLoaded
         server: Who writes.
 
     Returns:
-        What is stored when the COMMIT is done.
+        What is stored when the COMMIT is done, and what has been done then.
     """
     writer = _Writer(connection, changes, loaded)
     await writer.load_what_is_changed()
-    await writer.write(server)
-    return writer.totals
+    done = await writer.write(server)
+    return writer.totals, done
 
 
 @dataclass(slots=True)
@@ -146,7 +146,7 @@ class _Writer:
             await load(self._connection, needs, None, loaded)
         self._former.update({one: loaded.rollouts.get(one) for one in self._deleted})
 
-    async def write(self, server: str) -> None:
+    async def write(self, server: str) -> Done:
         changes, totals = self._changes, self.totals
         if self._deleted:
             await self._delete()
@@ -161,8 +161,10 @@ class _Writer:
         self._put_replies()
         ended = [rollout_id for _, rollout_id in sorted(self._ended)]
         deleted = [one for one in self._deleted if self._former[one] is not None]
-        put_log(self._batch, totals, server, Done(ended, deleted, self._queued, self._deadline))
+        done = Done(ended, deleted, self._queued, self._deadline)
+        put_log(self._batch, totals, server, done)
         await self._batch.execute(self._connection)
+        return done
 
     # --- Rollouts ----------------------------------------------------------------------------------------------------
 
@@ -467,6 +469,10 @@ class Done(NamedTuple):
     queued: int = 0
     deadline: float | None = None
     """The earliest that it set."""
+
+    @property
+    def is_anything(self) -> bool:
+        return bool(self.ended or self.deleted or self.queued) or self.deadline is not None
 
 
 def put_log(batch: Batch, totals: Totals, server: str, done: Done) -> None:
