@@ -1,4 +1,5 @@
-"""Look-ups of rollouts share a snapshot where each read is a round trip; none waits for another that reads for long."""
+"""Look-ups of rollouts share a snapshot where each read is a round trip; none waits for those before it that read for
+long."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from lightning_store import StoreUnavailableError
-from lightning_store.backends.base import Snapshot
+from lightning_store.backends.base import Snapshot, SnapshotEndedError
 from lightning_store.backends.records import RolloutRow
 from lightning_store.engine.look_ups import Found, LookUps
 
@@ -109,6 +110,19 @@ async def test_a_failure_is_that_of_each_and_ends_with_it(snapshots: Snapshots) 
     assert len(set(map(id, results))) == 3
     snapshots.failure = None
     assert await look_ups.rollouts(["d"], nothing_else) == ["row of d"]
+
+
+async def test_where_another_one_has_ended_the_snapshot_it_is_a_second_one(snapshots: Snapshots) -> None:
+    tries: list[Found] = []
+
+    async def end(_: Snapshot, found: Found) -> list[Any]:
+        tries.append(found)
+        if len(tries) == 1:
+            raise SnapshotEndedError("a read beside this one failed")
+        return list(found)
+
+    assert await LookUps(snapshots.read).rollouts(["a"], end) == ["row of a"]
+    assert len(snapshots.looks) == 2
 
 
 async def test_what_one_makes_of_it_fails_for_itself(snapshots: Snapshots) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import fields
@@ -175,13 +176,18 @@ async def test_a_format_that_living_servers_do_not_know_waits_until_they_are_gon
     await execute_script(postgres, OLD["postgres_2"].replace("lightning_store_default", schema))
     now = "extract(epoch FROM clock_timestamp())"
     await execute(postgres, f"INSERT INTO {schema}.servers VALUES ('a', 'process 1 on node', '{{}}', {now} - 10)")
-    message = f"process 1 on node serves the namespace {namespace} in format 2, and knows no newer one: stop all"
+    message = f"{namespace} has format 2, and is served by process 1 on node, which knows no newer one: stop all"
     with pytest.raises(StoreUnavailableError, match=message) as refused:
         await PostgresEngineStore.open(postgres.dsn(), namespace=namespace)
     assert exit_code_of(refused.value) is ExitCode.UNAVAILABLE
     await execute(postgres, f"UPDATE {schema}.servers SET seen_at = seen_at - 600")
     async with opened(postgres, namespace, clock=FakeClock(WRITTEN_UNTIL)) as store:
         await look(store)
+        former = re.search(r"INSERT INTO \S+\.log VALUES \(.*\);", OLD["postgres_2"])  # by a server that stood still
+        assert former is not None
+        written = former[0].replace("lightning_store_default", schema).replace("log VALUES (", "log VALUES (1000000 + ")
+        with pytest.raises(asyncpg.NotNullViolationError):
+            await execute(postgres, written)
 
 
 async def tables(postgres: PostgresServer, schema: str) -> Any:

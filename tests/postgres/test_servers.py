@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Any, cast
 
 import asyncpg
@@ -14,10 +14,12 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from lightning_store import CompletedRollout, RolloutConfig, StoreUnavailableError
+from lightning_store.backends.postgres import reading
 from lightning_store.backends.postgres.following import Follower
 from lightning_store.engine.idempotency import request_scope
-from lightning_store.errors import UnsupportedError
+from lightning_store.errors import StoreError, UnsupportedError
 from lightning_store.postgres_store import PostgresEngineStore
+from lightning_store.queries import SpanQuery
 from lightning_store.testing.linearizability import StoreModel, check_history
 from lightning_store.wire.methods import SERVICE
 from lightning_store_client import LightningStoreClient
@@ -151,6 +153,49 @@ async def test_the_answer_to_a_commit_is_lost(postgres: PostgresServer, namespac
             await store.enqueue_rollout({})
         assert proxy.lost_commits == 0
         assert len((await store.query_rollouts()).items) == 3
+
+
+async def test_a_group_that_records_more_replies_than_are_kept_is_done_once(
+    postgres: PostgresServer, namespace: str
+) -> None:
+    async with proxy_to(postgres) as proxy, servers(proxy.dsn, namespace, 1, replay_entries_max=1) as (store,):
+        proxy.lost_commits = 1
+        await asyncio.gather(*(store.enqueue_rollout({}) for _ in range(20)))
+        assert proxy.lost_commits == 0
+        assert len((await store.query_rollouts()).items) == 20
+
+
+async def test_a_read_that_fails_fails_no_other_of_its_snapshot(
+    postgres: PostgresServer, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def divide(connection: asyncpg.Connection, *_: Any) -> None:
+        await connection.execute("SELECT 1 / 0")
+
+    async with servers(postgres.dsn(), namespace, 1) as (store,):
+        queued = [(await store.enqueue_rollout({})).rollout_id for _ in range(3)]
+        monkeypatch.setattr(reading, "query_many_spans", divide)
+        _, failed, *found = await asyncio.gather(
+            store.get_rollout_by_id(queued[0]),  # the others are ready while it is read
+            store.query_many_spans(queued[:1]),
+            *map(store.query_attempts, queued),
+            return_exceptions=True,
+        )
+        assert isinstance(failed, StoreError)
+        assert [len(cast(Sequence[Any], one)) for one in found] == [0, 0, 0]
+
+
+async def test_a_read_that_is_cancelled_before_it_begins_keeps_no_connection(
+    postgres: PostgresServer, namespace: str
+) -> None:
+    async with servers(postgres.dsn(), namespace, 1, connections=3) as (store,):
+        for turns in range(4):
+            async with store._backend.snapshot() as snapshot:
+                reading_spans = asyncio.create_task(snapshot.query_spans(SpanQuery(rollout_id="ro")))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                reading_spans.cancel()
+            async with asyncio.timeout(LIMIT_SECONDS):
+                assert await store.get_rollout_by_id("ro") is None
 
 
 async def test_connections_are_used_up(postgres: PostgresServer, namespace: str) -> None:

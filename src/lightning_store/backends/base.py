@@ -48,7 +48,7 @@ from lightning_store.backends.records import (
     SpanRecord,
     WorkerRecord,
 )
-from lightning_store.errors import ResourceExhaustedError
+from lightning_store.errors import ResourceExhaustedError, StoreUnavailableError
 from lightning_store.queries import AttemptQuery, ResourcesQuery, RolloutQuery, SpanBatchQuery, SpanQuery, WorkerQuery
 
 T = TypeVar("T")
@@ -67,6 +67,10 @@ commits replaces them then by its own next ones, in their order."""
 
 class ConflictError(Exception):
     """Another transaction changed what this one had loaded. Nothing was written; the same operations may run again."""
+
+
+class SnapshotEndedError(StoreUnavailableError):
+    """Another task's read of the same snapshot has failed, and nothing more can be read from it. A new one may do."""
 
 
 class CommitUnknownError(Exception):

@@ -9,7 +9,7 @@ from copy import copy
 from functools import partial
 from typing import Final, TypeAlias, TypeVar
 
-from lightning_store.backends.base import Snapshot
+from lightning_store.backends.base import Snapshot, SnapshotEndedError
 from lightning_store.backends.records import RolloutRow
 from lightning_store.errors import StoreError
 
@@ -60,7 +60,14 @@ class LookUps:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def rollouts(self, rollout_ids: Sequence[str], select: Callable[[Snapshot, Found], Awaitable[R]]) -> R:
-        """What ``select`` makes of these rollouts, and of the snapshot in which they were found."""
+        """What ``select`` makes of these rollouts, and of the snapshot in which they were found. Where another one's
+        read has ended that, of a second one."""
+        try:
+            return await self._rollouts(rollout_ids, select)
+        except SnapshotEndedError:
+            return await self._rollouts(rollout_ids, select)
+
+    async def _rollouts(self, rollout_ids: Sequence[str], select: Callable[[Snapshot, Found], Awaitable[R]]) -> R:
         one = _LookUp(rollout_ids)
         self._ready.append(one)
         if not self._newest:

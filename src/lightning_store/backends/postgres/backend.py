@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
 from typing import Any, Final, TypeVar
 from uuid import uuid4
 
@@ -27,6 +28,7 @@ from lightning_store.backends.base import (
     Needs,
     Rows,
     Snapshot,
+    SnapshotEndedError,
     Transaction,
     Unconsumed,
 )
@@ -113,7 +115,7 @@ class PostgresBackend(Backend):
         self._settings = settings
         self._recorded = 0
         self._expired_at = 0.0
-        self._expired_until = 0
+        self._replies_passed = 0
 
     @classmethod
     async def open(
@@ -277,8 +279,9 @@ class PostgresBackend(Backend):
             self._recorded, self._expired_at = 0, changes.time
             recorded = max((one.recorded_at for one in changes.replies.values()), default=changes.time)
             before = recorded - self._replay_window_seconds
-            self._expired_until = await storing.expire_replies(
-                connection, totals.last_reply, self._expired_until, before, self._replay_entries_max
+            numbers = loaded.totals.last_reply, totals.last_reply
+            self._replies_passed = await storing.expire_replies(
+                connection, numbers, self._replies_passed, before, self._replay_entries_max
             )
         return totals, done
 
@@ -409,6 +412,8 @@ class _Snapshot(Snapshot):
         self._connection: Connection | None = None
         self._work: asyncio.Task[Any] | None = None
         self._broken = False
+        self._ended_by: Exception | None = None
+        """The first read that failed: the database undoes what a transaction has left then."""
         self._span_queries: list[SpanQuery] = []
         self._spans: asyncio.Task[dict[SpanQuery, Rows[SpanRecord]]] | None = None
 
@@ -430,6 +435,8 @@ class _Snapshot(Snapshot):
 
     async def _on_connection(self, read: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
         async with self._turn:
+            if self._ended_by is not None:
+                raise SnapshotEndedError(f"a read beside this one failed: {self._ended_by}")
             if self._connection is None:
                 self._backend.membership.admit_reader()
                 self._connection = await self._backend.readers.begin()
@@ -437,7 +444,8 @@ class _Snapshot(Snapshot):
                 return await read(self._connection, *arguments)
             except OF_DATABASE as error:
                 self._broken = breaks_connection(error)
-                raise as_final_error(error) from error
+                self._ended_by = as_final_error(error)
+                raise self._ended_by from error
 
     async def has_due(self, due: Due) -> bool:
         return await self._read(reading.has_due, due)
@@ -481,9 +489,12 @@ class _Snapshot(Snapshot):
     async def query_spans(self, query: SpanQuery) -> Rows[SpanRecord]:
         """With all that are asked for at the same time."""
         if self._spans is None:
-            self._spans = self._backend.tasks.begin(self._query_spans())
+            self._work = self._spans = self._backend.tasks.begin(self._query_spans())
         self._span_queries.append(query)
-        return (await asyncio.shield(self._spans))[query]
+        try:
+            return (await asyncio.shield(self._spans))[query]
+        except StoreError as error:
+            raise copy(error) from error
 
     async def _query_spans(self) -> dict[SpanQuery, Rows[SpanRecord]]:
         queries, self._span_queries, self._spans = self._span_queries, [], None

@@ -149,7 +149,7 @@ class _Wanted:
             s.let(
                 "held",
                 f"SELECT r.number, w.current_attempt_id FROM unnest({ids}) AS k (worker_id)"
-                f" CROSS JOIN LATERAL ({rows.PRESENT_WORKER.format('k.worker_id')}) w"
+                f" CROSS JOIN LATERAL ({rows.present_worker('k.worker_id')}) w"
                 f" JOIN rollouts r ON {looked_up('r.rollout_id', 'w.current_rollout_id')}",
             )
             numbers.append("SELECT number FROM held")
@@ -236,7 +236,7 @@ class _Wanted:
             s.let("named (worker_id)", " UNION ".join(named))
             s.part(
                 "workers",
-                f"SELECT w.* FROM named k CROSS JOIN LATERAL ({rows.PRESENT_WORKER.format('k.worker_id')}) w",
+                f"SELECT w.* FROM named k CROSS JOIN LATERAL ({rows.present_worker('k.worker_id')}) w",
             )
 
     def _add_spans(self, s: Statement) -> None:

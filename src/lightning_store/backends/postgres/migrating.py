@@ -16,6 +16,8 @@ VERSION_MIN: Final = 14
 """Of PostgreSQL."""
 FORMAT_OF_MEMBERS: Final = 2
 """The first that tells which servers are alive."""
+STEP_SECONDS: Final = 86400.0
+"""A step may have to write a table anew, and to wait for somebody who reads it."""
 _MIGRATION: Final = re.compile(r"(\d{3})\.sql")
 
 
@@ -54,7 +56,7 @@ async def migrate(settings: Settings, *, create: bool = True) -> tuple[int, int]
                 if FORMAT_OF_MEMBERS <= present < max(steps):
                     _refuse_if_served(settings, await alive(connection), present)
                 for version in sorted(one for one in steps if one > present):
-                    await connection.execute(steps[version])
+                    await connection.execute(steps[version], timeout=STEP_SECONDS)
                     await connection.execute("INSERT INTO format VALUES ($1)", version)
                 return int(present), max(steps)
     finally:
@@ -72,9 +74,9 @@ def _refuse_if_served(settings: Settings, names: Sequence[str], present: int) ->
     """Their next transaction would meet tables that they do not know."""
     if names:
         raise StoreUnavailableError(
-            f"{', '.join(names)} serves the namespace {settings.namespace} in format {present}, and knows no newer one:"
-            " stop all servers of it first, then start this version. One that was killed counts as gone after"
-            f" {GONE_SECONDS:g} s",
+            f"the namespace {settings.namespace} has format {present}, and is served by {', '.join(names)}, which knows"
+            " no newer one: stop all its servers first, then start this version. One that was killed counts as gone"
+            f" after {GONE_SECONDS:g} s",
             problem="in_use",
             server=names[0],
         )

@@ -135,7 +135,7 @@ async def newest(connection: Connection, run: str | None) -> ResourcesRecord | N
 
 
 async def worker(connection: Connection, worker_id: str) -> WorkerRecord | None:
-    row = await connection.fetchrow(rows.PRESENT_WORKER.format("$1"), escaped(worker_id))
+    row = await connection.fetchrow(rows.present_worker("$1"), escaped(worker_id))
     return None if row is None else rows.worker_of(row)
 
 
@@ -359,7 +359,8 @@ class _Select(Generic[T]):
         where = await self.where()
         counted = list(self.parameters)
         statement = f"{table.statement} JOIN ({self.numbers(where)}) k"
-        statement += f" ON {looked_up(table.number, 'k.number')} ORDER BY k.place"
+        found_by = looked_up(table.number, "k.number") if self._which else f"{table.number} = k.number"
+        statement += f" ON {found_by} ORDER BY k.place"
         found = await self._connection.fetch(statement, *self.parameters)
         return await self.rows([table.record(row) for row in found], where, counted)
 

@@ -271,10 +271,12 @@ def resources_values(record: ResourcesRecord) -> Sequence[Any]:
 
 
 WORKER_COLUMNS: Final = ", ".join(WorkerRecord._fields)
-PRESENT_WORKER: Final = f"""
-    SELECT {WORKER_COLUMNS}, number, version FROM workers WHERE worker_id = {{}} ORDER BY version DESC LIMIT 1
-"""
-"""Selects a worker. The rows that it had before may still be there for others, but not after this one."""
+
+
+def present_worker(worker_id: str) -> str:
+    """Selects a worker. The rows that it had before may still be there for others, but not after this one."""
+    columns = f"{WORKER_COLUMNS}, number, version"
+    return f"SELECT {columns} FROM workers WHERE worker_id = {worker_id} ORDER BY version DESC LIMIT 1"
 
 
 def worker_of(row: Row) -> WorkerRecord:

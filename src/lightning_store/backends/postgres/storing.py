@@ -435,28 +435,32 @@ class _Writer:
         self._batch.insert("replies", ("number", *rows.REPLY_COLUMNS), replies, key="request_id")
 
 
-async def expire_replies(connection: Connection, last_reply: int, after: int, before: float, entries_max: int) -> int:
+async def expire_replies(
+    connection: Connection, numbers: tuple[int, int], passed: int, before: float, entries_max: int
+) -> int:
     """Delete recorded replies that are not kept any more, the oldest ones, in the open transaction.
 
     Args:
         connection: The one that writes.
-        last_reply: The number of the newest one.
-        after: What this returned the last time; 0 if it was not called yet.
+        numbers: The number of the newest one before the transaction, and in it. Those of the transaction itself are
+            kept: it may run again.
+        passed: What this returned the last time; 0 if it was not called yet.
         before: Those that were recorded before this time, in seconds since the epoch, are deleted,
         entries_max: and those beyond so many.
 
     Returns:
-        A number that all that are left exceed: the next look need not pass those that are deleted.
+        A number below those that are left, so that the next look need not pass those that are deleted.
     """
-    first = await connection.fetchval("SELECT min(number) FROM replies WHERE number > $1", after)
+    former, last = numbers
+    first = await connection.fetchval("SELECT min(number) FROM replies WHERE number > $1", passed)
     if first is None:
-        return after
+        return passed
     await connection.execute(
         "DELETE FROM replies WHERE number BETWEEN $1 AND $2 AND (recorded_at < $3 OR number <= $4)",
         first,
-        first + EXPIRED_MAX,
+        min(first + EXPIRED_MAX, former),
         before,
-        last_reply - entries_max,
+        last - entries_max,
     )
     return int(first) - 1
 
