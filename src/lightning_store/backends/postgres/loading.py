@@ -313,7 +313,7 @@ class _Wanted:
             ids = s.parameter(all_escaped(runs), "text[]")
             s.part("admissions", f"SELECT run, max_open_groups, paused FROM admissions WHERE run = ANY({ids})")
         if runs := needs.open_groups - into.open_groups_of.keys():
-            s.part("open_groups", rows.OPEN_GROUPS.format(s.parameter(all_escaped(runs), "text[]")))
+            s.part("open_groups", rows.open_groups(s.parameter(all_escaped(runs), "text[]")))
 
     def _newest(self) -> list[str | None]:
         return sorted(self._needs.newest_resources - self._into.newest.keys(), key=str)

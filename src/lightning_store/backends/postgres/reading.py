@@ -113,7 +113,7 @@ async def admissions(connection: Connection) -> list[AdmissionRecord]:
 
 
 async def open_groups(connection: Connection, run: str) -> list[OpenGroup]:
-    found = await connection.fetch(rows.OPEN_GROUPS.format("$1::text[]"), [escaped(run)])
+    found = await connection.fetch(rows.open_groups("$1::text[]"), [escaped(run)])
     return [rows.open_group_of(group) for _, *group in found]
 
 

@@ -221,18 +221,18 @@ def rollout_row(row: Row) -> RolloutRow:
     return RolloutRow(rollout_entry(row).rollout, None if after[0] is None else attempt_entry(after).attempt)
 
 
-OPEN_GROUPS: Final = f"""
-    SELECT run, group_id,
-        EXISTS (SELECT 1 FROM rollouts m WHERE m.group_id = r.group_id AND m.first_claim_time IS NOT NULL),
-        bool_or(held), bool_and(held), min(queue_band * {POSITIONS_PER_BAND} + queue_position)
-    FROM rollouts r
-    WHERE run = ANY({{}}) AND is_open
-    GROUP BY run, group_id
-"""
+def open_groups(runs: str) -> str:
+    """Selects the groups of these runs that nobody has consumed, with a member that is neither failed nor cancelled."""
+    return f"""
+        SELECT run, group_id,
+            EXISTS (SELECT 1 FROM rollouts m WHERE m.group_id = r.group_id AND m.first_claim_time IS NOT NULL),
+            bool_or(held), bool_and(held), min(queue_band * {POSITIONS_PER_BAND} + queue_position)
+        FROM rollouts r WHERE run = ANY ({runs}) AND is_open GROUP BY run, group_id
+    """
 
 
 def open_group_of(row: Row) -> OpenGroup:
-    """Of a row of ``OPEN_GROUPS`` but for its run."""
+    """Of a row of ``open_groups`` but for its run."""
     group_id, begun, any_held, all_held, key = row
     place = NO_PLACE if key is None else divmod(key, POSITIONS_PER_BAND)
     return OpenGroup(plain(group_id), begun, any_held, all_held, place)
