@@ -44,7 +44,7 @@ from lightning_store.backends.postgres.errors import (
 )
 from lightning_store.backends.postgres.following import Follower
 from lightning_store.backends.postgres.loading import PostgresLoaded, load
-from lightning_store.backends.postgres.membership import SELECT_MEMBERS, Membership
+from lightning_store.backends.postgres.membership import Membership
 from lightning_store.backends.postgres.migrating import migrate
 from lightning_store.backends.postgres.rows import Totals
 from lightning_store.backends.records import (
@@ -318,8 +318,7 @@ class PostgresBackend(Backend):
         connection = await self.writers.begin()
         try:
             with store_errors():
-                members = {server for (server,) in await connection.fetch(SELECT_MEMBERS)}
-                await self.membership.admit(connection, members)
+                await self.membership.admit(connection, await self.membership.members(connection))
                 present = await reading.totals(connection)
                 totals, evicted = await storing.evict(connection, present, excess_bytes, unfinished, self.server)
             if evicted:

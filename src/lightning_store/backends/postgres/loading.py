@@ -10,13 +10,15 @@ from asyncpg import Connection
 from lightning_store.backends.base import AttemptKey, Due, Needs
 from lightning_store.backends.loaded import LoadedRecords
 from lightning_store.backends.postgres import rows
+from lightning_store.backends.postgres.conditions import looked_up, row_of
 from lightning_store.backends.postgres.membership import SELECT_MEMBERS
 from lightning_store.backends.postgres.rows import Totals
-from lightning_store.backends.postgres.text import all_escaped, escaped, looked_up, plain, row_of
+from lightning_store.backends.postgres.text import all_escaped, escaped, plain
 from lightning_store.backends.records import AdmissionRecord, OpenGroup
 
 QUEUE_FROM: Final = "(SELECT queue_from FROM log ORDER BY id DESC LIMIT 1)"
 DUE_FROM: Final = "(SELECT due_from FROM log ORDER BY id DESC LIMIT 1)"
+"""Before which nothing is that is in the queue, or due: what was there may not be cleaned up yet."""
 QUEUE_START: Final = -(2**63)
 """Comes before all keys of the queue."""
 EXPENDABLE_MAX: Final = 50
@@ -154,7 +156,7 @@ class _Wanted:
             )
             numbers.append("SELECT number FROM held")
             attempts.append(
-                f"SELECT a.number FROM held h"
+                "SELECT a.number FROM held h"
                 f" {row_of('attempts', 'a', rollout='h.number', attempt_id='h.current_attempt_id')}"
             )
         if needs.claims:
@@ -260,8 +262,8 @@ class _Wanted:
         s.part(
             "spans",
             f"SELECT o.rollout_id, o.attempt_id, k.span_id FROM unnest({places}, {span_ids}) AS k (place, span_id)"
-            " JOIN of_spans o ON o.place = k.place CROSS JOIN LATERAL (SELECT FROM spans t"
-            " WHERE t.rollout = o.rollout AND t.attempt = o.number AND t.span_id = k.span_id LIMIT 1) present",
+            " JOIN of_spans o ON o.place = k.place"
+            f" {row_of('spans', 't', rollout='o.rollout', attempt='o.number', span_id='k.span_id')}",
         )
 
     def _add_others(self, s: Statement) -> None:

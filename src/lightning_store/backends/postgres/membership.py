@@ -91,6 +91,11 @@ class Membership:
         if self.refused is not None:
             raise copy(self.refused)
 
+    @staticmethod
+    async def members(connection: Connection) -> set[str]:
+        """Those that the database has, in the open transaction."""
+        return {server for (server,) in await connection.fetch(SELECT_MEMBERS)}
+
     async def join(self, connection: Connection, *, adopt: bool = False) -> None:
         """Become a member.
 

@@ -12,6 +12,7 @@ from asyncpg import Connection
 
 from lightning_store.backends.base import Due, Rows, Unconsumed
 from lightning_store.backends.postgres import rows
+from lightning_store.backends.postgres.conditions import looked_up, row_of
 from lightning_store.backends.postgres.connections import PLANNED_FREELY
 from lightning_store.backends.postgres.loading import (
     DUE_FROM,
@@ -22,7 +23,7 @@ from lightning_store.backends.postgres.loading import (
     overdue,
 )
 from lightning_store.backends.postgres.rows import Row, Totals
-from lightning_store.backends.postgres.text import all_escaped, escaped, looked_up, plain, row_of
+from lightning_store.backends.postgres.text import all_escaped, escaped, plain
 from lightning_store.backends.records import (
     QUEUE_LOOK,
     AdmissionRecord,

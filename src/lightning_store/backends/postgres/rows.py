@@ -11,7 +11,8 @@ from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from lightning_store.backends.configs import config_of, config_text
-from lightning_store.backends.postgres.text import escaped, escaped_or_none, looked_up, plain, plain_or_none
+from lightning_store.backends.postgres.conditions import looked_up
+from lightning_store.backends.postgres.text import escaped, escaped_or_none, plain, plain_or_none
 from lightning_store.backends.records import (
     NO_PLACE,
     POSITIONS_PER_BAND,
@@ -103,11 +104,13 @@ SELECT_TOTALS: Final = f"SELECT {', '.join(TOTALS)} FROM log ORDER BY id DESC LI
 _KINDS: Final = {
     "boolean": "counts held paused refused spans_evicted",
     "bytea": "body document",
-    "float8": """completion_time create_time deadline end_time first_claim_time last_busy_time last_dequeue_time
-        last_heartbeat_time last_idle_time recorded_at start_time update_time""",
-    "bigint": """attempt completion_position consumers group_size last_sequence max_open_groups number payload_bytes
-        policy_version policy_version_max policy_version_min position priority queue_band queue_position
-        resources_version rollout sequence_id size_bytes span_bytes uncounted_attempts version""",
+    "float8": """completion_time create_time deadline due_from end_time first_claim_time last_busy_time
+        last_dequeue_time last_heartbeat_time last_idle_time newest_time recorded_at start_time update_time""",
+    "bigint": """attempt attempts completed completion_position consumers group_size id last_attempt
+        last_completion_position last_queue_position last_reply last_rollout last_sequence last_span max_open_groups
+        number other_bytes payload_bytes policy_version policy_version_max policy_version_min position priority
+        queue_band queue_from queue_position resources resources_version rollout rollouts sequence_id size_bytes
+        span_bytes spans uncounted_attempts version workers""",
 }
 _KIND_OF: Final = {column: kind for kind, columns in _KINDS.items() for column in columns.split()}
 

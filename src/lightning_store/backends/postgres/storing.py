@@ -11,9 +11,10 @@ from asyncpg import Connection
 
 from lightning_store.backends.base import Changes, Needs
 from lightning_store.backends.postgres import rows
+from lightning_store.backends.postgres.conditions import looked_up
 from lightning_store.backends.postgres.loading import PostgresLoaded, load
 from lightning_store.backends.postgres.rows import Totals
-from lightning_store.backends.postgres.text import all_escaped, escaped, looked_up, plain
+from lightning_store.backends.postgres.text import all_escaped, escaped, plain
 from lightning_store.backends.records import AdmissionRecord, ResourcesRecord, RolloutRecord, WorkerRecord
 from lightning_store.labels import labels_of
 from lightning_store.lifecycle import TERMINAL
@@ -22,9 +23,8 @@ LOG_ROWS: Final = 4096
 """Transactions that are remembered for the other servers: what each did that somebody may wait for."""
 LOG_TRIM: Final = 256
 """How many transactions pass until the log is trimmed."""
-
 EXPIRED_MAX: Final = 2000
-"""Recorded replies that one transaction deletes."""
+"""Recorded replies that one transaction deletes at the most."""
 
 
 class Batch:
@@ -47,12 +47,14 @@ class Batch:
         )
         return f"unnest({', '.join(arrays)}) AS n ({', '.join(columns)})"
 
-    def insert(self, table: str, columns: Sequence[str], values: Sequence[Sequence[Any]], *, key: str = "") -> None:
+    def insert(
+        self, table: str, columns: Sequence[str], values: Sequence[Sequence[Any]], key: Sequence[str] = ()
+    ) -> None:
         """Insert rows, if there are any. With a ``key`` they replace those that have the same."""
         if values:
             names = ", ".join(columns)
-            others = ", ".join(f"{one} = excluded.{one}" for one in columns if one not in key.split(", "))
-            replaced = f" ON CONFLICT ({key}) DO UPDATE SET {others}" if key else ""
+            others = ", ".join(f"{one} = excluded.{one}" for one in columns if one not in key)
+            replaced = f" ON CONFLICT ({', '.join(key)}) DO UPDATE SET {others}" if key else ""
             self.add(f"INSERT INTO {table} ({names}) SELECT {names} FROM {self.rows(columns, values)}{replaced}")
 
     def update(
@@ -212,7 +214,7 @@ class _Writer:
         batch.delete("queue", ("position",), changed.left_queue)
         batch.delete("completions", ("position",), changed.left_completions)
         self._write_rollouts(changed.inserted, changed.updated)
-        batch.insert("payloads", ("rollout", "input_json", "metadata_json"), changed.payloads, key="rollout")
+        batch.insert("payloads", ("rollout", "input_json", "metadata_json"), changed.payloads, ("rollout",))
         batch.delete("labels", ("label", "rollout"), changed.left_labels)
         batch.insert("labels", ("label", "rollout"), changed.labels)
         batch.insert("queue", ("position", "rollout"), changed.queue)
@@ -399,7 +401,7 @@ class _Writer:
             totals.resources += (resources is not None) - (old is not None)
             totals.other_bytes += _size_of(resources) - _size_of(old)
         stored = [rows.resources_values(one) for one in changed.values() if one is not None]
-        batch.insert("resources", ResourcesRecord._fields, stored, key="resources_id")
+        batch.insert("resources", ResourcesRecord._fields, stored, ("resources_id",))
         batch.delete("resources", ("resources_id",), _deleted(changed))
         totals.latest_resources = self._changes.latest_resources or totals.latest_resources
 
@@ -419,20 +421,20 @@ class _Writer:
         """Rows with a number; those that have none are deleted."""
         self._batch.delete(table, key, [one[:-1] for one in values if one[-1] is None])
         stored = [one for one in values if one[-1] is not None]
-        self._batch.insert(table, (*key, "number"), stored, key=", ".join(key))
+        self._batch.insert(table, (*key, "number"), stored, key)
 
     def _put_admissions(self) -> None:
         admissions = self._changes.admissions
         self._batch.delete("admissions", ("run",), _deleted(admissions))
         stored = [one._replace(run=escaped(one.run)) for one in admissions.values() if one is not None]
-        self._batch.insert("admissions", AdmissionRecord._fields, stored, key="run")
+        self._batch.insert("admissions", AdmissionRecord._fields, stored, ("run",))
 
     def _put_replies(self) -> None:
         replies = []
         for reply in self._changes.replies.values():
             self.totals.last_reply += 1
             replies.append((self.totals.last_reply, *rows.reply_values(reply)))
-        self._batch.insert("replies", ("number", *rows.REPLY_COLUMNS), replies, key="request_id")
+        self._batch.insert("replies", ("number", *rows.REPLY_COLUMNS), replies, ("request_id",))
 
 
 async def expire_replies(
@@ -483,8 +485,7 @@ def put_log(batch: Batch, totals: Totals, server: str, done: Done) -> None:
     """Write the next row of the log. Two transactions that do not see each other meet here, whatever has failed."""
     totals.id += 1
     values = ", ".join(
-        batch.parameter(value, _LOG_KINDS.get(name, "bigint"))
-        for name, value in zip(rows.TOTALS, totals.columns(), strict=True)
+        batch.parameter(value, rows.kind_of(name)) for name, value in zip(rows.TOTALS, totals.columns(), strict=True)
     )
     batch.add(
         f"INSERT INTO log ({', '.join(rows.TOTALS)}, server, ended, deleted, queued, deadline) VALUES ({values},"
@@ -496,9 +497,6 @@ def put_log(batch: Batch, totals: Totals, server: str, done: Done) -> None:
         until = totals.id - LOG_ROWS
         first, last = batch.parameter(until - LOG_TRIM + 1, "bigint"), batch.parameter(until, "bigint")
         batch.add(f"DELETE FROM log WHERE id BETWEEN {first} AND {last}")
-
-
-_LOG_KINDS: Final = {"latest_resources": "text", "tallies": "text", "newest_time": "float8", "due_from": "float8"}
 
 
 def _size_of(record: WorkerRecord | ResourcesRecord | None) -> int:

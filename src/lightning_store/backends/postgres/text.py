@@ -1,5 +1,4 @@
-"""Conditions of statements; and ids and names as PostgreSQL holds them: its text has neither U+0000 nor lone
-surrogates."""
+"""Ids and names as PostgreSQL holds them: its text has neither U+0000 nor lone surrogates."""
 
 from __future__ import annotations
 
@@ -9,23 +8,6 @@ from typing import Final
 
 _ESCAPED: Final = re.compile("[\0\x01\ud800-\udfff]")
 _ESCAPES: Final = re.compile("\x01(\x01|\x02|\x03[0-9a-f]{4})")
-
-
-def looked_up(column: str, value: str) -> str:
-    """The condition that a column of one table has a value of another one, or of what a statement was given.
-
-    PostgreSQL looks it up in the index of the column, for one value after the other. A plain ``column = value`` lets it
-    read all of the table and join what it finds, which is as good while the table is all but empty; the plan is still
-    there when it no longer is.
-    """
-    return f"{column} = ANY (ARRAY[{value}])"
-
-
-def row_of(table: str, name: str, **key: str) -> str:
-    """Joins the row of a table that has a key of several columns, each a column of the tables before it. For the same
-    reason it is a subquery that stays one."""
-    condition = " AND ".join(f"{column} = {value}" for column, value in key.items())
-    return f"CROSS JOIN LATERAL (SELECT * FROM {table} WHERE {condition} OFFSET 0) {name}"
 
 
 def escaped(text: str) -> str:

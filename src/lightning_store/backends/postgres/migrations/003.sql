@@ -24,7 +24,6 @@ ALTER TABLE rollouts
     ADD COLUMN has_spans boolean GENERATED ALWAYS AS (span_bytes > 0) STORED,
     ADD COLUMN is_open boolean GENERATED ALWAYS AS
         (group_id IS NOT NULL AND consumers = 0 AND status <> 'failed' AND status <> 'cancelled') STORED;
-ALTER TABLE rollouts SET (fillfactor = 50);
 DROP INDEX rollouts_with_spans;
 CREATE INDEX rollouts_with_spans ON rollouts (end_time, number) WHERE has_spans;
 DROP INDEX rollouts_open;
